@@ -1,0 +1,1 @@
+"""How rows become batches: their order, their layout, and the plan of sizes and steps."""

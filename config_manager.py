@@ -1,0 +1,250 @@
+"""The configuration: YAML file and command line in, one checked `SFTConfig` out.
+
+Nothing here imports torch or transformers: a mistake in a file is answered in a fraction of a second, all mistakes at
+once, each with its file and line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from configuration.checks import find_contradictions, find_notices
+from configuration.coercion import NULL_TAG, CoercionError, coerce, describe, found
+from configuration.did_you_mean import did_you_mean
+from configuration.installed_transformers import training_arguments_fields
+from configuration.reading import Setting, read_command_line_settings, read_yaml_settings
+from configuration.renamed import HINTS, MANAGED, RENAMED, WITHOUT_EFFECT, changed_node
+from configuration.schema import (
+    FLAT_SECTIONS,
+    NESTED_SECTIONS,
+    DataConfig,
+    DistributedConfig,
+    Key,
+    LoggingConfig,
+    LoRAConfig,
+    ModelConfig,
+    QuantizationConfig,
+    SFTConfig,
+    TrainingConfig,
+    flat_keys,
+    keys_of,
+)
+from sft_errors import ConfigError
+
+__all__ = [
+    "DataConfig", "DistributedConfig", "LoRAConfig", "LoggingConfig", "ModelConfig", "QuantizationConfig", "SFTConfig",
+    "TrainingConfig", "config_sha256", "config_to_yaml", "format_help", "load_config",
+]  # fmt: skip
+
+
+def load_config(path: str | None, overrides: Sequence[str] = ()) -> SFTConfig:
+    """Reads, translates, types and checks a configuration.
+
+    Args:
+        path: a YAML file; None to take everything from `overrides`.
+        overrides: command line settings, `["--learning_rate", "1e-4", "--lora_config.r=8"]`; they beat the file.
+
+    Raises:
+        ConfigError: with every problem of the file and the command line, a line each.
+    """
+    reader = _Reader(path or "command line")
+    if path is not None:
+        reader.add(*read_yaml_settings(path))
+    reader.add(*read_command_line_settings(overrides))
+    return reader.finish()
+
+
+def config_to_yaml(config: SFTConfig) -> str:
+    """The configuration as YAML, every key with its value in force; `load_config` reads it back to the same."""
+    values: dict[str, Any] = {}
+    for section_name in FLAT_SECTIONS:
+        section = getattr(config, section_name)
+        values.update({name: getattr(section, name) for name in keys_of(type(section))})
+    values.update(config.training.extra_training_arguments)
+    for yaml_key, (section_name, section_type) in NESTED_SECTIONS.items():
+        section = getattr(config, section_name)
+        values[yaml_key] = section and {name: getattr(section, name) for name in keys_of(section_type)}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def config_sha256(config: SFTConfig) -> str:
+    """Digest of the resolved configuration's YAML text: two runs with the same digest had the same settings."""
+    return hashlib.sha256(config_to_yaml(config).encode()).hexdigest()
+
+
+def format_help() -> str:
+    """Every key with type, default and meaning, by section."""
+    lines: list[str] = []
+    for section in FLAT_SECTIONS.values():
+        lines += ["", (section.__doc__ or "").strip()]
+        lines += [line for key in keys_of(section).values() for line in _help_lines(key, key.name)]
+    for yaml_key, (_, section) in NESTED_SECTIONS.items():
+        lines += ["", (section.__doc__ or "").strip()]
+        lines += [line for key in keys_of(section).values() for line in _help_lines(key, f"{yaml_key}.{key.name}")]
+    lines += ["", "Any other field of the installed transformers' TrainingArguments is accepted and passed through."]
+    return "\n".join(lines)
+
+
+def _help_lines(key: Key, name: str) -> list[str]:
+    default = "required" if key.required else f"default {_shown(key.default)}"
+    return [f"  --{name}  ({describe(key.annotation)}; {default})", f"      {key.documentation}"]
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+class _Reader:
+    """Collects settings and problems; `finish` makes the configuration or raises all problems at once."""
+
+    def __init__(self, main_source: str) -> None:
+        self.main_source = main_source
+        """Where a missing key is looked for: the file, or the command line where there is no file."""
+        self.settings: dict[str, Setting] = {}
+        self.origins: dict[str, str] = {}
+        self.failed: set[str] = set()
+        """Keys already reported: their value is a stand-in, so nothing further is said of them."""
+        self.problems: list[str] = []
+        self.notices: list[str] = []
+
+    def add(self, settings: Sequence[Setting], problems: Sequence[str]) -> None:
+        """Adds settings that beat those added before."""
+        self.problems += problems
+        given_here: dict[str, Setting] = {}
+        for setting in settings:
+            translated = self._translate(setting)
+            if translated is None:
+                continue
+            other = given_here.get(translated.key)
+            if other is not None and setting.origin != "command line":
+                self.problems.append(
+                    f"{setting.origin}: {setting.key}: {translated.key} is given in {other.origin} too. Keep one."
+                )
+            given_here[translated.key] = translated
+            if translated.node.tag == NULL_TAG and translated.key in NESTED_SECTIONS:
+                # `--lora_config null` switches a section of the file off, its keys with it.
+                for key in [key for key in self.settings if key.startswith(translated.key + ".")]:
+                    del self.settings[key]
+            self.settings[translated.key] = translated
+
+    def finish(self) -> SFTConfig:
+        sections: dict[str, Any] = {}
+        for name, section_type in FLAT_SECTIONS.items():
+            sections[name] = self._build_section(section_type, prefix="")
+        for yaml_key, (name, section_type) in NESTED_SECTIONS.items():
+            if self._section_is_given(yaml_key):
+                sections[name] = self._build_section(section_type, prefix=yaml_key + ".")
+        extra = self._extra_training_arguments()
+        sections["training"] = dataclasses.replace(sections["training"], extra_training_arguments=extra)
+        sections["logging"] = _without_none_tracker(sections["logging"])
+        config = SFTConfig(**sections, notices=())
+        for contradiction in find_contradictions(config):
+            if contradiction.key in self.failed:
+                continue
+            origin = self.origins.get(contradiction.key, self.main_source)
+            self.problems.append(f"{origin}: {contradiction.key}: {contradiction.message}")
+        if self.problems:
+            raise ConfigError(*self.problems_in_order())
+        return dataclasses.replace(config, notices=(*self.notices, *find_notices(config)))
+
+    def _translate(self, setting: Setting) -> Setting | None:
+        """The setting under today's name; None where nothing is left of it but a line."""
+        if setting.key in WITHOUT_EFFECT:
+            self.notices.append(f"{setting.origin}: {setting.key} is no longer needed: {WITHOUT_EFFECT[setting.key]}.")
+            return None
+        renamed = RENAMED.get(setting.key)
+        if renamed is None:
+            return setting
+        node = changed_node(renamed, setting.node)
+        value = f" {node.value}" if isinstance(node, yaml.ScalarNode) else ""
+        self.notices.append(
+            f"{setting.origin}: {setting.key} is called {renamed.name} today; read as {renamed.name}:{value}."
+        )
+        return Setting(key=renamed.name, node=node, origin=setting.origin)
+
+    def _section_is_given(self, yaml_key: str) -> bool:
+        own = self.settings.get(yaml_key)
+        if own is not None and own.node.tag != NULL_TAG and not isinstance(own.node, yaml.MappingNode):
+            self.problems.append(
+                f"{own.origin}: {yaml_key}: expected indented `key: value` lines below it, found {found(own.node)}."
+            )
+            return False
+        if any(key.startswith(yaml_key + ".") for key in self.settings):
+            return True
+        return own is not None and own.node.tag != NULL_TAG
+
+    def _build_section(self, section_type: type, prefix: str) -> Any:
+        """The section from the settings given, the defaults for the rest and for what is reported as wrong."""
+        values: dict[str, Any] = {}
+        for key in keys_of(section_type).values():
+            name = prefix + key.name
+            setting = self.settings.pop(name, None)
+            try:
+                if setting is not None:
+                    self.origins[name] = setting.origin
+                    values[key.name] = coerce(key.annotation, setting.node)
+                    continue
+            except CoercionError as error:
+                self.problems.append(f"{setting.origin}: {name}: {error}.")
+                self.failed.add(name)
+            if key.required:
+                values[key.name] = "missing"
+                if name not in self.failed:
+                    self.problems.append(f"{self.main_source}: {name}: is required. {key.documentation}")
+                    self.failed.add(name)
+        return section_type(**values)
+
+    def _extra_training_arguments(self) -> dict[str, Any]:
+        """What is left over: fields of TrainingArguments, or mistakes."""
+        extra: dict[str, Any] = {}
+        for key, setting in self.settings.items():
+            if key in NESTED_SECTIONS:
+                self.origins[key] = setting.origin
+                continue
+            field = training_arguments_fields().get(key)
+            if key in MANAGED:
+                self.problems.append(f"{setting.origin}: {key}: cannot be set here: {MANAGED[key]}.")
+            elif field is None:
+                self.problems.append(f"{setting.origin}: unknown key {key!r}.{_suggestion(key)}")
+            else:
+                self.origins[key] = setting.origin
+                try:
+                    extra[key] = coerce(field.annotation, setting.node)
+                except CoercionError as error:
+                    self.problems.append(f"{setting.origin}: {key}: {error}.")
+        return extra
+
+    def problems_in_order(self) -> list[str]:
+        """The problems, each once, in the order of the file's lines; the command line's last."""
+
+        def place(problem: str) -> tuple[bool, int]:
+            line = re.match(r".*?:(\d+): ", problem)
+            return problem.startswith("command line"), int(line.group(1)) if line else 0
+
+        return sorted(dict.fromkeys(self.problems), key=place)
+
+
+def _without_none_tracker(logging: LoggingConfig) -> LoggingConfig:
+    """`report_to: none` (or null) means no tracker."""
+    return dataclasses.replace(logging, report_to=[name for name in logging.report_to if name not in ("none", "null")])
+
+
+def _suggestion(key: str) -> str:
+    """What an unknown key may have been meant to be."""
+    if key in HINTS:
+        return f" Here it is {HINTS[key]!r}."
+    nested = [f"{name}.{inner}" for name, (_, section) in NESTED_SECTIONS.items() for inner in keys_of(section)]
+    if "." in key:
+        section = key.partition(".")[0]
+        allowed = [name.partition(".")[2] for name in nested if name.startswith(section + ".")]
+        return did_you_mean(key, nested) or (f" Allowed there: {', '.join(allowed)}." if allowed else "")
+    known = [*flat_keys(), *NESTED_SECTIONS, *training_arguments_fields()]
+    return did_you_mean(key, known) or " `python sft_main.py --help` lists every key."

@@ -1,0 +1,186 @@
+"""What must hold between settings: every contradiction that can be seen without loading a library or a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from configuration.did_you_mean import did_you_mean
+from configuration.installed_transformers import optimizer_names, scheduler_names
+from configuration.schema import SFTConfig
+
+TRACKERS = (
+    "tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "neptune", "dagshub", "flyte", "codecarbon", "swanlab",
+    "trackio", "dvclive",
+)  # fmt: skip
+SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
+
+
+class Contradiction(NamedTuple):
+    """A problem with a key; the caller adds the file and line in which the key stands."""
+
+    key: str
+    message: str
+
+
+def find_contradictions(config: SFTConfig) -> Iterator[Contradiction]:
+    """Everything that does not fit together, or names what is not there."""
+    yield from _check_model(config)
+    yield from _check_data(config)
+    yield from _check_training(config)
+    yield from _check_evaluation_schedule(config)
+    yield from _check_logging(config)
+
+
+def find_notices(config: SFTConfig) -> Iterator[str]:
+    """Settings that have no effect beside the others: said, not refused."""
+    trackers = config.logging.report_to
+    if config.logging.wandb_project and "wandb" not in trackers:
+        yield "wandb_project has no effect: report_to does not name wandb."
+    if config.logging.logging_dir and "tensorboard" not in trackers:
+        yield "logging_dir has no effect: report_to does not name tensorboard."
+
+
+def _check_model(config: SFTConfig) -> Iterator[Contradiction]:
+    model, quantization = config.model, config.quantization
+    for key in ("model_name_or_path", "tokenizer_name_or_path"):
+        name = getattr(model, key)
+        if name and _looks_like_a_path(name) and not os.path.exists(name):
+            yield Contradiction(key, f"there is no folder {name!r} (seen from {os.getcwd()}).")
+    folder = Path(model.model_name_or_path)
+    if model.gguf_file and folder.is_dir() and not (folder / model.gguf_file).is_file():
+        found = sorted(path.name for path in folder.glob("*.gguf"))
+        yield Contradiction("gguf_file", f"no {model.gguf_file!r} in {model.model_name_or_path}; there: {found}.")
+    if model.gguf_file and quantization:
+        yield Contradiction("gguf_file", "its weights are de-quantized when read; leave out quantization_config.")
+    if model.dtype == "float16" and config.lora is None:
+        yield Contradiction(
+            "dtype", "weights in float16 cannot be trained; write auto, or add lora_config to train adapters only."
+        )
+    if quantization is None:
+        return
+    if quantization.load_in_4bit and quantization.load_in_8bit:
+        yield Contradiction("quantization_config.load_in_8bit", "4 bits and 8 bits exclude each other; choose one.")
+    if not (quantization.load_in_4bit or quantization.load_in_8bit):
+        yield Contradiction("quantization_config", "says neither load_in_4bit nor load_in_8bit; set one to true.")
+    elif config.lora is None:
+        yield Contradiction(
+            "quantization_config", "quantized weights cannot be trained themselves; add a lora_config section."
+        )
+
+
+def _check_data(config: SFTConfig) -> Iterator[Contradiction]:
+    data = config.data
+    if data.dataset_name and data.train_file:
+        yield Contradiction("train_file", "dataset_name already names the training data; choose one.")
+    if data.dataset_name and data.dataset_path:
+        yield Contradiction("dataset_path", "dataset_name already names the training data; choose one.")
+    if not (data.dataset_name or data.train_file or data.dataset_path):
+        yield Contradiction("train_file", "no training data: give train_file, dataset_path or dataset_name.")
+    if data.dataset_config_name and not data.dataset_name:
+        yield Contradiction("dataset_config_name", "belongs to dataset_name, which is not given.")
+    if data.validation_file and data.validation_split:
+        yield Contradiction("validation_split", "validation_file already gives validation data; choose one.")
+    if data.dataset_path and not os.path.exists(data.dataset_path):
+        yield Contradiction("dataset_path", f"there is no {data.dataset_path!r} (seen from {os.getcwd()}).")
+        return
+    for key in ("train_file", "validation_file"):
+        name = getattr(data, key)
+        if name is not None:
+            yield from _check_data_file(key, name, data.dataset_path)
+
+
+def _check_data_file(key: str, name: str, folder: str | None) -> Iterator[Contradiction]:
+    place = Path(folder or ".") / name
+    if any(character in name for character in "*?["):
+        base = Path("/") if place.is_absolute() else Path(".")
+        pattern = str(place.relative_to("/")) if place.is_absolute() else str(place)
+        if next(base.glob(pattern), None) is None:
+            yield Contradiction(key, f"no file matches {str(place)!r} (seen from {os.getcwd()}).")
+    elif not place.exists():
+        siblings = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
+        hint = did_you_mean(place.name, siblings)
+        yield Contradiction(key, f"there is no {str(place)!r} (seen from {os.getcwd()}).{hint}")
+
+
+def _check_training(config: SFTConfig) -> Iterator[Contradiction]:
+    training = config.training
+    if training.fp16 is True and training.bf16 is True:
+        yield Contradiction("bf16", "fp16 and bf16 exclude each other; choose one.")
+    if training.warmup_steps and training.warmup_ratio:
+        yield Contradiction("warmup_ratio", "warmup_steps and warmup_ratio say the same thing; choose one.")
+    for key, allowed in (("optim", optimizer_names()), ("lr_scheduler_type", scheduler_names())):
+        value = getattr(training, key)
+        if allowed and value not in allowed:
+            hint = did_you_mean(value, allowed) or f" Allowed: {', '.join(allowed)}."
+            yield Contradiction(key, f"{value!r} is unknown.{hint}")
+    sampling = training.extra_training_arguments.get("train_sampling_strategy", "random")
+    if sampling not in SAMPLING_STRATEGIES:
+        yield Contradiction("train_sampling_strategy", f"{sampling!r} is unknown; choose {SAMPLING_STRATEGIES}.")
+    if os.path.exists(training.output_dir) and not os.path.isdir(training.output_dir):
+        yield Contradiction("output_dir", f"{training.output_dir!r} is a file; name a folder.")
+    resume = training.resume_from_checkpoint
+    if isinstance(resume, str) and resume != "auto" and not os.path.isdir(resume):
+        yield Contradiction(
+            "resume_from_checkpoint", f"there is no folder {resume!r}; name a checkpoint, or write auto."
+        )
+
+
+def _check_evaluation_schedule(config: SFTConfig) -> Iterator[Contradiction]:
+    training, data = config.training, config.data
+    extra = training.extra_training_arguments
+    # A named dataset or a folder may bring a validation split of its own: seen only when it is read.
+    may_have_validation = bool(data.validation_file or data.validation_split or data.dataset_name) or (
+        data.dataset_path is not None and data.train_file is None and os.path.isdir(data.dataset_path)
+    )
+    if not may_have_validation:
+        if training.load_best_model_at_end:
+            yield Contradiction(
+                "load_best_model_at_end", "needs validation data; give validation_file or validation_split."
+            )
+        if training.eval_steps is not None:
+            yield Contradiction("eval_steps", "needs validation data; give validation_file or validation_split.")
+        if extra.get("eval_strategy", "no") != "no":
+            yield Contradiction("eval_strategy", "needs validation data; give validation_file or validation_split.")
+    for key, steps, strategy in (
+        ("eval_steps", training.eval_steps, extra.get("eval_strategy")),
+        ("save_steps", training.save_steps, extra.get("save_strategy")),
+    ):
+        if steps is not None and strategy not in (None, "steps"):
+            yield Contradiction(key, f"{key[:4]}_strategy: {strategy} leaves no room for it; choose one.")
+        if steps is None and strategy == "steps":
+            yield Contradiction(f"{key[:4]}_strategy", f"steps needs {key}; add it.")
+    if training.load_best_model_at_end:
+        yield from _check_best_model_schedule(training.eval_steps, training.save_steps, extra)
+
+
+def _check_best_model_schedule(eval_steps, save_steps, extra) -> Iterator[Contradiction]:
+    """A model can be kept as the best only where it is both evaluated and saved."""
+    if extra.get("save_strategy") == "best":
+        return
+    if (eval_steps is None) != (save_steps is None):
+        yield Contradiction(
+            "load_best_model_at_end",
+            f"evaluation and saving must fall on the same steps: eval_steps is {eval_steps}, save_steps is "
+            f"{save_steps}; give both or neither.",
+        )
+    elif eval_steps is not None:
+        same_kind = isinstance(eval_steps, int) == isinstance(save_steps, int)
+        if not same_kind or abs(save_steps / eval_steps - round(save_steps / eval_steps)) > 1e-9:
+            yield Contradiction(
+                "save_steps", f"must be a multiple of eval_steps ({eval_steps}) for load_best_model_at_end."
+            )
+
+
+def _check_logging(config: SFTConfig) -> Iterator[Contradiction]:
+    for name in config.logging.report_to:
+        if name not in TRACKERS:
+            hint = did_you_mean(name, TRACKERS) or f" Allowed: none, {', '.join(TRACKERS)}."
+            yield Contradiction("report_to", f"{name!r} is unknown.{hint}")
+
+
+def _looks_like_a_path(name: str) -> bool:
+    """Whether a model's name can only be meant as a place on disk: a Hub name is `name` or `owner/name`."""
+    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1

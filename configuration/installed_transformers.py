@@ -1,0 +1,103 @@
+"""What the installed transformers accepts, read from its source text.
+
+Importing `TrainingArguments` pulls in torch and takes seconds; a configuration error has to answer at once. The class
+is therefore read as text, by `ast`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingArgumentsField:
+    """A field of the installed `TrainingArguments`; `annotation` is `Any` where its type is not a plain one."""
+
+    name: str
+    annotation: Any
+
+
+@cache
+def training_arguments_fields() -> dict[str, TrainingArgumentsField]:
+    """The fields of the installed `TrainingArguments`, by name. Empty where transformers is not installed."""
+    tree = _parse_module("training_args.py")
+    result: dict[str, TrainingArgumentsField] = {}
+    for node in _class_body(tree, "TrainingArguments"):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            annotation = _plain_type(node.annotation)
+            result[node.target.id] = TrainingArgumentsField(name=node.target.id, annotation=annotation)
+    return result
+
+
+@cache
+def enum_values(module: str, class_name: str) -> tuple[str, ...]:
+    """The values of a string enumeration in a module of transformers, e.g. every optimizer's name."""
+    return tuple(
+        node.value.value
+        for node in _class_body(_parse_module(module), class_name)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    )
+
+
+def optimizer_names() -> tuple[str, ...]:
+    """Allowed values of `optim`."""
+    return enum_values("training_args.py", "OptimizerNames")
+
+
+def scheduler_names() -> tuple[str, ...]:
+    """Allowed values of `lr_scheduler_type`."""
+    return enum_values("trainer_utils.py", "SchedulerType")
+
+
+@cache
+def _parse_module(name: str) -> ast.Module:
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return ast.Module(body=[], type_ignores=[])
+    path = Path(next(iter(spec.submodule_search_locations))) / name
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _class_body(tree: ast.Module, class_name: str) -> list[ast.stmt]:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            return node.body
+    return []
+
+
+def _plain_type(node: ast.expr) -> Any:
+    """The type that an annotation names, as far as it is made of plain types; `Any` for the rest."""
+    plain = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict[str, Any], "list": list[Any]}
+    if isinstance(node, ast.Constant) and node.value is None:
+        return type(None)
+    if isinstance(node, ast.Name):
+        return plain.get(node.id) or _enumeration(node.id)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _union(_plain_type(node.left), _plain_type(node.right))
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+        if node.value.id == "Optional":
+            return _union(_plain_type(node.slice), type(None))
+        if node.value.id == "Literal" and isinstance(node.slice, ast.Constant):
+            return Literal[node.slice.value]
+        if node.value.id == "list" and isinstance(node.slice, ast.Name):
+            return list[plain.get(node.slice.id, Any)]
+        return plain.get(node.value.id, Any)
+    return Any
+
+
+def _union(left: Any, right: Any) -> Any:
+    """Either type. Text beside an enumeration is how the enumeration is written, so its values decide."""
+    if get_origin(left) is Literal and right is str:
+        return left
+    return Any if Any in (left, right) else left | right
+
+
+def _enumeration(class_name: str) -> Any:
+    """The allowed words of one of transformers' string enumerations; `Any` where it is none."""
+    values = enum_values("trainer_utils.py", class_name) or enum_values("training_args.py", class_name)
+    return Literal[values] if values else Any

@@ -1,0 +1,125 @@
+"""Names that people still write: translated to today's, with one line that says so, or refused with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import yaml
+
+from configuration.coercion import TRUE_WORDS
+
+
+class Renamed(NamedTuple):
+    """Today's name of a key, and how its value changes."""
+
+    name: str
+    change: Callable[[str], str] | None = None
+
+
+def _group_by_length(value: str) -> str:
+    return "group_by_length" if value.lower() in TRUE_WORDS else "random"
+
+
+def _dtype(value: str) -> str:
+    return value.removeprefix("torch.")
+
+
+RENAMED: dict[str, Renamed] = {
+    "evaluation_strategy": Renamed("eval_strategy"),
+    "torch_dtype": Renamed("dtype", _dtype),
+    "group_by_length": Renamed("train_sampling_strategy", _group_by_length),
+    "no_cuda": Renamed("use_cpu"),
+    "per_gpu_train_batch_size": Renamed("per_device_train_batch_size"),
+    "per_gpu_eval_batch_size": Renamed("per_device_eval_batch_size"),
+    "xpu_backend": Renamed("ddp_backend"),
+    "push_to_hub_token": Renamed("hub_token"),
+    "push_to_hub_model_id": Renamed("hub_model_id"),
+    "tokenizer_name": Renamed("tokenizer_name_or_path"),
+    "max_length": Renamed("max_seq_length"),
+    "max_seq_len": Renamed("max_seq_length"),
+    "activation_checkpointing": Renamed("gradient_checkpointing"),
+    "activation_checkpointing_kwargs": Renamed("gradient_checkpointing_kwargs"),
+}
+
+WITHOUT_EFFECT: dict[str, str] = {
+    "overwrite_output_dir": "an earlier run's files in output_dir are set aside, never overwritten",
+    "save_safetensors": "weights are always saved as safetensors",
+    "do_train": "training is what a run does",
+    "do_eval": "evaluation happens whenever there is validation data",
+    "use_ipex": "the option no longer exists",
+    "use_mps_device": "an Apple GPU is used where there is one",
+    "fp16_backend": "mixed precision always uses torch's own",
+    "half_precision_backend": "mixed precision always uses torch's own",
+    "fp16_opt_level": "mixed precision always uses torch's own",
+}
+"""Names that are gone and whose wish is met anyway: dropped with one line."""
+
+MANAGED: dict[str, str] = {
+    "remove_unused_columns": "the batches hold exactly what the model takes",
+    "label_names": "labels are made from the chat template",
+    "average_tokens_across_devices": "the loss is always the mean over the tokens of all devices",
+    "logging_nan_inf_filter": "a loss that is not a number is shown, never hidden",
+    "auto_find_batch_size": "it would change the global batch; set per_device_train_batch_size and "
+    "gradient_accumulation_steps",
+    "accelerator_config": "batches are laid out by this project, the same on any number of processes",
+    "prediction_loss_only": "evaluation keeps sums, never predictions",
+    "batch_eval_metrics": "evaluation keeps sums, never predictions",
+    "include_for_metrics": "evaluation keeps sums, never predictions",
+    "eval_accumulation_steps": "evaluation keeps sums, never predictions",
+    "eval_do_concat_batches": "evaluation keeps sums, never predictions",
+    "eval_use_gather_object": "evaluation keeps sums, never predictions",
+    "do_predict": "there is no prediction mode",
+    "local_rank": "the launcher sets it",
+    "log_level": "the log is this project's own",
+    "log_level_replica": "the log is this project's own",
+    "log_on_each_node": "only the first process logs",
+    "disable_tqdm": "progress is shown line by line",
+    "ignore_data_skip": "a resumed run must see the data where it stopped",
+    "length_column_name": "lengths are counted from the rows",
+    "parallelism_config": "it is not supported here",
+    "project": "it belongs to Trackio; for Weights & Biases write wandb_project",
+    "skip_memory_metrics": "memory is always measured",
+    "include_num_input_tokens_seen": "tokens are always counted",
+    "enable_jit_checkpoint": "a checkpoint is always saved when the run is interrupted",
+    "eval_on_start": "evaluation before training always takes place",
+}
+"""Fields of TrainingArguments that a user may know but may not set here, with the reason."""
+
+HINTS: dict[str, str] = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "model": "model_name_or_path",
+    "model_name": "model_name_or_path",
+    "base_model": "model_name_or_path",
+    "dataset": "dataset_name",
+    "data_path": "dataset_path",
+    "cutoff_len": "max_seq_length",
+    "sequence_len": "max_seq_length",
+    "eval_file": "validation_file",
+    "gpus": "num_gpus",
+    "lora": "lora_config",
+    "peft_config": "lora_config",
+    "lora_r": "lora_config.r",
+    "lora_rank": "lora_config.r",
+    "lora_alpha": "lora_config.lora_alpha",
+    "lora_dropout": "lora_config.lora_dropout",
+    "lora_target": "lora_config.target_modules",
+    "lora_target_modules": "lora_config.target_modules",
+    "load_in_4bit": "quantization_config.load_in_4bit",
+    "load_in_8bit": "quantization_config.load_in_8bit",
+    "quantization": "quantization_config",
+    "bnb_config": "quantization_config",
+    "template": "chat_template",
+}
+"""What other trainers call our keys: a suggestion only, since meanings differ in detail."""
+
+
+def changed_node(renamed: Renamed, node: yaml.Node) -> yaml.Node:
+    """The value's node under its new name."""
+    if renamed.change is None or not isinstance(node, yaml.ScalarNode):
+        return node
+    return yaml.ScalarNode(node.tag, renamed.change(node.value), node.start_mark, node.end_mark, node.style)

@@ -1,0 +1,377 @@
+"""Every key of the configuration: its type, its default, its meaning.
+
+The YAML is flat. Each key belongs to the one section that has a field of its name; only `lora_config` and
+`quantization_config` nest. The string under a field is its documentation: `--help` prints it.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+
+
+class Range(NamedTuple):
+    """Bounds of a number, both ends allowed unless `above` (lower) or `below` (upper) say otherwise."""
+
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    below: float | None = None
+
+
+class WholeOrShare(NamedTuple):
+    """A whole number of steps from 1 up, or a share of all steps between 0 and 1."""
+
+
+class StepLimit(NamedTuple):
+    """A whole number from 1 up, or -1 for no limit."""
+
+
+class IsPath(NamedTuple):
+    """A place on disk: a leading `~` is the home folder."""
+
+
+class CommaSeparated(NamedTuple):
+    """A list of names that may also be written `a,b`."""
+
+
+PositiveInt = Annotated[int, Range(minimum=1)]
+NonNegativeInt = Annotated[int, Range(minimum=0)]
+PositiveFloat = Annotated[float, Range(above=0)]
+NonNegativeFloat = Annotated[float, Range(minimum=0)]
+Share = Annotated[float, Range(minimum=0, below=1)]
+Steps = Annotated[float, WholeOrShare()]
+PathText = Annotated[str, IsPath()]
+Names = Annotated[list[str], CommaSeparated()]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The model and its tokenizer."""
+
+    model_name_or_path: PathText
+    """The model to start from: a folder, or a name on the Hugging Face Hub. Required."""
+
+    gguf_file: str | None = None
+    """A GGUF file inside that folder (or repository) to read the weights from; they are de-quantized and trained
+    and saved as ordinary safetensors."""
+
+    tokenizer_name_or_path: PathText | None = None
+    """Where the tokenizer comes from, if not from the model's own place."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights in memory. auto: float32 (with mixed precision where `bf16`/`fp16` say so) when all weights
+    are trained; with LoRA the frozen weights are bfloat16 on a GPU that has it (float16 on one that has not), float32
+    on CPU."""
+
+    attn_implementation: str | None = None
+    """Attention: eager, sdpa, flash_attention_2, ... Default: what transformers chooses for the model."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for sources that you trust."""
+
+    chat_template: str | None = None
+    """Replaces the tokenizer's chat template: a name that ships here (chatml, plain), a file, or the Jinja text
+    itself. Default: the tokenizer's own; a tokenizer without one gets `plain` for chat-like data."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What the model is trained on."""
+
+    dataset_name: str | None = None
+    """A dataset on the Hugging Face Hub, or a local dataset folder (as `save_to_disk` writes it, or of data files)."""
+
+    dataset_config_name: str | None = None
+    """The configuration of that dataset, where it has several (`main`)."""
+
+    dataset_path: PathText | None = None
+    """A folder (or one file) of data. `train_file` and `validation_file` are found under it. Alone, its files are the
+    training data; names that hold train, valid, dev, eval or test tell the splits apart."""
+
+    train_file: PathText | None = None
+    """Training data: a file (JSON, JSONL, CSV, TXT, Parquet; also .gz, .zst), a folder of them, or a glob (*.jsonl)."""
+
+    validation_file: PathText | None = None
+    """Validation data, likewise."""
+
+    validation_split: Annotated[float, Range(above=0, below=1)] | None = None
+    """Share of the training rows to set aside for validation, chosen by `seed`: 0.05 is 5 %."""
+
+    max_seq_length: Annotated[int, Range(minimum=2)] = 1024
+    """Longest row, in tokens. Longer ones are cut at the end, counted, and reported."""
+
+    preprocessing_num_workers: PositiveInt = 1
+    """Processes that render and tokenize."""
+
+    dataset_columns: dict[str, str] = field(default_factory=dict)
+    """Names of your columns -> ours, e.g. {query: question, reply: answer}."""
+
+    on_bad_rows: Literal["error", "skip"] = "error"
+    """A row that cannot be used (bad JSON, empty answer, ...): error stops and lists the first ten, skip leaves it
+    out and counts it by reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """How it is trained. A step is an optimizer step."""
+
+    output_dir: PathText = "./sft_output"
+    """Where the model, checkpoints, metrics and the summary go."""
+
+    per_device_train_batch_size: PositiveInt = 8
+    """Rows in a micro-batch on each device."""
+
+    per_device_eval_batch_size: PositiveInt = 8
+    """Rows in an evaluation batch on each device. Changes speed and memory, not the result."""
+
+    gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches that make one step. Rows a step: batch size x this x number of processes."""
+
+    learning_rate: NonNegativeFloat = 5e-5
+    """Peak learning rate. Usual: 1e-5 to 5e-5 for all weights, 1e-4 to 3e-4 for LoRA."""
+
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay (AdamW); not on biases and norms."""
+
+    num_train_epochs: PositiveFloat = 3.0
+    """Passes over the training data."""
+
+    max_steps: Annotated[int, StepLimit()] = -1
+    """Stop after this many steps, whatever the epochs. -1: epochs decide."""
+
+    warmup_steps: NonNegativeInt = 0
+    """Steps in which the learning rate rises from 0."""
+
+    warmup_ratio: Share = 0.0
+    """The same as a share of all steps. Give one of the two."""
+
+    lr_scheduler_type: str = "linear"
+    """Course of the learning rate after warm-up: linear, cosine, constant, constant_with_warmup, ..."""
+
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Gradients are scaled down to this norm. 0: never."""
+
+    optim: str = "adamw_torch_fused"
+    """The optimizer: adamw_torch_fused, adamw_torch, adamw_bnb_8bit, adafactor, sgd, ..."""
+
+    seed: Annotated[int, Range(minimum=0, maximum=2**32 - 1)] = 42
+    """Seed of the data order, the validation split, LoRA's start values and dropout."""
+
+    fp16: bool | Literal["auto"] = "auto"
+    """Mixed precision in float16. auto: on GPUs that have no bfloat16."""
+
+    bf16: bool | Literal["auto"] = "auto"
+    """Mixed precision in bfloat16. auto: on GPUs that have it, not on CPU."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: much less memory, about a quarter slower."""
+
+    eval_steps: Steps | None = None
+    """Evaluate every so many steps (below 1: a share of all steps). Default: at the end of each epoch."""
+
+    save_steps: Steps | None = None
+    """Save a checkpoint every so many steps (below 1: a share). Default: at the end of each epoch."""
+
+    save_total_limit: PositiveInt | None = 2
+    """Keep this many checkpoints, the best one among them; older ones are deleted. null: all."""
+
+    load_best_model_at_end: bool = False
+    """End with the checkpoint of the lowest validation loss (`metric_for_best_model`), not with the last."""
+
+    resume_from_checkpoint: bool | PathText | None = None
+    """A checkpoint folder; true: the newest in `output_dir`, which must have one; auto: the newest if there is one."""
+
+    dataloader_num_workers: NonNegativeInt = 0
+    """Processes that lay out batches ahead of need. 0: in the training process."""
+
+    extra_training_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of transformers' TrainingArguments, given at the top level, checked by name and type."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistributedConfig:
+    """Several processes."""
+
+    num_gpus: PositiveInt | None = None
+    """GPUs (processes) of this machine to train on. Above 1, torchrun is started. Default: one, or as many as the
+    launcher started."""
+
+    ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl"] | None = None
+    """Communication library. Default: nccl on GPUs, gloo on CPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggingConfig:
+    """What is written down while it runs."""
+
+    report_to: Names = field(default_factory=lambda: ["tensorboard"])
+    """Trackers: tensorboard, wandb, ... (a name or a list), or none. `metrics.jsonl` is always written."""
+
+    run_name: str | None = None
+    """Name of the run in the trackers."""
+
+    wandb_project: str | None = None
+    """Project in Weights & Biases. Without a key the run is kept offline, in `output_dir`."""
+
+    logging_dir: PathText | None = None
+    """Where TensorBoard's files go. Default: `logs` in `output_dir`."""
+
+    logging_steps: Steps = 10
+    """Log every so many steps (below 1: a share of all steps)."""
+
+    sample_prompts: list[str] | None = None
+    """Prompts to answer before and after training. Default: the first three of the validation (else training) data.
+    []: none."""
+
+    sample_max_new_tokens: PositiveInt = 64
+    """Longest sample answer, in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoRAConfig:
+    """`lora_config`: train low-rank adapters instead of all weights."""
+
+    r: PositiveInt = 16
+    """Rank of the adapters."""
+
+    lora_alpha: PositiveFloat = 32
+    """Scale: the adapter's output is multiplied by lora_alpha / r."""
+
+    target_modules: Names | str = "all-linear"
+    """Layers that get an adapter: a list of name endings, or all-linear."""
+
+    lora_dropout: Share = 0.0
+    """Dropout on the adapter's input."""
+
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Biases that are trained as well."""
+
+    task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
+    """What peft is told of the task."""
+
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r): steadier at high rank."""
+
+    use_dora: bool = False
+    """Weight-decomposed adapters (DoRA): slower, sometimes better at low rank."""
+
+    modules_to_save: Names | None = None
+    """Further layers that are trained and saved whole, e.g. [embed_tokens, lm_head] for new tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizationConfig:
+    """`quantization_config`: load the frozen weights in 4 or 8 bits (bitsandbytes); needs `lora_config`."""
+
+    load_in_4bit: bool = False
+    """QLoRA: frozen weights in 4 bits."""
+
+    load_in_8bit: bool = False
+    """Frozen weights in 8 bits."""
+
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """The 4-bit number format."""
+
+    bnb_4bit_compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type that 4-bit weights are multiplied in. auto: as the unquantized parts (see `dtype`)."""
+
+    bnb_4bit_use_double_quant: bool = True
+    """Quantize the scales too: 0.4 bits a parameter less."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFTConfig:
+    """The whole, resolved configuration."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    logging: LoggingConfig
+    distributed: DistributedConfig
+    lora: LoRAConfig | None = None
+    quantization: QuantizationConfig | None = None
+    notices: tuple[str, ...] = ()
+    """Lines to print at the start: what was translated, what has no effect. Not part of the saved file."""
+
+
+FLAT_SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "training": TrainingConfig,
+    "distributed": DistributedConfig,
+    "logging": LoggingConfig,
+}
+NESTED_SECTIONS: dict[str, tuple[str, type]] = {
+    "lora_config": ("lora", LoRAConfig),
+    "quantization_config": ("quantization", QuantizationConfig),
+}
+"""YAML key -> (field of SFTConfig, section)."""
+
+NOT_KEYS = {"extra_training_arguments"}
+"""Fields of a section that are filled by the reader, not by a key of their own name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """One key of the configuration."""
+
+    name: str
+    section: str
+    annotation: Any
+    required: bool
+    default: Any
+    documentation: str
+
+
+@cache
+def keys_of(section: type) -> dict[str, Key]:
+    """The keys of a section by name, in order, with their documentation."""
+    annotations = get_type_hints(section, include_extras=True)
+    documentation = _field_documentation(section.__name__)
+    keys = {}
+    for item in fields(section):
+        if item.name in NOT_KEYS:
+            continue
+        default = item.default
+        if item.default_factory is not MISSING:
+            default = item.default_factory()
+        keys[item.name] = Key(
+            name=item.name,
+            section=section.__name__,
+            annotation=annotations[item.name],
+            required=default is MISSING,
+            default=default,
+            documentation=documentation[item.name],
+        )
+    return keys
+
+
+@cache
+def flat_keys() -> dict[str, Key]:
+    """Every top-level key but the nested sections."""
+    return {name: key for section in FLAT_SECTIONS.values() for name, key in keys_of(section).items()}
+
+
+def _field_documentation(class_name: str) -> dict[str, str]:
+    """The string under each field of a class of this module, white space folded."""
+    documentation: dict[str, str] = {}
+    body = _class_bodies()[class_name]
+    for statement, following in zip(body, [*body[1:], None], strict=True):
+        if not isinstance(statement, ast.AnnAssign):
+            continue
+        text = ""
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            text = " ".join(str(following.value.value).split())
+        documentation[statement.target.id] = text
+    return documentation
+
+
+@cache
+def _class_bodies() -> dict[str, list[ast.stmt]]:
+    tree = ast.parse(inspect.getsource(inspect.getmodule(ModelConfig)))
+    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}

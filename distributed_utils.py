@@ -1,0 +1,163 @@
+"""Processes: who we are among them, starting several, quiet libraries, one log.
+
+Neither torch nor transformers is imported at module level: the entry needs this module before it knows whether the
+configuration is sound.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+import warnings
+from collections.abc import Sequence
+
+from configuration.schema import DistributedConfig
+from sft_errors import ConfigError
+from sft_types import DistributedContext
+
+logger = logging.getLogger("sft.distributed")
+
+
+def is_launched() -> bool:
+    """Whether a launcher (torchrun, srun with its variables) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def rank_of_this_process() -> int:
+    """The rank that the launcher gave, 0 without one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start_distributed(config: DistributedConfig, *, use_cpu: bool = False) -> DistributedContext:
+    """Finds this process's place and device.
+
+    The process group itself is opened by accelerate when the training arguments are built.
+
+    Args:
+        config: the distributed section.
+        use_cpu: stay on the CPU although there is a GPU.
+
+    Raises:
+        ConfigError: if the processes started are not those that the configuration asks for, or there is no GPU for
+            one of them.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    if config.num_gpus is not None and config.num_gpus != processes_here:
+        raise ConfigError(
+            f"num_gpus is {config.num_gpus} but {processes_here} processes were started. "
+            f"Pass --gpus {config.num_gpus}, or set num_gpus: {processes_here}."
+        )
+    device = _device_of(local_rank, processes_here, use_cpu)
+    if config.ddp_backend == "nccl" and device == "cpu":
+        raise ConfigError("ddp_backend: nccl needs GPUs, and this run is on CPU; write gloo, or leave it out.")
+    return DistributedContext(rank=rank_of_this_process(), local_rank=local_rank, world_size=world_size, device=device)
+
+
+def _device_of(local_rank: int, processes_here: int, use_cpu: bool) -> str:
+    import torch
+
+    if use_cpu:
+        return "cpu"
+    if not torch.cuda.is_available():
+        return "mps" if processes_here == 1 and torch.backends.mps.is_available() else "cpu"
+    num_devices = torch.cuda.device_count()
+    if processes_here > num_devices:
+        raise ConfigError(f"{processes_here} processes but {num_devices} GPUs on this machine; start at most as many.")
+    if processes_here == 1 and num_devices > 1 and not is_launched():
+        # Left to itself, Trainer would wrap the model in DataParallel: slower, and another batch size.
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        os.environ["CUDA_VISIBLE_DEVICES"] = first
+        logger.info(
+            "%d GPUs here, training on one. For all: ./launch_training.sh --config FILE --gpus %d",
+            num_devices,
+            num_devices,
+        )
+    torch.cuda.set_device(local_rank)
+    return f"cuda:{local_rank}"
+
+
+def launch_processes(num_processes: int, script: str, arguments: Sequence[str]) -> int:
+    """Runs `script` in several processes of this machine, as torchrun does, and waits for them.
+
+    torchrun's own launcher is called rather than its command, so that an error that a user can mend ends with our one
+    line and not with torchrun's report of a failed child.
+
+    Returns:
+        The exit status for this process: 0, or the worst among the children.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # torchrun warns and sets 1 where this is not set; the machine's cores, shared fairly, are the better default.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    launch_config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(launch_config, sys.executable)("-u", script, *arguments)
+    except ChildFailedError as error:
+        # A child that was only ended because another failed carries a signal, a negative number.
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return max((code for code in codes if code > 0), default=1)
+    except SignalException as signal_error:
+        return 128 + int(signal_error.sigval)
+    return 0
+
+
+def configure_logging() -> None:
+    """One log for all processes: the first one writes, to standard output; the others only what is an error."""
+    root = logging.getLogger("sft")
+    root.handlers.clear()
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(handler)
+    root.propagate = False
+    root.setLevel(logging.INFO if rank_of_this_process() == 0 else logging.CRITICAL)
+
+
+def quiet_libraries(*, parallel_preprocessing: bool) -> None:
+    """Keeps other libraries' notices, hints and progress bars out of the log. Errors still come through.
+
+    Args:
+        parallel_preprocessing: whether rows are tokenized in several processes; the tokenizer's own threads are then
+            switched off, because a process that has used them must not be forked.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if parallel_preprocessing else "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def default_wandb_to_offline() -> bool:
+    """Keeps wandb from asking for a key: without one, the run is recorded on disk. Returns whether it is offline."""
+    from pathlib import Path
+
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _text_of(Path.home() / ".netrc")
+    if not has_key:
+        os.environ.setdefault("WANDB_MODE", "offline")
+    return os.environ.get("WANDB_MODE") == "offline"
+
+
+def _text_of(path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""

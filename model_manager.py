@@ -1,0 +1,398 @@
+"""Tokenizer and model: loaded, quantized, given adapters, checked against the settings, saved."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig, TrainingConfig
+from modeling.answering import answer_prompt
+from prompting.rendering import ChatRenderer
+from prompting.templates import resolve_chat_template
+from sft_errors import ConfigError, ModelError
+from sft_types import DistributedContext, ModelFootprint, SamplePrompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger("sft.model")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Precision:
+    """The types that a run computes in."""
+
+    weights: str
+    """Type of the weights in memory (of the unquantized ones): `float32`, `bfloat16`, `float16`."""
+    mixed: str
+    """Autocast: `bf16`, `fp16` or `no`."""
+
+
+def resolve_precision(
+    model: ModelConfig, training: TrainingConfig, context: DistributedContext, *, adapters_only: bool
+) -> Precision:
+    """Decides the types that are left to `auto`.
+
+    Raises:
+        ConfigError: if a type is asked for that the device does not have.
+    """
+    on_gpu = context.device.startswith("cuda")
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if training.fp16 is True and not on_gpu:
+        raise ConfigError(
+            f"fp16: true needs a GPU and this run is on {context.device}; write fp16: auto, or fp16: false."
+        )
+    if training.bf16 is True and on_gpu and not has_bf16:
+        raise ConfigError("bf16: true, but this GPU has no bfloat16; write bf16: auto (it will choose fp16).")
+    if training.bf16 is True or (training.bf16 == "auto" and training.fp16 is not True and has_bf16):
+        mixed = "bf16"
+    elif training.fp16 is True or (training.fp16 == "auto" and training.bf16 == "auto" and on_gpu):
+        mixed = "fp16"
+    else:
+        mixed = "no"
+    weights = model.dtype
+    if weights == "auto":
+        weights = "float32"
+        if adapters_only and on_gpu:
+            weights = "bfloat16" if has_bf16 else "float16"
+    return Precision(weights=weights, mixed=mixed)
+
+
+def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
+    """The tokenizer, with a pad token, and the chat template that the settings ask for.
+
+    Raises:
+        ModelError: if there is none, or it cannot say where its tokens stand in the text.
+        ConfigError: if `chat_template` is no template.
+    """
+    from transformers import AutoTokenizer
+
+    place = config.tokenizer_name_or_path or config.model_name_or_path
+    gguf = {"gguf_file": config.gguf_file} if config.gguf_file and config.tokenizer_name_or_path is None else {}
+    with _one_line_errors("tokenizer", place):
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=config.trust_remote_code, **gguf)
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{place}: its tokenizer has no fast version, so what is trained cannot be found in the text. "
+            "Name one that has, with tokenizer_name_or_path."
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{place}: its tokenizer has no end-of-text token; an answer's end could not be learned.")
+    if tokenizer.pad_token_id is None:
+        # Labels are decided by position, never by token id, so padding with the end token changes nothing.
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info(
+            "The tokenizer has no pad token: padding with %s, which is never trained there.", tokenizer.eos_token
+        )
+    if config.chat_template is not None:
+        begins_with_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = resolve_chat_template(config.chat_template, begins_with_bos=begins_with_bos)
+    return tokenizer
+
+
+def load_model(
+    config: ModelConfig,
+    lora: LoRAConfig | None,
+    quantization: QuantizationConfig | None,
+    precision: Precision,
+    context: DistributedContext,
+    *,
+    gradient_checkpointing: bool = False,
+) -> "PreTrainedModel":
+    """The model, ready to train: quantized, with adapters, as the settings ask.
+
+    Raises:
+        ModelError: if it cannot be loaded, or an adapter's target is not in it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, precision.weights),
+        "trust_remote_code": config.trust_remote_code,
+    }
+    if config.attn_implementation is not None:
+        options["attn_implementation"] = config.attn_implementation
+    if config.gguf_file is not None:
+        options["gguf_file"] = config.gguf_file
+    if quantization is not None:
+        options["quantization_config"] = _bitsandbytes_config(quantization, precision)
+        # Each process holds the whole model on its own device; `auto` would spread it over all (accelerate#2713).
+        options["device_map"] = {"": context.device}
+    with _one_line_errors("model", config.model_name_or_path):
+        model = AutoModelForCausalLM.from_pretrained(config.model_name_or_path, **options)
+    if config.gguf_file is not None:
+        _forget_gguf_quantization(model)
+    if quantization is not None:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if lora is not None:
+        model = _add_adapters(model, lora)
+        if gradient_checkpointing:
+            # The frozen embedding's output asks for no gradient, and a checkpointed block needs an input that does.
+            model.enable_input_require_grads()
+    return model
+
+
+def fit_to_tokenizer(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_seq_length: int, *, adapters_only: bool
+) -> None:
+    """Checks and adjusts what model and tokenizer must agree on: positions, vocabulary, special tokens.
+
+    Raises:
+        ModelError: if rows are longer than the model's learned positions, or tokens have no embedding.
+    """
+    config = model.config.get_text_config()
+    positions = _num_learned_positions(model)
+    if positions is not None and max_seq_length > positions:
+        raise ModelError(
+            f"max_seq_length is {max_seq_length} but {_class_name(model)} has {positions} learned positions. "
+            f"Write max_seq_length: {positions} or less."
+        )
+    limit = getattr(config, "max_position_embeddings", None)
+    if positions is None and limit is not None and max_seq_length > limit:
+        logger.info("Note: max_seq_length %d is beyond the %d positions the model was made for.", max_seq_length, limit)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        if adapters_only:
+            raise ModelError(
+                f"The tokenizer has {len(tokenizer)} tokens, the model {rows}; adapters cannot add them. "
+                "Use the model's own tokenizer, or train all weights."
+            )
+        logger.info("The tokenizer has %d tokens, the model %d: new embeddings are added.", len(tokenizer), rows)
+        model.resize_token_embeddings(len(tokenizer))
+    for special in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        # Trainer would do this too, with a warning.
+        setattr(model.config, special, getattr(tokenizer, special))
+
+
+def set_generation_defaults(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Makes the saved generation config end an answer where training ended it; returns the ids that do."""
+    ends = [tokenizer.eos_token_id]
+    if tokenizer.chat_template:
+        marker = ChatRenderer(tokenizer).end_marker.strip()
+        marker_ids = tokenizer(marker, add_special_tokens=False)["input_ids"] if marker else []
+        if len(marker_ids) == 1 and marker_ids[0] not in ends:
+            ends.insert(0, marker_ids[0])
+    generation = model.generation_config
+    generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.bos_token_id = tokenizer.bos_token_id
+    if not generation.do_sample and (generation.temperature, generation.top_p, generation.top_k) != (None, None, None):
+        # Sampling values without sampling make `save_pretrained` refuse the file.
+        generation.temperature = generation.top_p = generation.top_k = None
+    return ends
+
+
+def answer_prompts(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[SamplePrompt],
+    eos_token_ids: list[int],
+    max_new_tokens: int,
+) -> list[str]:
+    """The model's greedy answers to prompts, rendered by the chat template unless they are plain text."""
+    answers = []
+    for prompt in prompts:
+        text = prompt.text
+        if text is None:
+            text = ChatRenderer(tokenizer).render_prompt(prompt.messages, prompt.tools)
+        answers.append(
+            answer_prompt(
+                model,
+                tokenizer,
+                text,
+                max_new_tokens=max_new_tokens,
+                eos_token_ids=eos_token_ids,
+                add_special_tokens=prompt.text is not None,
+            )
+        )
+    return answers
+
+
+def footprint(model: "PreTrainedModel") -> ModelFootprint:
+    """The model's size. A quantized weight counts the parameters it stands for."""
+    config = model.config.get_text_config()
+    # Two 4-bit weights share a byte: bitsandbytes' own attribute tells the true count.
+    sizes = [(_true_count(p), p.requires_grad, p.numel() * p.element_size()) for p in model.parameters()]
+    return ModelFootprint(
+        num_parameters=sum(count for count, _, _ in sizes),
+        num_trainable_parameters=sum(count for count, trainable, _ in sizes if trainable),
+        weight_bytes=sum(size for _, _, size in sizes),
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        vocab_size=config.vocab_size,
+    )
+
+
+def save_final_model(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", output_dir: str, *, gguf_file: str | None
+) -> None:
+    """Saves a model (or its adapters), the tokenizer with its chat template, and the generation config.
+
+    Adapters that were trained on a GGUF file get their base saved beside them: the adapter's file can only name a
+    folder of ordinary weights.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        peft_config = model.peft_config["default"]
+        if gguf_file is not None:
+            base = Path(output_dir, "base_model").resolve()
+            _save_base_of_adapters(model, tokenizer, base)
+            peft_config.base_model_name_or_path = str(base)
+        elif os.path.isdir(str(peft_config.base_model_name_or_path)):
+            # A relative path would hold only where this run was started.
+            peft_config.base_model_name_or_path = os.path.abspath(peft_config.base_model_name_or_path)
+        model.generation_config.save_pretrained(output_dir)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+
+
+def _save_base_of_adapters(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """The frozen model as if it had never had adapters."""
+    base = model.get_base_model()
+    prefix_free = {
+        re.sub(r"\.base_layer\.", ".", name): tensor
+        for name, tensor in base.state_dict().items()
+        if ".lora_" not in name and ".modules_to_save." not in name
+    }
+    base.save_pretrained(
+        folder, state_dict={name.replace(".original_module.", "."): t for name, t in prefix_free.items()}
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def _bitsandbytes_config(quantization: QuantizationConfig, precision: Precision) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401  (transformers needs it; its absence deserves our own line)
+        from transformers import BitsAndBytesConfig
+    except ImportError:
+        raise ModelError("quantization_config needs the package bitsandbytes: pip install bitsandbytes.") from None
+    compute = quantization.bnb_4bit_compute_dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=quantization.load_in_4bit,
+        load_in_8bit=quantization.load_in_8bit,
+        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+        bnb_4bit_compute_dtype=getattr(torch, precision.weights if compute == "auto" else compute),
+        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+    )
+
+
+def _forget_gguf_quantization(model: Any) -> None:
+    """The weights are plain floats by now; still marked as quantized, saving and training would be refused."""
+    model.hf_quantizer, model.is_quantized = None, False
+    model.config.__dict__.pop("quantization_config", None)
+
+
+def _add_adapters(model: Any, lora: LoRAConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    linear_layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not model.get_output_embeddings()
+    }
+    targets = _resolve_targets(model, lora.target_modules, linear_layers)
+    _check_modules_to_save(model, lora.modules_to_save or [])
+    targeted = [linear_layers[name] for name in targets if name in linear_layers]
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        target_modules=lora.target_modules,
+        lora_dropout=lora.lora_dropout,
+        bias=lora.bias,
+        task_type=lora.task_type,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        modules_to_save=lora.modules_to_save,
+        # GPT-2's Conv1D keeps its weight the other way round.
+        fan_in_fan_out=bool(targeted) and all(isinstance(module, Conv1D) for module in targeted),
+    )
+    return get_peft_model(model, config)
+
+
+def _resolve_targets(model: Any, wanted: list[str] | str, linear_layers: dict[str, nn.Module]) -> list[str]:
+    """The layers that get an adapter, by full name.
+
+    Raises:
+        ModelError: if a name matches nothing: peft would pass over it in silence.
+    """
+    if wanted == "all-linear":
+        return list(linear_layers)
+    names = [name for name, _ in model.named_modules()]
+    there = sorted({name.rpartition(".")[2] for name in linear_layers})
+    advice = f"Linear layers there: {', '.join(there)}. Use those, or all-linear."
+    if isinstance(wanted, str):
+        found = [name for name in names if re.fullmatch(wanted, name)]
+        if not found:
+            raise ModelError(f"lora_config.target_modules {wanted!r} matches nothing in {_class_name(model)}. {advice}")
+        return found
+    matches = {target: [name for name in names if name == target or name.endswith("." + target)] for target in wanted}
+    missing = [target for target, found in matches.items() if not found]
+    if missing or not wanted:
+        raise ModelError(
+            f"lora_config.target_modules [{', '.join(missing)}] match nothing in {_class_name(model)}. {advice}"
+        )
+    return [name for found in matches.values() for name in found]
+
+
+def _check_modules_to_save(model: Any, wanted: list[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    missing = [target for target in wanted if not any(name == target or name.endswith("." + target) for name in names)]
+    if missing:
+        there = sorted({name.rpartition(".")[2] for name in names if name and not name.rpartition(".")[2].isdigit()})
+        raise ModelError(
+            f"lora_config.modules_to_save [{', '.join(missing)}] match nothing in {_class_name(model)}. "
+            f"Modules there: {', '.join(there)}."
+        )
+
+
+def _num_learned_positions(model: Any) -> int | None:
+    """How many positions the model has learned embeddings for; None where positions are computed (RoPE, ALiBi).
+
+    Recognized by structure: an embedding beside the token embedding with a row for each position (OPT keeps two rows
+    more than positions).
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None:
+        return None
+    tokens = model.get_input_embeddings()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module is not tokens and 0 <= module.num_embeddings - limit <= 2:
+            return limit
+    return None
+
+
+def _true_count(parameter: Any) -> int:
+    state = getattr(parameter, "quant_state", None)
+    shape = getattr(state, "shape", None)
+    return int(torch.Size(shape).numel()) if shape is not None else parameter.numel()
+
+
+def _class_name(model: Any) -> str:
+    return type(model).__name__
+
+
+@contextmanager
+def _one_line_errors(what: str, place: str) -> Iterator[None]:
+    """Turns what the libraries say of a model that is not there, or not theirs, into one line.
+
+    Raises:
+        ModelError: in place of the library's error.
+    """
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{place}: the {what} cannot be loaded: {text[:400]}") from error

@@ -1,0 +1,1 @@
+"""The supervised loss, and the sums from which metrics are made."""

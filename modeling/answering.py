@@ -1,0 +1,50 @@
+"""A model's answers to prompts, greedily: the same prompt and weights give the same text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@torch.no_grad()
+def answer_prompt(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    eos_token_ids: list[int],
+    add_special_tokens: bool,
+) -> str:
+    """What the model says after `prompt`, without its end token.
+
+    Args:
+        model: any causal language model; its training mode is left as it was.
+        tokenizer: its tokenizer.
+        prompt: the text to continue: rendered by the chat template, or plain.
+        max_new_tokens: cut there if no end token comes.
+        eos_token_ids: tokens that end an answer.
+        add_special_tokens: True for plain text; a rendered prompt is complete.
+    """
+    inputs = tokenizer(prompt, add_special_tokens=add_special_tokens, return_tensors="pt").to(model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        output = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=eos_token_ids or None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    finally:
+        model.train(was_training)
+    new_tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
+    ended = next((i for i, token in enumerate(new_tokens) if token in eos_token_ids), len(new_tokens))
+    return tokenizer.decode(new_tokens[:ended], skip_special_tokens=False)

@@ -1,0 +1,1 @@
+"""The only room that knows prompts: record formats, chat rendering, the templates that we ship."""

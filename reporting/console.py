@@ -1,0 +1,113 @@
+"""The lines and tables of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sft_types import BatchPlan, DataReport, EvaluationResult, ModelFootprint, SampleAnswer, SplitReport
+
+SHOWN_DROPPED = 3
+LONGEST_SHOWN = 300
+
+
+def data_lines(report: DataReport) -> list[str]:
+    """What became of every row."""
+    names = ("train", "validation")
+    return [line for name, split in zip(names, report.splits, strict=False) for line in _split_lines(name, split)]
+
+
+def _split_lines(name: str, split: SplitReport) -> list[str]:
+    dropped = len(split.dropped)
+    lines = [
+        f"{name.capitalize()} rows: {split.rows_read:,} read = {split.rows_used:,} used + {dropped:,} dropped; "
+        f"{split.tokens:,} tokens, {_percent(split.supervised_tokens, split.tokens)} trained, "
+        f"longest row {split.longest_row:,}."
+    ]
+    for reason, count in split.rows_dropped.items():
+        places = [str(row.source) for row in split.dropped if row.problem.reason == reason]
+        more = ", ..." if count > SHOWN_DROPPED else ""
+        lines.append(f"  dropped {count:,} {reason}: {', '.join(places[:SHOWN_DROPPED])}{more}")
+    if split.rows_truncated:
+        lines.append(
+            f"  cut to max_seq_length: {split.rows_truncated:,} rows, {split.rows_without_their_end:,} of them lost "
+            "the end of the answer."
+        )
+    return lines
+
+
+def model_line(footprint: ModelFootprint, class_name: str, weights: str, mixed: str) -> str:
+    """What is trained, in which types."""
+    share = _percent(footprint.num_trainable_parameters, footprint.num_parameters)
+    autocast = {"no": "no mixed precision", "bf16": "mixed precision in bfloat16", "fp16": "mixed precision in float16"}
+    return (
+        f"Model: {class_name}, {footprint.num_parameters:,} parameters, {footprint.num_trainable_parameters:,} trained "
+        f"({share}); weights {weights}, {autocast[mixed]}."
+    )
+
+
+def plan_line(plan: BatchPlan, device: str) -> str:
+    """How many rows a step sees, and how many steps there are."""
+    return (
+        f"Plan: {plan.per_device_train_batch_size} rows x {plan.gradient_accumulation_steps} accumulated x "
+        f"{plan.world_size} processes = {plan.global_batch_size} rows a step; {plan.steps_per_epoch:,} steps an epoch, "
+        f"{plan.total_steps:,} in all; on {device}."
+    )
+
+
+def progress_line(step: int, total_steps: int, logs: Mapping[str, float]) -> str:
+    """One logged step."""
+    parts = [f"step {step:>{len(str(total_steps))}}/{total_steps}", f"loss {logs['loss']:.4f}"]
+    if "learning_rate" in logs:
+        parts.append(f"lr {logs['learning_rate']:.2e}")
+    if "grad_norm" in logs:
+        parts.append(f"grad {logs['grad_norm']:.2f}")
+    if "tokens_per_second" in logs:
+        parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+    if "peak_memory_bytes" in logs:
+        parts.append(f"peak {logs['peak_memory_bytes'] / 2**30:.1f} GiB")
+    return "  ".join(parts)
+
+
+def evaluation_line(step: int, logs: Mapping[str, float], before: Mapping[str, float] | None) -> str:
+    """One evaluation, with the change of the loss since the last."""
+    change = f" ({logs['eval_loss'] - before['eval_loss']:+.4f})" if before else ""
+    return (
+        f"  validation at step {step}: loss {logs['eval_loss']:.4f}{change}, perplexity {logs['eval_perplexity']:.2f}, "
+        f"tokens right {logs['eval_token_accuracy']:.1%}, answers right {logs['eval_sequence_accuracy']:.1%}"
+    )
+
+
+def before_and_after_lines(before: EvaluationResult | None, after: EvaluationResult | None) -> list[str]:
+    """The evaluations before and after training, side by side."""
+    if before is None or after is None:
+        return []
+    rows = [
+        ("validation loss", f"{before.loss:.4f}", f"{after.loss:.4f}"),
+        ("perplexity", f"{before.perplexity:,.2f}", f"{after.perplexity:,.2f}"),
+        ("tokens right", f"{before.token_accuracy:.1%}", f"{after.token_accuracy:.1%}"),
+        ("answers right", f"{before.sequence_accuracy:.1%}", f"{after.sequence_accuracy:.1%}"),
+    ]
+    return [f"{'':16}{'before':>12}{'after':>12}"] + [f"{name:16}{old:>12}{new:>12}" for name, old, new in rows]
+
+
+def sample_lines(samples: Sequence[SampleAnswer]) -> list[str]:
+    """Prompts with their answers before and after training."""
+    lines = []
+    for sample in samples:
+        lines += ["", f"prompt  {_shortened(sample.prompt)}", f"before  {_shortened(sample.before)}"]
+        lines.append(f"after   {_shortened(sample.after)}")
+        if sample.reference is not None:
+            lines.append(f"data    {_shortened(sample.reference)}")
+    return lines
+
+
+def _shortened(text: str) -> str:
+    """On one line, its middle left out where it is long."""
+    line = text.strip().replace("\n", " / ")
+    if len(line) <= LONGEST_SHOWN:
+        return line
+    return f"{line[: LONGEST_SHOWN * 2 // 3]} ... {line[-LONGEST_SHOWN // 3 :]}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "0%"

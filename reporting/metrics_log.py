@@ -1,0 +1,59 @@
+"""`metrics.jsonl`: a line for each log event, each with its `step`; names as in transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends log events to a file. A resumed run goes on behind the step it resumes from."""
+
+    def __init__(self, path: str | Path, *, resume_step: int | None = None):
+        """Args:
+        path: the file.
+        resume_step: keep the lines up to this step, drop later ones (they will be written again); None starts anew.
+        """
+        self.path = Path(path)
+        kept = []
+        if resume_step is not None and self.path.is_file():
+            kept = [
+                line for line in read_metrics(self.path) if line["step"] <= resume_step and "train_runtime" not in line
+            ]
+        self.path.write_text("".join(_as_line(line) for line in kept), encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one event."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(_as_line({"step": step, **values}))
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The events of a metrics file; a last line that a killed process left unfinished is passed over."""
+    events = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events
+
+
+def _as_line(event: Mapping[str, Any]) -> str:
+    return json.dumps(json_safe(event)) + "\n"
+
+
+def json_safe(value: Any) -> Any:
+    """The value in strict JSON: a number that is none becomes null, other objects their text."""
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return value.item() if hasattr(value, "item") else str(value)

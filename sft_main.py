@@ -1,0 +1,262 @@
+"""Fine-tunes a language model on chats or texts: `python sft_main.py --config_file my.yaml [--key value ...]`."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config_manager import SFTConfig, config_sha256, config_to_yaml, format_help, load_config
+from distributed_utils import (
+    configure_logging,
+    is_launched,
+    launch_processes,
+    quiet_libraries,
+    rank_of_this_process,
+    start_distributed,
+)
+from sft_errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from sft_types import BatchPlan, DistributedContext, SampleAnswer, TrainingData, TrainingResult
+    from trainer_utils import SFTTrainer
+
+USAGE = """\
+usage: python sft_main.py --config_file FILE [--key value ...]
+       ./launch_training.sh --config FILE --gpus N [--key value ...]
+
+Every key below can stand in the YAML file or on the command line, which wins. Nested keys: --lora_config.r 8."""
+EXIT_INTERRUPTED = 130
+
+logger = logging.getLogger("sft")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command. Returns the exit status: 0, 2 for what a user can mend, 130 when interrupted."""
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        print(f"{USAGE}\n{format_help()}")
+        return 0 if arguments else 2
+    configure_logging()
+    try:
+        path, overrides = _split_arguments(arguments)
+        config = load_config(path, overrides)
+        if (config.distributed.num_gpus or 1) > 1 and not is_launched():
+            count = config.distributed.num_gpus
+            logger.info("num_gpus is %d: starting %d processes (torchrun).", count, count)
+            return launch_processes(count, __file__, arguments)
+        return run(config, command=_command(arguments))
+    except UserError as error:
+        if rank_of_this_process() == 0:
+            for problem in error.problems:
+                print(problem, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if rank_of_this_process() == 0:
+            print("Interrupted before a step was finished or saved.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def run(config: SFTConfig, *, command: str) -> int:
+    """One run, top to bottom.
+
+    Args:
+        config: checked settings.
+        command: what was typed, to say how to go on after an interruption.
+    """
+    quiet_libraries(parallel_preprocessing=config.data.preprocessing_num_workers > 1)
+    for notice in config.notices:
+        logger.info(notice)
+    use_cpu = bool(config.training.extra_training_arguments.get("use_cpu", False))
+    context = start_distributed(config.distributed, use_cpu=use_cpu)
+
+    from batching.plan import resolve_batch_plan
+    from data_handler import prepare_data
+    from model_manager import (
+        answer_prompts,
+        fit_to_tokenizer,
+        footprint,
+        load_model,
+        load_tokenizer,
+        resolve_precision,
+        set_generation_defaults,
+    )
+    from reporting.console import data_lines, model_line, plan_line
+    from run_state.checkpoints import checkpoint_step, resolve_checkpoint
+    from trainer_utils import build_trainer, build_training_arguments, evaluate, last_evaluation, train
+
+    checkpoint = resolve_checkpoint(config.training.resume_from_checkpoint, config.training.output_dir)
+    adapters_only = config.lora is not None
+    precision = resolve_precision(config.model, config.training, context, adapters_only=adapters_only)
+    tokenizer = load_tokenizer(config.model)
+    data = prepare_data(config.data, tokenizer, seed=config.training.seed, sample_prompts=config.logging.sample_prompts)
+    _log_lines(data_lines(data.report))
+    _check_validation(config, data)
+    model = load_model(
+        config.model,
+        config.lora,
+        config.quantization,
+        precision,
+        context,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+    )
+    fit_to_tokenizer(model, tokenizer, config.data.max_seq_length, adapters_only=adapters_only)
+    eos_token_ids = set_generation_defaults(model, tokenizer)
+    plan = resolve_batch_plan(config.training, len(data.train), context)
+    logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
+    logger.info(plan_line(plan, context.device))
+
+    _prepare_output(config, context, checkpoint)
+    arguments = build_training_arguments(
+        config.training,
+        config.logging,
+        precision,
+        context,
+        has_validation=data.validation is not None,
+        ddp_backend=config.distributed.ddp_backend,
+    )
+    resume_step = checkpoint_step(checkpoint) if checkpoint else None
+    prepared = build_trainer(arguments, model, tokenizer, data, plan, context, resume_step=resume_step)
+
+    def answers() -> list[str]:
+        if not context.is_main_process:
+            return []
+        limit = config.logging.sample_max_new_tokens
+        return answer_prompts(prepared.trainer.model, tokenizer, data.sample_prompts, eos_token_ids, limit)
+
+    eval_before, answers_before = evaluate(prepared.trainer), answers()
+    if checkpoint:
+        logger.info("Going on from %s.", checkpoint)
+    result = replace(train(prepared, checkpoint=checkpoint), eval_before=eval_before)
+    if result.status == "completed":
+        result = replace(result, eval_after=last_evaluation(prepared.trainer))
+        result = replace(result, samples=_pair_answers(data, answers_before, answers()))
+    return save_and_report(config, prepared.trainer, data, plan, result, command)
+
+
+def save_and_report(
+    config: SFTConfig,
+    trainer: "SFTTrainer",
+    data: "TrainingData",
+    plan: "BatchPlan",
+    result: "TrainingResult",
+    command: str,
+) -> int:
+    """Saves the model, writes the records, and says what came of it; returns the exit status."""
+    from model_manager import save_final_model
+    from reporting.console import before_and_after_lines, sample_lines
+    from reporting.curves import draw_curves
+    from reporting.metrics_log import read_metrics
+    from reporting.summary import build_summary, write_summary
+
+    context, output = trainer.context, Path(config.training.output_dir)
+    completed = result.status == "completed"
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.save_model()  # gathers the shards, which takes every process
+    elif completed and context.is_main_process:
+        save_final_model(trainer.model, trainer.processing_class, str(output), gguf_file=config.model.gguf_file)
+    if not context.is_main_process:
+        return 0 if completed else EXIT_INTERRUPTED
+    draw_curves(
+        read_metrics(output / "metrics.jsonl"), output / "training_curves.png", config.logging.run_name or str(output)
+    )
+    summary = build_summary(result, data.report, plan, config_sha256(config), context.device)
+    write_summary(summary, output / "run_summary.json")
+    if not completed:
+        logger.info("Stopped at step %d of %d, saved in %s.", result.steps, plan.total_steps, result.last_checkpoint)
+        logger.info("Go on with: %s --resume_from_checkpoint auto", command)
+        return EXIT_INTERRUPTED
+    _log_lines(sample_lines(result.samples))
+    logger.info("")
+    _log_lines(before_and_after_lines(result.eval_before, result.eval_after))
+    logger.info(
+        "Trained %d steps in %.0f s: %.1f examples/s, %s tokens/s, %s of them trained.",
+        result.steps, result.seconds, result.examples_per_second,
+        f"{result.tokens_per_second:,.0f}", f"{result.supervised_tokens_per_second:,.0f}",
+    )  # fmt: skip
+    kind = "adapters" if config.lora is not None else "model"
+    logger.info("Saved the %s, run_summary.json, metrics.jsonl and training_curves.png in %s.", kind, output)
+    return 0
+
+
+def _pair_answers(data: "TrainingData", before: list[str], after: list[str]) -> tuple["SampleAnswer", ...]:
+    from sft_types import SampleAnswer
+
+    return tuple(
+        SampleAnswer(prompt=prompt.shown, before=old, after=new, reference=prompt.reference)
+        for prompt, old, new in zip(data.sample_prompts, before, after, strict=False)
+    )
+
+
+def _prepare_output(config: SFTConfig, context: "DistributedContext", checkpoint: Path | None) -> None:
+    """Makes the output folder, sets an earlier run's files aside, and writes down the configuration."""
+    from run_state.checkpoints import set_aside_earlier_run
+
+    if not context.is_main_process:
+        return
+    output = Path(config.training.output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        aside = None if checkpoint else set_aside_earlier_run(output)
+        header = "# The configuration of this run with every value in force. Runs again as it is.\n"
+        (output / "resolved_config.yaml").write_text(header + config_to_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"output_dir: {output} cannot be written: {error.strerror}.") from None
+    if aside is not None:
+        logger.info("%s holds an earlier run: its checkpoints and records were moved to %s.", output, aside)
+
+
+def _check_validation(config: SFTConfig, data: "TrainingData") -> None:
+    """What needs validation data, where only the data itself could tell whether it has any."""
+    if data.validation is not None:
+        return
+    wanted = [key for key in ("load_best_model_at_end", "eval_steps") if getattr(config.training, key)]
+    if wanted:
+        raise ConfigError(f"{wanted[0]}: the data has no validation split; give validation_file or validation_split.")
+
+
+def _split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The configuration file's path, and the rest of the command line."""
+    path, rest, pending = None, [], list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        name, equals, value = argument.partition("=")
+        if name not in ("--config_file", "--config"):
+            rest.append(argument)
+        elif equals:
+            path = value
+        elif pending:
+            path = pending.pop(0)
+        else:
+            raise ConfigError(f"command line: {name} needs a file: {name} my.yaml")
+    return path, rest
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """What was typed, without a word on resuming: the caller adds that."""
+    kept: list[str] = []
+    pending = list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        if argument.partition("=")[0] == "--resume_from_checkpoint":
+            if "=" not in argument and pending and not pending[0].startswith("--"):
+                pending.pop(0)
+            continue
+        kept.append(argument)
+    return shlex.join(["python", "sft_main.py", *kept])
+
+
+def _class_name(model: Any) -> str:
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+
+
+def _log_lines(lines: Sequence[str]) -> None:
+    for line in lines:
+        logger.info(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,238 @@
+"""Files to rows. A row that cannot be read is still a row: it comes out with its place and its problem.
+
+A whole file that cannot be read (a broken archive, an array that is not JSON) is an error: how many rows it held is
+unknown, so they could not be counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sft_errors import DataError
+from sft_types import RawRow, RowProblem, RowSource
+from sources.files import file_format
+
+_LARGEST_CSV_FIELD = min(sys.maxsize, 2**31 - 1)
+
+
+def read_rows(path: Path) -> Iterator[RawRow]:
+    """The rows of a data file in order.
+
+    Raises:
+        DataError: if the file as a whole cannot be read.
+    """
+    try:
+        with _open_bytes(path) as stream:
+            yield from _READERS[file_format(path)](path, stream)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file.") from None
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from None
+
+
+def _open_bytes(path: Path) -> BinaryIO:
+    ending = path.suffix.lower()
+    if ending == ".gz":
+        return gzip.open(path, "rb")
+    if ending in (".zst", ".zstd"):
+        return _open_zstandard(path)
+    return path.open("rb")
+
+
+def _open_zstandard(path: Path) -> BinaryIO:
+    try:
+        import zstandard
+    except ImportError:
+        raise DataError(f"{path}: .zst needs the package zstandard: pip install zstandard.") from None
+    try:
+        data = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True).read()
+    except zstandard.ZstdError as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from None
+    return io.BytesIO(data)
+
+
+def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
+    """One JSON object a line. Only a line feed ends a line: U+2028 and its like may stand inside a text."""
+    for number, line in enumerate(stream, start=1):
+        if number == 1:
+            _refuse_utf16(path, line)
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            yield _parse_json_line(line, RowSource(file=str(path), line=number))
+
+
+def _parse_json_line(line: bytes, source: RowSource) -> RawRow:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return _bad(source, "not_utf8", f"not UTF-8 text (byte {error.start + 1} of the line)")
+    except json.JSONDecodeError as error:
+        return _bad(source, "invalid_json", f"invalid JSON, {_json_complaint(error)} at column {error.colno}")
+    except (RecursionError, ValueError) as error:
+        return _bad(source, "invalid_json", f"invalid JSON, {type(error).__name__}: {str(error)[:80]}")
+    return _checked(record, source)
+
+
+def _read_json(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
+    """An array of objects, an object that holds one such array, or in truth JSON Lines under the wrong name."""
+    text = _decode(path, stream.read())
+    start = len(text) - len(text.lstrip())
+    if text[start : start + 1] == "[":
+        yield from _read_json_array(path, text, start)
+        return
+    try:
+        document = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        first_line = text[start:].partition("\n")[0]
+        if _is_json_object(first_line):
+            yield from _read_jsonl(path, io.BytesIO(text.encode("utf-8")))
+            return
+        place = f"{path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path)
+        complaint = _json_complaint(error) if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise DataError(f"{place}: invalid JSON, {complaint}.") from None
+    arrays = [value for value in document.values() if isinstance(value, list)] if isinstance(document, dict) else []
+    if len(arrays) == 1 and all(isinstance(item, dict) for item in arrays[0]) and len(document) <= 3:
+        for number, record in enumerate(arrays[0], start=1):
+            yield _checked(record, RowSource(file=str(path), line=number))
+    else:
+        yield _checked(document, RowSource(file=str(path), line=1))
+
+
+def _read_json_array(path: Path, text: str, start: int) -> Iterator[RawRow]:
+    """The elements of a JSON array, each with the line on which it begins."""
+    decoder = json.JSONDecoder()
+    position, line, counted = start + 1, 1, 0
+    position = _skip_space(text, position)
+    if text[position : position + 1] == "]":
+        return
+    while True:
+        line += text.count("\n", counted, position)
+        counted = position
+        try:
+            record, position = decoder.raw_decode(text, position)
+        except (json.JSONDecodeError, RecursionError) as error:
+            place = error.lineno if isinstance(error, json.JSONDecodeError) else line
+            complaint = _json_complaint(error) if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            raise DataError(f"{path}:{place}: invalid JSON, {complaint}; the rows after it are unknown.") from None
+        yield _checked(record, RowSource(file=str(path), line=line))
+        position = _skip_space(text, position)
+        separator = text[position : position + 1]
+        position = _skip_space(text, position + 1)
+        if separator == "]":
+            return
+        if separator != ",":
+            at = text.count("\n", 0, position) + 1
+            raise DataError(f"{path}:{at}: invalid JSON, expecting ',' or ']' in the list of rows.")
+
+
+def _read_csv(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
+    """A header line, then a row a record; a quoted field may hold line ends. Lines are counted where rows begin."""
+    text = _decode(path, stream.read())
+    delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in path.suffixes] else ","
+    csv.field_size_limit(_LARGEST_CSV_FIELD)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        if len(set(header)) < len(header):
+            raise DataError(f"{path}:1: a column's name stands twice in the header: {', '.join(header)}.")
+        line = reader.line_num + 1
+        for fields in reader:
+            source, line = RowSource(file=str(path), line=line), reader.line_num + 1
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                yield _bad(source, "wrong_number_of_fields", f"{len(fields)} fields, the header has {len(header)}")
+            else:
+                yield RawRow(source=source, record=dict(zip(header, fields, strict=True)))
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}.") from None
+
+
+def _read_txt(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
+    """Each line that is not blank is a text of its own."""
+    for number, line in enumerate(_decode(path, stream.read()).split("\n"), start=1):
+        if line.strip():
+            yield RawRow(source=RowSource(file=str(path), line=number), record={"text": line.rstrip("\r")})
+
+
+def _read_parquet(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
+    """The rows of a Parquet file; the line is the row's number, from 1."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        source = stream if path.suffix.lower() != ".parquet" else str(path)
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(source).iter_batches():
+            for record in batch.to_pylist():
+                number += 1
+                yield _checked(record, RowSource(file=str(path), line=number))
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: not a Parquet file that can be read: {str(error).splitlines()[0]}.") from None
+
+
+_READERS: dict[str | None, Callable[[Path, BinaryIO], Iterator[RawRow]]] = {
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    "csv": _read_csv,
+    "txt": _read_txt,
+    "parquet": _read_parquet,
+}
+
+
+def _checked(record: Any, source: RowSource) -> RawRow:
+    if isinstance(record, dict):
+        return RawRow(source=source, record=record)
+    kind = {list: "a list", str: "text", type(None): "null", bool: "true/false"}.get(type(record), "a number")
+    return _bad(source, "not_an_object", f"expected an object with named fields, found {kind}")
+
+
+def _bad(source: RowSource, reason: str, message: str) -> RawRow:
+    return RawRow(source=source, problem=RowProblem(reason=reason, message=message))
+
+
+def _decode(path: Path, data: bytes) -> str:
+    """A whole file as text.
+
+    Raises:
+        DataError: with the line of the first byte that is not UTF-8.
+    """
+    _refuse_utf16(path, data)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}:{line}: not UTF-8 text (byte 0x{data[error.start]:02x}). Save the file as UTF-8."
+        ) from None
+
+
+def _refuse_utf16(path: Path, data: bytes) -> None:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}:1: UTF-16 text. Save the file as UTF-8.")
+
+
+def _json_complaint(error: json.JSONDecodeError) -> str:
+    return error.msg[:1].lower() + error.msg[1:]
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (json.JSONDecodeError, RecursionError):
+        return False
+
+
+def _skip_space(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position

@@ -1,0 +1,438 @@
+"""Training: the arguments, the trainer, its callbacks, and one run of it.
+
+`SFTTrainer` changes four things of transformers' Trainer, all by its public overrides: the loss (a mean over the
+supervised tokens of the whole global batch), evaluation (sums over tokens), the order of rows (the same on any number
+of processes), and what is logged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import EvalLoopOutput
+
+from batching.layout import SupervisedRows
+from batching.order import RankBatchSampler
+from configuration.schema import LoggingConfig, TrainingConfig
+from distributed_utils import default_wandb_to_offline
+from model_manager import Precision
+from modeling.supervised_loss import IGNORED, EvaluationSums, supervised_loss_sum
+from reporting.console import evaluation_line, progress_line
+from reporting.measure import GpuUtilization, peak_memory_bytes, total_memory_bytes
+from reporting.metrics_log import MetricsLog
+from run_state.checkpoints import checkpoint_step, list_checkpoints
+from run_state.interruption import StopRequest
+from sft_types import BatchPlan, DistributedContext, EvaluationResult, TrainingData, TrainingResult
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger("sft.train")
+METRICS = tuple(field.name for field in dataclasses.fields(EvaluationResult))
+
+
+def build_training_arguments(
+    config: TrainingConfig,
+    logging_config: LoggingConfig,
+    precision: Precision,
+    context: DistributedContext,
+    *,
+    has_validation: bool,
+    ddp_backend: str | None = None,
+) -> TrainingArguments:
+    """The settings in the installed transformers' words: the only place that speaks them."""
+    extra = dict(config.extra_training_arguments)
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    # transformers 5.23 renamed it; earlier ones know the old name alone.
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    checkpointing_kwargs = {"use_reentrant": False, **extra.pop("gradient_checkpointing_kwargs", {})}
+    if config.gradient_checkpointing:
+        extra |= {checkpointing: True, f"{checkpointing}_kwargs": checkpointing_kwargs}
+    eval_strategy = "steps" if config.eval_steps is not None else "epoch"
+    save_strategy = "steps" if config.save_steps is not None else "epoch"
+    if config.load_best_model_at_end:
+        extra.setdefault("metric_for_best_model", "eval_loss")
+        extra.setdefault("greater_is_better", extra["metric_for_best_model"].endswith(("loss", "perplexity")))
+    _set_tracker_environment(config, logging_config)
+    return TrainingArguments(
+        output_dir=config.output_dir,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        # A number of warm-up steps below 1 is a share of all steps.
+        warmup_steps=config.warmup_steps or config.warmup_ratio,
+        lr_scheduler_type=config.lr_scheduler_type,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optim,
+        seed=config.seed,
+        bf16=precision.mixed == "bf16",
+        fp16=precision.mixed == "fp16",
+        eval_strategy=extra.pop("eval_strategy", eval_strategy) if has_validation else "no",
+        eval_steps=config.eval_steps,
+        save_strategy=extra.pop("save_strategy", save_strategy),
+        save_steps=config.save_steps or 500,
+        save_total_limit=config.save_total_limit,
+        load_best_model_at_end=config.load_best_model_at_end,
+        dataloader_num_workers=config.dataloader_num_workers,
+        dataloader_pin_memory=extra.pop("dataloader_pin_memory", context.device.startswith("cuda")),
+        logging_steps=logging_config.logging_steps,
+        report_to=logging_config.report_to,
+        run_name=logging_config.run_name,
+        use_cpu=extra.pop("use_cpu", context.device == "cpu"),
+        ddp_backend=ddp_backend or ("gloo" if context.device == "cpu" and context.world_size > 1 else None),
+        # A PeftModel makes Trainer look for unused parameters: slow, and wrong with checkpointing.
+        ddp_find_unused_parameters=extra.pop("ddp_find_unused_parameters", False),
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        log_level="error",
+        log_level_replica="error",
+        **extra,
+    )
+
+
+def _set_tracker_environment(config: TrainingConfig, logging_config: LoggingConfig) -> None:
+    """What transformers' trackers read from the environment."""
+    logging_dir = logging_config.logging_dir or str(Path(config.output_dir, "logs"))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = logging_dir
+    if "wandb" in logging_config.report_to:
+        os.environ.setdefault("WANDB_DIR", config.output_dir)
+        os.environ.setdefault("WANDB_SILENT", "true")
+        if logging_config.wandb_project:
+            os.environ["WANDB_PROJECT"] = logging_config.wandb_project
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        if default_wandb_to_offline():
+            logger.info(
+                "wandb: no key, so the run is kept offline in %s/wandb (`wandb sync` sends it).", config.output_dir
+            )
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What has been trained so far in this process's lifetime, all ranks together; times in seconds."""
+
+    counts: torch.Tensor
+    """Supervised tokens, tokens, rows; float64 on the device, so that counting never waits for it."""
+    started: float = 0.0
+    paused: float = 0.0
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started - self.paused
+
+
+class SFTTrainer(Trainer):
+    """transformers' Trainer with a token-weighted loss and evaluation, and an order of rows of our own."""
+
+    # Our loss is already the mean over the accumulated global batch. (transformers >= 5.23 asks.)
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, context: DistributedContext, data: TrainingData, **kwargs: Any):
+        super().__init__(train_dataset=data.train, eval_dataset=data.validation, data_collator=data.collator, **kwargs)
+        # Earlier versions of transformers ask this way whether the loss is scaled.
+        self.model_accepts_loss_kwargs = True
+        self.context = context
+        counters_device = "cpu" if self.args.device.type == "mps" else self.args.device
+        self.progress = _Progress(counts=torch.zeros(3, dtype=torch.float64, device=counters_device))
+        self._logged = (0.0, [0.0, 0.0, 0.0])
+        self._gpu = GpuUtilization(context.device)
+        self.train_sampler = self._sampler(data.train, self.args.per_device_train_batch_size, training=True)
+        self.remove_callback(PrinterCallback)
+
+    # Batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's micro-batches, epoch by epoch."""
+        return self._loader(self.train_dataset, self.train_sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """This process's share of the evaluation rows; every row once over all processes."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._loader(dataset, self._sampler(dataset, self.args.per_device_eval_batch_size, training=False))
+
+    def _sampler(self, dataset: Any, batch_size: int, *, training: bool) -> RankBatchSampler:
+        strategy = self.args.train_sampling_strategy if training else "sequential"
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return RankBatchSampler(
+            len(dataset),
+            batch_size,
+            rank=self.context.rank,
+            world_size=self.context.world_size,
+            seed=seed,
+            strategy=strategy,
+            lengths=[len(row) for row in dataset["input_ids"]] if strategy == "group_by_length" else None,
+            drop_last=training and self.args.dataloader_drop_last,
+        )
+
+    def _loader(self, dataset: Any, sampler: RankBatchSampler) -> DataLoader:
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            SupervisedRows(dataset),
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Mapping[str, torch.Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor]:
+        """The micro-batches of the next step, and how many supervised tokens they hold on all processes."""
+        batches = [batch for batch, _ in zip(epoch_iterator, range(num_batches), strict=False)]
+        supervised = [batch["shift_labels"] != IGNORED for batch in batches]
+        rows = sum(int(mask.any(dim=1).sum()) for mask in supervised)
+        tokens = sum(
+            int(batch["attention_mask"][mask.any(dim=1)].sum()) for batch, mask in zip(batches, supervised, strict=True)
+        )
+        labels = sum(int(mask.sum()) for mask in supervised)
+        counts = torch.tensor([labels, tokens, rows], dtype=torch.float64, device=self.progress.counts.device)
+        if self.context.world_size > 1:
+            torch.distributed.all_reduce(counts)
+        self.progress.counts += counts
+        return batches, counts[0].to(device, torch.float32)
+
+    # Loss and evaluation
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Mapping[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """Sum of the micro-batch's token losses over the supervised tokens of the whole global batch.
+
+        Times the number of processes, because DDP averages gradients over them.
+        """
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        total = supervised_loss_sum(
+            outputs.logits, inputs["shift_labels"], label_smoothing=self.args.label_smoothing_factor
+        )
+        loss = total * self.context.world_size / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Token-weighted loss, perplexity, token and sequence accuracy: the same whatever the batches."""
+        model = self.model
+        if len(self.accelerator._models) == 0:
+            # Not trained yet: mixed precision comes with accelerate's wrapping, as in Trainer's own loop.
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        was_training = model.training
+        model.eval()
+        sums = EvaluationSums(self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for batch in dataloader:
+                inputs = self._prepare_inputs(batch)
+                outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+                sums.add(outputs.logits, inputs["shift_labels"])
+        model.train(was_training)
+        if self.context.world_size > 1:
+            torch.distributed.all_reduce(sums.tensor)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in dataclasses.asdict(sums.result()).items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=sums.num_sequences)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates; the time it takes does not count as training."""
+        with _paused(self.progress):
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with _paused(self.progress):
+            super()._save_checkpoint(model, trial)
+
+    # Logging
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds speed since the last log, and memory, to what a step logs."""
+        if "loss" in logs:
+            logs |= self._speed_and_memory()
+        super().log(logs, start_time)
+
+    def _speed_and_memory(self) -> dict[str, float]:
+        seconds, counts = self.progress.seconds(), self.progress.counts.tolist()
+        last_seconds, last_counts = self._logged
+        self._logged = (seconds, counts)
+        names = ("supervised_tokens_per_second", "tokens_per_second", "examples_per_second")
+        elapsed = max(seconds - last_seconds, 1e-9)
+        values = {n: (new - old) / elapsed for n, new, old in zip(names, counts, last_counts, strict=True)}
+        values["peak_memory_bytes"] = peak_memory_bytes(self.context.device)
+        total = total_memory_bytes(self.context.device)
+        if total:
+            values["memory_share"] = values["peak_memory_bytes"] / total
+        utilization = self._gpu.read()
+        if utilization is not None:
+            values["gpu_utilization"] = utilization
+        return values
+
+
+class _paused:
+    """Stops the training clock for as long as the context lasts."""
+
+    def __init__(self, progress: _Progress):
+        self._progress = progress
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.paused += time.perf_counter() - self._since
+
+
+class OrderCallback(TrainerCallback):
+    """Tells the sampler which epoch comes: by the step, so that a resumed run finds the same order."""
+
+    def __init__(self, sampler: RankBatchSampler, steps_per_epoch: int):
+        self._sampler = sampler
+        self._steps_per_epoch = steps_per_epoch
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._sampler.set_epoch(state.global_step // self._steps_per_epoch)
+
+
+class RecordCallback(TrainerCallback):
+    """Writes every log event into `metrics.jsonl`, and the ones that a person follows into the log."""
+
+    def __init__(self, metrics_log: MetricsLog | None, total_steps: int):
+        self._metrics_log = metrics_log
+        self._total_steps = total_steps
+        self._before: dict[str, float] | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if self._metrics_log is None or logs is None:
+            return
+        self._metrics_log.write(state.global_step, logs)
+        if "loss" in logs:
+            logger.info(progress_line(state.global_step, self._total_steps, logs))
+        elif "eval_loss" in logs:
+            logger.info(evaluation_line(state.global_step, logs, self._before))
+            self._before = dict(logs)
+
+
+class StopCallback(TrainerCallback):
+    """Ends training after the step in which a signal came, on all ranks at the same step, with a checkpoint."""
+
+    def __init__(self, request: StopRequest, context: DistributedContext):
+        self._request = request
+        self._group = None
+        if context.world_size > 1:
+            # A flag in main memory needs no GPU to wait for.
+            self._group = torch.distributed.new_group(backend="gloo")
+        self.stopped = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        wanted = self._request.requested
+        if self._group is not None:
+            flag = torch.tensor([int(wanted)])
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self._group)
+            wanted = bool(flag.item())
+        if wanted and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_save = True
+            control.should_training_stop = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedTraining:
+    """A trainer with what `train` needs beside it."""
+
+    trainer: SFTTrainer
+    stop: StopCallback
+    request: StopRequest
+
+
+def build_trainer(
+    arguments: TrainingArguments,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    data: TrainingData,
+    plan: BatchPlan,
+    context: DistributedContext,
+    *,
+    resume_step: int | None,
+) -> PreparedTraining:
+    """Puts the trainer together.
+
+    Args:
+        resume_step: the step of the checkpoint that training will resume from; None for a fresh start.
+    """
+    request = StopRequest()
+    trainer = SFTTrainer(context=context, data=data, model=model, args=arguments, processing_class=tokenizer)
+    metrics_log = None
+    if context.is_main_process:
+        metrics_log = MetricsLog(Path(arguments.output_dir, "metrics.jsonl"), resume_step=resume_step)
+    stop = StopCallback(request, context)
+    trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
+    trainer.add_callback(RecordCallback(metrics_log, plan.total_steps))
+    trainer.add_callback(stop)
+    return PreparedTraining(trainer=trainer, stop=stop, request=request)
+
+
+def evaluate(trainer: SFTTrainer) -> EvaluationResult | None:
+    """Evaluates on the validation data; None where there is none."""
+    if trainer.eval_dataset is None:
+        return None
+    return _result_of(trainer.evaluate())
+
+
+def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingResult:
+    """Trains to the end, or until a signal asks for it to stop; the best model is loaded where that is asked for."""
+    trainer = prepared.trainer
+    # What was drawn before (sample answers, an evaluation) must not change the run.
+    set_seed(trainer.args.seed)
+    progress = trainer.progress
+    progress.started, progress.paused = time.perf_counter(), 0.0
+    with prepared.request:
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = progress.seconds()
+    supervised, tokens, rows = progress.counts.tolist()
+    steps_here = output.global_step - (checkpoint_step(checkpoint) if checkpoint else 0)
+    peak, total = peak_memory_bytes(trainer.context.device), total_memory_bytes(trainer.context.device)
+    checkpoints = list_checkpoints(trainer.args.output_dir)
+    return TrainingResult(
+        status="interrupted" if prepared.stop.stopped else "completed",
+        steps=output.global_step,
+        epochs=float(trainer.state.epoch or 0.0),
+        loss=output.training_loss if steps_here else None,
+        seconds=seconds,
+        examples_per_second=rows / seconds,
+        tokens_per_second=tokens / seconds,
+        supervised_tokens_per_second=supervised / seconds,
+        peak_memory_bytes=peak,
+        memory_share=peak / total if total else None,
+        last_checkpoint=str(checkpoints[-1]) if checkpoints else None,
+    )
+
+
+def last_evaluation(trainer: SFTTrainer) -> EvaluationResult | None:
+    """The model's evaluation as it now is: the last one made, if it was made of these weights, else a new one."""
+    events = [event for event in trainer.state.log_history if "eval_loss" in event]
+    best_was_loaded = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None
+    if events and events[-1]["step"] == trainer.state.global_step and not best_was_loaded:
+        return _result_of(events[-1])
+    return evaluate(trainer)
+
+
+def _result_of(metrics: Mapping[str, float]) -> EvaluationResult:
+    return EvaluationResult(**{name: metrics[f"eval_{name}"] for name in METRICS})
