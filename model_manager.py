@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("sft.model")
+ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +128,9 @@ def load_model(
         options["quantization_config"] = _bitsandbytes_config(quantization, precision)
         # Each process holds the whole model on its own device; `auto` would spread it over all (accelerate#2713).
         options["device_map"] = {"": context.device}
-    with _one_line_errors("model", config.model_name_or_path):
+    # The GGUF reader draws a progress bar that has no switch.
+    quiet = redirect_stderr(io.StringIO()) if config.gguf_file else nullcontext()
+    with _one_line_errors("model", config.model_name_or_path), quiet:
         model = AutoModelForCausalLM.from_pretrained(config.model_name_or_path, **options)
     if config.gguf_file is not None:
         _forget_gguf_quantization(model)
@@ -234,41 +237,44 @@ def footprint(model: "PreTrainedModel") -> ModelFootprint:
     )
 
 
-def save_final_model(
+def make_adapters_portable(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", output_dir: str, *, gguf_file: str | None
 ) -> None:
-    """Saves a model (or its adapters), the tokenizer with its chat template, and the generation config.
+    """Lets the files of adapters name a base that can be loaded from anywhere; called before the first is written.
 
-    Adapters that were trained on a GGUF file get their base saved beside them: the adapter's file can only name a
-    folder of ordinary weights.
+    A relative path would hold only where this run was started. A GGUF file cannot be named at all, so the base is
+    saved once as ordinary weights beside the adapters.
     """
-    from peft import PeftModel
-
-    if isinstance(model, PeftModel):
-        peft_config = model.peft_config["default"]
-        if gguf_file is not None:
-            base = Path(output_dir, "base_model").resolve()
+    if not hasattr(model, "peft_config"):
+        return
+    peft_config = model.peft_config["default"]
+    if gguf_file is not None:
+        base = Path(output_dir, "base_model").resolve()
+        peft_config.base_model_name_or_path = str(base)
+        if not (base / "config.json").is_file():
+            logger.info("Saving the base as safetensors in %s: adapters cannot name a GGUF file as theirs.", base)
             _save_base_of_adapters(model, tokenizer, base)
-            peft_config.base_model_name_or_path = str(base)
-        elif os.path.isdir(str(peft_config.base_model_name_or_path)):
-            # A relative path would hold only where this run was started.
-            peft_config.base_model_name_or_path = os.path.abspath(peft_config.base_model_name_or_path)
-        model.generation_config.save_pretrained(output_dir)
+    elif os.path.isdir(str(peft_config.base_model_name_or_path)):
+        peft_config.base_model_name_or_path = os.path.abspath(peft_config.base_model_name_or_path)
+
+
+def save_final_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", output_dir: str) -> None:
+    """Saves a model (or its adapters), the tokenizer with its chat template, and the generation config."""
     model.save_pretrained(output_dir)
+    if hasattr(model, "peft_config"):
+        model.generation_config.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
 
 
 def _save_base_of_adapters(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """The frozen model as if it had never had adapters."""
     base = model.get_base_model()
-    prefix_free = {
-        re.sub(r"\.base_layer\.", ".", name): tensor
+    weights = {
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
         for name, tensor in base.state_dict().items()
         if ".lora_" not in name and ".modules_to_save." not in name
     }
-    base.save_pretrained(
-        folder, state_dict={name.replace(".original_module.", "."): t for name, t in prefix_free.items()}
-    )
+    base.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 
@@ -309,7 +315,7 @@ def _add_adapters(model: Any, lora: LoRAConfig) -> Any:
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
-        target_modules=lora.target_modules,
+        target_modules=ALL_LINEAR if lora.target_modules == [ALL_LINEAR] else lora.target_modules,
         lora_dropout=lora.lora_dropout,
         bias=lora.bias,
         task_type=lora.task_type,
@@ -322,27 +328,22 @@ def _add_adapters(model: Any, lora: LoRAConfig) -> Any:
     return get_peft_model(model, config)
 
 
-def _resolve_targets(model: Any, wanted: list[str] | str, linear_layers: dict[str, nn.Module]) -> list[str]:
+def _resolve_targets(model: Any, wanted: Sequence[str], linear_layers: dict[str, nn.Module]) -> list[str]:
     """The layers that get an adapter, by full name.
 
     Raises:
         ModelError: if a name matches nothing: peft would pass over it in silence.
     """
-    if wanted == "all-linear":
+    if list(wanted) == [ALL_LINEAR]:
         return list(linear_layers)
     names = [name for name, _ in model.named_modules()]
-    there = sorted({name.rpartition(".")[2] for name in linear_layers})
-    advice = f"Linear layers there: {', '.join(there)}. Use those, or all-linear."
-    if isinstance(wanted, str):
-        found = [name for name in names if re.fullmatch(wanted, name)]
-        if not found:
-            raise ModelError(f"lora_config.target_modules {wanted!r} matches nothing in {_class_name(model)}. {advice}")
-        return found
     matches = {target: [name for name in names if name == target or name.endswith("." + target)] for target in wanted}
     missing = [target for target, found in matches.items() if not found]
     if missing or not wanted:
+        there = sorted({name.rpartition(".")[2] for name in linear_layers})
         raise ModelError(
-            f"lora_config.target_modules [{', '.join(missing)}] match nothing in {_class_name(model)}. {advice}"
+            f"lora_config.target_modules [{', '.join(missing)}] match nothing in {_class_name(model)}. "
+            f"Linear layers there: {', '.join(there)}. Use those, or {ALL_LINEAR}."
         )
     return [name for found in matches.values() for name in found]
 

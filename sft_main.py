@@ -73,6 +73,8 @@ def run(config: SFTConfig, *, command: str) -> int:
     use_cpu = bool(config.training.extra_training_arguments.get("use_cpu", False))
     context = start_distributed(config.distributed, use_cpu=use_cpu)
 
+    from transformers import set_seed
+
     from batching.plan import resolve_batch_plan
     from data_handler import prepare_data
     from model_manager import (
@@ -81,11 +83,12 @@ def run(config: SFTConfig, *, command: str) -> int:
         footprint,
         load_model,
         load_tokenizer,
+        make_adapters_portable,
         resolve_precision,
         set_generation_defaults,
     )
     from reporting.console import data_lines, model_line, plan_line
-    from run_state.checkpoints import checkpoint_step, resolve_checkpoint
+    from run_state.checkpoints import resolve_checkpoint
     from trainer_utils import build_trainer, build_training_arguments, evaluate, last_evaluation, train
 
     checkpoint = resolve_checkpoint(config.training.resume_from_checkpoint, config.training.output_dir)
@@ -95,6 +98,7 @@ def run(config: SFTConfig, *, command: str) -> int:
     data = prepare_data(config.data, tokenizer, seed=config.training.seed, sample_prompts=config.logging.sample_prompts)
     _log_lines(data_lines(data.report))
     _check_validation(config, data)
+    set_seed(config.training.seed)  # adapters and new embeddings start from random numbers
     model = load_model(
         config.model,
         config.lora,
@@ -110,6 +114,8 @@ def run(config: SFTConfig, *, command: str) -> int:
     logger.info(plan_line(plan, context.device))
 
     _prepare_output(config, context, checkpoint)
+    if context.is_main_process:
+        make_adapters_portable(model, tokenizer, config.training.output_dir, gguf_file=config.model.gguf_file)
     arguments = build_training_arguments(
         config.training,
         config.logging,
@@ -118,18 +124,15 @@ def run(config: SFTConfig, *, command: str) -> int:
         has_validation=data.validation is not None,
         ddp_backend=config.distributed.ddp_backend,
     )
-    resume_step = checkpoint_step(checkpoint) if checkpoint else None
-    prepared = build_trainer(arguments, model, tokenizer, data, plan, context, resume_step=resume_step)
+    prepared = build_trainer(arguments, model, tokenizer, data, plan, context, checkpoint=checkpoint)
 
     def answers() -> list[str]:
         if not context.is_main_process:
             return []
         limit = config.logging.sample_max_new_tokens
-        return answer_prompts(prepared.trainer.model, tokenizer, data.sample_prompts, eos_token_ids, limit)
+        return answer_prompts(model, tokenizer, data.sample_prompts, eos_token_ids, limit)
 
     eval_before, answers_before = evaluate(prepared.trainer), answers()
-    if checkpoint:
-        logger.info("Going on from %s.", checkpoint)
     result = replace(train(prepared, checkpoint=checkpoint), eval_before=eval_before)
     if result.status == "completed":
         result = replace(result, eval_after=last_evaluation(prepared.trainer))
@@ -151,15 +154,17 @@ def save_and_report(
     from reporting.curves import draw_curves
     from reporting.metrics_log import read_metrics
     from reporting.summary import build_summary, write_summary
+    from trainer_utils import finish_trackers
 
     context, output = trainer.context, Path(config.training.output_dir)
     completed = result.status == "completed"
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         trainer.save_model()  # gathers the shards, which takes every process
     elif completed and context.is_main_process:
-        save_final_model(trainer.model, trainer.processing_class, str(output), gguf_file=config.model.gguf_file)
+        save_final_model(trainer.model, trainer.processing_class, str(output))
     if not context.is_main_process:
         return 0 if completed else EXIT_INTERRUPTED
+    finish_trackers(trainer.args)
     draw_curves(
         read_metrics(output / "metrics.jsonl"), output / "training_curves.png", config.logging.run_name or str(output)
     )

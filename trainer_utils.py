@@ -13,12 +13,13 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from batching.layout import SupervisedRows
@@ -27,12 +28,12 @@ from configuration.schema import LoggingConfig, TrainingConfig
 from distributed_utils import default_wandb_to_offline
 from model_manager import Precision
 from modeling.supervised_loss import IGNORED, EvaluationSums, supervised_loss_sum
-from reporting.console import evaluation_line, progress_line
 from reporting.measure import GpuUtilization, peak_memory_bytes, total_memory_bytes
 from reporting.metrics_log import MetricsLog
 from run_state.checkpoints import checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
 from sft_types import BatchPlan, DistributedContext, EvaluationResult, TrainingData, TrainingResult
+from training_callbacks import OrderCallback, RecordCallback, StopCallback
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,18 +52,8 @@ def build_training_arguments(
     ddp_backend: str | None = None,
 ) -> TrainingArguments:
     """The settings in the installed transformers' words: the only place that speaks them."""
-    extra = dict(config.extra_training_arguments)
-    names = {field.name for field in dataclasses.fields(TrainingArguments)}
-    # transformers 5.23 renamed it; earlier ones know the old name alone.
-    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    checkpointing_kwargs = {"use_reentrant": False, **extra.pop("gradient_checkpointing_kwargs", {})}
-    if config.gradient_checkpointing:
-        extra |= {checkpointing: True, f"{checkpointing}_kwargs": checkpointing_kwargs}
-    eval_strategy = "steps" if config.eval_steps is not None else "epoch"
-    save_strategy = "steps" if config.save_steps is not None else "epoch"
-    if config.load_best_model_at_end:
-        extra.setdefault("metric_for_best_model", "eval_loss")
-        extra.setdefault("greater_is_better", extra["metric_for_best_model"].endswith(("loss", "perplexity")))
+    extra = _extra_arguments(config)
+    eval_strategy = extra.pop("eval_strategy", "epoch" if config.eval_steps is None else "steps")
     _set_tracker_environment(config, logging_config)
     return TrainingArguments(
         output_dir=config.output_dir,
@@ -81,9 +72,9 @@ def build_training_arguments(
         seed=config.seed,
         bf16=precision.mixed == "bf16",
         fp16=precision.mixed == "fp16",
-        eval_strategy=extra.pop("eval_strategy", eval_strategy) if has_validation else "no",
+        eval_strategy=eval_strategy if has_validation else "no",
         eval_steps=config.eval_steps,
-        save_strategy=extra.pop("save_strategy", save_strategy),
+        save_strategy=extra.pop("save_strategy", "epoch" if config.save_steps is None else "steps"),
         save_steps=config.save_steps or 500,
         save_total_limit=config.save_total_limit,
         load_best_model_at_end=config.load_best_model_at_end,
@@ -103,6 +94,22 @@ def build_training_arguments(
         log_level_replica="error",
         **extra,
     )
+
+
+def _extra_arguments(config: TrainingConfig) -> dict[str, Any]:
+    """The user's further fields, with those added that a setting of ours turns into others."""
+    extra = dict(config.extra_training_arguments)
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    # transformers 5.23 renamed it; earlier ones know the old name alone.
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    checkpointing_kwargs = {"use_reentrant": False, **extra.pop("gradient_checkpointing_kwargs", {})}
+    if config.gradient_checkpointing:
+        extra |= {checkpointing: True, f"{checkpointing}_kwargs": checkpointing_kwargs}
+    if config.load_best_model_at_end:
+        extra.setdefault("metric_for_best_model", "eval_loss")
+        lower_is_better = extra["metric_for_best_model"].endswith(("loss", "perplexity"))
+        extra.setdefault("greater_is_better", not lower_is_better)
+    return extra
 
 
 def _set_tracker_environment(config: TrainingConfig, logging_config: LoggingConfig) -> None:
@@ -193,7 +200,7 @@ class SFTTrainer(Trainer):
         self, epoch_iterator: Iterator[Mapping[str, torch.Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor]:
         """The micro-batches of the next step, and how many supervised tokens they hold on all processes."""
-        batches = [batch for batch, _ in zip(epoch_iterator, range(num_batches), strict=False)]
+        batches = list(islice(epoch_iterator, num_batches))
         supervised = [batch["shift_labels"] != IGNORED for batch in batches]
         rows = sum(int(mask.any(dim=1).sum()) for mask in supervised)
         tokens = sum(
@@ -235,14 +242,13 @@ class SFTTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Token-weighted loss, perplexity, token and sequence accuracy: the same whatever the batches."""
+        # Not `accelerator.prepare_model`, as in Trainer's own loop: a model prepared for evaluation is marked as
+        # prepared, and training then never wraps it in DDP; the processes would drift apart in silence.
         model = self.model
-        if len(self.accelerator._models) == 0:
-            # Not trained yet: mixed precision comes with accelerate's wrapping, as in Trainer's own loop.
-            model = self.accelerator.prepare_model(model, evaluation_mode=True)
         was_training = model.training
         model.eval()
         sums = EvaluationSums(self.args.device)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.accelerator.autocast():
             for batch in dataloader:
                 inputs = self._prepare_inputs(batch)
                 outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
@@ -300,59 +306,6 @@ class _paused:
         self._progress.paused += time.perf_counter() - self._since
 
 
-class OrderCallback(TrainerCallback):
-    """Tells the sampler which epoch comes: by the step, so that a resumed run finds the same order."""
-
-    def __init__(self, sampler: RankBatchSampler, steps_per_epoch: int):
-        self._sampler = sampler
-        self._steps_per_epoch = steps_per_epoch
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._sampler.set_epoch(state.global_step // self._steps_per_epoch)
-
-
-class RecordCallback(TrainerCallback):
-    """Writes every log event into `metrics.jsonl`, and the ones that a person follows into the log."""
-
-    def __init__(self, metrics_log: MetricsLog | None, total_steps: int):
-        self._metrics_log = metrics_log
-        self._total_steps = total_steps
-        self._before: dict[str, float] | None = None
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if self._metrics_log is None or logs is None:
-            return
-        self._metrics_log.write(state.global_step, logs)
-        if "loss" in logs:
-            logger.info(progress_line(state.global_step, self._total_steps, logs))
-        elif "eval_loss" in logs:
-            logger.info(evaluation_line(state.global_step, logs, self._before))
-            self._before = dict(logs)
-
-
-class StopCallback(TrainerCallback):
-    """Ends training after the step in which a signal came, on all ranks at the same step, with a checkpoint."""
-
-    def __init__(self, request: StopRequest, context: DistributedContext):
-        self._request = request
-        self._group = None
-        if context.world_size > 1:
-            # A flag in main memory needs no GPU to wait for.
-            self._group = torch.distributed.new_group(backend="gloo")
-        self.stopped = False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        wanted = self._request.requested
-        if self._group is not None:
-            flag = torch.tensor([int(wanted)])
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self._group)
-            wanted = bool(flag.item())
-        if wanted and state.global_step < state.max_steps:
-            self.stopped = True
-            control.should_save = True
-            control.should_training_stop = True
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedTraining:
     """A trainer with what `train` needs beside it."""
@@ -370,18 +323,20 @@ def build_trainer(
     plan: BatchPlan,
     context: DistributedContext,
     *,
-    resume_step: int | None,
+    checkpoint: Path | None,
 ) -> PreparedTraining:
     """Puts the trainer together.
 
     Args:
-        resume_step: the step of the checkpoint that training will resume from; None for a fresh start.
+        checkpoint: what training will go on from; None for a fresh start.
     """
     request = StopRequest()
     trainer = SFTTrainer(context=context, data=data, model=model, args=arguments, processing_class=tokenizer)
     metrics_log = None
     if context.is_main_process:
-        metrics_log = MetricsLog(Path(arguments.output_dir, "metrics.jsonl"), resume_step=resume_step)
+        metrics_log = MetricsLog(
+            Path(arguments.output_dir, "metrics.jsonl"), resume_step=checkpoint and checkpoint_step(checkpoint)
+        )
     stop = StopCallback(request, context)
     trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
     trainer.add_callback(RecordCallback(metrics_log, plan.total_steps))
@@ -403,6 +358,8 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
     set_seed(trainer.args.seed)
     progress = trainer.progress
     progress.started, progress.paused = time.perf_counter(), 0.0
+    if checkpoint:
+        logger.info("Going on from %s.", checkpoint)
     with prepared.request:
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = progress.seconds()
@@ -432,6 +389,14 @@ def last_evaluation(trainer: SFTTrainer) -> EvaluationResult | None:
     if events and events[-1]["step"] == trainer.state.global_step and not best_was_loaded:
         return _result_of(events[-1])
     return evaluate(trainer)
+
+
+def finish_trackers(arguments: TrainingArguments) -> None:
+    """Lets trackers write what they still hold: wandb keeps its file open until it is told."""
+    if "wandb" in arguments.report_to:
+        import wandb
+
+        wandb.finish()
 
 
 def _result_of(metrics: Mapping[str, float]) -> EvaluationResult:

@@ -242,7 +242,7 @@ class LoRAConfig:
     lora_alpha: PositiveFloat = 32
     """Scale: the adapter's output is multiplied by lora_alpha / r."""
 
-    target_modules: Names | str = "all-linear"
+    target_modules: Names = field(default_factory=lambda: ["all-linear"])
     """Layers that get an adapter: a list of name endings, or all-linear."""
 
     lora_dropout: Share = 0.0

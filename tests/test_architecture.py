@@ -1,0 +1,123 @@
+"""The floors of the house: a place imports from lower floors only, and floor 0 starts without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+FLOORS = {
+    "sft_main": 4,
+    "trainer_utils": 3,
+    "training_callbacks": 2,
+    "data_handler": 2,
+    "model_manager": 2,
+    "prompting": 1,
+    "sources": 1,
+    "batching": 1,
+    "modeling": 1,
+    "run_state": 1,
+    "reporting": 1,
+    "config_manager": 0,
+    "configuration": 0,
+    "distributed_utils": 0,
+    "sft_types": 0,
+    "sft_errors": 0,
+}
+ENVIRONMENT_ROOMS = {"distributed_utils", "trainer_utils"}
+HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "pyarrow", "matplotlib"}
+
+
+def our_files():
+    for path in sorted(REPOSITORY.rglob("*.py")):
+        place = path.relative_to(REPOSITORY)
+        if place.parts[0].removesuffix(".py") in FLOORS:
+            yield path, place.parts[0].removesuffix(".py")
+
+
+def imports_of(tree: ast.AST, *, at_module_level: bool = False):
+    """Top-level names imported anywhere in a module, or by its own statements alone (TYPE_CHECKING blocks aside)."""
+    nodes = ast.walk(tree) if not at_module_level else tree.body
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.partition(".")[0]
+
+
+def test_every_module_has_a_floor():
+    known = {path for path, _ in our_files()}
+    others = {"tests", "examples", "benchmarks"}
+    strays = [
+        path for path in REPOSITORY.rglob("*.py")
+        if path not in known and path.relative_to(REPOSITORY).parts[0] not in others
+        and not path.relative_to(REPOSITORY).parts[0].startswith(".")
+    ]  # fmt: skip
+    assert strays == []
+
+
+@pytest.mark.parametrize(
+    ("path", "room"), [pytest.param(p, r, id=str(p.relative_to(REPOSITORY))) for p, r in our_files()]
+)
+def test_imports_point_down(path, room):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for name in imports_of(tree):
+        if name in FLOORS and name != room:
+            assert FLOORS[name] < FLOORS[room] or FLOORS[name] == FLOORS[room] == 0, f"{room} imports {name}"
+
+
+def test_floor_0_imports_no_heavy_library_at_module_level():
+    for path, room in our_files():
+        if FLOORS[room] == 0 or room == "sft_main":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            assert not HEAVY & set(imports_of(tree, at_module_level=True)), path
+
+
+def test_a_configuration_error_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys, sft_main; status = sft_main.main(['--learning_rat', '1']); "
+        "assert status == 2 and not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_environment_is_touched_only_where_it_may_be():
+    for path, room in our_files():
+        text = path.read_text(encoding="utf-8")
+        if "os.environ" in text or "os.getenv" in text:
+            assert room in ENVIRONMENT_ROOMS, path
+
+
+def test_no_code_asks_for_a_model_by_name():
+    families = ("llama", "gpt2", "qwen", "mistral", "gemma", "phi3")
+    for path, _ in our_files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                constants = [
+                    n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                ]
+                assert not any(family in constant.lower() for constant in constants for family in families), path
+
+
+def test_modules_and_functions_stay_readable():
+    for path, _ in our_files():
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 450, f"{path} grows a second concern"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                limit = 80 if node.name == "run" else 60
+                assert node.end_lineno - node.lineno < limit, f"{path}: {node.name}"
+            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{path}: bare except"
+
+
+def test_progress_is_logged_not_printed():
+    for path, room in our_files():
+        if room == "sft_main":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            assert not is_print, path

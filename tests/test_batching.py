@@ -1,0 +1,114 @@
+"""Order, layout and plan of batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from batching.layout import PaddedCollator, SupervisedRows
+from batching.order import RankBatchSampler, filler
+from batching.plan import resolve_batch_plan
+from configuration.schema import TrainingConfig
+from sft_types import DistributedContext
+
+
+def rows_of_step(num_rows, micro, accumulation, world, *, step, **options):
+    """The rows of an optimizer step, all ranks and micro-batches together, fillers left out."""
+    rows = []
+    for rank in range(world):
+        sampler = RankBatchSampler(num_rows, micro, rank=rank, world_size=world, seed=7, **options)
+        for batch in list(sampler)[step * accumulation : (step + 1) * accumulation]:
+            rows += batch
+    return sorted(row for row in rows if row >= 0)
+
+
+@pytest.mark.parametrize(("micro", "accumulation", "world"), [(8, 1, 1), (1, 8, 1), (4, 1, 2), (1, 2, 4), (2, 4, 1)])
+def test_rows_of_a_step_do_not_depend_on_the_split(micro, accumulation, world):
+    for step in range(4):  # the last step is short: 27 rows
+        expected = rows_of_step(27, 8, 1, 1, step=step)
+        assert rows_of_step(27, micro, accumulation, world, step=step) == expected
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
+def test_every_row_comes_once_and_ranks_have_equally_many_batches(world, strategy):
+    lengths = list(np.random.default_rng(0).integers(1, 100, 101))
+    samplers = [
+        RankBatchSampler(101, 4, rank=rank, world_size=world, strategy=strategy, lengths=lengths)
+        for rank in range(world)
+    ]
+    batches = [list(sampler) for sampler in samplers]
+    assert {len(own) for own in batches} == {len(samplers[0])}
+    rows = [row for own in batches for batch in own for row in batch if row >= 0]
+    assert sorted(rows) == list(range(101))
+    assert all(batch for own in batches for batch in own)
+
+
+def test_order_changes_with_epoch_and_seed_and_comes_again():
+    sampler = RankBatchSampler(50, 5, seed=3)
+    first = sampler.order().tolist()
+    assert sampler.order().tolist() == first
+    sampler.set_epoch(1)
+    assert sampler.order().tolist() != first
+    assert RankBatchSampler(50, 5, seed=4).order().tolist() != first
+    sampler.set_epoch(0)
+    assert sampler.order().tolist() == first
+
+
+def test_group_by_length_puts_like_lengths_together():
+    lengths = np.random.default_rng(1).integers(1, 1000, 4000)
+    grouped = RankBatchSampler(4000, 8, strategy="group_by_length", lengths=lengths)
+    plain = RankBatchSampler(4000, 8)
+
+    def padding(sampler):
+        return sum(max(lengths[batch]) * len(batch) - lengths[batch].sum() for batch in sampler)
+
+    assert padding(grouped) < padding(plain) / 10
+
+
+def test_drop_last_leaves_out_the_short_batch():
+    assert [len(batch) for batch in RankBatchSampler(10, 4, drop_last=True)] == [4, 4]
+    assert [len(batch) for batch in RankBatchSampler(10, 4)] == [4, 4, 2]
+
+
+def test_a_rank_without_rows_gets_a_filler():
+    batches = list(RankBatchSampler(5, 2, rank=1, world_size=2, strategy="sequential"))
+    assert batches == [[1, 3], [filler(4)]]
+    assert filler(4) == -5
+
+
+def test_supervised_rows_ignores_every_label_of_a_filler():
+    import datasets
+
+    dataset = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3, 4, 5]], "labels": [[-100, 2], [-100, 4, 5]]})
+    rows = SupervisedRows(dataset)
+    assert rows[1]["labels"].tolist() == [-100, 4, 5]
+    assert rows[filler(1)]["input_ids"].tolist() == [3, 4, 5]
+    assert rows[filler(1)]["labels"].tolist() == [-100, -100, -100]
+
+
+def test_padded_collator_shifts_labels_and_pads_at_the_right():
+    rows = [
+        {"input_ids": np.array([5, 6, 7]), "labels": np.array([-100, 6, 7])},
+        {"input_ids": np.array([8, 9]), "labels": np.array([-100, 9])},
+    ]
+    batch = PaddedCollator(pad_token_id=9)(rows)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    # The pad token is a token of the answer too: only the real one is a label.
+    assert batch["shift_labels"].tolist() == [[6, 7, -100], [9, -100, -100]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "world", "steps_per_epoch", "total"),
+    [
+        ({"per_device_train_batch_size": 4, "num_train_epochs": 2.0}, 10, 1, 3, 6),
+        ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "num_train_epochs": 1.5}, 20, 1, 3, 5),
+        ({"per_device_train_batch_size": 2, "max_steps": 7}, 10, 2, 3, 7),
+        ({"per_device_train_batch_size": 64}, 10, 1, 1, 3),
+    ],
+)
+def test_resolve_batch_plan_counts_steps(settings, rows, world, steps_per_epoch, total):
+    plan = resolve_batch_plan(TrainingConfig(**settings), rows, DistributedContext(world_size=world))
+    assert (plan.steps_per_epoch, plan.total_steps) == (steps_per_epoch, total)
+    assert plan.global_batch_size == plan.per_device_train_batch_size * plan.gradient_accumulation_steps * world

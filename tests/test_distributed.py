@@ -1,0 +1,87 @@
+"""Two real processes (gloo, on CPU) against one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def runs(model_folder, question_file, tmp_path_factory):
+    """The same run on one process and on two: global batch 4, 24 rows less 5 for validation, so the tail is uneven."""
+    folder = tmp_path_factory.mktemp("distributed")
+    common = {
+        "model_name_or_path": model_folder("llama"), "train_file": question_file, "validation_split": 0.2,
+        "max_seq_length": 64, "learning_rate": 1e-2, "num_train_epochs": 2, "logging_steps": 1, "report_to": "none",
+        "eval_steps": 3, "sample_max_new_tokens": 4, "use_cpu": True,
+    }  # fmt: skip
+    config = folder / "config.yaml"
+    config.write_text("".join(f"{key}: {value}\n" for key, value in common.items()))
+    one, two = folder / "one", folder / "two"
+    single = subprocess.run(
+        [sys.executable, "sft_main.py", f"--config_file={config}", f"--output_dir={one}",
+         "--per_device_train_batch_size=4"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    double = subprocess.run(
+        ["./launch_training.sh", "--config", config, "--gpus", "2", f"--output_dir={two}",
+         "--per_device_train_batch_size", "2"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, env={**os.environ, "PYTHON": sys.executable},
+    )  # fmt: skip
+    assert single.returncode == 0, single.stderr
+    assert double.returncode == 0, double.stderr
+    return (one, single), (two, double)
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [event[name] for event in events if name in event]
+
+
+def test_two_processes_log_the_same_losses_as_one(runs):
+    (one, _), (two, _) = runs
+    assert len(losses(one, "loss")) == 10
+    assert losses(two, "loss") == pytest.approx(losses(one, "loss"), abs=1e-4)
+    assert losses(two, "eval_loss") == pytest.approx(losses(one, "eval_loss"), abs=1e-4)
+    assert losses(two, "eval_token_accuracy") == pytest.approx(losses(one, "eval_token_accuracy"), abs=1e-9)
+
+
+def test_two_processes_end_with_the_same_weights_as_one(runs):
+    (one, _), (two, _) = runs
+    ours, theirs = load_file(two / "model.safetensors"), load_file(one / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-3)
+
+
+def test_two_processes_write_each_line_once(runs):
+    _, (two, done) = runs
+    summary = json.loads((two / "run_summary.json").read_text())
+    assert summary["batch_plan"]["world_size"] == 2
+    assert summary["batch_plan"]["global_batch_size"] == 4
+    assert done.stdout.count("step  1/10") == 1
+    assert done.stdout.count("Saved the model") == 1
+    assert done.stderr == ""
+    steps = [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_a_bad_row_is_told_once_and_ends_with_exit_code_2(model_folder, tmp_path):
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": ""}\n')
+    done = subprocess.run(
+        [sys.executable, "sft_main.py", "--num_gpus=2", "--use_cpu", f"--train_file={data}", "--report_to=none",
+         f"--model_name_or_path={model_folder('llama')}", f"--output_dir={tmp_path / 'out'}"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("train.jsonl:2") == 1
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,70 @@
+"""What happens between the trainer's steps: the order of rows, the records, the end on request."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from batching.order import RankBatchSampler
+from reporting.console import evaluation_line, progress_line
+from reporting.metrics_log import MetricsLog
+from run_state.interruption import StopRequest
+from sft_types import DistributedContext
+
+logger = logging.getLogger("sft.train")
+
+
+class OrderCallback(TrainerCallback):
+    """Tells the sampler which epoch comes: by the step, so that a resumed run finds the same order."""
+
+    def __init__(self, sampler: RankBatchSampler, steps_per_epoch: int):
+        self._sampler = sampler
+        self._steps_per_epoch = steps_per_epoch
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._sampler.set_epoch(state.global_step // self._steps_per_epoch)
+
+
+class RecordCallback(TrainerCallback):
+    """Writes every log event into `metrics.jsonl`, and the ones that a person follows into the log."""
+
+    def __init__(self, metrics_log: MetricsLog | None, total_steps: int):
+        self._metrics_log = metrics_log
+        self._total_steps = total_steps
+        self._before: dict[str, float] | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if self._metrics_log is None or logs is None:
+            return
+        self._metrics_log.write(state.global_step, logs)
+        if "loss" in logs:
+            logger.info(progress_line(state.global_step, self._total_steps, logs))
+        elif "eval_loss" in logs:
+            logger.info(evaluation_line(state.global_step, logs, self._before))
+            self._before = dict(logs)
+
+
+class StopCallback(TrainerCallback):
+    """Ends training after the step in which a signal came, on all ranks at the same step, with a checkpoint."""
+
+    def __init__(self, request: StopRequest, context: DistributedContext):
+        self._request = request
+        self._group = None
+        if context.world_size > 1:
+            # A flag in main memory needs no GPU to wait for.
+            self._group = torch.distributed.new_group(backend="gloo")
+        self.stopped = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        wanted = self._request.requested
+        if self._group is not None:
+            flag = torch.tensor([int(wanted)])
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self._group)
+            wanted = bool(flag.item())
+        if wanted and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_save = True
+            control.should_training_stop = True
