@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,22 +19,27 @@ from configuration.checks import find_contradictions, find_notices
 from configuration.coercion import NULL_TAG, CoercionError, coerce, describe, found
 from configuration.did_you_mean import did_you_mean
 from configuration.installed_transformers import training_arguments_fields
-from configuration.reading import Setting, read_command_line_settings, read_yaml_settings
+from configuration.keys import Key, flat_keys, keys_of
+from configuration.reading import (
+    COMMAND_LINE,
+    Setting,
+    read_command_line_settings,
+    read_yaml_settings,
+    takes_mapping,
+    with_entry,
+)
 from configuration.renamed import HINTS, MANAGED, RENAMED, WITHOUT_EFFECT, changed_node
 from configuration.schema import (
     FLAT_SECTIONS,
     NESTED_SECTIONS,
     DataConfig,
     DistributedConfig,
-    Key,
     LoggingConfig,
     LoRAConfig,
     ModelConfig,
     QuantizationConfig,
     SFTConfig,
     TrainingConfig,
-    flat_keys,
-    keys_of,
 )
 from sft_errors import ConfigError
 
@@ -53,7 +59,7 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> SFTConfig:
     Raises:
         ConfigError: with every problem of the file and the command line, a line each.
     """
-    reader = _Reader(path or "command line")
+    reader = _Reader(path or COMMAND_LINE)
     if path is not None:
         reader.add(*read_yaml_settings(path))
     reader.add(*read_command_line_settings(overrides))
@@ -93,13 +99,14 @@ def format_help() -> str:
 
 def _help_lines(key: Key, name: str) -> list[str]:
     default = "required" if key.required else f"default {_shown(key.default)}"
-    return [f"  --{name}  ({describe(key.annotation)}; {default})", f"      {key.documentation}"]
+    meaning = textwrap.wrap(key.documentation, width=110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return [f"  --{name}  ({describe(key.annotation)}; {default})", *meaning]
 
 
 def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)
 
 
 class _Reader:
@@ -112,6 +119,8 @@ class _Reader:
         self.origins: dict[str, str] = {}
         self.failed: set[str] = set()
         """Keys already reported: their value is a stand-in, so nothing further is said of them."""
+        self.written: dict[str, str] = {}
+        """Today's name of a key -> the older name under which it was given."""
         self.problems: list[str] = []
         self.notices: list[str] = []
 
@@ -124,16 +133,25 @@ class _Reader:
             if translated is None:
                 continue
             other = given_here.get(translated.key)
-            if other is not None and setting.origin != "command line":
+            if other is not None and setting.origin != COMMAND_LINE:
                 self.problems.append(
                     f"{setting.origin}: {setting.key}: {translated.key} is given in {other.origin} too. Keep one."
                 )
             given_here[translated.key] = translated
-            if translated.node.tag == NULL_TAG and translated.key in NESTED_SECTIONS:
-                # `--lora_config null` switches a section of the file off, its keys with it.
-                for key in [key for key in self.settings if key.startswith(translated.key + ".")]:
-                    del self.settings[key]
-            self.settings[translated.key] = translated
+            self._put(translated)
+
+    def _put(self, setting: Setting) -> None:
+        section, _, inner = setting.key.partition(".")
+        if section in NESTED_SECTIONS and not inner and setting.node.tag == NULL_TAG:
+            # `--lora_config null` switches a section of the file off, its keys with it.
+            for key in [key for key in self.settings if key.startswith(section + ".")]:
+                del self.settings[key]
+        elif section not in NESTED_SECTIONS and inner and takes_mapping(section):
+            # `--dataset_columns.query question` adds to the mapping that is there.
+            before = self.settings.get(section)
+            node = with_entry(before and before.node, inner, setting.node)
+            setting = Setting(key=section, node=node, origin=setting.origin)
+        self.settings[setting.key] = setting
 
     def finish(self) -> SFTConfig:
         sections: dict[str, Any] = {}
@@ -147,10 +165,11 @@ class _Reader:
         sections["logging"] = _without_none_tracker(sections["logging"])
         config = SFTConfig(**sections, notices=())
         for contradiction in find_contradictions(config):
-            if contradiction.key in self.failed:
+            # Nor is anything said of what follows from a key that is wrong: messages name the keys that they are of.
+            if self.failed.intersection({contradiction.key, *re.findall(r"[\w.]*\w", contradiction.message)}):
                 continue
             origin = self.origins.get(contradiction.key, self.main_source)
-            self.problems.append(f"{origin}: {contradiction.key}: {contradiction.message}")
+            self.problems.append(f"{origin}: {self._name_of(contradiction.key)}: {contradiction.message}")
         if self.problems:
             raise ConfigError(*self.problems_in_order())
         return dataclasses.replace(config, notices=(*self.notices, *find_notices(config)))
@@ -162,24 +181,39 @@ class _Reader:
             return None
         renamed = RENAMED.get(setting.key)
         if renamed is None:
+            self.written.pop(setting.key, None)
             return setting
         node = changed_node(renamed, setting.node)
-        value = f" {node.value}" if isinstance(node, yaml.ScalarNode) else ""
-        self.notices.append(
-            f"{setting.origin}: {setting.key} is called {renamed.name} today; read as {renamed.name}:{value}."
-        )
+        value = f"{renamed.name}: {node.value}" if isinstance(node, yaml.ScalarNode) else renamed.name
+        self.notices.append(f"{setting.origin}: {setting.key} is called {renamed.name} here; read as {value}.")
+        self.written[renamed.name] = setting.key
         return Setting(key=renamed.name, node=node, origin=setting.origin)
 
+    def _report(self, setting: Setting, message: str) -> None:
+        """Notes a problem with a key, which counts as settled from here on."""
+        self.problems.append(f"{setting.origin}: {self._name_of(setting.key)}: {message}.")
+        self.failed.add(setting.key)
+
+    def _name_of(self, key: str) -> str:
+        return f"{key} (written {self.written[key]})" if key in self.written else key
+
     def _section_is_given(self, yaml_key: str) -> bool:
-        own = self.settings.get(yaml_key)
-        if own is not None and own.node.tag != NULL_TAG and not isinstance(own.node, yaml.MappingNode):
-            self.problems.append(
-                f"{own.origin}: {yaml_key}: expected indented `key: value` lines below it, found {found(own.node)}."
+        own = self.settings.pop(yaml_key, None)
+        inner = next((setting for key, setting in self.settings.items() if key.startswith(yaml_key + ".")), None)
+        if own is not None:
+            self.origins[yaml_key] = own.origin
+        elif inner is not None:
+            self.origins[yaml_key] = inner.origin
+        is_off = own is None or own.node.tag == NULL_TAG
+        if not is_off and not isinstance(own.node, yaml.MappingNode):
+            self._report(
+                own,
+                f"expected indented `key: value` lines below it, or {{}} for its defaults, or null for none; "
+                f"found {found(own.node)}",
             )
-            return False
-        if any(key.startswith(yaml_key + ".") for key in self.settings):
-            return True
-        return own is not None and own.node.tag != NULL_TAG
+        elif is_off and own is not None and inner is None and own.node.value == "":
+            self.notices.append(f"{own.origin}: {yaml_key} is empty, so it is off; {{}} takes its defaults.")
+        return not is_off or inner is not None
 
     def _build_section(self, section_type: type, prefix: str) -> Any:
         """The section from the settings given, the defaults for the rest and for what is reported as wrong."""
@@ -193,8 +227,7 @@ class _Reader:
                     values[key.name] = coerce(key.annotation, setting.node)
                     continue
             except CoercionError as error:
-                self.problems.append(f"{setting.origin}: {name}: {error}.")
-                self.failed.add(name)
+                self._report(setting, str(error))
             if key.required:
                 values[key.name] = "missing"
                 if name not in self.failed:
@@ -206,12 +239,9 @@ class _Reader:
         """What is left over: fields of TrainingArguments, or mistakes."""
         extra: dict[str, Any] = {}
         for key, setting in self.settings.items():
-            if key in NESTED_SECTIONS:
-                self.origins[key] = setting.origin
-                continue
             field = training_arguments_fields().get(key)
             if key in MANAGED:
-                self.problems.append(f"{setting.origin}: {key}: cannot be set here: {MANAGED[key]}.")
+                self._report(setting, f"cannot be set here: {MANAGED[key]}")
             elif field is None:
                 self.problems.append(f"{setting.origin}: unknown key {key!r}.{_suggestion(key)}")
             else:
@@ -219,7 +249,7 @@ class _Reader:
                 try:
                     extra[key] = coerce(field.annotation, setting.node)
                 except CoercionError as error:
-                    self.problems.append(f"{setting.origin}: {key}: {error}.")
+                    self._report(setting, str(error))
         return extra
 
     def problems_in_order(self) -> list[str]:
@@ -227,24 +257,23 @@ class _Reader:
 
         def place(problem: str) -> tuple[bool, int]:
             line = re.match(r".*?:(\d+): ", problem)
-            return problem.startswith("command line"), int(line.group(1)) if line else 0
+            return problem.startswith(f"{COMMAND_LINE}:"), int(line.group(1)) if line else 0
 
         return sorted(dict.fromkeys(self.problems), key=place)
 
 
 def _without_none_tracker(logging: LoggingConfig) -> LoggingConfig:
-    """`report_to: none` (or null) means no tracker."""
-    return dataclasses.replace(logging, report_to=[name for name in logging.report_to if name not in ("none", "null")])
+    """`report_to: none` means no tracker."""
+    return dataclasses.replace(logging, report_to=[name for name in logging.report_to if name.lower() != "none"])
 
 
 def _suggestion(key: str) -> str:
     """What an unknown key may have been meant to be."""
     if key in HINTS:
         return f" Here it is {HINTS[key]!r}."
-    nested = [f"{name}.{inner}" for name, (_, section) in NESTED_SECTIONS.items() for inner in keys_of(section)]
-    if "." in key:
-        section = key.partition(".")[0]
-        allowed = [name.partition(".")[2] for name in nested if name.startswith(section + ".")]
-        return did_you_mean(key, nested) or (f" Allowed there: {', '.join(allowed)}." if allowed else "")
-    known = [*flat_keys(), *NESTED_SECTIONS, *training_arguments_fields()]
+    section, _, inner = key.partition(".")
+    if inner and section in NESTED_SECTIONS:
+        allowed = list(keys_of(NESTED_SECTIONS[section][1]))
+        return did_you_mean(inner, allowed) or f" Allowed there: {', '.join(allowed)}."
+    known = {*flat_keys(), *NESTED_SECTIONS, *training_arguments_fields()} - MANAGED.keys()
     return did_you_mean(key, known) or " `python sft_main.py --help` lists every key."

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +18,20 @@ from configuration.did_you_mean import did_you_mean
 from configuration.schema import DataConfig
 from prompting.formats import FORMATS, RecordFormat, find_format
 from prompting.messages import RowRefused
-from prompting.rendering import ChatRenderer
+from prompting.rendering import ChatRenderer, render_text
 from prompting.templates import PLAIN, resolve_chat_template
 from prompting.tokenizing import TokenizedRow, tokenize_rows
-from sft_errors import DataError
-from sft_types import Conversation, DataReport, DroppedRow, RawRow, SamplePrompt, SplitReport, TrainingData
+from sft_errors import ConfigError, DataError
+from sft_types import (
+    Conversation,
+    DataReport,
+    DroppedRow,
+    RawRow,
+    RenderedText,
+    SamplePrompt,
+    SplitReport,
+    TrainingData,
+)
 from sources.load import RawSplit, load_rows
 
 if TYPE_CHECKING:
@@ -50,7 +59,13 @@ def prepare_data(
 
     Raises:
         DataError: if nothing can be trained on, or a row is bad and `on_bad_rows` is `error`.
+        ConfigError: if the tokenizer or its chat template cannot do what is needed.
     """
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"tokenizer_name_or_path: {type(tokenizer).__name__} cannot tell which characters a token stands for. "
+            "Use a fast tokenizer (a tokenizer.json)."
+        )
     raw = load_rows(config)
     if raw.unused:
         logger.info("Not read: %s.", ", ".join(raw.unused[:5]) + (", ..." if len(raw.unused) > 5 else ""))
@@ -99,8 +114,14 @@ class _PreparedSplit:
 def _prepare_split(
     split: str, raw: RawSplit, config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
 ) -> _PreparedSplit:
-    record_format = _choose_format(raw, config)
-    logger.info("%s: %s, read as %s.", split.capitalize(), ", ".join(raw.origins[:3]), record_format.description)
+    columns = _columns_of(raw, config)
+    record_format = _choose_format(raw, columns)
+    more = f" and {len(raw.origins) - 3} more" if len(raw.origins) > 3 else ""
+    origins = ", ".join(raw.origins[:3]) + more
+    logger.info("%s: %s, read as %s.", split.capitalize(), origins, record_format.description)
+    unused = sorted(columns - record_format.columns - record_format.optional)
+    if unused:
+        logger.info("%s: columns not used: %s.", split.capitalize(), _listed(unused))
     if record_format.is_chat and tokenizer.chat_template is None:
         use_plain_template(tokenizer)
     worker = _RowPreparer(config=config, record_format=record_format, tokenizer=tokenizer)
@@ -140,6 +161,13 @@ def use_plain_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     )
 
 
+def _chat_renderer(tokenizer: "PreTrainedTokenizerBase") -> Callable[[Conversation], RenderedText]:
+    renderer = ChatRenderer(tokenizer)
+    if not renderer.end_marker.strip():
+        logger.warning("The chat template writes nothing behind an answer: the model will not learn where to stop.")
+    return renderer.render
+
+
 class _RowPreparer:
     """Raw rows to tokens, a batch at a time; goes to worker processes as a whole."""
 
@@ -148,7 +176,7 @@ class _RowPreparer:
         self._format = record_format
         self._tokenizer = tokenizer
         self._max_seq_length = config.max_seq_length
-        self._renderer = ChatRenderer(tokenizer)
+        self._render = _chat_renderer(tokenizer) if record_format.is_chat else render_text
 
     def __call__(self, rows: Sequence[RawRow]) -> list[tuple[Conversation, TokenizedRow] | RowRefused]:
         outcomes: list[Any] = []
@@ -158,7 +186,7 @@ class _RowPreparer:
                 if row.problem is not None:
                     raise RowRefused(row.problem.reason, row.problem.message)
                 conversation = self._format.convert(_renamed(row.record, self._columns))
-                rendered.append(self._renderer.render(conversation))
+                rendered.append(self._render(conversation))
                 places.append(len(outcomes))
                 outcomes.append(conversation)
             except RowRefused as refusal:
@@ -176,7 +204,9 @@ def _prepare_all(worker: _RowPreparer, rows: Sequence[RawRow], num_workers: int)
         for batch in batches:
             yield from worker(batch)
         return
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("fork")) as pool:
+    # A forked process starts at once and shares what is loaded; not every system can fork.
+    context = get_context("fork" if "fork" in get_all_start_methods() else None)
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
         for outcomes in pool.map(worker, batches):
             yield from outcomes
 
@@ -187,30 +217,53 @@ def _batches(rows: Sequence[RawRow]) -> Iterator[list[RawRow]]:
         yield batch
 
 
-def _choose_format(raw: RawSplit, config: DataConfig) -> RecordFormat:
-    """The format of a split, by all the columns that its rows have.
+def _columns_of(raw: RawSplit, config: DataConfig) -> set[str]:
+    """All the columns that the rows of a split have, by our names.
 
     Raises:
-        DataError: if they make none, or `dataset_columns` names one that is not there.
+        DataError: if there are none, or `dataset_columns` names one that is not there, or one twice.
     """
-    place = raw.origins[0]
-    seen: Counter[str] = Counter(str(name) for row in raw.rows if row.record is not None for name in row.record)
+    place, names = raw.origins[0], config.dataset_columns
+    seen: Counter[str] = Counter(name for row in raw.rows if row.record is not None for name in row.record)
     if not seen:
-        first = raw.rows[0]
-        raise DataError(f"{first.source}: no usable row in the file; this one: {first.problem.message}.")
-    for column in config.dataset_columns:
+        raise DataError(f"{raw.rows[0].source}: {_first_problem(raw)}. No row there can be used.")
+    for column in names:
         if column not in seen:
             hint = did_you_mean(column, seen)
-            raise DataError(f"{place}: dataset_columns names {column!r}; the columns are {', '.join(seen)}.{hint}")
-    columns = {config.dataset_columns.get(name, name) for name in seen}
+            raise DataError(f"{place}: dataset_columns names {column!r}; the columns are {_listed(seen)}.{hint}")
+    ours = Counter(names.get(name, name) for name in seen)
+    twice = [name for name, count in ours.items() if count > 1]
+    if twice:
+        theirs = [name for name in seen if names.get(name, name) == twice[0]]
+        raise DataError(f"{place}: with dataset_columns, {' and '.join(theirs)} are both {twice[0]!r}. Choose one.")
+    return set(ours)
+
+
+def _choose_format(raw: RawSplit, columns: set[str]) -> RecordFormat:
+    """The format of a split with these columns.
+
+    Raises:
+        DataError: if they make none.
+    """
     record_format = find_format(columns)
     if record_format is None:
         known = "; ".join(known.description for known in FORMATS)
         raise DataError(
-            f"{place}: its columns ({', '.join(sorted(columns))}) make no known format. Known: {known}. "
+            f"{raw.origins[0]}: its columns ({_listed(sorted(columns))}) make no known format. Known: {known}. "
             "Map yours with dataset_columns: {their_name: our_name}."
         )
     return record_format
+
+
+def _first_problem(raw: RawSplit) -> str:
+    problem = raw.rows[0].problem
+    return problem.message if problem is not None else "an object without fields"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Columns' names for one line of text, whatever they hold."""
+    names = [" ".join(name.split())[:40] for name in names]
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _renamed(record: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:

@@ -63,6 +63,8 @@ def _device_of(local_rank: int, processes_here: int, use_cpu: bool) -> str:
     if use_cpu:
         return "cpu"
     if not torch.cuda.is_available():
+        if processes_here > 1:
+            logger.info("No GPU on this machine: %d processes on CPU, which talk by gloo.", processes_here)
         return "mps" if processes_here == 1 and torch.backends.mps.is_available() else "cpu"
     num_devices = torch.cuda.device_count()
     if processes_here > num_devices:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from configuration.did_you_mean import did_you_mean
 from configuration.installed_transformers import optimizer_names, scheduler_names
@@ -15,6 +15,8 @@ TRACKERS = (
     "tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "neptune", "dagshub", "flyte", "codecarbon", "swanlab",
     "trackio", "dvclive",
 )  # fmt: skip
+NEED_VALIDATION = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that follow the validation loss."""
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
 
 
@@ -30,6 +32,7 @@ def find_contradictions(config: SFTConfig) -> Iterator[Contradiction]:
     yield from _check_model(config)
     yield from _check_data(config)
     yield from _check_training(config)
+    yield from _check_passed_through(config)
     yield from _check_evaluation_schedule(config)
     yield from _check_logging(config)
 
@@ -41,6 +44,9 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
         yield "wandb_project has no effect: report_to does not name wandb."
     if config.logging.logging_dir and "tensorboard" not in trackers:
         yield "logging_dir has no effect: report_to does not name tensorboard."
+    training = config.training
+    if training.extra_training_arguments.get("gradient_checkpointing_kwargs") and not training.gradient_checkpointing:
+        yield "gradient_checkpointing_kwargs has no effect: gradient_checkpointing is false."
 
 
 def _check_model(config: SFTConfig) -> Iterator[Contradiction]:
@@ -49,9 +55,9 @@ def _check_model(config: SFTConfig) -> Iterator[Contradiction]:
         name = getattr(model, key)
         if name and _looks_like_a_path(name) and not os.path.exists(name):
             yield Contradiction(key, f"there is no folder {name!r} (seen from {os.getcwd()}).")
-    folder = Path(model.model_name_or_path)
-    if model.gguf_file and folder.is_dir() and not (folder / model.gguf_file).is_file():
-        found = sorted(path.name for path in folder.glob("*.gguf"))
+    folder = model.model_name_or_path
+    if model.gguf_file and os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, model.gguf_file)):
+        found = sorted(path.name for path in Path(folder).glob("*.gguf"))
         yield Contradiction("gguf_file", f"no {model.gguf_file!r} in {model.model_name_or_path}; there: {found}.")
     if model.gguf_file and quantization:
         yield Contradiction("gguf_file", "its weights are de-quantized when read; leave out quantization_config.")
@@ -59,6 +65,8 @@ def _check_model(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction(
             "dtype", "weights in float16 cannot be trained; write auto, or add lora_config to train adapters only."
         )
+    if config.lora and not config.lora.target_modules:
+        yield Contradiction("lora_config.target_modules", "names no layer; list some, or write all-linear.")
     if quantization is None:
         return
     if quantization.load_in_4bit and quantization.load_in_8bit:
@@ -97,10 +105,16 @@ def _check_data_file(key: str, name: str, folder: str | None) -> Iterator[Contra
     if any(character in name for character in "*?["):
         base = Path("/") if place.is_absolute() else Path(".")
         pattern = str(place.relative_to("/")) if place.is_absolute() else str(place)
-        if next(base.glob(pattern), None) is None:
+        try:
+            matches = any(True for _ in base.glob(pattern))
+        except ValueError as error:
+            yield Contradiction(key, f"{name!r} is no pattern of file names: {error}.")
+            return
+        if not matches:
             yield Contradiction(key, f"no file matches {str(place)!r} (seen from {os.getcwd()}).")
-    elif not place.exists():
-        siblings = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
+    elif not os.path.exists(place):
+        readable = os.path.isdir(place.parent) and os.access(place.parent, os.R_OK)
+        siblings = os.listdir(place.parent) if readable else []
         hint = did_you_mean(place.name, siblings)
         yield Contradiction(key, f"there is no {str(place)!r} (seen from {os.getcwd()}).{hint}")
 
@@ -116,9 +130,6 @@ def _check_training(config: SFTConfig) -> Iterator[Contradiction]:
         if allowed and value not in allowed:
             hint = did_you_mean(value, allowed) or f" Allowed: {', '.join(allowed)}."
             yield Contradiction(key, f"{value!r} is unknown.{hint}")
-    sampling = training.extra_training_arguments.get("train_sampling_strategy", "random")
-    if sampling not in SAMPLING_STRATEGIES:
-        yield Contradiction("train_sampling_strategy", f"{sampling!r} is unknown; choose {SAMPLING_STRATEGIES}.")
     if os.path.exists(training.output_dir) and not os.path.isdir(training.output_dir):
         yield Contradiction("output_dir", f"{training.output_dir!r} is a file; name a folder.")
     resume = training.resume_from_checkpoint
@@ -128,6 +139,22 @@ def _check_training(config: SFTConfig) -> Iterator[Contradiction]:
         )
 
 
+def _check_passed_through(config: SFTConfig) -> Iterator[Contradiction]:
+    """What transformers would refuse only after it is loaded."""
+    extra = config.training.extra_training_arguments
+    sampling = extra.get("train_sampling_strategy", "random")
+    if sampling not in SAMPLING_STRATEGIES:
+        choices = " | ".join(SAMPLING_STRATEGIES)
+        yield Contradiction("train_sampling_strategy", f"{sampling!r} is unknown; choose {choices}.")
+    if extra.get("fp16_full_eval") and extra.get("bf16_full_eval"):
+        yield Contradiction("bf16_full_eval", "fp16_full_eval and bf16_full_eval exclude each other; choose one.")
+    if extra.get("dataloader_prefetch_factor") is not None and config.training.dataloader_num_workers == 0:
+        yield Contradiction("dataloader_prefetch_factor", "needs dataloader_num_workers above 0.")
+    cache_steps = extra.get("torch_empty_cache_steps")
+    if cache_steps is not None and cache_steps < 1:
+        yield Contradiction("torch_empty_cache_steps", f"is {cache_steps}; give a whole number from 1 up, or null.")
+
+
 def _check_evaluation_schedule(config: SFTConfig) -> Iterator[Contradiction]:
     training, data = config.training, config.data
     extra = training.extra_training_arguments
@@ -135,15 +162,20 @@ def _check_evaluation_schedule(config: SFTConfig) -> Iterator[Contradiction]:
     may_have_validation = bool(data.validation_file or data.validation_split or data.dataset_name) or (
         data.dataset_path is not None and data.train_file is None and os.path.isdir(data.dataset_path)
     )
-    if not may_have_validation:
-        if training.load_best_model_at_end:
-            yield Contradiction(
-                "load_best_model_at_end", "needs validation data; give validation_file or validation_split."
-            )
-        if training.eval_steps is not None:
-            yield Contradiction("eval_steps", "needs validation data; give validation_file or validation_split.")
-        if extra.get("eval_strategy", "no") != "no":
-            yield Contradiction("eval_strategy", "needs validation data; give validation_file or validation_split.")
+    follows_validation = {
+        "load_best_model_at_end": training.load_best_model_at_end,
+        "save_strategy": extra.get("save_strategy") == "best",
+        "lr_scheduler_type": training.lr_scheduler_type in NEED_VALIDATION,
+    }
+    needs_validation = {
+        **follows_validation,
+        "eval_steps": training.eval_steps is not None,
+        "eval_strategy": extra.get("eval_strategy", "no") != "no",
+    }
+    for key in (key for key, is_so in needs_validation.items() if is_so and not may_have_validation):
+        yield Contradiction(key, "needs validation data; give validation_file or validation_split.")
+    for key in (key for key, is_so in follows_validation.items() if is_so and extra.get("eval_strategy") == "no"):
+        yield Contradiction(key, "needs evaluation, which eval_strategy: no switches off; choose one.")
     for key, steps, strategy in (
         ("eval_steps", training.eval_steps, extra.get("eval_strategy")),
         ("save_steps", training.save_steps, extra.get("save_strategy")),
@@ -156,9 +188,14 @@ def _check_evaluation_schedule(config: SFTConfig) -> Iterator[Contradiction]:
         yield from _check_best_model_schedule(training.eval_steps, training.save_steps, extra)
 
 
-def _check_best_model_schedule(eval_steps, save_steps, extra) -> Iterator[Contradiction]:
+def _check_best_model_schedule(
+    eval_steps: float | None, save_steps: float | None, extra: Mapping[str, Any]
+) -> Iterator[Contradiction]:
     """A model can be kept as the best only where it is both evaluated and saved."""
     if extra.get("save_strategy") == "best":
+        return
+    if extra.get("save_strategy") == "no":
+        yield Contradiction("load_best_model_at_end", "needs checkpoints, which save_strategy: no switches off.")
         return
     if (eval_steps is None) != (save_steps is None):
         yield Contradiction(

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from configuration.schema import CommaSeparated, IsPath, Range, StepLimit, WholeOrShare
+from configuration.rules import CommaSeparated, IsPath, Range, StepLimit, WholeOrShare
 
 TRUE_WORDS = {"true", "yes", "on", "1"}
 FALSE_WORDS = {"false", "no", "off", "0"}
 NULL_TAG = "tag:yaml.org,2002:null"
+_READ_BY_YAML = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
 _INTEGER = re.compile(r"[+-]?\d[\d_]*")
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 class CoercionError(Exception):
@@ -32,13 +34,7 @@ def coerce(annotation: Any, node: yaml.Node) -> Any:
         CoercionError: with what was found and what is allowed.
     """
     if get_origin(annotation) is Annotated:
-        base, *rules = get_args(annotation)
-        if rules and isinstance(rules[0], CommaSeparated) and isinstance(node, yaml.ScalarNode):
-            return [part.strip() for part in node.value.split(",") if part.strip()]
-        value = coerce(base, node)
-        for rule in rules:
-            value = _apply_rule(rule, value, node)
-        return value
+        return _coerce_annotated(annotation, node)
     if get_origin(annotation) in (Union, types.UnionType):
         return _coerce_union(annotation, node)
     if get_origin(annotation) is Literal:
@@ -47,7 +43,16 @@ def coerce(annotation: Any, node: yaml.Node) -> Any:
         return _coerce_list(annotation, node)
     if get_origin(annotation) is dict:
         return _coerce_mapping(annotation, node)
-    return _coerce_scalar(annotation, node)
+    return _coerce_scalar(annotation, node, describe(annotation))
+
+
+def alternatives(annotation: Any) -> list[Any]:
+    """The types that a declared type is made of, rules left out: `Names | None` gives `[list[str], NoneType]`."""
+    if get_origin(annotation) is Annotated:
+        return alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [inner for choice in get_args(annotation) for inner in alternatives(choice)]
+    return [annotation]
 
 
 def describe(annotation: Any) -> str:
@@ -74,7 +79,7 @@ def found(node: yaml.Node) -> str:
         return f"a list of {len(node.value)}"
     if isinstance(node, yaml.MappingNode):
         return "a mapping"
-    if node.tag == NULL_TAG:
+    if _is_null(node):
         return "nothing"
     text = node.value if len(node.value) <= 60 else node.value[:57] + "..."
     return repr(text)
@@ -82,25 +87,30 @@ def found(node: yaml.Node) -> str:
 
 def plain_value(node: yaml.Node) -> Any:
     """The value as YAML itself reads it, for settings whose type is not known here."""
-    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str":
-        try:
-            return float(node.value) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", node.value) else node.value
-        except ValueError:
-            return node.value
-    if isinstance(node, yaml.ScalarNode):
-        return yaml.SafeLoader("").construct_object(node, deep=True)
     if isinstance(node, yaml.SequenceNode):
         return [plain_value(item) for item in node.value]
-    return {key.value: plain_value(value) for key, value in node.value}
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: plain_value(value) for key, value in node.value}
+    if node.tag in _READ_BY_YAML:
+        try:
+            return yaml.SafeLoader("").construct_object(node)
+        except (ValueError, KeyError):
+            raise CoercionError(f"{found(node)} does not fit its tag {node.tag!r}; leave the tag out") from None
+    # YAML wants a dot in 5e-5; people do not.
+    return float(node.value) if _EXPONENT.fullmatch(node.value) else node.value
 
 
 def _coerce_union(annotation: Any, node: yaml.Node) -> Any:
     choices = get_args(annotation)
-    is_null = isinstance(node, yaml.ScalarNode) and node.tag == NULL_TAG
-    if is_null and type(None) in choices:
+    # Python's `None` is what many write for null; none of our texts can be meant by it.
+    if type(None) in choices and (_is_null(node) or getattr(node, "value", "") == "None"):
         return None
-    # Text takes anything, so it is asked last.
+    # Text takes anything, so it is asked last; but one word, where a word or a list may stand, is a word.
     ordered = sorted((choice for choice in choices if choice is not type(None)), key=_is_text)
+    if isinstance(node, yaml.ScalarNode) and str in choices:
+        ordered = [choice for choice in ordered if get_origin(choice) is not list]
+    if isinstance(node, yaml.MappingNode) and any(get_origin(choice) is dict for choice in ordered):
+        ordered = [choice for choice in ordered if get_origin(choice) is dict]
     errors = []
     for choice in ordered:
         try:
@@ -110,6 +120,30 @@ def _coerce_union(annotation: Any, node: yaml.Node) -> Any:
     if len(errors) == 1:
         raise errors[0]
     raise CoercionError(f"{found(node)} is not allowed; give {describe(annotation)}")
+
+
+def _coerce_annotated(annotation: Any, node: yaml.Node) -> Any:
+    base, *rules = get_args(annotation)
+    if isinstance(rules[0], CommaSeparated):
+        return [] if rules[0].null_is_empty and _is_null(node) else _coerce_names(node)
+    # The bounds are part of what is allowed, so a wrong type is answered with them too.
+    is_plain = get_origin(base) is None
+    value = _coerce_scalar(base, node, describe(annotation)) if is_plain else coerce(base, node)
+    for rule in rules:
+        value = _apply_rule(rule, value, node)
+    return value
+
+
+def _coerce_names(node: yaml.Node) -> list[str]:
+    if isinstance(node, yaml.ScalarNode) and not _is_null(node):
+        return [part.strip() for part in node.value.split(",") if part.strip()]
+    if not isinstance(node, yaml.SequenceNode):
+        raise CoercionError(f"expected a name or a list of names, found {found(node)}")
+    return [coerce(str, item) for item in node.value]
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == NULL_TAG
 
 
 def _is_text(annotation: Any) -> bool:
@@ -128,7 +162,7 @@ def _coerce_literal(annotation: Any, node: yaml.Node) -> Any:
 
 def _coerce_list(annotation: Any, node: yaml.Node) -> list:
     (item_type,) = get_args(annotation)
-    if isinstance(node, yaml.ScalarNode) and node.tag != NULL_TAG:
+    if isinstance(node, yaml.ScalarNode) and not _is_null(node):
         return [coerce(item_type, node)]
     if not isinstance(node, yaml.SequenceNode):
         raise CoercionError(f"expected a list, found {found(node)}")
@@ -142,11 +176,13 @@ def _coerce_mapping(annotation: Any, node: yaml.Node) -> dict:
     return {str(key.value): coerce(value_type, value) for key, value in node.value}
 
 
-def _coerce_scalar(annotation: Any, node: yaml.Node) -> Any:
+def _coerce_scalar(annotation: Any, node: yaml.Node, expected: str) -> Any:
     if annotation is Any:
         return plain_value(node)
-    if not isinstance(node, yaml.ScalarNode) or node.tag == NULL_TAG:
-        raise CoercionError(f"expected {describe(annotation)}, found {found(node)}")
+    if annotation is str and isinstance(node, yaml.MappingNode):
+        raise CoercionError(f"expected {expected}, found a mapping; text that holds ': ' needs quotes")
+    if not isinstance(node, yaml.ScalarNode) or _is_null(node):
+        raise CoercionError(f"expected {expected}, found {found(node)}")
     text = node.value.strip()
     if annotation is str:
         return node.value
@@ -161,7 +197,7 @@ def _coerce_scalar(annotation: Any, node: yaml.Node) -> Any:
         number = _as_number(text)
         if number is not None:
             return number
-    raise CoercionError(f"expected {describe(annotation)}, found {found(node)}")
+    raise CoercionError(f"expected {expected}, found {found(node)}")
 
 
 def _as_number(text: str) -> float | None:
@@ -175,6 +211,8 @@ def _as_number(text: str) -> float | None:
 
 def _apply_rule(rule: Any, value: Any, node: yaml.Node) -> Any:
     if isinstance(rule, IsPath):
+        if not value.strip():
+            raise CoercionError("is empty; give a path, or leave the key out")
         return os.path.expanduser(value)
     if isinstance(rule, WholeOrShare):
         if value >= 1 and value == int(value):
@@ -205,13 +243,9 @@ def _describe_rule(base: Any, rule: Any) -> str:
         return "a path"
     if isinstance(rule, CommaSeparated):
         return "a name or a list of names"
-    bounds = []
-    if rule.minimum is not None:
-        bounds.append(f"from {rule.minimum}" + ("" if rule.maximum is not None or rule.below is not None else " up"))
-    if rule.above is not None:
-        bounds.append(f"above {rule.above}")
+    lower = f"above {rule.above}" if rule.above is not None else f"from {rule.minimum}"
     if rule.maximum is not None:
-        bounds.append(f"to {rule.maximum}")
+        return f"{describe(base)} {lower} to {rule.maximum}"
     if rule.below is not None:
-        bounds.append(f"below {rule.below}")
-    return f"{describe(base)} {' and '.join(bounds)}"
+        return f"{describe(base)} {lower} and below {rule.below}"
+    return f"{describe(base)} {lower}" + (" up" if rule.above is None else "")

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import yaml
 
-from configuration.schema import NESTED_SECTIONS, flat_keys
+from configuration.coercion import NULL_TAG, alternatives, describe
+from configuration.installed_transformers import training_arguments_fields
+from configuration.keys import flat_keys, keys_of
+from configuration.renamed import RENAMED
+from configuration.schema import NESTED_SECTIONS
 from sft_errors import ConfigError
+
+COMMAND_LINE = "command line"
+_TEXT_TAG = "tag:yaml.org,2002:str"
+_MAPPING_TAG = "tag:yaml.org,2002:map"
+_MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,27 +41,15 @@ def read_yaml_settings(path: str) -> tuple[list[Setting], list[str]]:
     Raises:
         ConfigError: if the file is missing, is not text, or is not YAML.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file. Name your configuration with --config_file.") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder; --config_file takes a YAML file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    try:
-        root = yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}" if mark else path
-        raise ConfigError(f"{place}: not valid YAML: {error.problem} (column {mark.column + 1}).") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    root = _compose(_read_text(path), path)
     if root is None:
         return [], []
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{path}:1: expected lines like `learning_rate: 1e-4`, found something else.")
-    return _flatten(root, path)
+        kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single text"
+        raise ConfigError(f"{path}:1: expected lines like `learning_rate: 1e-4`, found {kind}.")
+    collector = _Collector(lambda node: f"{path}:{node.start_mark.line + 1}")
+    collector.add_entries(root)
+    return collector.settings, collector.problems
 
 
 def read_command_line_settings(arguments: Sequence[str]) -> tuple[list[Setting], list[str]]:
@@ -62,55 +60,189 @@ def read_command_line_settings(arguments: Sequence[str]) -> tuple[list[Setting],
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--") or len(argument) == 2:
-            problems.append(f"command line: {argument!r} is not an option; settings are given as --key value.")
+            problems.append(f"{COMMAND_LINE}: {argument!r} is not an option; settings are given as --key value.")
             continue
-        key, equals, value = argument[2:].partition("=")
-        key = key.replace("-", "_")
-        if not equals:
-            values = []
-            while rest and not rest[0].startswith("--"):
-                values.append(rest.pop(0))
-            value = "true" if not values else values[0] if len(values) == 1 else f"[{', '.join(values)}]"
-        settings.append(Setting(key=key, node=_command_line_node(key, value), origin="command line"))
+        name, equals, value = argument[2:].partition("=")
+        head, dot, inner = name.partition(".")
+        key = head.replace("-", "_") + dot + inner
+        values = [value] if equals else []
+        while not equals and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        node, problem = _command_line_node(key, values)
+        if node is None:
+            problems.append(f"{COMMAND_LINE}: {key}: {problem}.")
+            continue
+        collector = _Collector(lambda _: COMMAND_LINE)
+        collector.add(key, node, node)
+        settings += collector.settings
+        problems += collector.problems
     return settings, problems
 
 
-def _flatten(root: yaml.MappingNode, path: str) -> tuple[list[Setting], list[str]]:
-    settings: list[Setting] = []
-    problems: list[str] = []
-    lines: dict[str, int] = {}
+def declared_type(key: str) -> Any:
+    """What type of value a key takes, `lora_config.r` and `dataset_columns.query` too; `Any` for an unknown key."""
+    head, _, inner = key.partition(".")
+    if head in NESTED_SECTIONS:
+        keys = keys_of(NESTED_SECTIONS[head][1])
+        if not inner:
+            return dict[str, Any]
+        return keys[inner].annotation if inner in keys else Any
+    if head in RENAMED and RENAMED[head].change is None:
+        head = RENAMED[head].name
+    known = flat_keys().get(head) or training_arguments_fields().get(head)
+    annotation = known.annotation if known else Any
+    if not inner:
+        return annotation
+    mappings = [choice for choice in alternatives(annotation) if get_origin(choice) is dict]
+    return get_args(mappings[0])[1] if mappings else Any
 
-    def add(key: str, key_node: yaml.Node, value: yaml.Node) -> None:
-        line = key_node.start_mark.line + 1
-        if key in lines:
-            problems.append(f"{path}:{line}: {key}: stands twice, first in line {lines[key]}. Keep one.")
+
+def takes_mapping(key: str) -> bool:
+    """Whether `key.name` can be given: a setting whose value is a mapping of free names."""
+    return any(get_origin(choice) is dict for choice in alternatives(declared_type(key)))
+
+
+def with_entry(mapping: yaml.Node | None, name: str, value: yaml.Node) -> yaml.MappingNode:
+    """A mapping with one entry added or replaced; a new one where there was none."""
+    entries = mapping.value if isinstance(mapping, yaml.MappingNode) else []
+    kept = [(key, old) for key, old in entries if key.value != name]
+    return yaml.MappingNode(_MAPPING_TAG, [*kept, (yaml.ScalarNode(_TEXT_TAG, name), value)])
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file. Name your configuration with --config_file.") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; --config_file takes a YAML file.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def _compose(text: str, path: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}" if mark else path
+        column = f" (column {mark.column + 1})" if mark else ""
+        raise ConfigError(f"{place}: not valid YAML: {_explain(error)}{column}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: nested too deeply.") from None
+
+
+def _explain(error: yaml.MarkedYAMLError) -> str:
+    """What the parser says, with the mend for what people most often trip over."""
+    what = ", ".join(part for part in (error.context, error.problem) if part)
+    if "'\\t'" in what:
+        return f"{what}; write spaces, not tabs"
+    if isinstance(error, yaml.scanner.ScannerError):
+        return f"{what}; a text that holds ': ' or begins with * & ! % @ ` needs quotes"
+    return what
+
+
+class _Collector:
+    """Gathers settings from nodes; what YAML allows and no setting can mean becomes a problem."""
+
+    def __init__(self, origin: Callable[[yaml.Node], str]) -> None:
+        self.origin = origin
+        self.settings: list[Setting] = []
+        self.problems: list[str] = []
+        self.lines: dict[str, yaml.Node] = {}
+
+    def add_entries(self, mapping: yaml.MappingNode, prefix: str = "") -> None:
+        """Each entry of a mapping as a setting of its own."""
+        for key_node, value in mapping.value:
+            if self._is_plain_key(key_node):
+                self.add(prefix + key_node.value.strip(), key_node, value)
+
+    def add(self, key: str, key_node: yaml.Node, value: yaml.Node) -> None:
+        if self._stands_twice(key, key_node, self.lines):
             return
-        lines[key] = line
-        settings.append(Setting(key=key, node=value, origin=f"{path}:{line}"))
+        is_section = key in NESTED_SECTIONS and isinstance(value, yaml.MappingNode)
+        node = yaml.MappingNode(value.tag, [], value.start_mark, value.end_mark) if is_section else value
+        if not self._is_sound(key, node, ()):
+            return
+        self.settings.append(Setting(key=key, node=node, origin=self.origin(key_node)))
+        if is_section:
+            self.add_entries(value, prefix=f"{key}.")
 
-    for key_node, value in root.value:
+    def _is_plain_key(self, key_node: yaml.Node) -> bool:
         if not isinstance(key_node, yaml.ScalarNode):
-            problems.append(f"{path}:{key_node.start_mark.line + 1}: a key must be a plain word.")
-            continue
-        key = key_node.value.strip()
-        if key in NESTED_SECTIONS and isinstance(value, yaml.MappingNode):
-            add(key, key_node, yaml.MappingNode(value.tag, [], value.start_mark, value.end_mark))
-            for inner_key, inner_value in value.value:
-                add(f"{key}.{inner_key.value}", inner_key, inner_value)
-        else:
-            add(key, key_node, value)
-    return settings, problems
+            self.problems.append(f"{self.origin(key_node)}: a key must be a plain word.")
+            return False
+        if key_node.tag == _MERGE_TAG:
+            self.problems.append(f"{self.origin(key_node)}: merge keys (<<) are not supported; write the keys out.")
+            return False
+        return True
+
+    def _stands_twice(self, key: str, key_node: yaml.Node, lines: dict[str, yaml.Node]) -> bool:
+        first = lines.setdefault(key, key_node)
+        if first is not key_node:
+            place = self.origin(key_node)
+            where = "" if place == COMMAND_LINE else f", first in line {first.start_mark.line + 1}"
+            self.problems.append(f"{place}: {key}: stands twice{where}. Keep one.")
+        return first is not key_node
+
+    def _is_sound(self, key: str, node: yaml.Node, around: tuple[yaml.Node, ...]) -> bool:
+        """Whether a value, all the way in, is of plain keys, each once, and standard types."""
+        if any(node is outer for outer in around):
+            self.problems.append(f"{self.origin(node)}: {key}: refers to itself.")
+            return False
+        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
+            self.problems.append(f"{self.origin(node)}: {key}: the tag {node.tag!r} is not supported; leave it out.")
+            return False
+        inside = (*around, node)
+        lines: dict[str, yaml.Node] = {}
+        sound = True
+        for entry in () if isinstance(node, yaml.ScalarNode) else node.value:
+            inner, value = entry if isinstance(node, yaml.MappingNode) else (None, entry)
+            name = key
+            if inner is not None:
+                name = f"{key}.{inner.value}"
+                if not self._is_plain_key(inner) or self._stands_twice(name, inner, lines):
+                    sound = False
+                    continue
+            # Every entry is looked at, so that all problems are found.
+            sound = self._is_sound(name, value, inside) and sound
+        return sound
 
 
-def _command_line_node(key: str, value: str) -> yaml.Node:
-    """The node for a value on the command line. Text that is meant as text is never read as YAML."""
-    known = flat_keys().get(key)
-    is_plain_text = known is not None and known.annotation in (str, str | None)
-    if not is_plain_text:
-        try:
-            node = yaml.compose(value, Loader=_Loader)
-            if node is not None:
-                return node
-        except yaml.YAMLError:
-            pass  # Not YAML, so it is text; its key's type decides whether text will do.
-    return yaml.ScalarNode("tag:yaml.org,2002:str", value)
+def _command_line_node(key: str, values: Sequence[str]) -> tuple[yaml.Node | None, str]:
+    """The node for the values after an option; None and the reason where they cannot be meant.
+
+    Text that is meant as text is never read as YAML: it may hold colons, commas, brackets and number signs.
+    """
+    choices = alternatives(declared_type(key))
+    is_free = Any in choices
+    list_types = [choice for choice in choices if get_origin(choice) is list]
+    if not values:
+        if bool in choices or is_free:
+            return yaml.ScalarNode(_TEXT_TAG, "true"), ""
+        return None, f"needs a value after it, {describe(declared_type(key))}"
+    if len(values) > 1 and not list_types and not is_free:
+        return None, f"takes one value, found {len(values)}: {' '.join(values)}. Text with spaces needs quotes"
+    item_is_text = list_types == [list[str]] and str not in choices
+    if len(values) > 1:
+        items = [_text_node(value) if item_is_text else _yaml_node(value) for value in values]
+        return yaml.SequenceNode("tag:yaml.org,2002:seq", items), ""
+    structured = is_free or any(get_origin(choice) is dict for choice in choices)
+    if structured or (list_types and values[0].startswith("[")):
+        return _yaml_node(values[0]), ""
+    return _text_node(values[0]), ""
+
+
+def _text_node(value: str) -> yaml.ScalarNode:
+    return yaml.ScalarNode(NULL_TAG if value == "null" else _TEXT_TAG, value)
+
+
+def _yaml_node(value: str) -> yaml.Node:
+    try:
+        return yaml.compose(value, Loader=_Loader) or _text_node(value)
+    except (yaml.YAMLError, RecursionError):
+        return _text_node(value)  # Not YAML, so it is text; its key's type decides whether text will do.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import yaml
 
-from configuration.coercion import TRUE_WORDS
+from configuration.coercion import FALSE_WORDS, TRUE_WORDS
 
 
 class Renamed(NamedTuple):
@@ -18,7 +18,9 @@ class Renamed(NamedTuple):
 
 
 def _group_by_length(value: str) -> str:
-    return "group_by_length" if value.lower() in TRUE_WORDS else "random"
+    word = value.strip().lower()
+    # Anything else goes on as it is, and is refused as a sampling strategy.
+    return "group_by_length" if word in TRUE_WORDS else "random" if word in FALSE_WORDS else value
 
 
 def _dtype(value: str) -> str:
@@ -29,6 +31,7 @@ RENAMED: dict[str, Renamed] = {
     "evaluation_strategy": Renamed("eval_strategy"),
     "torch_dtype": Renamed("dtype", _dtype),
     "group_by_length": Renamed("train_sampling_strategy", _group_by_length),
+    "torchdynamo": Renamed("torch_compile_backend"),
     "no_cuda": Renamed("use_cpu"),
     "per_gpu_train_batch_size": Renamed("per_device_train_batch_size"),
     "per_gpu_eval_batch_size": Renamed("per_device_eval_batch_size"),
@@ -52,6 +55,11 @@ WITHOUT_EFFECT: dict[str, str] = {
     "fp16_backend": "mixed precision always uses torch's own",
     "half_precision_backend": "mixed precision always uses torch's own",
     "fp16_opt_level": "mixed precision always uses torch's own",
+    "include_tokens_per_second": "tokens per second are always measured",
+    "mp_parameters": "the option no longer exists",
+    "tpu_metrics_debug": "the option no longer exists",
+    "past_index": "the option no longer exists",
+    "use_legacy_prediction_loop": "the option no longer exists",
 }
 """Names that are gone and whose wish is met anyway: dropped with one line."""
 
@@ -66,6 +74,7 @@ MANAGED: dict[str, str] = {
     "prediction_loss_only": "evaluation keeps sums, never predictions",
     "batch_eval_metrics": "evaluation keeps sums, never predictions",
     "include_for_metrics": "evaluation keeps sums, never predictions",
+    "include_inputs_for_metrics": "evaluation keeps sums, never predictions",
     "eval_accumulation_steps": "evaluation keeps sums, never predictions",
     "eval_do_concat_batches": "evaluation keeps sums, never predictions",
     "eval_use_gather_object": "evaluation keeps sums, never predictions",
@@ -78,13 +87,20 @@ MANAGED: dict[str, str] = {
     "ignore_data_skip": "a resumed run must see the data where it stopped",
     "length_column_name": "lengths are counted from the rows",
     "parallelism_config": "it is not supported here",
+    "fsdp_min_num_params": "write it into fsdp_config, as min_num_params",
+    "fsdp_transformer_layer_cls_to_wrap": "write it into fsdp_config, as transformer_layer_cls_to_wrap",
+    "adafactor": "transformers no longer has it; write optim: adafactor",
+    "jit_mode_eval": "transformers no longer has it",
+    "ray_scope": "transformers no longer has hyperparameter search among its arguments",
+    "tpu_num_cores": "transformers no longer has it; the launcher says how many cores",
+    "push_to_hub_organization": "transformers no longer has it; write hub_model_id: organization/name",
     "project": "it belongs to Trackio; for Weights & Biases write wandb_project",
     "skip_memory_metrics": "memory is always measured",
     "include_num_input_tokens_seen": "tokens are always counted",
     "enable_jit_checkpoint": "a checkpoint is always saved when the run is interrupted",
     "eval_on_start": "evaluation before training always takes place",
 }
-"""Fields of TrainingArguments that a user may know but may not set here, with the reason."""
+"""Fields of TrainingArguments, of today or earlier, that may not be set here, with the reason."""
 
 HINTS: dict[str, str] = {
     "lr": "learning_rate",

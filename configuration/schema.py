@@ -6,47 +6,23 @@ The YAML is flat. Each key belongs to the one section that has a field of its na
 
 from __future__ import annotations
 
-import ast
-import inspect
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-
-class Range(NamedTuple):
-    """Bounds of a number, both ends allowed unless `above` (lower) or `below` (upper) say otherwise."""
-
-    minimum: float | None = None
-    above: float | None = None
-    maximum: float | None = None
-    below: float | None = None
-
-
-class WholeOrShare(NamedTuple):
-    """A whole number of steps from 1 up, or a share of all steps between 0 and 1."""
-
-
-class StepLimit(NamedTuple):
-    """A whole number from 1 up, or -1 for no limit."""
-
-
-class IsPath(NamedTuple):
-    """A place on disk: a leading `~` is the home folder."""
-
-
-class CommaSeparated(NamedTuple):
-    """A list of names that may also be written `a,b`."""
-
-
-PositiveInt = Annotated[int, Range(minimum=1)]
-NonNegativeInt = Annotated[int, Range(minimum=0)]
-PositiveFloat = Annotated[float, Range(above=0)]
-NonNegativeFloat = Annotated[float, Range(minimum=0)]
-Share = Annotated[float, Range(minimum=0, below=1)]
-Steps = Annotated[float, WholeOrShare()]
-PathText = Annotated[str, IsPath()]
-Names = Annotated[list[str], CommaSeparated()]
+from configuration.rules import (
+    CommaSeparated,
+    Names,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Share,
+    StepLimit,
+    Steps,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,7 +185,7 @@ class DistributedConfig:
 class LoggingConfig:
     """What is written down while it runs."""
 
-    report_to: Names = field(default_factory=lambda: ["tensorboard"])
+    report_to: Annotated[list[str], CommaSeparated(null_is_empty=True)] = field(default_factory=lambda: ["tensorboard"])
     """Trackers: tensorboard, wandb, ... (a name or a list), or none. `metrics.jsonl` is always written."""
 
     run_name: str | None = None
@@ -239,7 +215,7 @@ class LoRAConfig:
     r: PositiveInt = 16
     """Rank of the adapters."""
 
-    lora_alpha: PositiveFloat = 32
+    lora_alpha: PositiveFloat = 32.0
     """Scale: the adapter's output is multiplied by lora_alpha / r."""
 
     target_modules: Names = field(default_factory=lambda: ["all-linear"])
@@ -311,67 +287,3 @@ NESTED_SECTIONS: dict[str, tuple[str, type]] = {
     "quantization_config": ("quantization", QuantizationConfig),
 }
 """YAML key -> (field of SFTConfig, section)."""
-
-NOT_KEYS = {"extra_training_arguments"}
-"""Fields of a section that are filled by the reader, not by a key of their own name."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Key:
-    """One key of the configuration."""
-
-    name: str
-    section: str
-    annotation: Any
-    required: bool
-    default: Any
-    documentation: str
-
-
-@cache
-def keys_of(section: type) -> dict[str, Key]:
-    """The keys of a section by name, in order, with their documentation."""
-    annotations = get_type_hints(section, include_extras=True)
-    documentation = _field_documentation(section.__name__)
-    keys = {}
-    for item in fields(section):
-        if item.name in NOT_KEYS:
-            continue
-        default = item.default
-        if item.default_factory is not MISSING:
-            default = item.default_factory()
-        keys[item.name] = Key(
-            name=item.name,
-            section=section.__name__,
-            annotation=annotations[item.name],
-            required=default is MISSING,
-            default=default,
-            documentation=documentation[item.name],
-        )
-    return keys
-
-
-@cache
-def flat_keys() -> dict[str, Key]:
-    """Every top-level key but the nested sections."""
-    return {name: key for section in FLAT_SECTIONS.values() for name, key in keys_of(section).items()}
-
-
-def _field_documentation(class_name: str) -> dict[str, str]:
-    """The string under each field of a class of this module, white space folded."""
-    documentation: dict[str, str] = {}
-    body = _class_bodies()[class_name]
-    for statement, following in zip(body, [*body[1:], None], strict=True):
-        if not isinstance(statement, ast.AnnAssign):
-            continue
-        text = ""
-        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            text = " ".join(str(following.value.value).split())
-        documentation[statement.target.id] = text
-    return documentation
-
-
-@cache
-def _class_bodies() -> dict[str, list[ast.stmt]]:
-    tree = ast.parse(inspect.getsource(inspect.getmodule(ModelConfig)))
-    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -111,6 +111,7 @@ FORMATS = (
     RecordFormat(
         name="squad",
         columns=frozenset({"context", "question", "answers"}),
+        optional=frozenset({"system"}),
         convert=_from_squad,
         description="context + question + answers",
     ),
@@ -169,7 +170,7 @@ def _tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             raise RowRefused("wrong_type", "'tools' is text that is not JSON") from None
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
         raise RowRefused("wrong_type", f"'tools' must be a list of objects, found {kind_of(tools)}")

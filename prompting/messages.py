@@ -33,6 +33,10 @@ class RowRefused(Exception):
         super().__init__(message)
         self.problem = RowProblem(reason=reason, message=message)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it travels from a worker process: exceptions are made anew from their message alone."""
+        return type(self), (self.problem.reason, self.problem.message)
+
 
 def text_field(record: Mapping[str, Any], name: str, *, answer: bool = False, required: bool = True) -> str:
     """A field that must be text.
@@ -112,7 +116,7 @@ def _list_of(value: Any, name: str) -> list[Any]:
     if isinstance(value, str):
         try:  # CSV and some exports keep the list as JSON text
             value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             raise RowRefused("wrong_type", f"{name!r} must be a list of messages, found text") from None
     if not isinstance(value, list | tuple):
         raise RowRefused("wrong_type", f"{name!r} must be a list of messages, found {kind_of(value)}")
@@ -128,7 +132,7 @@ def _openai_message(item: Any, place: str) -> Mapping[str, Any]:
     if role == "function":
         role = "tool"
     if role not in ROLES:
-        raise RowRefused("unknown_role", f"{place}: role {role!r} is unknown; allowed: {', '.join(ROLES)}")
+        raise RowRefused("unknown_role", f"{place}: role {_shown(role)} is unknown; allowed: {', '.join(ROLES)}")
     tool_calls = item.get("tool_calls")
     message: dict[str, Any] = {"role": role, "content": _content_text(item, place, may_be_null=bool(tool_calls))}
     for key in _KEPT_KEYS:
@@ -147,13 +151,13 @@ def _sharegpt_message(item: Any, place: str) -> Mapping[str, Any]:
     role = _SHAREGPT_ROLES.get(str(item.get("from")).lower())
     if role is None:
         allowed = ", ".join(_SHAREGPT_ROLES)
-        raise RowRefused("unknown_role", f"{place}: from {item.get('from')!r} is unknown; allowed: {allowed}")
+        raise RowRefused("unknown_role", f"{place}: from {_shown(item.get('from'))} is unknown; allowed: {allowed}")
     content = _content_text({"content": item.get("value")}, place, may_be_null=False)
     if role != "function_call":
         return {"role": role, "content": content}
     try:
         call = json.loads(content)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise RowRefused("wrong_type", f"{place}: a function_call's value must be JSON") from None
     calls = call if isinstance(call, list) else [call]
     return {"role": "assistant", "content": "", "tool_calls": [_tool_call(call, place) for call in calls]}
@@ -170,7 +174,7 @@ def _tool_call(call: Any, place: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             raise RowRefused("wrong_type", f"{place}: arguments of {function['name']} are not JSON") from None
     result: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     if call.get("id") is not None:
@@ -198,9 +202,15 @@ def _part_text(part: Any, place: str) -> str:
     if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
         return part["text"]
     kind = part.get("type", "unknown") if isinstance(part, Mapping) else kind_of(part)
-    raise RowRefused("wrong_type", f"{place}: content part of type {kind!r}; only text parts can be trained on")
+    raise RowRefused("wrong_type", f"{place}: content part of type {_shown(kind)}; only text parts can be trained on")
+
+
+def _shown(value: Any) -> str:
+    """A value in an error message: on one line, of bearable length."""
+    text = repr(value) if isinstance(value, str | int | float | None) else kind_of(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _listed(record: Mapping[str, Any]) -> str:
-    names = [str(name) for name in record]
+    names = [" ".join(str(name).split())[:40] for name in record]
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"

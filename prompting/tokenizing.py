@@ -49,6 +49,8 @@ def tokenize_rows(
     Returns:
         For each row its tokens, or why it has nothing left to train on.
     """
+    if not rows:
+        return []
     encoded = tokenizer(
         [row.text for row in rows],
         add_special_tokens=not is_chat,
@@ -60,21 +62,24 @@ def tokenize_rows(
     results: list[TokenizedRow | RowRefused] = []
     for row, ids, offsets in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         input_ids = np.asarray(ids, dtype=np.int32)
-        trained = _trained_tokens(np.asarray(offsets, dtype=np.int64).reshape(-1, 2), row.trained_spans)
+        trained = _trained_tokens(np.asarray(offsets, dtype=np.int64).reshape(-1, 2), row)
         if not is_chat:
             input_ids, trained = _complete_text(tokenizer, input_ids, trained)
         results.append(_cut(input_ids, trained, max_seq_length))
     return results
 
 
-def _trained_tokens(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+def _trained_tokens(offsets: np.ndarray, row: RenderedText) -> np.ndarray:
     """Which tokens stand for trained characters, `[T]` bool: those that overlap a span.
 
     A token without characters (begin-of-text that a tokenizer adds) is not trained.
     """
-    starts, ends = offsets[:, 0], offsets[:, 1]
+    starts, ends = offsets[:, 0].copy(), offsets[:, 1]
+    for index in np.flatnonzero((starts == ends) & (ends > 0)):
+        # Tokenizers that trim offsets (GPT-NeoX and its kin) leave nothing of a token that is all white space.
+        starts[index] -= row.text[ends[index] - 1].isspace()
     trained = np.zeros(len(offsets), dtype=bool)
-    for start, end in spans:
+    for start, end in row.trained_spans:
         trained |= (starts < end) & (ends > start) & (ends > starts)
     return trained
 

@@ -47,20 +47,27 @@ def find_files(place: str, folder: str | None = None) -> list[Path]:
         DataError: if there is none, or a named file is of no kind that we read.
     """
     path = Path(folder or ".") / place
-    if any(character in place for character in "*?[") and not path.exists():
-        base = Path("/") if path.is_absolute() else Path(".")
-        found = base.glob(str(path.relative_to("/")) if path.is_absolute() else str(path))
-        files = sorted(found for found in found if found.is_file() and file_format(found))
-    elif path.is_dir():
-        files = sorted(
-            found
-            for found in path.rglob("*")
-            if found.is_file() and file_format(found) and not _is_hidden(found.relative_to(path))
-        )
-    else:
-        if file_format(path) is None:
-            raise DataError(f"{path}: unknown kind of file. Read are {_allowed()}.")
-        return [path]
+    if "\0" in place:
+        raise DataError(f"{place!r}: no file has such a name.")
+    try:
+        if any(character in place for character in "*?[") and not path.exists():
+            base = Path(path.anchor or ".")
+            found = base.glob(str(path.relative_to(path.anchor)) if path.anchor else str(path))
+            files = sorted(file for file in found if file.is_file() and file_format(file))
+        elif path.is_dir():
+            files = sorted(
+                file
+                for file in path.rglob("*")
+                if file.is_file() and file_format(file) and not _is_hidden(file.relative_to(path))
+            )
+        elif file_format(path) is None:
+            what = "unknown kind of file" if path.exists() else "no such file or folder"
+            raise DataError(f"{path}: {what}. Read are {_allowed()}.")
+        else:
+            return [path]
+    except (OSError, ValueError, NotImplementedError) as error:
+        # A folder that may not be entered, a name that is too long, a glob such as `**x`.
+        raise DataError(f"{str(path)[:200]}: {error.strerror if isinstance(error, OSError) else error}.") from None
     if not files:
         raise DataError(f"{path}: no data files there. Read are {_allowed()}.")
     return files

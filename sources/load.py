@@ -48,12 +48,13 @@ def load_rows(config: DataConfig) -> RawData:
 
 def _load_folder(folder: Path, config: DataConfig) -> RawData:
     """A folder (or file) whose file names tell the splits apart."""
-    groups = group_by_split(find_files(str(folder)), folder)
+    files = find_files(str(folder))
+    groups = {"train": files} if folder.is_file() else group_by_split(files, folder)
     if "train" not in groups:
         names = ", ".join(str(path) for group in groups.values() for path in group[:3])
         raise DataError(f"{folder}: no training file among {names}. Name it with train_file.")
     validation = _validation_file(config)
-    if validation is None and "validation" in groups:
+    if validation is None and "validation" in groups and config.validation_split is None:
         validation = _read_files(groups.pop("validation"))
     unused = [str(path) for name, group in groups.items() if name != "train" for path in group]
     return RawData(train=_read_files(groups["train"]), validation=validation, unused=tuple(unused))
@@ -107,9 +108,10 @@ def _load_splits(config: DataConfig, saved_folder: Path | None) -> dict[str, Any
             loaded = datasets.load_dataset(name, configuration)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(f"dataset_name {name!r}: not found: {_first_line(error)}") from None
-    except (ConnectionError, OSError) as error:
-        raise DataError(f"dataset_name {name!r}: the Hub cannot be reached ({_first_line(error)})") from None
-    except (ValueError, datasets.exceptions.DatasetsError) as error:
+    except OSError as error:
+        what = "cannot be read" if saved_folder is not None else "the Hub cannot be reached"
+        raise DataError(f"dataset_name {name!r}: {what}: {_first_line(error)}") from None
+    except (ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
         # An unknown or missing configuration name arrives here; the message lists the known ones.
         raise DataError(f"dataset_name {name!r}, dataset_config_name {configuration!r}: {_first_line(error)}") from None
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
@@ -122,6 +124,8 @@ def _split_from_dataset(name: str | None, split: str, dataset: Any) -> RawSplit:
         for number, record in enumerate(dataset, start=1):
             yield RawRow(source=RowSource(file=origin, line=number), record=record)
 
+    if len(dataset) == 0:
+        raise DataError(f"{origin}: no rows in there.")
     return RawSplit(rows=list(rows()), origins=(origin,))
 
 

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +20,8 @@ from sft_errors import DataError
 from sft_types import RawRow, RowProblem, RowSource
 from sources.files import file_format
 
+ARRAY_NAMES = ("data", "rows", "train", "examples", "records", "items", "instances")
+"""Names under which a JSON object may hold the array of its rows."""
 _LARGEST_CSV_FIELD = min(sys.maxsize, 2**31 - 1)
 
 
@@ -33,8 +36,8 @@ def read_rows(path: Path) -> Iterator[RawRow]:
             yield from _READERS[file_format(path)](path, stream)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read: {error}.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {_one_line(error)}.") from None
 
 
 def _open_bytes(path: Path) -> BinaryIO:
@@ -51,11 +54,18 @@ def _open_zstandard(path: Path) -> BinaryIO:
         import zstandard
     except ImportError:
         raise DataError(f"{path}: .zst needs the package zstandard: pip install zstandard.") from None
+    # An archive may hold several frames one behind the other; a frame that was cut off is silent unless asked for.
+    data, parts = path.read_bytes(), []
     try:
-        data = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True).read()
+        while data:
+            frame = zstandard.ZstdDecompressor().decompressobj()
+            parts.append(frame.decompress(data))
+            if not frame.eof:
+                raise DataError(f"{path}: cannot be read: the compressed file ends too early.")
+            data = frame.unused_data
     except zstandard.ZstdError as error:
-        raise DataError(f"{path}: cannot be read: {error}.") from None
-    return io.BytesIO(data)
+        raise DataError(f"{path}: cannot be read: {_one_line(error)}.") from None
+    return io.BytesIO(b"".join(parts))
 
 
 def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
@@ -70,66 +80,80 @@ def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
 
 def _parse_json_line(line: bytes, source: RowSource) -> RawRow:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.rstrip().decode("utf-8"))
     except UnicodeDecodeError as error:
         return _bad(source, "not_utf8", f"not UTF-8 text (byte {error.start + 1} of the line)")
     except json.JSONDecodeError as error:
         return _bad(source, "invalid_json", f"invalid JSON, {_json_complaint(error)} at column {error.colno}")
-    except (RecursionError, ValueError) as error:
-        return _bad(source, "invalid_json", f"invalid JSON, {type(error).__name__}: {str(error)[:80]}")
+    except (ValueError, RecursionError) as error:
+        return _bad(source, "invalid_json", f"invalid JSON, {_json_complaint(error)}")
     return _checked(record, source)
 
 
 def _read_json(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
-    """An array of objects, an object that holds one such array, or in truth JSON Lines under the wrong name."""
+    """An array of objects, `{"data": [...]}` (see `ARRAY_NAMES`), or in truth JSON Lines under the wrong name."""
     text = _decode(path, stream.read())
-    start = len(text) - len(text.lstrip())
-    if text[start : start + 1] == "[":
-        yield from _read_json_array(path, text, start)
+    start = _skip_space(text, 0)
+    if start == len(text):
+        return
+    if text[start] == "[":
+        yield from _read_json_array(path, text, start, is_whole=True)
         return
     try:
         document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        first_line = text[start:].partition("\n")[0]
-        if _is_json_object(first_line):
-            yield from _read_jsonl(path, io.BytesIO(text.encode("utf-8")))
-            return
-        place = f"{path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path)
-        complaint = _json_complaint(error) if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise DataError(f"{place}: invalid JSON, {complaint}.") from None
-    arrays = [value for value in document.values() if isinstance(value, list)] if isinstance(document, dict) else []
-    if len(arrays) == 1 and all(isinstance(item, dict) for item in arrays[0]) and len(document) <= 3:
-        for number, record in enumerate(arrays[0], start=1):
-            yield _checked(record, RowSource(file=str(path), line=number))
+    except (ValueError, RecursionError) as error:
+        if not _is_json_object(text[start:].partition("\n")[0]):
+            raise DataError(f"{_json_place(path, error)}: invalid JSON, {_json_complaint(error)}.") from None
+        yield from _read_jsonl(path, io.BytesIO(text.encode("utf-8")))
+        return
+    names = [name for name in ARRAY_NAMES if isinstance(document, dict) and isinstance(document.get(name), list)]
+    if len(names) == 1:
+        yield from _read_json_array(path, text, _start_of_value(text, start, names[0]))
     else:
         yield _checked(document, RowSource(file=str(path), line=1))
 
 
-def _read_json_array(path: Path, text: str, start: int) -> Iterator[RawRow]:
-    """The elements of a JSON array, each with the line on which it begins."""
+def _read_json_array(path: Path, text: str, start: int, *, is_whole: bool = False) -> Iterator[RawRow]:
+    """The elements of the JSON array at `start`, each with the line on which it begins."""
     decoder = json.JSONDecoder()
-    position, line, counted = start + 1, 1, 0
-    position = _skip_space(text, position)
+    line, counted = 1, 0
+    position = _skip_space(text, start + 1)
+    separator = ""
     if text[position : position + 1] == "]":
-        return
-    while True:
+        separator, position = "]", _skip_space(text, position + 1)
+    while separator != "]":
         line += text.count("\n", counted, position)
         counted = position
         try:
             record, position = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            place = error.lineno if isinstance(error, json.JSONDecodeError) else line
-            complaint = _json_complaint(error) if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            raise DataError(f"{path}:{place}: invalid JSON, {complaint}; the rows after it are unknown.") from None
+        except (ValueError, RecursionError) as error:
+            place = _json_place(path, error, line)
+            raise DataError(
+                f"{place}: invalid JSON, {_json_complaint(error)}; the rows after it are unknown."
+            ) from None
         yield _checked(record, RowSource(file=str(path), line=line))
         position = _skip_space(text, position)
         separator = text[position : position + 1]
         position = _skip_space(text, position + 1)
-        if separator == "]":
-            return
-        if separator != ",":
-            at = text.count("\n", 0, position) + 1
-            raise DataError(f"{path}:{at}: invalid JSON, expecting ',' or ']' in the list of rows.")
+        if separator not in (",", "]"):
+            line = text.count("\n", 0, position) + 1
+            raise DataError(f"{path}:{line}: invalid JSON, expecting ',' or ']' in the list of rows.")
+    if is_whole and position < len(text):
+        line = text.count("\n", 0, position) + 1
+        raise DataError(f"{path}:{line}: invalid JSON, something stands behind the list of rows.")
+
+
+def _start_of_value(text: str, start: int, name: str) -> int:
+    """Where the value of a field begins in the text of a valid JSON object at `start`; of a name twice, the last."""
+    decoder, position, found = json.JSONDecoder(), start, start
+    while text[position] != "}":
+        key, position = decoder.raw_decode(text, _skip_space(text, position + 1))
+        position = _skip_space(text, _skip_space(text, position) + 1)
+        if key == name:
+            found = position
+        _, position = decoder.raw_decode(text, position)
+        position = _skip_space(text, position)
+    return found
 
 
 def _read_csv(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
@@ -142,8 +166,13 @@ def _read_csv(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
         header = next(reader, None)
         if header is None:
             return
+        header = [name.strip() for name in header]
+        if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+            raise DataError(f"{path}:1: fields seem to be separated by {other!r}. Separate them by {delimiter!r}.")
         if len(set(header)) < len(header):
-            raise DataError(f"{path}:1: a column's name stands twice in the header: {', '.join(header)}.")
+            raise DataError(
+                f"{path}:1: a column's name stands twice in the header: {' '.join(', '.join(header).split())[:160]}."
+            )
         line = reader.line_num + 1
         for fields in reader:
             source, line = RowSource(file=str(path), line=line), reader.line_num + 1
@@ -176,8 +205,8 @@ def _read_parquet(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
             for record in batch.to_pylist():
                 number += 1
                 yield _checked(record, RowSource(file=str(path), line=number))
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a Parquet file that can be read: {str(error).splitlines()[0]}.") from None
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: not a Parquet file that can be read: {_one_line(error)}.") from None
 
 
 _READERS: dict[str | None, Callable[[Path, BinaryIO], Iterator[RawRow]]] = {
@@ -191,6 +220,10 @@ _READERS: dict[str | None, Callable[[Path, BinaryIO], Iterator[RawRow]]] = {
 
 def _checked(record: Any, source: RowSource) -> RawRow:
     if isinstance(record, dict):
+        try:
+            "".join(record).encode("utf-8")
+        except UnicodeEncodeError:
+            return _bad(source, "not_unicode", "a field's name holds half a surrogate pair, which is no character")
         return RawRow(source=source, record=record)
     kind = {list: "a list", str: "text", type(None): "null", bool: "true/false"}.get(type(record), "a number")
     return _bad(source, "not_an_object", f"expected an object with named fields, found {kind}")
@@ -221,14 +254,25 @@ def _refuse_utf16(path: Path, data: bytes) -> None:
         raise DataError(f"{path}:1: UTF-16 text. Save the file as UTF-8.")
 
 
-def _json_complaint(error: json.JSONDecodeError) -> str:
-    return error.msg[:1].lower() + error.msg[1:]
+def _json_complaint(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg[:1].lower() + error.msg[1:].removesuffix(" at")
+    return "nested too deeply" if isinstance(error, RecursionError) else _one_line(error)
+
+
+def _json_place(path: Path, error: Exception, line: int | None = None) -> str:
+    line = error.lineno if isinstance(error, json.JSONDecodeError) else line
+    return str(path) if line is None else f"{path}:{line}"
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:160].rstrip(".")
 
 
 def _is_json_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return False
 
 

@@ -1,0 +1,165 @@
+"""Every configuration that people copy loads and, shrunk, runs; the README's own snippets too."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+from config_manager import load_config
+from configuration.keys import flat_keys, keys_of
+from configuration.schema import NESTED_SECTIONS
+from sft_main import main
+
+EXAMPLES = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "examples").glob("*.yaml"))
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+SHRUNK = ["--max_steps=2", "--logging_steps=1", "--report_to=none", "--sample_max_new_tokens=4"]
+
+
+def snippets(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def small_files(tmp_path, monkeypatch):
+    """The repository's examples at their place under a fresh working folder, with fewer rows."""
+    (tmp_path / "examples" / "data").mkdir(parents=True)
+    for name in ("orders_train", "orders_validation"):
+        lines = (REPOSITORY / "examples" / "data" / f"{name}.jsonl").read_text().splitlines()[:12]
+        (tmp_path / "examples" / "data" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "examples" / "tiny-chat").symlink_to(REPOSITORY / "examples" / "tiny-chat")
+    for path in ("sample_config.yaml", *EXAMPLES):
+        (tmp_path / path).write_text((REPOSITORY / path).read_text())
+    (tmp_path / "my_data.jsonl").write_text(
+        "".join(json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(24))
+    )
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    logging.getLogger("sft").handlers.clear()
+
+
+def test_sample_config_runs_as_it_is_but_shorter(small_files):
+    assert main(["--config_file", "sample_config.yaml", *SHRUNK]) == 0
+    summary = json.loads((small_files / "sft_output" / "run_summary.json").read_text())
+    assert summary["samples"][0]["prompt"] == "Please send 3 red apples to Anna on Friday."
+    assert all(sample["before"] for sample in summary["samples"])
+
+
+def test_sample_config_shows_every_common_key_in_the_order_of_the_guide():
+    text = (REPOSITORY / "sample_config.yaml").read_text()
+    shown = re.findall(r"^#? ?([a-z_0-9]+):", text, flags=re.MULTILINE)
+    inner = re.findall(r"^#   ([a-z_0-9]+):", text, flags=re.MULTILINE)
+    assert set(flat_keys()) <= set(shown)
+    for section in (section for _, section in NESTED_SECTIONS.values()):
+        assert set(keys_of(section)) <= set(inner)
+    places = [shown.index(key) for key in ("model_name_or_path", "train_file", "output_dir", "lora_config", "num_gpus")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("key", ["lora_config", "quantization_config"])
+def test_sample_config_still_loads_with_a_section_uncommented(tmp_path, monkeypatch, key):
+    monkeypatch.chdir(REPOSITORY)
+    lines = (REPOSITORY / "sample_config.yaml").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"# {key}:"))
+    end = start + 1
+    while lines[end].startswith("#   "):
+        end += 1
+    lines[start:end] = [line.removeprefix("# ") for line in lines[start:end]]
+    path = tmp_path / "config.yaml"
+    path.write_text("\n".join(lines))
+    overrides = [] if key == "lora_config" else ["--lora_config.r=8"]
+    assert getattr(load_config(str(path), overrides), NESTED_SECTIONS[key][0]) is not None
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_loads_and_shrunk_runs(small_files, model_folder, example):
+    assert load_config(example).model.model_name_or_path
+    small = [f"--model_name_or_path={model_folder('gpt2')}", "--max_seq_length=128", "--num_gpus=1", "--save_steps=2"]
+    small += ["--eval_steps=2"]
+    assert main(["--config_file", example, *small, *SHRUNK]) == 0
+
+
+@pytest.mark.parametrize("snippet", [pytest.param(text, id=text.split(":")[0]) for text in snippets("yaml")])
+def test_readme_yaml_runs(small_files, model_folder, snippet):
+    config = small_files / "readme.yaml"
+    given = yaml.safe_load(snippet)
+    given.pop("dataset_columns", None)  # names columns that the small file does not have
+    config.write_text(yaml.safe_dump(given))
+    load_config(str(config), ["--model_name_or_path=gpt2", "--train_file=my_data.jsonl", "--validation_split=0.2",
+                              "--lora_config.r=4"])  # fmt: skip
+    small = [
+        f"--model_name_or_path={model_folder('llama')}", "--train_file=my_data.jsonl", "--validation_split=0.2",
+        "--max_seq_length=64", "--num_gpus=1", "--output_dir=out", "--save_steps=2", "--eval_steps=2",
+    ]  # fmt: skip
+    if "quantization_config" in given:
+        small.append("--lora_config.r=4")
+    assert main(["--config_file", str(config), *small, *SHRUNK]) == 0
+
+
+def test_readme_commands_run(small_files):
+    commands = [line for block in snippets("bash") for line in block.splitlines() if "sft_main.py" in line]
+    assert len(commands) >= 2
+    for command in commands:
+        words = shlex.split(command.rpartition("&& ")[2])
+        assert words[:2] == ["python", "sft_main.py"]
+        done = subprocess.run(
+            [sys.executable, str(REPOSITORY / "sft_main.py"), *words[2:], *SHRUNK],
+            cwd=small_files, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
+def test_readme_python_uses_the_result(small_files, capsys):
+    assert main(["--config_file", "sample_config.yaml", *SHRUNK]) == 0
+    capsys.readouterr()
+    (code,) = snippets("python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_readme_rows_are_read_as_the_format_it_says(small_files, model_folder):
+    table = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| `(\{.*\})` \|$", README, flags=re.MULTILINE)
+    assert len(table) == 8
+    from data_handler import prepare_data
+    from model_manager import load_tokenizer
+
+    for columns, row in table:
+        Path("row.jsonl").write_text(row + "\n")
+        config = load_config(None, [f"--model_name_or_path={model_folder('llama')}", "--train_file=row.jsonl"])
+        report = prepare_data(config.data, load_tokenizer(config.model), seed=0).report
+        assert report.rows_used == 1
+        assert set(re.findall(r"\w+", columns)) == set(json.loads(row))
+
+
+def test_readme_errors_are_what_the_program_says(tmp_path, capsys):
+    config = tmp_path / "my.yaml"
+    lines = [""] * 12
+    lines[0], lines[6] = "model_name_or_path: gpt2", "learning_rat: 1"
+    lines[1], lines[8] = "train_file: README.md", "max_seq_length: long"
+    lines[10], lines[11] = "fp16: true", "bf16: true"
+    config.write_text("\n".join(lines))
+    (tmp_path / "README.md").write_text("")
+    assert main(["--config_file", str(config), f"--dataset_path={tmp_path}"]) == 2
+    said = capsys.readouterr().err.replace(str(config), "my.yaml")
+    (expected,) = [block for block in snippets("text") if "my.yaml" in block]
+    assert said == expected
+
+
+@pytest.mark.slow
+def test_sample_config_teaches_the_small_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    assert main(["--config_file", "sample_config.yaml", f"--output_dir={tmp_path / 'out'}"]) == 0
+    summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
+    before, after = summary["eval_before"], summary["eval_after"]
+    assert before["sequence_accuracy"] == 0
+    assert after["sequence_accuracy"] > 0.7
+    assert after["token_accuracy"] > 0.95
+    assert after["loss"] < before["loss"] / 10

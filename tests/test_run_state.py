@@ -1,0 +1,77 @@
+"""Checkpoints to go on from, earlier runs, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from run_state.checkpoints import list_checkpoints, missing_files, resolve_checkpoint, set_aside_earlier_run
+from run_state.interruption import StopRequest
+from sft_errors import ConfigError
+
+COMPLETE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "model.safetensors")
+
+
+def make_checkpoint(folder, step, files=COMPLETE):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    for name in files:
+        (path / name).touch()
+    return path
+
+
+def test_list_checkpoints_is_ordered_by_step(tmp_path):
+    for step in (100, 9, 20):
+        make_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-old").mkdir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-20", "checkpoint-100"]
+
+
+@pytest.mark.parametrize("missing", COMPLETE)
+def test_resolve_checkpoint_passes_over_an_incomplete_one(tmp_path, missing):
+    make_checkpoint(tmp_path, 10)
+    broken = make_checkpoint(tmp_path, 20, [name for name in COMPLETE if name != missing])
+    assert missing_files(broken)
+    assert resolve_checkpoint("auto", str(tmp_path)).name == "checkpoint-10"
+    assert resolve_checkpoint(True, str(tmp_path)).name == "checkpoint-10"
+    with pytest.raises(ConfigError, match="lacks"):
+        resolve_checkpoint(str(broken), str(tmp_path))
+
+
+def test_resolve_checkpoint_without_one(tmp_path):
+    assert resolve_checkpoint(None, str(tmp_path)) is None
+    assert resolve_checkpoint(False, str(tmp_path)) is None
+    assert resolve_checkpoint("auto", str(tmp_path)) is None
+    with pytest.raises(ConfigError, match="Write auto"):
+        resolve_checkpoint(True, str(tmp_path))
+
+
+def test_set_aside_earlier_run_moves_what_a_run_wrote_and_nothing_else(tmp_path):
+    assert set_aside_earlier_run(tmp_path) is None
+    make_checkpoint(tmp_path, 5)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert set_aside_earlier_run(tmp_path) == tmp_path / "earlier-run-1"
+    assert (tmp_path / "earlier-run-1" / "checkpoint-5" / "optimizer.pt").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier-run-1", "notes.txt"]
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert set_aside_earlier_run(tmp_path) == tmp_path / "earlier-run-2"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_request_remembers_a_signal_and_gives_the_handlers_back(number):
+    before = signal.getsignal(number)
+    with StopRequest() as request:
+        assert not request.requested
+        os.kill(os.getpid(), number)
+        assert request.requested
+    assert signal.getsignal(number) is before
+
+
+def test_stop_request_second_interrupt_stops_at_once():
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
