@@ -48,6 +48,8 @@ __all__ = [
     "TrainingConfig", "config_sha256", "config_to_yaml", "format_help", "load_config",
 ]  # fmt: skip
 
+SECRETS = {"hub_token"}
+
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> SFTConfig:
     """Reads, translates, types and checks a configuration.
@@ -67,12 +69,16 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> SFTConfig:
 
 
 def config_to_yaml(config: SFTConfig) -> str:
-    """The configuration as YAML, every key with its value in force; `load_config` reads it back to the same."""
+    """The configuration as YAML, every key with its value in force; `load_config` reads it back to the same.
+
+    A secret is left out: the file is made to be shown.
+    """
     values: dict[str, Any] = {}
     for section_name in FLAT_SECTIONS:
         section = getattr(config, section_name)
         values.update({name: getattr(section, name) for name in keys_of(type(section))})
-    values.update(config.training.extra_training_arguments)
+    extra = config.training.extra_training_arguments
+    values.update({name: value for name, value in extra.items() if name not in SECRETS})
     for yaml_key, (section_name, section_type) in NESTED_SECTIONS.items():
         section = getattr(config, section_name)
         values[yaml_key] = section and {name: getattr(section, name) for name in keys_of(section_type)}

@@ -95,9 +95,13 @@ def launch_processes(num_processes: int, script: str, arguments: Sequence[str]) 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     # torchrun warns and sets 1 where this is not set; the machine's cores, shared fairly, are the better default.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    # After a signal the processes finish their step and save; the launcher's own 30 seconds can be too few for that.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     launch_config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -102,7 +102,7 @@ def _extra_arguments(config: TrainingConfig) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
     # transformers 5.23 renamed it; earlier ones know the old name alone.
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    checkpointing_kwargs = {"use_reentrant": False, **extra.pop("gradient_checkpointing_kwargs", {})}
+    checkpointing_kwargs = {"use_reentrant": False, **(extra.pop("gradient_checkpointing_kwargs", None) or {})}
     if config.gradient_checkpointing:
         extra |= {checkpointing: True, f"{checkpointing}_kwargs": checkpointing_kwargs}
     if config.load_best_model_at_end:

@@ -68,3 +68,8 @@ class StopCallback(TrainerCallback):
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stopped:
+            # Trainer takes a stop for the end of an epoch; whoever asked for it waits for the process to be gone.
+            control.should_evaluate = control.should_save = False

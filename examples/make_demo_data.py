@@ -3,8 +3,8 @@
     python examples/make_demo_data.py --output_dir examples/data
 
 The files hold one JSON object per line, ``{"messages": [...]}``. Every assistant turn is a JSON object with the keys
-item, count, colour, to and day, in this order; what the order leaves open is null. The result depends on nothing but
-the seed. Some names and some pairs of name and item occur in the validation file only.
+item, count, colour and day, in this order; what the order leaves open is null. The result depends on nothing but the
+seed. Some names and some pairs of name and item occur in the validation file only.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ CLOSINGS = ("", "", "", "", " Thanks!", " Thank you.", " See you soon.")
 
 @dataclass(frozen=True)
 class Order:
-    """The answer to one order, in the order of the JSON keys.
+    """One order. Who it is for stands in the request alone; the rest is the answer, in the order of the JSON keys.
 
     Attributes:
         item: The thing, as the order writes it.
@@ -91,7 +91,7 @@ class Order:
 
     def to_json(self) -> str:
         """Writes the order as the assistant shall write it."""
-        return json.dumps(asdict(self))
+        return json.dumps({name: value for name, value in asdict(self).items() if name != "to"})
 
 
 def is_unseen(order: Order) -> bool:
@@ -162,7 +162,7 @@ def write_change(order: Order, rng: random.Random) -> tuple[str, Order]:
     Returns:
         What the customer says and the new order.
     """
-    field = rng.choice(("count", "count", "colour", "to", "day"))
+    field = rng.choice(("count", "count", "colour", "day"))
     if field == "count":
         count = rng.choice([n for n in range(2, 21) if n != order.count])
         text = rng.choice(("Make it {}.", "Sorry, I meant {}.", "Please change it to {}.", "{} are enough."))
@@ -171,10 +171,6 @@ def write_change(order: Order, rng: random.Random) -> tuple[str, Order]:
         colour = rng.choice([c for c in COLOURS if c != order.colour])
         text = rng.choice(("In {}, please.", "Better in {}.", "The colour should be {}."))
         return text.format(colour), replace(order, colour=colour)
-    if field == "to":
-        name = rng.choice([n for n in NAMES if n != order.to])
-        text = rng.choice(("Send it to {} instead.", "It is for {}, sorry.", "No, to {} please."))
-        return text.format(name), replace(order, to=name)
     day = rng.choice([d for d in DAYS if d != order.day])
     text = rng.choice(("{} is better.", "Not then, on {}.", "Can it be {}?"))
     return text.format(day), replace(order, day=day)
@@ -195,7 +191,6 @@ def make_row(rng: random.Random, unseen: bool) -> Row:
         turns = [(write_request(order, rng), order)]
         if rng.random() < 0.075:
             turns.append(write_change(order, rng))
-        # A correction can lead from a seen name to an unseen one, so every order of the chat counts.
         if any(is_unseen(answer) for _, answer in turns) == unseen:
             return to_row([(text, answer) for text, answer in turns])
 

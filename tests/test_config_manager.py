@@ -715,3 +715,9 @@ def test_help_a_configuration_and_an_error_import_no_library(folder, argument):
     assert (done.stdout, done.stderr) == ("[]\n", "")
     # Half a second is the promise on an idle machine; the bound leaves room for a busy one.
     assert time.perf_counter() - started < 3
+
+
+def test_config_to_yaml_leaves_a_secret_out():
+    config = load_config(None, ["--model_name_or_path", "gpt2", "--train_file", __file__, "--hub_token", "hf_secret"])
+    assert config.training.extra_training_arguments["hub_token"] == "hf_secret"
+    assert "hf_secret" not in config_to_yaml(config)

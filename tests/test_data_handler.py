@@ -406,7 +406,8 @@ def test_prepare_data_survives_mutated_files(tmp_path, data_chat_tokenizer, part
         _assert_counted(data.report)
         assert len(data.train) == data.report.train.rows_used
         assert all(any(label != -100 for label in row["labels"][1:]) for row in data.train)
-        assert all(label in (-100, token) for row in data.train for label, token in zip(*row.values(), strict=True))
+        for row in data.train:
+            assert all(label in (-100, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
         used += data.report.rows_used
         dropped += sum(data.report.rows_dropped.values())
     assert min(used, refused, dropped) > 10, "the mutations must reach all three ends"

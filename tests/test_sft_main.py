@@ -280,7 +280,7 @@ def test_main_prints_nothing_of_other_libraries(model_folder, question_file, tmp
 
 MISTAKES = {
     "unknown key": ({"learning_rat": 1}, "unknown key 'learning_rat'. Did you mean 'learning_rate'?"),
-    "wrong type": ({"max_steps": "many"}, "max_steps: expected a whole number, found 'many'"),
+    "wrong type": ({"max_steps": "many"}, "max_steps: expected a whole number from 1 up, or -1, found 'many'"),
     "out of range": ({"learning_rate": -1}, "learning_rate: '-1' is out of range"),
     "both precisions": ({"fp16": True, "bf16": True}, "fp16 and bf16 exclude each other"),
     "fp16 without a GPU": ({"fp16": True}, "write fp16: auto"),
