@@ -187,7 +187,7 @@ def set_generation_defaults(model: "PreTrainedModel", tokenizer: "PreTrainedToke
         if len(marker_ids) == 1 and marker_ids[0] not in ends:
             ends.insert(0, marker_ids[0])
     generation = model.generation_config
-    generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+    generation.eos_token_id = ends  # as a list: Trainer would make it one, in some versions
     generation.pad_token_id = tokenizer.pad_token_id
     generation.bos_token_id = tokenizer.bos_token_id
     if not generation.do_sample and (generation.temperature, generation.top_p, generation.top_k) != (None, None, None):

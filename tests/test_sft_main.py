@@ -37,7 +37,7 @@ def test_main_trains_saves_and_reloads_each_architecture(run_sft, model_folder, 
     assert model.dtype == torch.float32
     assert tokenizer.chat_template
     end = "<|endoftext|>" if architecture == "gpt2" else "<|im_end|>"
-    assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids(end)
+    assert model.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids(end)]
 
 
 def test_main_summary_has_the_contract_keys(run_sft):
