@@ -90,7 +90,16 @@ def launch_processes(num_processes: int, script: str, arguments: Sequence[str]) 
 
     Returns:
         The exit status for this process: 0, or the worst among the children.
+
+    Raises:
+        ConfigError: if there are not as many GPUs (CPU cores, where there is no GPU): it would only choke the machine.
     """
+    import torch
+
+    cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    if num_processes > max(gpus, cores if gpus == 0 else 0):
+        there = f"{gpus} GPUs" if gpus else f"no GPU and {cores} CPU cores"
+        raise ConfigError(f"num_gpus is {num_processes}, but this machine has {there}; start at most {gpus or cores}.")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -4,11 +4,11 @@
 #   ./launch_training.sh --config my.yaml --gpus 4 [--learning_rate 1e-4 ...]
 #
 # Without --gpus: all GPUs of the machine. Further options are settings, as for sft_main.py.
-# PYTHON names the interpreter (default: python).
+# PYTHON names the interpreter (default: python, else python3).
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-python=${PYTHON:-python}
+python=${PYTHON:-$(command -v python || echo python3)}
 config=""
 gpus=""
 overrides=()

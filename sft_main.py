@@ -162,6 +162,8 @@ def save_and_report(
         trainer.save_model()  # gathers the shards, which takes every process
     elif completed and context.is_main_process:
         save_final_model(trainer.model, trainer.processing_class, str(output))
+    if completed and trainer.args.push_to_hub:
+        trainer.push_to_hub()
     if not context.is_main_process:
         return 0 if completed else EXIT_INTERRUPTED
     finish_trackers(trainer.args)

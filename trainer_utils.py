@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,7 @@ from reporting.measure import GpuUtilization, peak_memory_bytes, total_memory_by
 from reporting.metrics_log import MetricsLog
 from run_state.checkpoints import checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
+from sft_errors import ConfigError
 from sft_types import BatchPlan, DistributedContext, EvaluationResult, TrainingData, TrainingResult
 from training_callbacks import OrderCallback, RecordCallback, StopCallback
 
@@ -51,49 +53,54 @@ def build_training_arguments(
     has_validation: bool,
     ddp_backend: str | None = None,
 ) -> TrainingArguments:
-    """The settings in the installed transformers' words: the only place that speaks them."""
+    """The settings in the installed transformers' words: the only place that speaks them.
+
+    Raises:
+        ConfigError: if they do not go together on this machine.
+    """
     extra = _extra_arguments(config)
     eval_strategy = extra.pop("eval_strategy", "epoch" if config.eval_steps is None else "steps")
     _set_tracker_environment(config, logging_config)
-    return TrainingArguments(
-        output_dir=config.output_dir,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=config.per_device_eval_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        num_train_epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
+    values = {
+        "output_dir": config.output_dir,
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "num_train_epochs": config.num_train_epochs,
+        "max_steps": config.max_steps,
         # A number of warm-up steps below 1 is a share of all steps.
-        warmup_steps=config.warmup_steps or config.warmup_ratio,
-        lr_scheduler_type=config.lr_scheduler_type,
-        max_grad_norm=config.max_grad_norm,
-        optim=config.optim,
-        seed=config.seed,
-        bf16=precision.mixed == "bf16",
-        fp16=precision.mixed == "fp16",
-        eval_strategy=eval_strategy if has_validation else "no",
-        eval_steps=config.eval_steps,
-        save_strategy=extra.pop("save_strategy", "epoch" if config.save_steps is None else "steps"),
-        save_steps=config.save_steps or 500,
-        save_total_limit=config.save_total_limit,
-        load_best_model_at_end=config.load_best_model_at_end,
-        dataloader_num_workers=config.dataloader_num_workers,
-        dataloader_pin_memory=extra.pop("dataloader_pin_memory", context.device.startswith("cuda")),
-        logging_steps=logging_config.logging_steps,
-        report_to=logging_config.report_to,
-        run_name=logging_config.run_name,
-        use_cpu=extra.pop("use_cpu", context.device == "cpu"),
-        ddp_backend=ddp_backend or ("gloo" if context.device == "cpu" and context.world_size > 1 else None),
+        "warmup_steps": config.warmup_steps or config.warmup_ratio,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "max_grad_norm": config.max_grad_norm,
+        "optim": config.optim,
+        "seed": config.seed,
+        "bf16": precision.mixed == "bf16",
+        "fp16": precision.mixed == "fp16",
+        "eval_strategy": eval_strategy if has_validation else "no",
+        "eval_steps": config.eval_steps,
+        "save_strategy": extra.pop("save_strategy", "epoch" if config.save_steps is None else "steps"),
+        "save_steps": config.save_steps or 500,
+        "save_total_limit": config.save_total_limit,
+        "load_best_model_at_end": config.load_best_model_at_end,
+        "dataloader_num_workers": config.dataloader_num_workers,
+        "dataloader_pin_memory": extra.pop("dataloader_pin_memory", context.device.startswith("cuda")),
+        "logging_steps": logging_config.logging_steps,
+        "report_to": logging_config.report_to,
+        "run_name": logging_config.run_name,
+        "use_cpu": extra.pop("use_cpu", context.device == "cpu"),
+        "ddp_backend": ddp_backend or ("gloo" if context.device == "cpu" and context.world_size > 1 else None),
         # A PeftModel makes Trainer look for unused parameters: slow, and wrong with checkpointing.
-        ddp_find_unused_parameters=extra.pop("ddp_find_unused_parameters", False),
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        log_level="error",
-        log_level_replica="error",
-        **extra,
-    )
+        "ddp_find_unused_parameters": extra.pop("ddp_find_unused_parameters", False),
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "log_level": "error",
+        "log_level_replica": "error",
+    }
+    with _one_line_errors():
+        return TrainingArguments(**values, **extra)
 
 
 def _extra_arguments(config: TrainingConfig) -> dict[str, Any]:
@@ -105,11 +112,24 @@ def _extra_arguments(config: TrainingConfig) -> dict[str, Any]:
     checkpointing_kwargs = {"use_reentrant": False, **(extra.pop("gradient_checkpointing_kwargs", None) or {})}
     if config.gradient_checkpointing:
         extra |= {checkpointing: True, f"{checkpointing}_kwargs": checkpointing_kwargs}
-    if config.load_best_model_at_end:
-        extra.setdefault("metric_for_best_model", "eval_loss")
+    if config.load_best_model_at_end or extra.get("save_strategy") == "best" or "metric_for_best_model" in extra:
+        extra["metric_for_best_model"] = extra.get("metric_for_best_model") or "eval_loss"
         lower_is_better = extra["metric_for_best_model"].endswith(("loss", "perplexity"))
         extra.setdefault("greater_is_better", not lower_is_better)
     return extra
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turns what transformers says of settings that it cannot follow (a missing package, say) into one line.
+
+    Raises:
+        ConfigError: in place of the library's error.
+    """
+    try:
+        yield
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(" ".join(str(error).split())[:400] or type(error).__name__) from error
 
 
 def _set_tracker_environment(config: TrainingConfig, logging_config: LoggingConfig) -> None:
@@ -194,6 +214,8 @@ class SFTTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            multiprocessing_context=getattr(self.args, "dataloader_multiprocessing_context", None) if workers else None,
+            in_order=getattr(self.args, "dataloader_in_order", True),
         )
 
     def get_batch_samples(
@@ -327,11 +349,18 @@ def build_trainer(
 ) -> PreparedTraining:
     """Puts the trainer together.
 
+    Raises:
+        ConfigError: if a tracker or the optimizer needs a package that is not installed.
+
     Args:
         checkpoint: what training will go on from; None for a fresh start.
     """
     request = StopRequest()
-    trainer = SFTTrainer(context=context, data=data, model=model, args=arguments, processing_class=tokenizer)
+    with _one_line_errors():
+        trainer = SFTTrainer(context=context, data=data, model=model, args=arguments, processing_class=tokenizer)
+        if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            # An optimizer whose package is missing is refused here, before anything is written.
+            trainer.create_optimizer()
     metrics_log = None
     if context.is_main_process:
         metrics_log = MetricsLog(

@@ -17,6 +17,7 @@ TRACKERS = (
 )  # fmt: skip
 NEED_VALIDATION = ("reduce_lr_on_plateau", "greedy")
 """Schedules that follow the validation loss."""
+EVALUATION_METRICS = ("loss", "perplexity", "token_accuracy", "sequence_accuracy")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
 
 
@@ -146,8 +147,10 @@ def _check_passed_through(config: SFTConfig) -> Iterator[Contradiction]:
     if sampling not in SAMPLING_STRATEGIES:
         choices = " | ".join(SAMPLING_STRATEGIES)
         yield Contradiction("train_sampling_strategy", f"{sampling!r} is unknown; choose {choices}.")
-    if extra.get("fp16_full_eval") and extra.get("bf16_full_eval"):
-        yield Contradiction("bf16_full_eval", "fp16_full_eval and bf16_full_eval exclude each other; choose one.")
+    metric = extra.get("metric_for_best_model")
+    if metric is not None and str(metric).removeprefix("eval_") not in EVALUATION_METRICS:
+        choices = " | ".join(EVALUATION_METRICS)
+        yield Contradiction("metric_for_best_model", f"{metric!r} is unknown; choose {choices}.")
     if extra.get("dataloader_prefetch_factor") is not None and config.training.dataloader_num_workers == 0:
         yield Contradiction("dataloader_prefetch_factor", "needs dataloader_num_workers above 0.")
     cache_steps = extra.get("torch_empty_cache_steps")

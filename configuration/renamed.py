@@ -73,6 +73,8 @@ MANAGED: dict[str, str] = {
     "accelerator_config": "batches are laid out by this project, the same on any number of processes",
     "prediction_loss_only": "evaluation keeps sums, never predictions",
     "batch_eval_metrics": "evaluation keeps sums, never predictions",
+    "bf16_full_eval": "evaluation computes in the same mixed precision as training",
+    "fp16_full_eval": "evaluation computes in the same mixed precision as training",
     "include_for_metrics": "evaluation keeps sums, never predictions",
     "include_inputs_for_metrics": "evaluation keeps sums, never predictions",
     "eval_accumulation_steps": "evaluation keeps sums, never predictions",

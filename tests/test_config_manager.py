@@ -403,8 +403,11 @@ def test_load_config_refuses_a_path_that_is_no_file(path, problem):
         ("save_strategy: epoch\nsave_steps: 5\n",
          ":4: save_steps: save_strategy: epoch leaves no room for it; choose one."),
         ("save_strategy: steps\n", ":3: save_strategy: steps needs save_steps; add it."),
-        ("fp16_full_eval: yes\nbf16_full_eval: yes\n",
-         ":4: bf16_full_eval: fp16_full_eval and bf16_full_eval exclude each other; choose one."),
+        ("bf16_full_eval: yes\n",
+         ":3: bf16_full_eval: cannot be set here: evaluation computes in the same mixed precision as training."),
+        ("metric_for_best_model: eval_los\n",
+         ":3: metric_for_best_model: 'eval_los' is unknown; "
+         "choose loss | perplexity | token_accuracy | sequence_accuracy."),
         ("dataloader_prefetch_factor: 2\n", ":3: dataloader_prefetch_factor: needs dataloader_num_workers above 0."),
         ("torch_empty_cache_steps: 0\n",
          ":3: torch_empty_cache_steps: is 0; give a whole number from 1 up, or null."),

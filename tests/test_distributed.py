@@ -85,3 +85,15 @@ def test_a_bad_row_is_told_once_and_ends_with_exit_code_2(model_folder, tmp_path
     assert done.returncode == 2
     assert done.stderr.count("train.jsonl:2") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts CPU cores")
+def test_more_processes_than_cores_are_refused_before_any_is_started(model_folder, question_file, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "sft_main.py", "--num_gpus=5000", f"--train_file={question_file}", "--report_to=none",
+         f"--model_name_or_path={model_folder('llama')}", f"--output_dir={tmp_path / 'out'}"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "num_gpus is 5000, but this machine has no GPU and" in done.stderr
+    assert done.stderr.count("\n") == 1
