@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig, TrainingConfig
@@ -131,7 +132,16 @@ def load_model(
     # The GGUF reader draws a progress bar that has no switch.
     quiet = redirect_stderr(io.StringIO()) if config.gguf_file else nullcontext()
     with _one_line_errors("model", config.model_name_or_path), quiet:
-        model = AutoModelForCausalLM.from_pretrained(config.model_name_or_path, **options)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            config.model_name_or_path, output_loading_info=True, **options
+        )
+    if loading["missing_keys"]:
+        # transformers would start them from random numbers, and the model would train, worse, without a word.
+        missing = sorted(loading["missing_keys"])
+        raise ModelError(
+            f"{config.model_name_or_path}: the weights lack {len(missing)} tensors of the model, {missing[0]} among "
+            "them. The files do not belong to its config.json, or are incomplete."
+        )
     if config.gguf_file is not None:
         _forget_gguf_quantization(model)
     if quantization is not None:
@@ -394,6 +404,6 @@ def _one_line_errors(what: str, place: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"{place}: the {what} cannot be loaded: {text[:400]}") from error

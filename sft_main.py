@@ -88,7 +88,7 @@ def run(config: SFTConfig, *, command: str) -> int:
         set_generation_defaults,
     )
     from reporting.console import data_lines, model_line, plan_line
-    from run_state.checkpoints import resolve_checkpoint
+    from run_state.checkpoints import check_steps_are_left, resolve_checkpoint
     from trainer_utils import build_trainer, build_training_arguments, evaluate, last_evaluation, train
 
     checkpoint = resolve_checkpoint(config.training.resume_from_checkpoint, config.training.output_dir)
@@ -110,6 +110,7 @@ def run(config: SFTConfig, *, command: str) -> int:
     fit_to_tokenizer(model, tokenizer, config.data.max_seq_length, adapters_only=adapters_only)
     eos_token_ids = set_generation_defaults(model, tokenizer)
     plan = resolve_batch_plan(config.training, len(data.train), context)
+    check_steps_are_left(checkpoint, plan.total_steps, plan.steps_per_epoch)
     logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
     logger.info(plan_line(plan, context.device))
 
@@ -207,8 +208,9 @@ def _prepare_output(config: SFTConfig, context: "DistributedContext", checkpoint
     output = Path(config.training.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        aside = None if checkpoint else set_aside_earlier_run(output)
-        header = "# The configuration of this run with every value in force. Runs again as it is.\n"
+        goes_on_here = checkpoint is not None and checkpoint.resolve().parent == output.resolve()
+        aside = None if goes_on_here else set_aside_earlier_run(output)
+        header = "# The configuration of this run, every key. Runs again from the same folder.\n"
         (output / "resolved_config.yaml").write_text(header + config_to_yaml(config), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"output_dir: {output} cannot be written: {error.strerror}.") from None

@@ -60,6 +60,22 @@ def resolve_checkpoint(setting: bool | str | None, output_dir: str) -> Path | No
     )
 
 
+def check_steps_are_left(checkpoint: Path | None, total_steps: int, steps_per_epoch: int) -> None:
+    """Refuses to go on from a checkpoint at or behind the last step: Trainer would take one step too many.
+
+    A checkpoint of the last step that ends an epoch is fine: no epoch is left, and the run closes as it should.
+
+    Raises:
+        ConfigError: if nothing is left to train.
+    """
+    step = checkpoint_step(checkpoint) if checkpoint else 0
+    if step > total_steps or (checkpoint and step == total_steps and step % steps_per_epoch):
+        raise ConfigError(
+            f"resume_from_checkpoint: {checkpoint} is at step {step} and the run ends at step {total_steps}: nothing "
+            "is left to train. Raise max_steps or num_train_epochs, or leave resume_from_checkpoint out."
+        )
+
+
 def set_aside_earlier_run(output_dir: str | Path) -> Path | None:
     """Moves an earlier run's checkpoints and records into a folder of their own; returns it, None if there were none.
 

@@ -147,3 +147,20 @@ def test_footprint_counts_parameters():
     assert size.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert size.num_trainable_parameters == size.num_parameters
     assert (size.hidden_size, size.num_layers, size.vocab_size) == (32, 2, VOCABULARY)
+
+
+def test_load_model_refuses_weights_that_lack_a_layer(tmp_path):
+    model = build_model("llama")
+    model.save_pretrained(tmp_path)
+    model.config.num_hidden_layers = 3
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"lack 9 tensors of the model, model.layers.2"):
+        load_model(ModelConfig(model_name_or_path=str(tmp_path)), None, None, FLOAT32, CPU)
+
+
+def test_load_model_says_in_one_line_that_a_file_is_broken(tmp_path):
+    build_model("llama").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="the model cannot be loaded"):
+        load_model(ModelConfig(model_name_or_path=str(tmp_path)), None, None, FLOAT32, CPU)

@@ -8,7 +8,13 @@ import time
 
 import pytest
 
-from run_state.checkpoints import list_checkpoints, missing_files, resolve_checkpoint, set_aside_earlier_run
+from run_state.checkpoints import (
+    check_steps_are_left,
+    list_checkpoints,
+    missing_files,
+    resolve_checkpoint,
+    set_aside_earlier_run,
+)
 from run_state.interruption import StopRequest
 from sft_errors import ConfigError
 
@@ -80,3 +86,14 @@ def test_stop_request_second_interrupt_stops_at_once(monkeypatch):
         monkeypatch.setattr(time, "monotonic", lambda: now + 5)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("step", "total", "is_fine"), [(3, 5, True), (4, 4, True), (5, 5, False), (8, 5, False)])
+def test_check_steps_are_left_refuses_one_step_too_many(tmp_path, step, total, is_fine):
+    checkpoint = make_checkpoint(tmp_path, step)
+    check_steps_are_left(None, total, 2)
+    if is_fine:
+        check_steps_are_left(checkpoint, total, 2)
+    else:
+        with pytest.raises(ConfigError, match="nothing is left to train"):
+            check_steps_are_left(checkpoint, total, 2)
