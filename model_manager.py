@@ -135,7 +135,8 @@ def load_model(
         model, loading = AutoModelForCausalLM.from_pretrained(
             config.model_name_or_path, output_loading_info=True, **options
         )
-    if loading["missing_keys"]:
+    # A GGUF file's tied or implied tensors come under other names, so there the list does not mean what it says.
+    if loading["missing_keys"] and config.gguf_file is None:
         # transformers would start them from random numbers, and the model would train, worse, without a word.
         missing = sorted(loading["missing_keys"])
         raise ModelError(
