@@ -135,8 +135,7 @@ def load_model(
         model, loading = AutoModelForCausalLM.from_pretrained(
             config.model_name_or_path, output_loading_info=True, **options
         )
-    # A GGUF file's tied or implied tensors come under other names, so there the list does not mean what it says.
-    if loading["missing_keys"] and config.gguf_file is None:
+    if loading["missing_keys"]:
         # transformers would start them from random numbers, and the model would train, worse, without a word.
         missing = sorted(loading["missing_keys"])
         raise ModelError(

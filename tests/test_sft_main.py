@@ -226,7 +226,7 @@ def write_gguf(folder: str, path: Path) -> None:
         if heads:
             half = tensor.shape[0] // heads // 2
             tensor = tensor.reshape(heads, 2, half, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)) + ".weight", tensor.numpy())
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
