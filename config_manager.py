@@ -169,7 +169,7 @@ class _Reader:
         extra = self._extra_training_arguments()
         sections["training"] = dataclasses.replace(sections["training"], extra_training_arguments=extra)
         sections["logging"] = _without_none_tracker(sections["logging"])
-        config = SFTConfig(**sections, notices=())
+        config = SFTConfig(**sections, origins=self.origins)
         for contradiction in find_contradictions(config):
             # Nor is anything said of what follows from a key that is wrong: messages name the keys that they are of.
             if self.failed.intersection({contradiction.key, *re.findall(r"[\w.]*\w", contradiction.message)}):
@@ -236,8 +236,9 @@ class _Reader:
                 self._report(setting, str(error))
             if key.required:
                 values[key.name] = "missing"
+                meaning = key.documentation.removesuffix(" Required.")
                 if name not in self.failed:
-                    self.problems.append(f"{self.main_source}: {name}: is required. {key.documentation}")
+                    self.problems.append(f"{self.main_source}: {name}: is required. {meaning}")
                     self.failed.add(name)
         return section_type(**values)
 

@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +18,16 @@ from configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig, Tr
 from modeling.answering import answer_prompt
 from prompting.rendering import ChatRenderer
 from prompting.templates import resolve_chat_template
-from sft_errors import ConfigError, ModelError
-from sft_types import DistributedContext, ModelFootprint, SamplePrompt
+from sft_errors import ConfigError, ModelError, one_line
+from sft_types import DistributedContext, ModelFootprint, Precision, SamplePrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("sft.model")
+_UNREACHABLE = ("couldn't connect", "connect to 'https://", "Failed to resolve", "offline mode", "name resolution")
+"""What errors of an unreachable Hub hold; they come in several types, some of them plain OSError."""
 ALL_LINEAR = "all-linear"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Precision:
-    """The types that a run computes in."""
-
-    weights: str
-    """Type of the weights in memory (of the unquantized ones): `float32`, `bfloat16`, `float16`."""
-    mixed: str
-    """Autocast: `bf16`, `fp16` or `no`."""
 
 
 def resolve_precision(
@@ -78,6 +69,7 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
+    _check_model_folder(config)
     place = config.tokenizer_name_or_path or config.model_name_or_path
     gguf = {"gguf_file": config.gguf_file} if config.gguf_file and config.tokenizer_name_or_path is None else {}
     with _one_line_errors("tokenizer", place):
@@ -101,6 +93,19 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def _check_model_folder(config: ModelConfig) -> None:
+    """Says what a place on disk lacks to be a model's folder; transformers would guess at the Hub."""
+    folder = Path(config.model_name_or_path)
+    if folder.is_file():
+        raise ModelError(
+            f"model_name_or_path: {folder} is a file. Name the folder that holds it (for a GGUF file, with gguf_file)."
+        )
+    if folder.is_dir() and config.gguf_file is None and not (folder / "config.json").is_file():
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        adapters = " These are adapters: name their base." if (folder / "adapter_config.json").is_file() else ""
+        raise ModelError(f"model_name_or_path: no config.json in {folder}; there: {there}.{adapters}")
+
+
 def load_model(
     config: ModelConfig,
     lora: LoRAConfig | None,
@@ -115,8 +120,6 @@ def load_model(
     Raises:
         ModelError: if it cannot be loaded, or an adapter's target is not in it.
     """
-    from transformers import AutoModelForCausalLM
-
     options: dict[str, Any] = {
         "dtype": getattr(torch, precision.weights),
         "trust_remote_code": config.trust_remote_code,
@@ -129,25 +132,14 @@ def load_model(
         options["quantization_config"] = _bitsandbytes_config(quantization, precision)
         # Each process holds the whole model on its own device; `auto` would spread it over all (accelerate#2713).
         options["device_map"] = {"": context.device}
-    # The GGUF reader draws a progress bar that has no switch.
-    quiet = redirect_stderr(io.StringIO()) if config.gguf_file else nullcontext()
-    with _one_line_errors("model", config.model_name_or_path), quiet:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            config.model_name_or_path, output_loading_info=True, **options
-        )
-    if loading["missing_keys"]:
-        # transformers would start them from random numbers, and the model would train, worse, without a word.
-        missing = sorted(loading["missing_keys"])
-        raise ModelError(
-            f"{config.model_name_or_path}: the weights lack {len(missing)} tensors of the model, {missing[0]} among "
-            "them. The files do not belong to its config.json, or are incomplete."
-        )
+    model = _load_weights(config, options)
     if config.gguf_file is not None:
         _forget_gguf_quantization(model)
     if quantization is not None:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        _keep_4bit_weights_trainable(model)
     if lora is not None:
         model = _add_adapters(model, lora)
         if gradient_checkpointing:
@@ -304,6 +296,49 @@ def _bitsandbytes_config(quantization: QuantizationConfig, precision: Precision)
     )
 
 
+def _load_weights(config: ModelConfig, options: dict[str, Any]) -> Any:
+    """The model with all its weights.
+
+    Raises:
+        ModelError: if the files cannot be read, or lack some of the weights.
+        ConfigError: if `attn_implementation` is what stands in the way.
+    """
+    from transformers import AutoModelForCausalLM
+
+    # The GGUF reader draws a progress bar that has no switch.
+    quiet = redirect_stderr(io.StringIO()) if config.gguf_file else nullcontext()
+    try:
+        with _one_line_errors("model", config.model_name_or_path), quiet:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                config.model_name_or_path, output_loading_info=True, **options
+            )
+    except ModelError as error:
+        if config.attn_implementation and config.attn_implementation in str(error.__cause__):
+            raise ConfigError(
+                f"attn_implementation: {config.attn_implementation} cannot be used here: {one_line(error.__cause__)}"
+            ) from error
+        raise
+    if loading["missing_keys"]:
+        # transformers would start them from random numbers, and the model would train, worse, without a word.
+        missing = sorted(loading["missing_keys"])
+        raise ModelError(
+            f"{config.model_name_or_path}: the weights lack {len(missing)} tensors of the model, {missing[0]} among "
+            "them. The files do not belong to its config.json, or are incomplete."
+        )
+    return model
+
+
+def _keep_4bit_weights_trainable(model: Any) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU with AVX512-BF16.
+
+    The repacked form (`Linear4bit.forward`, bitsandbytes 0.50) stays for good, has no backward pass, and fails outright
+    for layers narrower than a block of 64: training after an evaluation would get no gradient through these layers.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def _forget_gguf_quantization(model: Any) -> None:
     """The weights are plain floats by now; still marked as quantized, saving and training would be refused."""
     model.hf_quantizer, model.is_quantized = None, False
@@ -405,5 +440,10 @@ def _one_line_errors(what: str, place: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"{place}: the {what} cannot be loaded: {text[:400]}") from error
+        text = one_line(error)
+        if not Path(place).exists() and any(sign in text for sign in _UNREACHABLE):
+            raise ModelError(
+                f"{place}: no such folder here, and the Hugging Face Hub cannot be reached. Name a folder, or run once "
+                "where the Hub can be reached: what was loaded from it is kept."
+            ) from error
+        raise ModelError(f"{place}: the {what} cannot be loaded: {text}") from error

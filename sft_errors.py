@@ -1,5 +1,8 @@
 """Errors that a user can cause and can mend: one clear line each, exit code 2, never a traceback."""
 
+import re
+from collections.abc import Mapping
+
 
 class UserError(Exception):
     """Something in the user's hands is wrong. Each of `problems` is one complete line for the terminal."""
@@ -21,3 +24,25 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """The model or tokenizer cannot be loaded or does not fit the settings."""
+
+
+def located(error: UserError, origins: Mapping[str, str]) -> UserError:
+    """The error with `file:line: ` before each problem that begins with the name of a key that was given.
+
+    Args:
+        error: raised after the configuration was read, so without the place of its keys.
+        origins: key -> where it was given.
+    """
+
+    def with_place(problem: str) -> str:
+        key = re.match(r"[a-z]\w*(\.\w+)*", problem)
+        place = key and origins.get(key.group())
+        return f"{place}: {problem}" if place else problem
+
+    return type(error)(*map(with_place, error.problems))
+
+
+def one_line(error: Exception, longest: int = 400) -> str:
+    """What a library says in many lines, on one, of bearable length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else text[: longest - 4] + " ..."

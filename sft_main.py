@@ -19,7 +19,7 @@ from distributed_utils import (
     rank_of_this_process,
     start_distributed,
 )
-from sft_errors import ConfigError, UserError
+from sft_errors import ConfigError, UserError, located
 
 if TYPE_CHECKING:
     from sft_types import BatchPlan, DistributedContext, SampleAnswer, TrainingData, TrainingResult
@@ -48,7 +48,10 @@ def main(arguments: Sequence[str]) -> int:
             count = config.distributed.num_gpus
             logger.info("num_gpus is %d: starting %d processes (torchrun).", count, count)
             return launch_processes(count, __file__, arguments)
-        return run(config, command=_command(arguments))
+        try:
+            return run(config, command=_command(arguments))
+        except UserError as error:
+            raise located(error, config.origins) from None
     except UserError as error:
         if rank_of_this_process() == 0:
             for problem in error.problems:
@@ -68,8 +71,7 @@ def run(config: SFTConfig, *, command: str) -> int:
         command: what was typed, to say how to go on after an interruption.
     """
     quiet_libraries(parallel_preprocessing=config.data.preprocessing_num_workers > 1)
-    for notice in config.notices:
-        logger.info(notice)
+    _log_lines(config.notices)
     use_cpu = bool(config.training.extra_training_arguments.get("use_cpu", False))
     context = start_distributed(config.distributed, use_cpu=use_cpu)
 
@@ -88,9 +90,11 @@ def run(config: SFTConfig, *, command: str) -> int:
         set_generation_defaults,
     )
     from reporting.console import data_lines, model_line, plan_line
-    from run_state.checkpoints import check_steps_are_left, resolve_checkpoint
-    from trainer_utils import build_trainer, build_training_arguments, evaluate, last_evaluation, train
+    from run_state.checkpoints import check_steps_are_left, check_writable, resolve_checkpoint
+    from trainer_utils import build_trainer, evaluate, last_evaluation, train
+    from training_arguments import build_training_arguments
 
+    check_writable(config.training.output_dir)
     checkpoint = resolve_checkpoint(config.training.resume_from_checkpoint, config.training.output_dir)
     adapters_only = config.lora is not None
     precision = resolve_precision(config.model, config.training, context, adapters_only=adapters_only)
@@ -114,9 +118,6 @@ def run(config: SFTConfig, *, command: str) -> int:
     logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
     logger.info(plan_line(plan, context.device))
 
-    _prepare_output(config, context, checkpoint)
-    if context.is_main_process:
-        make_adapters_portable(model, tokenizer, config.training.output_dir, gguf_file=config.model.gguf_file)
     arguments = build_training_arguments(
         config.training,
         config.logging,
@@ -125,6 +126,9 @@ def run(config: SFTConfig, *, command: str) -> int:
         has_validation=data.validation is not None,
         ddp_backend=config.distributed.ddp_backend,
     )
+    _prepare_output(config, context, checkpoint)
+    if context.is_main_process:
+        make_adapters_portable(model, tokenizer, config.training.output_dir, gguf_file=config.model.gguf_file)
     prepared = build_trainer(arguments, model, tokenizer, data, plan, context, checkpoint=checkpoint)
 
     def answers() -> list[str]:
@@ -155,7 +159,7 @@ def save_and_report(
     from reporting.curves import draw_curves
     from reporting.metrics_log import read_metrics
     from reporting.summary import build_summary, write_summary
-    from trainer_utils import finish_trackers
+    from training_arguments import finish_trackers
 
     context, output = trainer.context, Path(config.training.output_dir)
     completed = result.status == "completed"

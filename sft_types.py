@@ -160,6 +160,16 @@ class TrainingData:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Precision:
+    """The types that a run computes in."""
+
+    weights: str
+    """Type of the weights in memory (of the unquantized ones): `float32`, `bfloat16`, `float16`."""
+    mixed: str
+    """Autocast: `bf16`, `fp16` or `no`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
     """How many rows an optimizer step sees, and how they are split."""
 

@@ -1,4 +1,4 @@
-"""Training: the arguments, the trainer, its callbacks, and one run of it.
+"""Training: the trainer, and one run of it.
 
 `SFTTrainer` changes four things of transformers' Trainer, all by its public overrides: the loss (a mean over the
 supervised tokens of the whole global batch), evaluation (sums over tokens), the order of rows (the same on any number
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,16 +23,13 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from batching.layout import SupervisedRows
 from batching.order import RankBatchSampler
-from configuration.schema import LoggingConfig, TrainingConfig
-from distributed_utils import default_wandb_to_offline
-from model_manager import Precision
 from modeling.supervised_loss import IGNORED, EvaluationSums, supervised_loss_sum
 from reporting.measure import GpuUtilization, peak_memory_bytes, total_memory_bytes
 from reporting.metrics_log import MetricsLog
 from run_state.checkpoints import checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
-from sft_errors import ConfigError
 from sft_types import BatchPlan, DistributedContext, EvaluationResult, TrainingData, TrainingResult
+from training_arguments import one_line_errors
 from training_callbacks import OrderCallback, RecordCallback, StopCallback
 
 if TYPE_CHECKING:
@@ -42,110 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sft.train")
 METRICS = tuple(field.name for field in dataclasses.fields(EvaluationResult))
-
-
-def build_training_arguments(
-    config: TrainingConfig,
-    logging_config: LoggingConfig,
-    precision: Precision,
-    context: DistributedContext,
-    *,
-    has_validation: bool,
-    ddp_backend: str | None = None,
-) -> TrainingArguments:
-    """The settings in the installed transformers' words: the only place that speaks them.
-
-    Raises:
-        ConfigError: if they do not go together on this machine.
-    """
-    extra = _extra_arguments(config)
-    eval_strategy = extra.pop("eval_strategy", "epoch" if config.eval_steps is None else "steps")
-    _set_tracker_environment(config, logging_config)
-    values = {
-        "output_dir": config.output_dir,
-        "per_device_train_batch_size": config.per_device_train_batch_size,
-        "per_device_eval_batch_size": config.per_device_eval_batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "learning_rate": config.learning_rate,
-        "weight_decay": config.weight_decay,
-        "num_train_epochs": config.num_train_epochs,
-        "max_steps": config.max_steps,
-        # A number of warm-up steps below 1 is a share of all steps.
-        "warmup_steps": config.warmup_steps or config.warmup_ratio,
-        "lr_scheduler_type": config.lr_scheduler_type,
-        "max_grad_norm": config.max_grad_norm,
-        "optim": config.optim,
-        "seed": config.seed,
-        "bf16": precision.mixed == "bf16",
-        "fp16": precision.mixed == "fp16",
-        "eval_strategy": eval_strategy if has_validation else "no",
-        "eval_steps": config.eval_steps,
-        "save_strategy": extra.pop("save_strategy", "epoch" if config.save_steps is None else "steps"),
-        "save_steps": config.save_steps or 500,
-        "save_total_limit": config.save_total_limit,
-        "load_best_model_at_end": config.load_best_model_at_end,
-        "dataloader_num_workers": config.dataloader_num_workers,
-        "dataloader_pin_memory": extra.pop("dataloader_pin_memory", context.device.startswith("cuda")),
-        "logging_steps": logging_config.logging_steps,
-        "report_to": logging_config.report_to,
-        "run_name": logging_config.run_name,
-        "use_cpu": extra.pop("use_cpu", context.device == "cpu"),
-        "ddp_backend": ddp_backend or ("gloo" if context.device == "cpu" and context.world_size > 1 else None),
-        # A PeftModel makes Trainer look for unused parameters: slow, and wrong with checkpointing.
-        "ddp_find_unused_parameters": extra.pop("ddp_find_unused_parameters", False),
-        "logging_nan_inf_filter": False,
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "log_level": "error",
-        "log_level_replica": "error",
-    }
-    with _one_line_errors():
-        return TrainingArguments(**values, **extra)
-
-
-def _extra_arguments(config: TrainingConfig) -> dict[str, Any]:
-    """The user's further fields, with those added that a setting of ours turns into others."""
-    extra = dict(config.extra_training_arguments)
-    names = {field.name for field in dataclasses.fields(TrainingArguments)}
-    # transformers 5.23 renamed it; earlier ones know the old name alone.
-    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    checkpointing_kwargs = {"use_reentrant": False, **(extra.pop("gradient_checkpointing_kwargs", None) or {})}
-    if config.gradient_checkpointing:
-        extra |= {checkpointing: True, f"{checkpointing}_kwargs": checkpointing_kwargs}
-    if config.load_best_model_at_end or extra.get("save_strategy") == "best" or "metric_for_best_model" in extra:
-        extra["metric_for_best_model"] = extra.get("metric_for_best_model") or "eval_loss"
-        lower_is_better = extra["metric_for_best_model"].endswith(("loss", "perplexity"))
-        extra.setdefault("greater_is_better", not lower_is_better)
-    return extra
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turns what transformers says of settings that it cannot follow (a missing package, say) into one line.
-
-    Raises:
-        ConfigError: in place of the library's error.
-    """
-    try:
-        yield
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(" ".join(str(error).split())[:400] or type(error).__name__) from error
-
-
-def _set_tracker_environment(config: TrainingConfig, logging_config: LoggingConfig) -> None:
-    """What transformers' trackers read from the environment."""
-    logging_dir = logging_config.logging_dir or str(Path(config.output_dir, "logs"))
-    os.environ["TENSORBOARD_LOGGING_DIR"] = logging_dir
-    if "wandb" in logging_config.report_to:
-        os.environ.setdefault("WANDB_DIR", config.output_dir)
-        os.environ.setdefault("WANDB_SILENT", "true")
-        if logging_config.wandb_project:
-            os.environ["WANDB_PROJECT"] = logging_config.wandb_project
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        if default_wandb_to_offline():
-            logger.info(
-                "wandb: no key, so the run is kept offline in %s/wandb (`wandb sync` sends it).", config.output_dir
-            )
 
 
 @dataclass(slots=True)
@@ -356,7 +247,7 @@ def build_trainer(
         checkpoint: what training will go on from; None for a fresh start.
     """
     request = StopRequest()
-    with _one_line_errors():
+    with one_line_errors():
         trainer = SFTTrainer(context=context, data=data, model=model, args=arguments, processing_class=tokenizer)
         if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
             # An optimizer whose package is missing is refused here, before anything is written.
@@ -391,6 +282,10 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
         logger.info("Going on from %s.", checkpoint)
     with prepared.request:
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    best = trainer.state.best_model_checkpoint
+    if trainer.args.load_best_model_at_end and best and not prepared.stop.stopped:
+        logger.info("Loaded the best checkpoint, %s (%s %.4f).", best, trainer.args.metric_for_best_model,
+                    trainer.state.best_metric)  # fmt: skip
     seconds = progress.seconds()
     supervised, tokens, rows = progress.counts.tolist()
     steps_here = output.global_step - (checkpoint_step(checkpoint) if checkpoint else 0)
@@ -418,14 +313,6 @@ def last_evaluation(trainer: SFTTrainer) -> EvaluationResult | None:
     if events and events[-1]["step"] == trainer.state.global_step and not best_was_loaded:
         return _result_of(events[-1])
     return evaluate(trainer)
-
-
-def finish_trackers(arguments: TrainingArguments) -> None:
-    """Lets trackers write what they still hold: wandb keeps its file open until it is told."""
-    if "wandb" in arguments.report_to:
-        import wandb
-
-        wandb.finish()
 
 
 def _result_of(metrics: Mapping[str, float]) -> EvaluationResult:

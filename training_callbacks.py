@@ -36,6 +36,10 @@ class RecordCallback(TrainerCallback):
         self._total_steps = total_steps
         self._before: dict[str, float] | None = None
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == state.max_steps:
+            control.should_log = True  # or what was trained since the last log would never be told
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self._metrics_log is None or logs is None:
             return

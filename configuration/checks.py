@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,10 +12,16 @@ from configuration.did_you_mean import did_you_mean
 from configuration.installed_transformers import optimizer_names, scheduler_names
 from configuration.schema import SFTConfig
 
-TRACKERS = (
-    "tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "neptune", "dagshub", "flyte", "codecarbon", "swanlab",
-    "trackio", "dvclive",
-)  # fmt: skip
+TRACKERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "flyte": ("flytekit",),
+    **{
+        name: (name,)
+        for name in ("wandb", "mlflow", "comet_ml", "clearml", "neptune", "dagshub", "codecarbon", "swanlab", "trackio",
+                     "dvclive")
+    },
+}  # fmt: skip
+"""Tracker -> the packages of which it needs one."""
 NEED_VALIDATION = ("reduce_lr_on_plateau", "greedy")
 """Schedules that follow the validation loss."""
 EVALUATION_METRICS = ("loss", "perplexity", "token_accuracy", "sequence_accuracy")
@@ -219,6 +226,12 @@ def _check_logging(config: SFTConfig) -> Iterator[Contradiction]:
         if name not in TRACKERS:
             hint = did_you_mean(name, TRACKERS) or f" Allowed: none, {', '.join(TRACKERS)}."
             yield Contradiction("report_to", f"{name!r} is unknown.{hint}")
+        elif not any(importlib.util.find_spec(package) for package in TRACKERS[name]):
+            package = TRACKERS[name][0]
+            yield Contradiction(
+                "report_to",
+                f"{name} needs the package {package}: pip install {package}, or leave it out (none: no tracker).",
+            )
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -215,7 +215,7 @@ def _apply_rule(rule: Any, value: Any, node: yaml.Node) -> Any:
             raise CoercionError("is empty; give a path, or leave the key out")
         return os.path.expanduser(value)
     if isinstance(rule, WholeOrShare):
-        if value >= 1 and value == int(value):
+        if value >= rule.least and value == int(value):
             return int(value)
         fits = 0 < value < 1
     elif isinstance(rule, StepLimit):
@@ -230,13 +230,13 @@ def _apply_rule(rule: Any, value: Any, node: yaml.Node) -> Any:
     else:
         return value
     if not fits:
-        raise CoercionError(f"{found(node)} is out of range; give {_describe_rule(type(value), rule)}")
+        raise CoercionError(f"{node.value.strip()} is out of range; give {_describe_rule(type(value), rule)}")
     return value
 
 
 def _describe_rule(base: Any, rule: Any) -> str:
     if isinstance(rule, WholeOrShare):
-        return "a whole number from 1 up, or a share between 0 and 1"
+        return f"a whole number from {rule.least} up, or a share between 0 and 1"
     if isinstance(rule, StepLimit):
         return "a whole number from 1 up, or -1"
     if isinstance(rule, IsPath):

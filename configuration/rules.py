@@ -15,7 +15,9 @@ class Range(NamedTuple):
 
 
 class WholeOrShare(NamedTuple):
-    """A whole number of steps from 1 up, or a share of all steps between 0 and 1."""
+    """A whole number of steps from `least` up, or a share of all steps between 0 and 1."""
+
+    least: int = 1
 
 
 class StepLimit(NamedTuple):

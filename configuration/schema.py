@@ -22,6 +22,7 @@ from configuration.rules import (
     Share,
     StepLimit,
     Steps,
+    WholeOrShare,
 )
 
 
@@ -120,8 +121,8 @@ class TrainingConfig:
     max_steps: Annotated[int, StepLimit()] = -1
     """Stop after this many steps, whatever the epochs. -1: epochs decide."""
 
-    warmup_steps: NonNegativeInt = 0
-    """Steps in which the learning rate rises from 0."""
+    warmup_steps: Annotated[float, WholeOrShare(least=0)] = 0
+    """Steps in which the learning rate rises from 0 (below 1: a share of all steps)."""
 
     warmup_ratio: Share = 0.0
     """The same as a share of all steps. Give one of the two."""
@@ -273,6 +274,8 @@ class SFTConfig:
     quantization: QuantizationConfig | None = None
     notices: tuple[str, ...] = ()
     """Lines to print at the start: what was translated, what has no effect. Not part of the saved file."""
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Key -> `file:line` where it was given, for what turns out to be wrong only later. Not part of the saved file."""
 
 
 FLAT_SECTIONS: dict[str, type] = {

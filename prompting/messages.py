@@ -64,6 +64,8 @@ def checked_text(value: str, name: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise RowRefused("not_unicode", f"{name!r} holds half a surrogate pair, which is no character") from None
+    if "\0" in value:
+        raise RowRefused("nul_character", f"{name!r} holds a NUL character: a binary file, or broken text")
     return value
 
 

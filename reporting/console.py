@@ -30,7 +30,7 @@ def _split_lines(name: str, split: SplitReport) -> list[str]:
     if split.rows_truncated:
         lines.append(
             f"  cut to max_seq_length: {split.rows_truncated:,} rows, {split.rows_without_their_end:,} of them lost "
-            "the end of the answer."
+            f"{'the end of the text' if split.format_name == 'text' else 'the end of the answer'}."
         )
     return lines
 
@@ -83,11 +83,15 @@ def before_and_after_lines(before: EvaluationResult | None, after: EvaluationRes
         return []
     rows = [
         ("validation loss", f"{before.loss:.4f}", f"{after.loss:.4f}"),
-        ("perplexity", f"{before.perplexity:,.2f}", f"{after.perplexity:,.2f}"),
+        ("perplexity", _perplexity(before), _perplexity(after)),
         ("tokens right", f"{before.token_accuracy:.1%}", f"{after.token_accuracy:.1%}"),
         ("answers right", f"{before.sequence_accuracy:.1%}", f"{after.sequence_accuracy:.1%}"),
     ]
-    return [f"{'':16}{'before':>12}{'after':>12}"] + [f"{name:16}{old:>12}{new:>12}" for name, old, new in rows]
+    return [f"{'':16}{'before':>16}{'after':>16}"] + [f"{name:16}{old:>16}{new:>16}" for name, old, new in rows]
+
+
+def _perplexity(result: EvaluationResult) -> str:
+    return f"{result.perplexity:,.2f}" if result.perplexity < 1e8 else f"{result.perplexity:.1e}"
 
 
 def sample_lines(samples: Sequence[SampleAnswer]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -74,6 +75,20 @@ def check_steps_are_left(checkpoint: Path | None, total_steps: int, steps_per_ep
             f"resume_from_checkpoint: {checkpoint} is at step {step} and the run ends at step {total_steps}: nothing "
             "is left to train. Raise max_steps or num_train_epochs, or leave resume_from_checkpoint out."
         )
+
+
+def check_writable(output_dir: str | Path) -> None:
+    """Refuses a place that cannot be written, before anything is loaded that takes long.
+
+    Raises:
+        ConfigError: naming `output_dir`.
+    """
+    folder = Path(output_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"output_dir: {there} is a file; name a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir: {there} cannot be written by this user; name another folder.")
 
 
 def set_aside_earlier_run(output_dir: str | Path) -> Path | None:

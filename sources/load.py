@@ -40,6 +40,9 @@ def load_rows(config: DataConfig) -> RawData:
     if config.dataset_name is not None:
         return _load_named_dataset(config)
     if config.train_file is not None:
+        folder = Path(config.dataset_path or ".") / config.train_file
+        if folder.is_dir():
+            return _load_folder(folder, config)
         return RawData(
             train=_read_files(find_files(config.train_file, config.dataset_path)), validation=_validation_file(config)
         )

@@ -69,7 +69,16 @@ def _open_zstandard(path: Path) -> BinaryIO:
 
 
 def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
-    """One JSON object a line. Only a line feed ends a line: U+2028 and its like may stand inside a text."""
+    """One JSON object a line. Only a line feed ends a line: U+2028 and its like may stand inside a text.
+
+    A file that is one JSON array is read as such, though its name says otherwise.
+    """
+    first = stream.readline().removeprefix(b"\xef\xbb\xbf").strip()
+    if first == b"[" or (first.startswith(b"[{") and not stream.readline().strip()):
+        stream.seek(0)
+        yield from _read_json(path, stream)
+        return
+    stream.seek(0)
     for number, line in enumerate(stream, start=1):
         if number == 1:
             _refuse_utf16(path, line)
@@ -80,9 +89,12 @@ def _read_jsonl(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
 
 def _parse_json_line(line: bytes, source: RowSource) -> RawRow:
     try:
-        record = json.loads(line.rstrip().decode("utf-8"))
+        record = json.loads(line.rstrip().decode("utf-8"), object_pairs_hook=_unique_fields)
+    except _FieldTwice as error:
+        return _bad(source, "duplicate_field", str(error))
     except UnicodeDecodeError as error:
-        return _bad(source, "not_utf8", f"not UTF-8 text (byte {error.start + 1} of the line)")
+        place = f"byte {error.start + 1} of the line"
+        return _bad(source, "not_utf8", f"not UTF-8 text ({place}); save the file as UTF-8")
     except json.JSONDecodeError as error:
         return _bad(source, "invalid_json", f"invalid JSON, {_json_complaint(error)} at column {error.colno}")
     except (ValueError, RecursionError) as error:
@@ -115,7 +127,7 @@ def _read_json(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
 
 def _read_json_array(path: Path, text: str, start: int, *, is_whole: bool = False) -> Iterator[RawRow]:
     """The elements of the JSON array at `start`, each with the line on which it begins."""
-    decoder = json.JSONDecoder()
+    strict, lenient = json.JSONDecoder(object_pairs_hook=_unique_fields), json.JSONDecoder()
     line, counted = 1, 0
     position = _skip_space(text, start + 1)
     separator = ""
@@ -124,14 +136,18 @@ def _read_json_array(path: Path, text: str, start: int, *, is_whole: bool = Fals
     while separator != "]":
         line += text.count("\n", counted, position)
         counted = position
+        source = RowSource(file=str(path), line=line)
         try:
-            record, position = decoder.raw_decode(text, position)
+            record, position = strict.raw_decode(text, position)
+            yield _checked(record, source)
+        except _FieldTwice as error:
+            yield _bad(source, "duplicate_field", str(error))
+            _, position = lenient.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             place = _json_place(path, error, line)
             raise DataError(
                 f"{place}: invalid JSON, {_json_complaint(error)}; the rows after it are unknown."
             ) from None
-        yield _checked(record, RowSource(file=str(path), line=line))
         position = _skip_space(text, position)
         separator = text[position : position + 1]
         position = _skip_space(text, position + 1)
@@ -162,6 +178,7 @@ def _read_csv(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
     delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in path.suffixes] else ","
     csv.field_size_limit(_LARGEST_CSV_FIELD)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 1
     try:
         header = next(reader, None)
         if header is None:
@@ -183,6 +200,8 @@ def _read_csv(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
             else:
                 yield RawRow(source=source, record=dict(zip(header, fields, strict=True)))
     except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise DataError(f"{path}:{line}: not valid CSV: a quote opened in this row is never closed.") from None
         raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}.") from None
 
 
@@ -216,6 +235,19 @@ _READERS: dict[str | None, Callable[[Path, BinaryIO], Iterator[RawRow]]] = {
     "txt": _read_txt,
     "parquet": _read_parquet,
 }
+
+
+class _FieldTwice(ValueError):
+    """An object names a field twice: which of both was meant?"""
+
+
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _FieldTwice(f"the field {twice[:40]!r} stands twice in one object")
+    return record
 
 
 def _checked(record: Any, source: RowSource) -> RawRow:

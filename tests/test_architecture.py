@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 FLOORS = {
     "sft_main": 4,
     "trainer_utils": 3,
+    "training_arguments": 2,
     "training_callbacks": 2,
     "data_handler": 2,
     "model_manager": 2,
@@ -27,7 +28,7 @@ FLOORS = {
     "sft_types": 0,
     "sft_errors": 0,
 }
-ENVIRONMENT_ROOMS = {"distributed_utils", "trainer_utils"}
+ENVIRONMENT_ROOMS = {"distributed_utils", "training_arguments"}
 HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "pyarrow", "matplotlib"}
 
 

@@ -25,7 +25,7 @@ from configuration.installed_transformers import training_arguments_fields
 from configuration.keys import flat_keys, keys_of
 from configuration.renamed import HINTS, MANAGED, RENAMED, WITHOUT_EFFECT
 from configuration.schema import FLAT_SECTIONS, NESTED_SECTIONS
-from sft_errors import ConfigError
+from sft_errors import ConfigError, located
 
 BASE = "model_name_or_path: tiny\ntrain_file: train.jsonl\n"
 VALIDATED = BASE + "validation_split: 0.1\n"
@@ -226,7 +226,7 @@ def test_load_config_takes_everything_from_the_command_line():
         (["--output_dir", "--bf16"], "output_dir: needs a value after it, a path."),
         (["--lora_config.r"], "lora_config.r: needs a value after it, a whole number from 1 up."),
         (["--run_name", "my", "run"], "run_name: takes one value, found 2: my run. Text with spaces needs quotes."),
-        (["--max_steps", "-2"], "max_steps: '-2' is out of range; give a whole number from 1 up, or -1."),
+        (["--max_steps", "-2"], "max_steps: -2 is out of range; give a whole number from 1 up, or -1."),
         (["--learning_rate", "x"], "learning_rate: expected a number from 0 up, found 'x'."),
         (["--dataset_columns", "a"], "dataset_columns: expected a mapping like {a: b}, found 'a'."),
         (["--dataset_columns", "{a: b, a: c}"], "dataset_columns.a: stands twice. Keep one."),
@@ -257,17 +257,17 @@ def test_load_config_reports_all_problems_at_once_in_the_order_of_the_lines():
         "my.yaml:3: unknown key 'learning_rat'. Did you mean 'learning_rate'?",
         "my.yaml:4: seed: expected a whole number from 0 to 4294967295, found 'x'.",
         "my.yaml:6: bf16: fp16 and bf16 exclude each other; choose one.",
-        "my.yaml:8: lora_config.r: '0' is out of range; give a whole number from 1 up.",
+        "my.yaml:8: lora_config.r: 0 is out of range; give a whole number from 1 up.",
         "my.yaml:9: load_best_model_at_end: needs validation data; give validation_file or validation_split.",
         "my.yaml:10: tf32: expected true or false, found 'maybe'.",
-        "command line: weight_decay: '-1' is out of range; give a number from 0 up.",
+        "command line: weight_decay: -1 is out of range; give a number from 0 up.",
     ]
 
 
 def test_load_config_names_what_an_empty_file_lacks():
     assert problems_of(base="") == [
         "my.yaml: model_name_or_path: is required. The model to start from: a folder, or a name on the Hugging Face "
-        "Hub. Required.",
+        "Hub.",
         "my.yaml: train_file: no training data: give train_file, dataset_path or dataset_name.",
     ]
 
@@ -693,7 +693,7 @@ def test_format_help_lists_every_key_with_type_default_and_meaning():
 LIGHT = """
 import sys
 from config_manager import config_to_yaml, format_help, load_config
-from sft_errors import ConfigError
+from sft_errors import ConfigError, located
 sys.argv[1] == "help" and format_help()
 if sys.argv[1] != "help":
     try:
@@ -724,3 +724,30 @@ def test_config_to_yaml_leaves_a_secret_out():
     config = load_config(None, ["--model_name_or_path", "gpt2", "--train_file", __file__, "--hub_token", "hf_secret"])
     assert config.training.extra_training_arguments["hub_token"] == "hf_secret"
     assert "hf_secret" not in config_to_yaml(config)
+
+
+@pytest.mark.parametrize(("written", "value"), [("0", 0), ("12", 12), ("0.1", 0.1)])
+def test_warmup_steps_may_be_a_share(written, value):
+    assert load(f"warmup_steps: {written}\n").training.warmup_steps == value
+
+
+def test_a_tracker_without_its_package_is_refused_at_its_line():
+    assert problems_of("report_to: [tensorboard, dvclive]\n") == [
+        "my.yaml:3: report_to: dvclive needs the package dvclive: pip install dvclive, or leave it out "
+        "(none: no tracker)."
+    ]
+
+
+def test_a_missing_key_is_called_required_once():
+    (problem,) = problems_of(base="train_file: train.jsonl\n")
+    assert problem.count("equired") == 1
+
+
+def test_what_is_found_wrong_later_gets_the_place_of_its_key():
+    config = load("fp16: yes\nlora_config:\n  target_modules: [q]\n")
+    problems = ("fp16: true needs a GPU.", "lora_config.target_modules [q] match nothing.", "GPU: none.")
+    assert located(ConfigError(*problems), config.origins).problems == (
+        "my.yaml:3: fp16: true needs a GPU.",
+        "my.yaml:5: lora_config.target_modules [q] match nothing.",
+        "GPU: none.",
+    )

@@ -87,3 +87,9 @@ def test_memory_is_measured():
 @pytest.mark.gpu
 def test_memory_of_a_gpu_is_measured():
     assert total_memory_bytes("cuda:0") > 10**9
+
+
+def test_before_and_after_lines_keep_columns_apart_whatever_the_perplexity():
+    before = EvaluationResult(loss=40.0, perplexity=math.exp(40), token_accuracy=0.0, sequence_accuracy=0.0)
+    line = before_and_after_lines(before, before)[2]
+    assert line.split() == ["perplexity", "2.4e+17", "2.4e+17"]

@@ -10,6 +10,7 @@ import pytest
 
 from run_state.checkpoints import (
     check_steps_are_left,
+    check_writable,
     list_checkpoints,
     missing_files,
     resolve_checkpoint,
@@ -97,3 +98,11 @@ def test_check_steps_are_left_refuses_one_step_too_many(tmp_path, step, total, i
     else:
         with pytest.raises(ConfigError, match="nothing is left to train"):
             check_steps_are_left(checkpoint, total, 2)
+
+
+def test_check_writable_refuses_a_file_in_the_way_and_makes_nothing(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output_dir: .*file is a file; name a folder"):
+        check_writable(tmp_path / "file" / "b")

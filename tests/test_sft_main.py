@@ -281,7 +281,7 @@ def test_main_prints_nothing_of_other_libraries(model_folder, question_file, tmp
 MISTAKES = {
     "unknown key": ({"learning_rat": 1}, "unknown key 'learning_rat'. Did you mean 'learning_rate'?"),
     "wrong type": ({"max_steps": "many"}, "max_steps: expected a whole number from 1 up, or -1, found 'many'"),
-    "out of range": ({"learning_rate": -1}, "learning_rate: '-1' is out of range"),
+    "out of range": ({"learning_rate": -1}, "learning_rate: -1 is out of range"),
     "both precisions": ({"fp16": True, "bf16": True}, "fp16 and bf16 exclude each other"),
     "fp16 without a GPU": ({"fp16": True}, "write fp16: auto"),
     "no validation data": ({"load_best_model_at_end": True}, "needs validation data"),
@@ -291,6 +291,18 @@ MISTAKES = {
     "quantized without adapters": ({"quantization_config.load_in_4bit": True}, "add a lora_config section"),
     "unknown optimizer": ({"optim": "adamw_torh"}, "Did you mean 'adamw_torch'?"),
     "unknown template": ({"chat_template": "chatmll"}, "Did you mean 'chatml'?"),
+    "unknown setting of the schedule": (
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"num_cycle": 1}'},
+        "lr_scheduler_kwargs: {'num_cycle': 1} does not fit lr_scheduler_type cosine: ",
+    ),
+    "unknown attention": (
+        {"attn_implementation": "flash_attention_9"},
+        "attn_implementation: flash_attention_9 cannot",
+    ),
+    "data file as a model": ({"model_name_or_path": __file__}, "test_sft_main.py is a file. Name the folder"),
+    "folder without a model": ({"model_name_or_path": str(REPOSITORY / "examples" / "data")}, "no config.json in"),
+    "log folder below a file": ({"report_to": "tensorboard", "logging_dir": f"{__file__}/logs"}, "logging_dir: "),
+    "output below a file": ({"output_dir": f"{__file__}/out"}, "is a file; name a folder"),
     "too many processes": ({"num_gpus": 3}, "num_gpus is 3 but 1 processes were started"),
 }
 

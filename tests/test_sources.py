@@ -142,7 +142,7 @@ def test_read_rows_counts_csv_rows_with_a_wrong_number_of_fields(tmp_path):
         ("a.csv", b"a,a\n1,2\n", ":1: a column's name stands twice in the header: a, a."),
         ("a.csv", b"question;answer\n1;2\n", ":1: fields seem to be separated by ';'. Separate them by ','."),
         ("a.tsv", b"question|answer\n1|2\n", ":1: fields seem to be separated by '|'. Separate them by '\\t'."),
-        ("a.csv", b'a,b\n1,"x', ":2: not valid CSV: unexpected end of data."),
+        ("a.csv", b'a,b\n1,"x', ":2: not valid CSV: a quote opened in this row is never closed."),
         ("a.json", b'[{"a": 1},\n{"a"', ":2: invalid JSON, expecting ':' delimiter; the rows after it are unknown."),
         ("a.json", b'[{"a": 1}\n{"a": 2}]', ":2: invalid JSON, expecting ',' or ']' in the list of rows."),
         ("a.json", b'[{"a": 1}]\n{"a": 2}', ":2: invalid JSON, something stands behind the list of rows."),
@@ -369,3 +369,45 @@ def test_load_rows_reads_splits_of_the_hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration: {"train": made, "test": made})
     raw = load_rows(DataConfig(dataset_name="x/y"))
     assert ([row.record for row in raw.train.rows], raw.unused) == (ROWS, ("x/y[test]",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("twice.jsonl", '{"text": "a", "text": "b"}\n{"text": "c"}\n'),
+        ("twice.json", '[{"text": "a", "text": "b"},\n{"text": "c"}]'),
+        ("inside.jsonl", '{"text": "x", "more": {"text": 1, "text": 2}}\n{"text": "c"}\n'),
+    ],
+)
+def test_read_rows_refuses_a_field_given_twice(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content)
+    first, second = read_rows(path)
+    assert (first.problem.reason, first.problem.message) == (
+        "duplicate_field",
+        "the field 'text' stands twice in one object",
+    )
+    assert (second.record, second.source.line) == ({"text": "c"}, 2)
+
+
+@pytest.mark.parametrize("content", [json.dumps(ROWS), json.dumps(ROWS, indent=2), "\ufeff" + json.dumps(ROWS)])
+def test_read_rows_reads_an_array_that_is_named_jsonl(tmp_path, content):
+    path = tmp_path / "array.jsonl"
+    path.write_text(content, encoding="utf-8")
+    assert [row.record for row in read_rows(path)] == ROWS
+
+
+def test_read_rows_names_the_row_whose_quote_is_never_closed(tmp_path):
+    path = tmp_path / "open.csv"
+    path.write_text('text\none\n"two\nthree\n')
+    with pytest.raises(DataError, match=r"open\.csv:3: .* a quote opened in this row is never closed"):
+        list(read_rows(path))
+
+
+def test_load_rows_train_file_as_a_folder_leaves_test_files_out(tmp_path):
+    for name in ("train", "test", "validation"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "' + name + '"}\n')
+    raw = load_rows(DataConfig(train_file=str(tmp_path)))
+    assert [row.record["text"] for row in raw.train.rows] == ["train"]
+    assert [row.record["text"] for row in raw.validation.rows] == ["validation"]
+    assert raw.unused == (str(tmp_path / "test.jsonl"),)

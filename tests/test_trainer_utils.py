@@ -8,9 +8,9 @@ from conftest import build_model, build_tokenizer
 
 from configuration.schema import DataConfig, LoggingConfig, TrainingConfig
 from data_handler import prepare_data
-from model_manager import Precision
-from sft_types import DistributedContext
-from trainer_utils import SFTTrainer, build_training_arguments
+from sft_types import DistributedContext, Precision
+from trainer_utils import SFTTrainer
+from training_arguments import build_training_arguments
 
 FLOAT32 = Precision(weights="float32", mixed="no")
 CPU = DistributedContext()

@@ -1,0 +1,163 @@
+"""The settings in the installed transformers' words: the only place that speaks `TrainingArguments`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments, get_scheduler
+
+from configuration.schema import LoggingConfig, TrainingConfig
+from distributed_utils import default_wandb_to_offline
+from sft_errors import ConfigError, one_line
+from sft_types import DistributedContext, Precision
+
+logger = logging.getLogger("sft.train")
+
+
+def build_training_arguments(
+    config: TrainingConfig,
+    logging_config: LoggingConfig,
+    precision: Precision,
+    context: DistributedContext,
+    *,
+    has_validation: bool,
+    ddp_backend: str | None = None,
+) -> TrainingArguments:
+    """The settings in the installed transformers' words: the only place that speaks them.
+
+    Raises:
+        ConfigError: if they do not go together on this machine.
+    """
+    extra = _extra_arguments(config)
+    eval_strategy = extra.pop("eval_strategy", "epoch" if config.eval_steps is None else "steps")
+    values = {
+        "output_dir": config.output_dir,
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "num_train_epochs": config.num_train_epochs,
+        "max_steps": config.max_steps,
+        # A number of warm-up steps below 1 is a share of all steps.
+        "warmup_steps": config.warmup_steps or config.warmup_ratio,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "max_grad_norm": config.max_grad_norm,
+        "optim": config.optim,
+        "seed": config.seed,
+        "bf16": precision.mixed == "bf16",
+        "fp16": precision.mixed == "fp16",
+        "eval_strategy": eval_strategy if has_validation else "no",
+        "eval_steps": config.eval_steps,
+        "save_strategy": extra.pop("save_strategy", "epoch" if config.save_steps is None else "steps"),
+        "save_steps": config.save_steps or 500,
+        "save_total_limit": config.save_total_limit,
+        "load_best_model_at_end": config.load_best_model_at_end,
+        "dataloader_num_workers": config.dataloader_num_workers,
+        "dataloader_pin_memory": extra.pop("dataloader_pin_memory", context.device.startswith("cuda")),
+        "logging_steps": logging_config.logging_steps,
+        "report_to": logging_config.report_to,
+        "run_name": logging_config.run_name,
+        "use_cpu": extra.pop("use_cpu", context.device == "cpu"),
+        "ddp_backend": ddp_backend or ("gloo" if context.device == "cpu" and context.world_size > 1 else None),
+        # A PeftModel makes Trainer look for unused parameters: slow, and wrong with checkpointing.
+        "ddp_find_unused_parameters": extra.pop("ddp_find_unused_parameters", False),
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "log_level": "error",
+        "log_level_replica": "error",
+    }
+    with one_line_errors():
+        arguments = TrainingArguments(**values, **extra)
+    _check_schedule(arguments)
+    _set_tracker_environment(config, logging_config)
+    return arguments
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns what transformers says of settings that it cannot follow (a missing package, say) into one line.
+
+    Raises:
+        ConfigError: in place of the library's error.
+    """
+    try:
+        yield
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def finish_trackers(arguments: TrainingArguments) -> None:
+    """Lets trackers write what they still hold: wandb keeps its file open until it is told."""
+    if "wandb" in arguments.report_to:
+        import wandb
+
+        wandb.finish()
+
+
+def _check_schedule(arguments: TrainingArguments) -> None:
+    """Builds the schedule once, for an optimizer of no use: settings it does not know are said before training.
+
+    Raises:
+        ConfigError: naming `lr_scheduler_kwargs`.
+    """
+    if arguments.lr_scheduler_type == "greedy":
+        return
+    try:
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            torch.optim.SGD([torch.zeros(1)], lr=1.0),
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"lr_scheduler_kwargs: {arguments.lr_scheduler_kwargs} does not fit lr_scheduler_type "
+            f"{arguments.lr_scheduler_type.value}: {one_line(error)}"
+        ) from None
+
+
+def _extra_arguments(config: TrainingConfig) -> dict[str, Any]:
+    """The user's further fields, with those added that a setting of ours turns into others."""
+    extra = dict(config.extra_training_arguments)
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    # transformers 5.23 renamed it; earlier ones know the old name alone.
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    checkpointing_kwargs = {"use_reentrant": False, **(extra.pop("gradient_checkpointing_kwargs", None) or {})}
+    if config.gradient_checkpointing:
+        extra |= {checkpointing: True, f"{checkpointing}_kwargs": checkpointing_kwargs}
+    if config.load_best_model_at_end or extra.get("save_strategy") == "best" or "metric_for_best_model" in extra:
+        extra["metric_for_best_model"] = extra.get("metric_for_best_model") or "eval_loss"
+        lower_is_better = extra["metric_for_best_model"].endswith(("loss", "perplexity"))
+        extra.setdefault("greater_is_better", not lower_is_better)
+    return extra
+
+
+def _set_tracker_environment(config: TrainingConfig, logging_config: LoggingConfig) -> None:
+    """What transformers' trackers read from the environment."""
+    logging_dir = logging_config.logging_dir or str(Path(config.output_dir, "logs"))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = logging_dir
+    if "tensorboard" in logging_config.report_to:
+        try:
+            Path(logging_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"logging_dir: {logging_dir} cannot be made: {error.strerror}.") from None
+    if "wandb" in logging_config.report_to:
+        os.environ.setdefault("WANDB_DIR", config.output_dir)
+        os.environ.setdefault("WANDB_SILENT", "true")
+        if logging_config.wandb_project:
+            os.environ["WANDB_PROJECT"] = logging_config.wandb_project
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        if default_wandb_to_offline():
+            logger.info(
+                "wandb: no key, so the run is kept offline in %s/wandb (`wandb sync` sends it).", config.output_dir
+            )
