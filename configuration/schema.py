@@ -71,7 +71,8 @@ class DataConfig:
     training data; names that hold train, valid, dev, eval or test tell the splits apart."""
 
     train_file: PathText | None = None
-    """Training data: a file (JSON, JSONL, CSV, TXT, Parquet; also .gz, .zst), a folder of them, or a glob (*.jsonl)."""
+    """Training data: a file (JSON, JSONL, CSV, TXT, Parquet; also .gz, .zst), a glob (*.jsonl), or a folder, where
+    names tell the splits apart as under `dataset_path`."""
 
     validation_file: PathText | None = None
     """Validation data, likewise."""
