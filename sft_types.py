@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # the annotations below cost nothing at run time: floor 0 imports neither library
+    import numpy as np
     import torch
-    from datasets import Dataset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +61,8 @@ class Conversation:
     messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Any, ...] | None = None
     text: str | None = None
+    untrained: frozenset[int] = frozenset()
+    """Indices of the assistant's messages that the row itself leaves out of training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +71,8 @@ class RenderedText:
 
     text: str
     trained_spans: tuple[tuple[int, int], ...]
+    notes: tuple[str, ...] = ()
+    """What the template left out of the text and a person should know of: `thoughts_left_out`, `tools_left_out`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,29 +84,87 @@ class DroppedRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SplitReport:
-    """The counts of one split (train or validation); rows and tokens."""
+class SourceReport:
+    """The counts of one source of a split, before `weight` repeats or thins its rows."""
 
+    name: str
+    """A file, a folder, a glob, or a dataset's name, as the settings give it."""
     format_name: str
     files: tuple[str, ...]
     rows_read: int
     rows_used: int
-    dropped: tuple[DroppedRow, ...] = ()
-    rows_truncated: int = 0
-    rows_without_their_end: int = 0
-    """Rows used whose answer was cut, so that its end is not trained."""
+    rows_dropped: Mapping[str, int]
+    """Reason -> rows."""
+    weight: float = 1.0
+    """How often an epoch takes each of its rows."""
+    rows_an_epoch: int = 0
+    unused_columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LengthReport:
+    """Tokens of whole rows, before anything is cut: of every row that could be tokenized, the too long ones included.
+
+    Each percentile is the length of a row: `max_seq_length` set to it keeps that share of the rows whole.
+    """
+
+    median: int
+    p90: int
+    p95: int
+    p99: int
+    longest: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitReport:
+    """The counts of one split (train or validation); rows and tokens. A source's `weight` changes none of them."""
+
+    sources: tuple[SourceReport, ...]
+    rows_read: int
+    rows_used: int
+    rows_dropped: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> rows. `rows_read == rows_used + sum of these`, always."""
+    dropped_examples: tuple[DroppedRow, ...] = ()
+    """The first dropped rows of each reason, in the order in which they were read."""
+    lengths: LengthReport | None = None
+    """None where no row could be tokenized."""
+    rows_too_long: int = 0
+    """Rows with more tokens than `max_seq_length`: cut or dropped as `on_too_long` says. The next three add up to it."""
+    rows_that_lose_the_answer: int = 0
+    """Too long rows in which no trained token is left after the cut."""
+    rows_that_lose_the_end: int = 0
+    """Too long rows in which a part of what is trained is cut off, the end token with it."""
+    rows_that_lose_only_prompt: int = 0
+    """Too long rows that lose nothing that is trained."""
+    rows_with_trained_end: int = 0
+    """Rows used in which an end token (of the tokenizer, or of the chat template) is trained."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """Note of the renderer -> rows used that carry it (see `RenderedText.notes`)."""
     tokens: int = 0
     supervised_tokens: int = 0
     longest_row: int = 0
     """Tokens of the longest row used, after truncation."""
+    duplicates: int = 0
+    """Rows used whose conversation stands earlier in the same split, letter case and white space aside."""
+    duplicate_examples: tuple[tuple[RowSource, RowSource], ...] = ()
+    """The first of them, each with the row that it repeats."""
 
     @property
-    def rows_dropped(self) -> dict[str, int]:
-        """Dropped rows by reason."""
-        counts: dict[str, int] = {}
-        for row in self.dropped:
-            counts[row.problem.reason] = counts.get(row.problem.reason, 0) + 1
-        return counts
+    def format_name(self) -> str:
+        return self.sources[0].format_name
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(file for source in self.sources for file in source.files)
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(self.rows_dropped.values())
+
+    @property
+    def supervised_share(self) -> float:
+        """Share of the tokens that are trained, between 0 and 1."""
+        return self.supervised_tokens / self.tokens if self.tokens else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +173,12 @@ class DataReport:
 
     train: SplitReport
     validation: SplitReport | None = None
+    leakage: int = 0
+    """Validation rows whose conversation stands in the training rows too, letter case and white space aside."""
+    leakage_examples: tuple[tuple[RowSource, RowSource], ...] = ()
+    """The first of them: the validation row, and the training row that it repeats."""
+    is_complete: bool = True
+    """False for streamed data, of which only the first rows were looked at."""
 
     @property
     def splits(self) -> tuple[SplitReport, ...]:
@@ -134,6 +202,29 @@ class DataReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A stretch of a row's text that is trained throughout, or not at all."""
+
+    text: str
+    trained: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowPreview:
+    """One training row as the model sees it, piece by piece; or why it is left out."""
+
+    number: int
+    """Place among the training rows as they are read, from 1."""
+    source: RowSource
+    segments: tuple[Segment, ...] = ()
+    """What is left after truncation; their texts together are the row's text."""
+    num_tokens: int = 0
+    num_supervised: int = 0
+    was_truncated: bool = False
+    problem: RowProblem | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SamplePrompt:
     """A prompt to answer before and after training, and the answer that the data gives, where it gives one."""
 
@@ -148,12 +239,24 @@ class SamplePrompt:
         return self.text if self.text is not None else str(self.messages[-1]["content"]) if self.messages else ""
 
 
+class RowDataset(Protocol):
+    """Prepared rows by number."""
+
+    @property
+    def lengths(self) -> "np.ndarray":
+        """Tokens of each row, int64 `[num_rows]`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> "Mapping[str, np.ndarray]": ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingData:
-    """What the trainer consumes. Both datasets have the columns `input_ids` and `labels` (int32 lists, `[T]`)."""
+    """What the trainer consumes. A row of both datasets is `{"input_ids": ..., "labels": ...}`, int32 `[T]` each."""
 
-    train: "Dataset"
-    validation: "Dataset | None"
+    train: "RowDataset"
+    validation: "RowDataset | None"
     collator: "Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]"
     report: DataReport
     sample_prompts: tuple[SamplePrompt, ...] = ()
@@ -195,6 +298,9 @@ class ModelFootprint:
     hidden_size: int
     num_layers: int
     vocab_size: int
+    intermediate_size: int = 0
+    """Width inside the feed-forward block; 0 where the model does not tell."""
+    num_attention_heads: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,3 +343,57 @@ class TrainingResult:
     eval_after: EvaluationResult | None = None
     samples: tuple[SampleAnswer, ...] = field(default_factory=tuple)
     last_checkpoint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEstimate:
+    """What training is expected to hold on each device at its fullest, in bytes."""
+
+    weights_bytes: int
+    """The weights, and where mixed precision casts them, their copies."""
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    """What the layers keep of a micro-batch for the backward pass."""
+    logits_bytes: int
+    """The scores over the vocabulary, and what the loss makes of them."""
+
+    @property
+    def total_bytes(self) -> int:
+        return (
+            self.weights_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.activations_bytes
+            + self.logits_bytes
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """Where a run would take place, and what it would write there."""
+
+    device: str
+    device_name: str
+    """As its maker calls it."""
+    device_memory_bytes: int | None
+    """Memory of one device (or of this process's share of RAM); None where the system does not tell."""
+    cpu_count: int
+    """Cores that this process may use."""
+    num_processes: int
+    versions: Mapping[str, str]
+    free_disk_bytes: int
+    """Free where `output_dir` is, or would be made."""
+    checkpoint_bytes: int
+    """One checkpoint: the weights that it holds and the optimizer's states."""
+    checkpoints_kept: int | None
+    """`save_total_limit`; None keeps all."""
+    num_checkpoints: int
+    """How many the run would write."""
+    final_model_bytes: int
+
+    @property
+    def needed_disk_bytes(self) -> int:
+        """At its fullest: a new checkpoint is written before the oldest is deleted."""
+        kept = self.num_checkpoints if self.checkpoints_kept is None else self.checkpoints_kept + 1
+        return min(kept, self.num_checkpoints) * self.checkpoint_bytes + self.final_model_bytes

@@ -6,6 +6,7 @@ the key's declared type is known.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import types
@@ -55,6 +56,17 @@ def alternatives(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def record_type(annotation: Any) -> type | None:
+    """The dataclass of a list's entries, `DatasetSource` for `list[DatasetSource]`; None for any other type.
+
+    Such a list is not read by `coerce`: each key of each entry is a setting of its own, with its own place.
+    """
+    for choice in alternatives(annotation):
+        if get_origin(choice) is list and dataclasses.is_dataclass(get_args(choice)[0]):
+            return get_args(choice)[0]
+    return None
+
+
 def describe(annotation: Any) -> str:
     """A type as a person would name it, with its bounds: `a whole number from 1 up`."""
     if get_origin(annotation) is Annotated:
@@ -66,7 +78,7 @@ def describe(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(str(choice) for choice in get_args(annotation))
     if get_origin(annotation) is list:
-        return "a list"
+        return "a list of mappings" if record_type(annotation) else "a list"
     if get_origin(annotation) is dict:
         return "a mapping of names"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

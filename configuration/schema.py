@@ -23,6 +23,7 @@ from configuration.rules import (
     StepLimit,
     Steps,
     WholeOrShare,
+    WholeShare,
 )
 
 
@@ -57,8 +58,41 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetSource:
+    """One entry of `datasets`: a source of training rows."""
+
+    path: PathText | None = None
+    """A file, a folder or a glob. Give this or `name`."""
+
+    name: str | None = None
+    """A dataset on the Hugging Face Hub, or a local dataset folder."""
+
+    config: str | None = None
+    """The configuration of the named dataset, where it has several."""
+
+    split: str | None = None
+    """Which split to take. Default: train; of a folder's files, those that its names tell to be training data."""
+
+    format: str | None = None
+    """The record format (messages, conversations, alpaca, ...). Default: found by the columns."""
+
+    weight: PositiveFloat = 1.0
+    """How often an epoch takes each row of this source: 2 is twice, 0.5 is one half of the rows, chosen by `seed`."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names of its columns -> ours."""
+
+    max_rows: PositiveInt | None = None
+    """Read no more than the first so many rows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """What the model is trained on."""
+
+    datasets: list[DatasetSource] = field(default_factory=list)
+    """Several sources of training rows at once, in place of the keys below: a list of `path` or `name`, and where
+    needed `config`, `split`, `format`, `weight` (how often an epoch takes each row), `columns`, `max_rows`."""
 
     dataset_name: str | None = None
     """A dataset on the Hugging Face Hub, or a local dataset folder (as `save_to_disk` writes it, or of data files)."""
@@ -81,10 +115,32 @@ class DataConfig:
     """Share of the training rows to set aside for validation, chosen by `seed`: 0.05 is 5 %."""
 
     max_seq_length: Annotated[int, Range(minimum=2)] = 1024
-    """Longest row, in tokens. Longer ones are cut at the end, counted, and reported."""
+    """Longest row, in tokens."""
 
-    preprocessing_num_workers: PositiveInt = 1
-    """Processes that render and tokenize."""
+    on_too_long: Literal["truncate", "drop", "error"] = "truncate"
+    """A row of more than `max_seq_length` tokens: truncate cuts its end off (and drops it, counted, if nothing that is
+    trained is left), drop leaves it out and counts it, error stops and lists the first ten."""
+
+    train_on: Literal["all", "last"] = "all"
+    """Which turns of the assistant are trained: all, or only the last of each row. A message's own `"train": false` or
+    `"weight": 0` leaves its turn out in either case."""
+
+    add_end_token: bool = False
+    """Write the tokenizer's end token behind the last answer of a row where the chat template ends it with nothing."""
+
+    preprocessing_num_workers: PositiveInt | Literal["auto"] = "auto"
+    """Processes that read, render and tokenize. auto: as many as this process may use CPU cores, where there are rows
+    enough to be worth it."""
+
+    data_cache_dir: PathText | None = None
+    """Where prepared rows are kept, to start at once the next time. Default: `sft_data` in the user's cache folder."""
+
+    streaming: bool = False
+    """Prepare rows while training reads them, and store nothing: for data that should not be kept. Needs `max_steps`;
+    validation data is prepared beforehand as ever."""
+
+    shuffle_block_rows: PositiveInt = 10_000
+    """With `streaming`: so many rows are held in memory and shuffled among themselves. 1: as they stand."""
 
     dataset_columns: dict[str, str] = field(default_factory=dict)
     """Names of your columns -> ours, e.g. {query: question, reply: answer}."""
@@ -92,6 +148,12 @@ class DataConfig:
     on_bad_rows: Literal["error", "skip"] = "error"
     """A row that cannot be used (bad JSON, empty answer, ...): error stops and lists the first ten, skip leaves it
     out and counts it by reason."""
+
+    max_bad_row_share: WholeShare = 0.1
+    """With `on_bad_rows: skip`: stop if more than this share of the rows of a split is dropped."""
+
+    max_leakage_share: WholeShare = 0.0
+    """Stop if more than this share of the validation rows stands in the training rows too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

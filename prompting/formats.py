@@ -13,9 +13,9 @@ from typing import Any
 from prompting.messages import (
     RowRefused,
     checked_text,
+    conversation_of,
     kind_of,
     openai_messages,
-    require_answers,
     sharegpt_messages,
     text_field,
 )
@@ -46,15 +46,14 @@ def find_format(columns: Collection[str]) -> RecordFormat | None:
 
 
 def _from_messages(record: Mapping[str, Any]) -> Conversation:
-    messages = require_answers(openai_messages(record.get("messages")), "messages")
-    return Conversation(messages=messages, tools=_tools(record))
+    return conversation_of(openai_messages(record.get("messages")), "messages", _tools(record))
 
 
 def _from_conversations(record: Mapping[str, Any]) -> Conversation:
     messages = sharegpt_messages(record.get("conversations"))
     if record.get("system") and messages[0]["role"] != "system":
         messages = (*_system(record), *messages)
-    return Conversation(messages=require_answers(messages, "conversations"), tools=_tools(record))
+    return conversation_of(messages, "conversations", _tools(record))
 
 
 def _from_squad(record: Mapping[str, Any]) -> Conversation:
@@ -70,11 +69,15 @@ def _from_alpaca(record: Mapping[str, Any]) -> Conversation:
 
 
 def _from_prompt_completion(record: Mapping[str, Any]) -> Conversation:
-    """Prompt and completion as text, or both as lists of messages."""
+    """Prompt and completion as text, or both as lists of messages: turns of the assistant in a prompt are context."""
     if isinstance(record.get("prompt"), list) or isinstance(record.get("completion"), list):
-        messages = (*openai_messages(record.get("prompt"), "prompt"),)
-        answer = require_answers(openai_messages(record.get("completion"), "completion"), "completion")
-        return Conversation(messages=(*messages, *answer), tools=_tools(record))
+        prompt = [
+            {**m, "train": False} if m["role"] == "assistant" else m
+            for m in openai_messages(record.get("prompt"), "prompt")
+        ]
+        return conversation_of(
+            (*prompt, *openai_messages(record.get("completion"), "completion")), "completion", _tools(record)
+        )
     return _exchange(record, text_field(record, "prompt"), text_field(record, "completion", answer=True))
 
 

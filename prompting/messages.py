@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_types import RowProblem
+from sft_types import Conversation, RowProblem
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
@@ -23,6 +23,8 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "function_call": "function_call",
 }
+_TRAINED_OR_NOT: dict[str, dict[Any, bool]] = {"train": {True: True, False: False}, "weight": {1: True, 0: False}}
+"""Keys with which a message says whether it is trained, and what they may hold."""
 _KEPT_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
 
 
@@ -97,8 +99,10 @@ def sharegpt_messages(value: Any, name: str = "conversations") -> tuple[Mapping[
     return tuple(_sharegpt_message(item, f"{name}[{number}]") for number, item in enumerate(items))
 
 
-def require_answers(messages: Sequence[Mapping[str, Any]], name: str) -> tuple[Mapping[str, Any], ...]:
-    """The messages, if there is an assistant's turn and none of them is empty.
+def conversation_of(
+    messages: Sequence[Mapping[str, Any]], name: str, tools: tuple[Any, ...] | None = None
+) -> Conversation:
+    """The conversation that checked messages make, if it has an answer to train on.
 
     Raises:
         RowRefused: `no_answer` or `empty_answer`.
@@ -107,9 +111,31 @@ def require_answers(messages: Sequence[Mapping[str, Any]], name: str) -> tuple[M
     if not turns:
         raise RowRefused("no_answer", f"{name} has no turn of the assistant: nothing to train on")
     for turn in turns:
-        if not turn["content"].strip() and not turn.get("tool_calls"):
+        if not turn["content"].strip() and not turn.get("tool_calls") and turn.get("train", True):
             raise RowRefused("empty_answer", f"{name} has an empty turn of the assistant")
-    return tuple(messages)
+    untrained = frozenset(i for i, message in enumerate(messages) if not message.get("train", True))
+    if untrained:
+        messages = [{key: value for key, value in message.items() if key != "train"} for message in messages]
+    return Conversation(messages=tuple(messages), tools=tools, untrained=untrained)
+
+
+def _is_left_out(item: Mapping[str, Any], role: str, place: str) -> bool:
+    """Whether a message says by `train` or `weight` that it is not to be trained."""
+    wishes = [_wish(item, key, allowed, place) for key, allowed in _TRAINED_OR_NOT.items()]
+    if True in wishes and role != "assistant":
+        raise RowRefused("wrong_type", f"{place}: only turns of the assistant can be trained, and this is of {role!r}")
+    return False in wishes and role == "assistant"
+
+
+def _wish(item: Mapping[str, Any], key: str, allowed: Mapping[Any, bool], place: str) -> bool | None:
+    """Whether a message is to be trained, by one of its keys; None if that does not say."""
+    value = item.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, bool | int | float) or isinstance(value, bool) != (key == "train") or value not in allowed:
+        choices = " or ".join(str(choice).lower() for choice in allowed)
+        raise RowRefused("wrong_type", f"{place}: {key} must be {choices}, found {_shown(value)}")
+    return allowed[value]
 
 
 def _list_of(value: Any, name: str) -> list[Any]:
@@ -142,6 +168,8 @@ def _openai_message(item: Any, place: str) -> Mapping[str, Any]:
             message[key] = item[key]
     if tool_calls:
         message["tool_calls"] = [_tool_call(call, f"{place}.tool_calls") for call in _list_of(tool_calls, "tool_calls")]
+    if ("train" in item or "weight" in item) and _is_left_out(item, role, place):
+        message["train"] = False
     return message
 
 
@@ -155,14 +183,16 @@ def _sharegpt_message(item: Any, place: str) -> Mapping[str, Any]:
         allowed = ", ".join(_SHAREGPT_ROLES)
         raise RowRefused("unknown_role", f"{place}: from {_shown(item.get('from'))} is unknown; allowed: {allowed}")
     content = _content_text({"content": item.get("value")}, place, may_be_null=False)
+    own_role = "assistant" if role == "function_call" else role
+    left_out = {"train": False} if _is_left_out(item, own_role, place) else {}
     if role != "function_call":
-        return {"role": role, "content": content}
+        return {"role": role, "content": content, **left_out}
     try:
         call = json.loads(content)
     except (ValueError, RecursionError):
         raise RowRefused("wrong_type", f"{place}: a function_call's value must be JSON") from None
     calls = call if isinstance(call, list) else [call]
-    return {"role": "assistant", "content": "", "tool_calls": [_tool_call(call, place) for call in calls]}
+    return {"role": "assistant", "content": "", "tool_calls": [_tool_call(call, place) for call in calls], **left_out}
 
 
 def _tool_call(call: Any, place: str) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Conversations to text, with the characters that are trained.
 
 Trained is what the model must produce at inference: in each turn of the assistant, from the end of the generation
-prompt through the turn's end marker. Both are found by rendering: the tokenizer's own template is asked for the
-conversation up to the turn with a generation prompt (its length is where the turn begins), and for the conversation
-through the turn (where it ends). Nothing is looked up by token id, no content is searched for, and the template is
-never replaced. Where the renderings do not agree, the row is refused: nothing is guessed.
+prompt through the turn's end marker. The tokenizer's own template writes every text and is never replaced; where its
+parts stand is found by what it does with marked strings (`prompting/turns.py`), and for further conversations of the
+same shape by the literal text between their contents (`prompting/shapes.py`), which has to fit to the character. Where
+neither tells a turn apart, the row is refused: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -12,27 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from prompting.messages import RowRefused, checked_text
-from sft_errors import ConfigError
+from prompting.shapes import Shapes
+from prompting.template import ChatTemplate
+from prompting.turns import find_turns
 from sft_types import Conversation, RenderedText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_PROBE = "Zqxj"
-"""A content that no template holds by itself."""
-_TEMPLATE_ERRORS = (
-    TemplateError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
-"""Templates are programs in somebody else's hands: what they raise is about the conversation that they were given."""
 
 
 def render_text(conversation: Conversation) -> RenderedText:
@@ -44,160 +31,107 @@ def render_text(conversation: Conversation) -> RenderedText:
 class ChatRenderer:
     """Renders conversations by a tokenizer's chat template and marks what is trained."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", *, only_last_turn: bool = False, add_end_token: bool = False
+    ):
         """Args:
             tokenizer: with a chat template.
+            only_last_turn: train only the last turn of the assistant.
+            add_end_token: write the tokenizer's end token behind a row's last answer if the template ends it with
+                nothing.
 
         Raises:
             ConfigError: if the template cannot render a plain exchange of a question and an answer.
         """
         self._tokenizer = tokenizer
-        self._tail = _find_tail(tokenizer)
-        self.end_marker = _end_marker_in(self._tail, tokenizer)
+        self._template = ChatTemplate(tokenizer)
+        self._shapes = Shapes()
+        self._only_last_turn = only_last_turn
+        self._added_end = tokenizer.eos_token if add_end_token and not self.end_marker.strip() else ""
+
+    @property
+    def end_marker(self) -> str:
         """What the template writes behind an answer to end it (`<|im_end|>`); empty if it writes nothing."""
+        return self._template.end_marker
+
+    def end_token_ids(self) -> list[int]:
+        """Tokens that end an answer: those of the end marker, and the tokenizer's end token."""
+        ends: list[int] = []
+        for token in self._template.end_tokens():
+            ids = self._tokenizer(token, add_special_tokens=False)["input_ids"]
+            if len(ids) == 1:
+                ends += ids
+        return list(dict.fromkeys([*ends, self._tokenizer.eos_token_id]))
 
     def render(self, conversation: Conversation) -> RenderedText:
         """The text of a conversation and its trained spans.
 
         Raises:
             RowRefused: `template_refused` if the template rejects the conversation, `turn_not_found` if a turn of the
-                assistant cannot be told apart in the rendered text, `no_prompt` if the assistant begins, `not_unicode`
-                if the text holds what is no character.
+                assistant cannot be told apart in the rendered text, `no_prompt` if the assistant begins, `no_answer` if
+                none of its turns is to be trained, `not_unicode` if the text holds what is no character.
         """
-        messages = conversation.messages
-        text = checked_text(self._apply(messages, conversation.tools), "the conversation")
-        spans = tuple(
-            self._find_turn(text, conversation, index)
-            for index, message in enumerate(messages)
-            if message["role"] == "assistant"
-        )
-        return RenderedText(text=text, trained_spans=spans)
+        (result,) = self.render_all([conversation])
+        if isinstance(result, RowRefused):
+            raise result
+        return result
+
+    def render_all(self, conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:
+        """The same for many, which is quicker; a refusal stands in the place of its row."""
+        plain = [index for index, conversation in enumerate(conversations) if not conversation.tools]
+        texts: list[str | RowRefused | None] = [None] * len(conversations)
+        for index, text in zip(
+            plain, self._template.apply_to_all([conversations[index].messages for index in plain]), strict=True
+        ):
+            texts[index] = text
+        results: list[RenderedText | RowRefused] = []
+        for conversation, text in zip(conversations, texts, strict=True):
+            try:
+                if isinstance(text, RowRefused):
+                    raise text
+                if text is None:
+                    text = self._template.apply(conversation.messages, conversation.tools)
+                results.append(self._marked(conversation, checked_text(text, "the conversation")))
+            except RowRefused as refusal:
+                results.append(refusal)
+        return results
 
     def render_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
         """The text after which the model is to answer."""
-        return self._apply(messages, tools, add_generation_prompt=True)
+        return self._template.apply(messages, tools, add_generation_prompt=True)
 
-    def _find_turn(self, text: str, conversation: Conversation, index: int) -> tuple[int, int]:
-        """`[start, end)` of the assistant's turn `index` in the text of the whole conversation."""
-        messages, tools = conversation.messages, conversation.tools
-        if index == 0:
+    def _marked(self, conversation: Conversation, text: str) -> RenderedText:
+        """The trained spans of a conversation in its rendered text."""
+        messages = conversation.messages
+        chosen = self._chosen_turns(conversation)
+        turns = self._shapes.find(conversation, text)
+        if turns is None:
+            turns = find_turns(self._template, conversation, text)
+            self._shapes.learn(conversation, text, turns)
+        spans = []
+        for index in chosen:
+            span = turns.spans[index]
+            if isinstance(span, RowRefused):
+                raise span
+            spans.append(span)
+        if self._added_end and messages[-1]["role"] == "assistant":
+            if chosen[-1] == len(messages) - 1:
+                spans[-1] = (spans[-1][0], len(text) + len(self._added_end))
+            text += self._added_end
+        return RenderedText(text=text, trained_spans=tuple(spans), notes=turns.notes)
+
+    def _chosen_turns(self, conversation: Conversation) -> list[int]:
+        """Indices of the messages that are trained.
+
+        Raises:
+            RowRefused: `no_answer` if there is none, `no_prompt` if one of them begins the conversation.
+        """
+        turns = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        if self._only_last_turn:
+            turns = turns[-1:]
+        turns = [index for index in turns if index not in conversation.untrained]
+        if not turns:
+            raise RowRefused("no_answer", "none of the assistant's turns is to be trained")
+        if turns[0] == 0:
             raise RowRefused("no_prompt", "the assistant speaks first: there is nothing that it answers")
-        prompt = self._apply(messages[:index], tools, add_generation_prompt=True)
-        start = len(prompt)
-        if not text.startswith(prompt):
-            parted = next(
-                (i for i, pair in enumerate(zip(text, prompt, strict=False)) if pair[0] != pair[1]), len(text)
-            )
-            raise RowRefused(
-                "turn_not_found",
-                f"message {index + 1}: the chat template's generation prompt goes on with "
-                f"{prompt[parted : parted + 40]!r} where its conversation has {text[parted : parted + 40]!r}",
-            )
-        end = self._find_end(text, conversation, index)
-        if end is None:
-            end = self._find_end_of_rewritten(text, start, conversation, index)
-        if end is None or end <= start:
-            raise RowRefused(
-                "turn_not_found",
-                f"message {index + 1}: the chat template leaves out or rewrites part of it, or ends it unlike others",
-            )
-        return start, end
-
-    def _find_end(self, text: str, conversation: Conversation, index: int) -> int | None:
-        """The end of the turn, if the template writes it alike whether or not more turns follow.
-
-        What stands behind the end marker may differ: some templates write an end-of-text after the last turn.
-        """
-        through = text
-        if index < len(conversation.messages) - 1:
-            through = self._apply(conversation.messages[: index + 1], conversation.tools)
-        if not through.endswith(self._tail):
-            return None
-        through = through[: len(through) - len(self._tail)] + self.end_marker
-        return len(through) if text.startswith(through) else None
-
-    def _find_end_of_rewritten(self, text: str, start: int, conversation: Conversation, index: int) -> int | None:
-        """The end of a turn that the template writes differently when more turns follow.
-
-        Templates of thinking models do: a last turn gets an (empty) block of thoughts, an earlier one loses its own.
-        Another content in the turn's place shows what follows it. A turn that lost something is not what the model has
-        to produce after this prompt, so it is not found.
-        """
-        messages = list(conversation.messages)
-        message = messages[index]
-        messages[index] = {"role": "assistant", "content": _PROBE}
-        try:
-            before, probe, after = self._apply(messages, conversation.tools).rpartition(_PROBE)
-        except RowRefused:
-            return None
-        is_alike = before.startswith(text[:start]) and text.endswith(after) and after.startswith(self.end_marker)
-        if not probe or not is_alike:
-            return None
-        end = len(text) - len(after)
-        parts = [message.get(key) for key in ("content", "reasoning_content", "thinking")]
-        parts += [call["function"]["name"] for call in message.get("tool_calls", ())]
-        is_whole = all(part.strip() in text[start:end] for part in parts if isinstance(part, str))
-        return end + len(self.end_marker) if is_whole else None
-
-    def _apply(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Any] | None,
-        *,
-        add_generation_prompt: bool = False,
-    ) -> str:
-        try:
-            return _apply_template(self._tokenizer, messages, tools, add_generation_prompt)
-        except _TEMPLATE_ERRORS as error:
-            raise RowRefused("template_refused", f"the chat template refuses it: {_one_line(error)}") from None
-
-
-def _apply_template(
-    tokenizer: "PreTrainedTokenizerBase",
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Any] | None,
-    add_generation_prompt: bool,
-) -> str:
-    return tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
-        tools=list(tools) if tools else None,
-        add_generation_prompt=add_generation_prompt,
-        tokenize=False,
-    )
-
-
-def _find_tail(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """All that the template writes behind a last answer.
-
-    Raises:
-        ConfigError: if it cannot render an exchange, or does not write the answer.
-    """
-    exchange = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _PROBE}]
-    try:
-        try:
-            text = _apply_template(tokenizer, exchange, None, False)
-        except _TEMPLATE_ERRORS:
-            # Some templates insist on a system turn.
-            text = _apply_template(tokenizer, [{"role": "system", "content": "Help."}, *exchange], None, False)
-    except _TEMPLATE_ERRORS as error:
-        raise ConfigError(
-            f"chat_template: it cannot render a question and its answer: {_one_line(error)}. Mend it, or choose "
-            "another with chat_template."
-        ) from None
-    _, probe, tail = text.rpartition(_PROBE)
-    if not probe:
-        raise ConfigError("chat_template: it does not write the assistant's content. Mend it, or choose another.")
-    return tail
-
-
-def _end_marker_in(tail: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The part of it that ends the answer: up to and including the first special token, or all but white space."""
-    specials = set(tokenizer.all_special_tokens) | {
-        token.content for token in tokenizer.added_tokens_decoder.values() if token.special
-    }
-    ends = [tail.index(token) + len(token) for token in specials if token and token in tail]
-    return tail[: min(ends)] if ends else tail.rstrip()
-
-
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:120]
+        return turns

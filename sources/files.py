@@ -20,7 +20,7 @@ FORMATS = {
 }
 """File name ending -> how it is read."""
 COMPRESSIONS = (".gz", ".zst", ".zstd")
-_SPLIT_WORDS = {
+SPLIT_WORDS = {
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -30,14 +30,20 @@ _SPLIT_WORDS = {
     "eval": "validation",
     "test": "test",
 }
+"""Word in a file's name -> the split that it tells."""
 
 
 def file_format(path: Path) -> str | None:
     """How a file is read, by its name's ending (a compression's ending aside); None if it is no data file."""
+    return FORMATS.get(deciding_suffix(path))
+
+
+def deciding_suffix(path: Path) -> str:
+    """The ending of a file's name that says how it is read, in small letters: that before a compression's."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
-    return FORMATS.get(suffixes[-1]) if suffixes else None
+    return suffixes[-1] if suffixes else ""
 
 
 def find_files(place: str, folder: str | None = None) -> list[Path]:
@@ -82,7 +88,7 @@ def group_by_split(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
     groups: dict[str, list[Path]] = {}
     for file in files:
         words = re.split(r"[^a-z]+", str(file.relative_to(root) if root in file.parents else file.name).lower())
-        splits = [_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS]
+        splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
         groups.setdefault(splits[-1] if splits else "other", []).append(file)
     if "train" not in groups and "other" in groups:
         groups["train"] = groups.pop("other")

@@ -1,0 +1,138 @@
+"""Invisible marks in the strings of a conversation, to see where a template puts them.
+
+A mark is one character of a private-use plane, which no template writes and hardly any text holds. Rendered with marks,
+a text tells where each message's strings went; with the marks taken out it must equal the text rendered without them,
+or the marks changed what the template did and nothing may be concluded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_PLANES = (0xF0000, 0x100000)
+"""Supplementary private use areas A and B: 65,534 characters each."""
+_MARKS_IN_A_PLANE = 65_000
+THOUGHTS = ("reasoning_content", "thinking")
+"""Keys of a message under which its thoughts stand, apart from its content."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placing:
+    """Where marks go. Some templates look at how a string begins or ends, or compare it: other places are tried then.
+
+    A mark at an edge stands inside the white space there, so that a template may trim it.
+    """
+
+    others_in_the_middle: bool = False
+    """In messages of other roles than the assistant: one mark in the middle of the content, none at its edges."""
+    calls: bool = True
+    """Whether names and arguments of tool calls are marked."""
+    thoughts: bool = True
+    """Whether thoughts beside the content are marked."""
+    openings: bool = True
+    """Whether the beginnings of the assistant's strings are marked as well as their ends."""
+
+
+PLACINGS = (
+    Placing(),
+    Placing(others_in_the_middle=True),
+    Placing(others_in_the_middle=True, calls=False),
+    Placing(others_in_the_middle=True, calls=False, thoughts=False),
+    Placing(others_in_the_middle=True, calls=False, thoughts=False, openings=False),
+)
+"""From the one that tells most to the one that disturbs least."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """What a mark stands at: an edge of a string (or its middle) of a message."""
+
+    message: int
+    """Index of the message."""
+    kind: str
+    """`content`, `thoughts` or `call`."""
+    is_opening: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MarkedPlace:
+    """A mark as found in a rendered text; `position` counts characters of the text without marks."""
+
+    position: int
+    mark: Mark
+
+
+class Marker:
+    """Puts marks into messages and finds them again. The same prefix of a conversation gets the same marks."""
+
+    def __init__(self, messages: Sequence[Mapping[str, Any]], placing: Placing, plane: int):
+        self._marks: list[Mark] = []
+        self._first = plane
+        self._placing = placing
+        self.messages = [self._marked(index, message) for index, message in enumerate(messages)]
+
+    def split(self, marked_text: str) -> tuple[str, list[MarkedPlace]]:
+        """A rendered text without its marks, and where they stood, in order."""
+        places: list[MarkedPlace] = []
+        parts: list[str] = []
+        position = last = 0
+        for found in re.finditer(f"[{chr(self._first)}-{chr(self._first + len(self._marks))}]", marked_text):
+            part = marked_text[last : found.start()]
+            position += len(part)
+            parts.append(part)
+            places.append(MarkedPlace(position=position, mark=self._marks[ord(found.group()) - self._first]))
+            last = found.end()
+        parts.append(marked_text[last:])
+        return "".join(parts), places
+
+    def _marked(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+        marked = dict(message)
+        is_own = message["role"] == "assistant"
+        if self._placing.thoughts:
+            for key in THOUGHTS:
+                if isinstance(message.get(key), str):
+                    marked[key] = self._at_edges(message[key], index, "thoughts")
+        if isinstance(message.get("content"), str):
+            place = self._in_the_middle if self._placing.others_in_the_middle and not is_own else self._at_edges
+            marked["content"] = place(message["content"], index, "content")
+        if self._placing.calls and message.get("tool_calls"):
+            marked["tool_calls"] = [self._marked_call(call, index) for call in message["tool_calls"]]
+        return marked
+
+    def _marked_call(self, call: Mapping[str, Any], index: int) -> dict[str, Any]:
+        function = dict(call["function"])
+        function["name"] = self._at_edges(function["name"], index, "call")
+        if isinstance(function["arguments"], Mapping):
+            function["arguments"] = {
+                name: self._at_edges(value, index, "call") if isinstance(value, str) else value
+                for name, value in function["arguments"].items()
+            }
+        return {**call, "function": function}
+
+    def _at_edges(self, text: str, index: int, kind: str) -> str:
+        if not text.strip():
+            return text  # a template asks whether there is any
+        start = len(text) - len(text.lstrip())
+        end = len(text.rstrip())
+        opening = self._new(index, kind, is_opening=True) if self._placing.openings else ""
+        return text[:start] + opening + text[start:end] + self._new(index, kind) + text[end:]
+
+    def _in_the_middle(self, text: str, index: int, kind: str) -> str:
+        if not text.strip():
+            return text
+        middle = (len(text) - len(text.lstrip()) + len(text.rstrip()) + 1) // 2
+        return text[:middle] + self._new(index, kind) + text[middle:]
+
+    def _new(self, index: int, kind: str, *, is_opening: bool = False) -> str:
+        self._marks.append(Mark(message=index, kind=kind, is_opening=is_opening))
+        return chr(self._first + len(self._marks) - 1)
+
+
+def free_plane(text: str, num_strings: int) -> int | None:
+    """The first character of a plane that `text` does not use; None if it uses both, or marks would not suffice."""
+    if 2 * num_strings > _MARKS_IN_A_PLANE:
+        return None
+    return next((p for p in _PLANES if not re.search(f"[{chr(p)}-{chr(p + _MARKS_IN_A_PLANE)}]", text)), None)
