@@ -15,16 +15,18 @@ from typing import Any
 
 import yaml
 
-from configuration.checks import find_contradictions, find_notices
-from configuration.coercion import NULL_TAG, CoercionError, coerce, describe, found
-from configuration.did_you_mean import did_you_mean
+from configuration.checks import Contradiction, find_contradictions, find_notices
+from configuration.coercion import NULL_TAG, CoercionError, coerce, describe, found, record_type
+from configuration.did_you_mean import did_you_mean, find_closest
 from configuration.installed_transformers import training_arguments_fields
 from configuration.keys import Key, flat_keys, keys_of
 from configuration.reading import (
     COMMAND_LINE,
     Setting,
+    entries_of,
     read_command_line_settings,
     read_yaml_settings,
+    settings_inside,
     takes_mapping,
     with_entry,
 )
@@ -33,6 +35,7 @@ from configuration.schema import (
     FLAT_SECTIONS,
     NESTED_SECTIONS,
     DataConfig,
+    DatasetSource,
     DistributedConfig,
     LoggingConfig,
     LoRAConfig,
@@ -44,8 +47,9 @@ from configuration.schema import (
 from sft_errors import ConfigError
 
 __all__ = [
-    "DataConfig", "DistributedConfig", "LoRAConfig", "LoggingConfig", "ModelConfig", "QuantizationConfig", "SFTConfig",
-    "TrainingConfig", "config_sha256", "config_to_yaml", "format_help", "load_config",
+    "DataConfig", "DatasetSource", "DistributedConfig", "LoRAConfig", "LoggingConfig", "ModelConfig",
+    "QuantizationConfig", "SFTConfig", "TrainingConfig", "config_sha256", "config_to_yaml", "format_help",
+    "load_config",
 ]  # fmt: skip
 
 SECRETS = {"hub_token"}
@@ -76,13 +80,21 @@ def config_to_yaml(config: SFTConfig) -> str:
     values: dict[str, Any] = {}
     for section_name in FLAT_SECTIONS:
         section = getattr(config, section_name)
-        values.update({name: getattr(section, name) for name in keys_of(type(section))})
+        values.update(_plain(section))
     extra = config.training.extra_training_arguments
     values.update({name: value for name, value in extra.items() if name not in SECRETS})
-    for yaml_key, (section_name, section_type) in NESTED_SECTIONS.items():
-        section = getattr(config, section_name)
-        values[yaml_key] = section and {name: getattr(section, name) for name in keys_of(section_type)}
+    for yaml_key, (section_name, _) in NESTED_SECTIONS.items():
+        values[yaml_key] = _plain(getattr(config, section_name))
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def _plain(value: Any) -> Any:
+    """A section or record as a mapping of its keys, all the way in; lists and mappings copied, so none is shared."""
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(getattr(value, name)) for name in keys_of(type(value))}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return dict(value) if isinstance(value, dict) else value
 
 
 def config_sha256(config: SFTConfig) -> str:
@@ -94,19 +106,27 @@ def format_help() -> str:
     """Every key with type, default and meaning, by section."""
     lines: list[str] = []
     for section in FLAT_SECTIONS.values():
-        lines += ["", (section.__doc__ or "").strip()]
-        lines += [line for key in keys_of(section).values() for line in _help_lines(key, key.name)]
+        lines += ["", (section.__doc__ or "").strip(), *_section_help(section, "--")]
     for yaml_key, (_, section) in NESTED_SECTIONS.items():
-        lines += ["", (section.__doc__ or "").strip()]
-        lines += [line for key in keys_of(section).values() for line in _help_lines(key, f"{yaml_key}.{key.name}")]
+        lines += ["", (section.__doc__ or "").strip(), *_section_help(section, f"--{yaml_key}.")]
     lines += ["", "Any other field of the installed transformers' TrainingArguments is accepted and passed through."]
     return "\n".join(lines)
+
+
+def _section_help(section: type, prefix: str) -> list[str]:
+    lines: list[str] = []
+    for key in keys_of(section).values():
+        lines += _help_lines(key, f"{prefix}{key.name}")
+        record = record_type(key.annotation)
+        if record is not None:  # its keys stand in the list's entries, and are no options of their own
+            lines += _section_help(record, f"{key.name}[].")
+    return lines
 
 
 def _help_lines(key: Key, name: str) -> list[str]:
     default = "required" if key.required else f"default {_shown(key.default)}"
     meaning = textwrap.wrap(key.documentation, width=110, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return [f"  --{name}  ({describe(key.annotation)}; {default})", *meaning]
+    return [f"  {name}  ({describe(key.annotation)}; {default})", *meaning]
 
 
 def _shown(value: Any) -> str:
@@ -130,9 +150,10 @@ class _Reader:
         self.problems: list[str] = []
         self.notices: list[str] = []
 
-    def add(self, settings: Sequence[Setting], problems: Sequence[str]) -> None:
+    def add(self, settings: Sequence[Setting], problems: Sequence[str], unsound: Sequence[str]) -> None:
         """Adds settings that beat those added before."""
         self.problems += problems
+        self.failed.update(unsound)
         given_here: dict[str, Setting] = {}
         for setting in settings:
             translated = self._translate(setting)
@@ -156,29 +177,38 @@ class _Reader:
             # `--dataset_columns.query question` adds to the mapping that is there.
             before = self.settings.get(section)
             node = with_entry(before and before.node, inner, setting.node)
-            setting = Setting(key=section, node=node, origin=setting.origin)
+            setting = dataclasses.replace(setting, key=section, node=node)
         self.settings[setting.key] = setting
 
     def finish(self) -> SFTConfig:
         sections: dict[str, Any] = {}
         for name, section_type in FLAT_SECTIONS.items():
-            sections[name] = self._build_section(section_type, prefix="")
+            sections[name] = self._build_section(section_type, self.settings)
         for yaml_key, (name, section_type) in NESTED_SECTIONS.items():
             if self._section_is_given(yaml_key):
-                sections[name] = self._build_section(section_type, prefix=yaml_key + ".")
+                sections[name] = self._build_section(section_type, self.settings, prefix=yaml_key + ".")
         extra = self._extra_training_arguments()
         sections["training"] = dataclasses.replace(sections["training"], extra_training_arguments=extra)
         sections["logging"] = _without_none_tracker(sections["logging"])
         config = SFTConfig(**sections, origins=self.origins)
         for contradiction in find_contradictions(config):
-            # Nor is anything said of what follows from a key that is wrong: messages name the keys that they are of.
-            if self.failed.intersection({contradiction.key, *re.findall(r"[\w.]*\w", contradiction.message)}):
+            if self._follows_from_a_failure(contradiction):
                 continue
             origin = self.origins.get(contradiction.key, self.main_source)
             self.problems.append(f"{origin}: {self._name_of(contradiction.key)}: {contradiction.message}")
         if self.problems:
             raise ConfigError(*self.problems_in_order())
         return dataclasses.replace(config, notices=(*self.notices, *find_notices(config)))
+
+    def _follows_from_a_failure(self, contradiction: Contradiction) -> bool:
+        """Whether it speaks of a key that is reported as wrong already: messages name the keys that they are of.
+
+        Inside a section or an entry, they may name a key there without the prefix.
+        """
+        key = contradiction.key
+        words = re.findall(r"[\w.]*\w", contradiction.message)
+        inside = [f"{place}.{word}" for place in (key, key.rpartition(".")[0]) for word in words]
+        return bool(self.failed.intersection({key, *words, *inside}))
 
     def _translate(self, setting: Setting) -> Setting | None:
         """The setting under today's name; None where nothing is left of it but a line."""
@@ -193,7 +223,7 @@ class _Reader:
         value = f"{renamed.name}: {node.value}" if isinstance(node, yaml.ScalarNode) else renamed.name
         self.notices.append(f"{setting.origin}: {setting.key} is called {renamed.name} here; read as {value}.")
         self.written[renamed.name] = setting.key
-        return Setting(key=renamed.name, node=node, origin=setting.origin)
+        return dataclasses.replace(setting, key=renamed.name, node=node)
 
     def _report(self, setting: Setting, message: str) -> None:
         """Notes a problem with a key, which counts as settled from here on."""
@@ -221,16 +251,19 @@ class _Reader:
             self.notices.append(f"{own.origin}: {yaml_key} is empty, so it is off; {{}} takes its defaults.")
         return not is_off or inner is not None
 
-    def _build_section(self, section_type: type, prefix: str) -> Any:
-        """The section from the settings given, the defaults for the rest and for what is reported as wrong."""
+    def _build_section(self, section_type: type, settings: dict[str, Setting], prefix: str = "") -> Any:
+        """The section from the settings given, the defaults for the rest and for what is reported as wrong.
+
+        What belongs to it is taken out of `settings`.
+        """
         values: dict[str, Any] = {}
         for key in keys_of(section_type).values():
             name = prefix + key.name
-            setting = self.settings.pop(name, None)
+            setting = settings.pop(name, None)
             try:
                 if setting is not None:
                     self.origins[name] = setting.origin
-                    values[key.name] = coerce(key.annotation, setting.node)
+                    values[key.name] = self._build_value(key.annotation, setting)
                     continue
             except CoercionError as error:
                 self._report(setting, str(error))
@@ -242,6 +275,35 @@ class _Reader:
                     self.failed.add(name)
         return section_type(**values)
 
+    def _build_value(self, annotation: Any, setting: Setting) -> Any:
+        """The value of a key; of a list of records, each key of each entry is a setting of its own, at its own place.
+
+        Raises:
+            CoercionError: if it does not fit. What is wrong inside of a record is reported at once.
+        """
+        record = record_type(annotation)
+        if record is None:
+            return coerce(annotation, setting.node)
+        if setting.node.tag == NULL_TAG:
+            raise CoercionError(f"expected {describe(annotation)}, found nothing")
+        return [self._build_record(record, entry, setting.key) for entry in entries_of(setting)]
+
+    def _build_record(self, record: type, entry: Setting, list_key: str) -> Any:
+        self.origins[entry.key] = entry.origin
+        allowed = list(keys_of(record))
+        settings = settings_inside(entry, record)
+        if settings is None:
+            self._report(entry, f"expected a mapping like {{{allowed[0]}: ...}}, found {found(entry.node)}")
+            settings = {}
+        built = self._build_section(record, settings, prefix=f"{entry.key}.")
+        for key, setting in settings.items():
+            name = key.removeprefix(f"{entry.key}.")
+            hint = _hint(f"{list_key}[].{name}", f"{list_key}[].") or _suggestion_among(name, allowed)
+            self.problems.append(f"{setting.origin}: {entry.key}: unknown key {name!r}.{hint}")
+            # That what it was meant to be is missing would only be said because of it.
+            self.failed.update({entry.key, f"{entry.key}.{find_closest(name, allowed) or name}"})
+        return built
+
     def _extra_training_arguments(self) -> dict[str, Any]:
         """What is left over: fields of TrainingArguments, or mistakes."""
         extra: dict[str, Any] = {}
@@ -251,6 +313,7 @@ class _Reader:
                 self._report(setting, f"cannot be set here: {MANAGED[key]}")
             elif field is None:
                 self.problems.append(f"{setting.origin}: unknown key {key!r}.{_suggestion(key)}")
+                self.failed.update(_list_of_records(key))
             else:
                 self.origins[key] = setting.origin
                 try:
@@ -274,13 +337,30 @@ def _without_none_tracker(logging: LoggingConfig) -> LoggingConfig:
     return dataclasses.replace(logging, report_to=[name for name in logging.report_to if name.lower() != "none"])
 
 
+def _list_of_records(key: str) -> dict[str, type]:
+    """The list that a key like `datasets[0].path` reaches into, with the type of its entries; empty for other keys."""
+    name = re.match(r"\w*", key).group()
+    record = record_type(flat_keys()[name].annotation) if name in flat_keys() else None
+    return {name: record} if record else {}
+
+
+def _hint(key: str, place: str = "") -> str:
+    """What another trainer's key is called here, without the `place` that it stands in as well."""
+    return f" Here it is {HINTS[key].removeprefix(place)!r}." if key in HINTS else ""
+
+
+def _suggestion_among(name: str, allowed: Sequence[str]) -> str:
+    return did_you_mean(name, allowed) or f" Allowed there: {', '.join(allowed)}."
+
+
 def _suggestion(key: str) -> str:
     """What an unknown key may have been meant to be."""
     if key in HINTS:
-        return f" Here it is {HINTS[key]!r}."
+        return _hint(key)
     section, _, inner = key.partition(".")
     if inner and section in NESTED_SECTIONS:
-        allowed = list(keys_of(NESTED_SECTIONS[section][1]))
-        return did_you_mean(inner, allowed) or f" Allowed there: {', '.join(allowed)}."
+        return _suggestion_among(inner, list(keys_of(NESTED_SECTIONS[section][1])))
+    for name, record in _list_of_records(key).items():
+        return f" Entries are given all at once: {name}: [{{{next(iter(keys_of(record)))}: ...}}, ...]."
     known = {*flat_keys(), *NESTED_SECTIONS, *training_arguments_fields()} - MANAGED.keys()
     return did_you_mean(key, known) or " `python sft_main.py --help` lists every key."

@@ -12,6 +12,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from configuration.schema import DistributedConfig
 from sft_errors import ConfigError
@@ -143,14 +144,10 @@ def configure_logging() -> None:
     root.setLevel(logging.INFO if rank_of_this_process() == 0 else logging.CRITICAL)
 
 
-def quiet_libraries(*, parallel_preprocessing: bool) -> None:
-    """Keeps other libraries' notices, hints and progress bars out of the log. Errors still come through.
-
-    Args:
-        parallel_preprocessing: whether rows are tokenized in several processes; the tokenizer's own threads are then
-            switched off, because a process that has used them must not be forked.
-    """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if parallel_preprocessing else "true")
+def quiet_libraries() -> None:
+    """Keeps other libraries' notices, hints and progress bars out of the log. Errors still come through."""
+    # Said explicitly, the tokenizers library does not warn when a process is forked (see `tokenize_in_one_thread`).
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -166,15 +163,28 @@ def quiet_libraries(*, parallel_preprocessing: bool) -> None:
     transformers_logging.disable_progress_bar()
 
 
+def tokenize_in_one_thread() -> None:
+    """Keeps the tokenizers library from threads of its own in this process, from here on."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def num_usable_cores() -> int:
+    """CPU cores that this process may run on: a scheduler such as SLURM may allow fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def user_cache_folder() -> Path:
+    """Where this user's programs keep what they can make again (the XDG base directory specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
 def default_wandb_to_offline() -> bool:
     """Keeps wandb from asking for a key: without one, the run is recorded on disk. Returns whether it is offline."""
-    from pathlib import Path
-
     has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _text_of(Path.home() / ".netrc")
     if not has_key:
         os.environ.setdefault("WANDB_MODE", "offline")
     return os.environ.get("WANDB_MODE") == "offline"
 
 
-def _text_of(path) -> str:
+def _text_of(path: Path) -> str:
     return path.read_text(errors="replace") if path.is_file() else ""

@@ -35,7 +35,7 @@ def located(error: UserError, origins: Mapping[str, str]) -> UserError:
     """
 
     def with_place(problem: str) -> str:
-        key = re.match(r"[a-z]\w*(\.\w+)*", problem)
+        key = re.match(r"[a-z]\w*(\[\d+\])?(\.\w+)*", problem)
         place = key and origins.get(key.group())
         return f"{place}: {problem}" if place else problem
 

@@ -70,7 +70,7 @@ def run(config: SFTConfig, *, command: str) -> int:
         config: checked settings.
         command: what was typed, to say how to go on after an interruption.
     """
-    quiet_libraries(parallel_preprocessing=config.data.preprocessing_num_workers > 1)
+    quiet_libraries()
     _log_lines(config.notices)
     use_cpu = bool(config.training.extra_training_arguments.get("use_cpu", False))
     context = start_distributed(config.distributed, use_cpu=use_cpu)

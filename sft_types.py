@@ -129,7 +129,7 @@ class SplitReport:
     lengths: LengthReport | None = None
     """None where no row could be tokenized."""
     rows_too_long: int = 0
-    """Rows with more tokens than `max_seq_length`: cut or dropped as `on_too_long` says. The next three add up to it."""
+    """Rows with more tokens than `max_seq_length`: cut or dropped as `on_too_long` says. The next three are parts."""
     rows_that_lose_the_answer: int = 0
     """Too long rows in which no trained token is left after the cut."""
     rows_that_lose_the_end: int = 0
@@ -260,6 +260,7 @@ class TrainingData:
     collator: "Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]"
     report: DataReport
     sample_prompts: tuple[SamplePrompt, ...] = ()
+    previews: tuple[RowPreview, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

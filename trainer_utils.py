@@ -91,7 +91,7 @@ class SFTTrainer(Trainer):
             world_size=self.context.world_size,
             seed=seed,
             strategy=strategy,
-            lengths=[len(row) for row in dataset["input_ids"]] if strategy == "group_by_length" else None,
+            lengths=dataset.lengths if strategy == "group_by_length" else None,
             drop_last=training and self.args.dataloader_drop_last,
         )
 

@@ -6,14 +6,13 @@ Shapes: `B` rows, `T` tokens of the longest row.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+from sft_types import RowDataset
 
 IGNORED = -100
 
@@ -21,17 +20,17 @@ IGNORED = -100
 class SupervisedRows(TorchDataset):
     """A dataset's rows, where a negative index `-row-1` is that row with every label ignored (a filler)."""
 
-    def __init__(self, dataset: "Dataset"):
-        self._dataset = dataset.with_format("numpy", columns=["input_ids", "labels"])
+    def __init__(self, dataset: RowDataset):
+        self._dataset = dataset
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        is_filler = index < 0
-        row = self._dataset[-index - 1 if is_filler else index]
-        labels = np.full_like(row["labels"], IGNORED) if is_filler else row["labels"]
-        return {"input_ids": row["input_ids"], "labels": labels}
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
+        if index >= 0:
+            return self._dataset[index]
+        row = self._dataset[-index - 1]
+        return {"input_ids": row["input_ids"], "labels": np.full_like(row["labels"], IGNORED)}
 
 
 class PaddedCollator:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from configuration.did_you_mean import did_you_mean
 from configuration.installed_transformers import optimizer_names, scheduler_names
-from configuration.schema import SFTConfig
+from configuration.keys import flat_keys
+from configuration.schema import RECORD_FORMATS, DatasetSource, SFTConfig
 
 TRACKERS = {
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -39,6 +41,8 @@ def find_contradictions(config: SFTConfig) -> Iterator[Contradiction]:
     """Everything that does not fit together, or names what is not there."""
     yield from _check_model(config)
     yield from _check_data(config)
+    yield from _check_datasets(config)
+    yield from _check_streaming(config)
     yield from _check_training(config)
     yield from _check_passed_through(config)
     yield from _check_evaluation_schedule(config)
@@ -52,7 +56,13 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
         yield "wandb_project has no effect: report_to does not name wandb."
     if config.logging.logging_dir and "tensorboard" not in trackers:
         yield "logging_dir has no effect: report_to does not name tensorboard."
-    training = config.training
+    data, training = config.data, config.training
+    # A value that differs from the default was given; the default itself, as a saved configuration writes it, asks for
+    # nothing.
+    if not data.streaming and data.shuffle_block_rows != _default("shuffle_block_rows"):
+        yield "shuffle_block_rows has no effect: streaming is false."
+    if data.on_bad_rows == "error" and data.max_bad_row_share != _default("max_bad_row_share"):
+        yield "max_bad_row_share has no effect: on_bad_rows: error stops at any bad row."
     if training.extra_training_arguments.get("gradient_checkpointing_kwargs") and not training.gradient_checkpointing:
         yield "gradient_checkpointing_kwargs has no effect: gradient_checkpointing is false."
 
@@ -93,8 +103,8 @@ def _check_data(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction("train_file", "dataset_name already names the training data; choose one.")
     if data.dataset_name and data.dataset_path:
         yield Contradiction("dataset_path", "dataset_name already names the training data; choose one.")
-    if not (data.dataset_name or data.train_file or data.dataset_path):
-        yield Contradiction("train_file", "no training data: give train_file, dataset_path or dataset_name.")
+    if not (data.datasets or data.dataset_name or data.train_file or data.dataset_path):
+        yield Contradiction("train_file", "no training data: give train_file, dataset_path, dataset_name or datasets.")
     if data.dataset_config_name and not data.dataset_name:
         yield Contradiction("dataset_config_name", "belongs to dataset_name, which is not given.")
     if data.validation_file and data.validation_split:
@@ -108,7 +118,59 @@ def _check_data(config: SFTConfig) -> Iterator[Contradiction]:
             yield from _check_data_file(key, name, data.dataset_path)
 
 
-def _check_data_file(key: str, name: str, folder: str | None) -> Iterator[Contradiction]:
+def _check_datasets(config: SFTConfig) -> Iterator[Contradiction]:
+    data = config.data
+    if not data.datasets:
+        return
+    for key in ("train_file", "dataset_path", "dataset_name"):
+        if getattr(data, key):
+            yield Contradiction(key, "datasets already names the training data; choose one.")
+    if data.dataset_columns:
+        yield Contradiction("dataset_columns", "with datasets, each entry has its own; write it there, as columns.")
+    for number, source in enumerate(data.datasets):
+        yield from _check_source(f"datasets[{number}]", source)
+
+
+def _check_source(key: str, source: DatasetSource) -> Iterator[Contradiction]:
+    """One entry of `datasets`, which stands at `key`."""
+    if source.path and source.name:
+        yield Contradiction(key, "path and name both say where its rows come from; choose one.")
+    if not source.path and not source.name:
+        yield Contradiction(key, "does not say where its rows come from; give path or name.")
+    if source.config and not source.name:
+        yield Contradiction(f"{key}.config", "belongs to name, which is not given.")
+    if source.path:
+        could_be_a_name = re.fullmatch(r"[\w-]+/[\w-]+", source.path)
+        otherwise = " A dataset on the Hugging Face Hub is given by name." if could_be_a_name else ""
+        yield from _check_data_file(f"{key}.path", source.path, None, otherwise)
+    if source.format is not None and source.format not in RECORD_FORMATS:
+        hint = did_you_mean(source.format, RECORD_FORMATS) or f" Allowed: {', '.join(RECORD_FORMATS)}."
+        yield Contradiction(f"{key}.format", f"{source.format!r} is unknown.{hint}")
+
+
+def _check_streaming(config: SFTConfig) -> Iterator[Contradiction]:
+    data = config.data
+    if not data.streaming:
+        return
+    if config.training.max_steps < 1:
+        yield Contradiction("streaming", "needs max_steps: how many rows there are is not known beforehand.")
+    if data.validation_split:
+        yield Contradiction(
+            "validation_split", "streaming keeps no rows that could be set aside; give validation_file instead."
+        )
+    if config.training.extra_training_arguments.get("train_sampling_strategy") == "group_by_length":
+        yield Contradiction(
+            "train_sampling_strategy", "group_by_length needs all lengths beforehand, streaming has none; choose one."
+        )
+    for number, source in enumerate(data.datasets):
+        if source.weight != 1:
+            yield Contradiction(
+                f"datasets[{number}].weight", "streaming reads each source once, in order; leave weight out."
+            )
+
+
+def _check_data_file(key: str, name: str, folder: str | None, otherwise: str = "") -> Iterator[Contradiction]:
+    """Whether a file, folder or glob is there; `otherwise` is said where no name beside it comes near."""
     place = Path(folder or ".") / name
     if any(character in name for character in "*?["):
         base = Path("/") if place.is_absolute() else Path(".")
@@ -123,7 +185,7 @@ def _check_data_file(key: str, name: str, folder: str | None) -> Iterator[Contra
     elif not os.path.exists(place):
         readable = os.path.isdir(place.parent) and os.access(place.parent, os.R_OK)
         siblings = os.listdir(place.parent) if readable else []
-        hint = did_you_mean(place.name, siblings)
+        hint = did_you_mean(place.name, siblings) or otherwise
         yield Contradiction(key, f"there is no {str(place)!r} (seen from {os.getcwd()}).{hint}")
 
 
@@ -232,6 +294,10 @@ def _check_logging(config: SFTConfig) -> Iterator[Contradiction]:
                 "report_to",
                 f"{name} needs the package {package}: pip install {package}, or leave it out (none: no tracker).",
             )
+
+
+def _default(key: str) -> Any:
+    return flat_keys()[key].default
 
 
 def _looks_like_a_path(name: str) -> bool:

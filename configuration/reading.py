@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 import yaml
 
-from configuration.coercion import NULL_TAG, alternatives, describe
+from configuration.coercion import NULL_TAG, alternatives, describe, record_type
 from configuration.installed_transformers import training_arguments_fields
 from configuration.keys import flat_keys, keys_of
 from configuration.renamed import RENAMED
@@ -29,13 +29,24 @@ class Setting:
     key: str
     node: yaml.Node
     origin: str
+    place: Callable[[yaml.Node], str]
+    """The same for a node inside of the value."""
+
+
+class Settings(NamedTuple):
+    """What one source gives."""
+
+    settings: list[Setting]
+    problems: list[str]
+    unsound: list[str]
+    """Keys with a value that nothing can be made of: named in `problems`, left out of `settings`."""
 
 
 class _Loader(yaml.SafeLoader):
     """The safe loader, used only to build nodes: values are made later, by each key's type."""
 
 
-def read_yaml_settings(path: str) -> tuple[list[Setting], list[str]]:
+def read_yaml_settings(path: str) -> Settings:
     """The settings of a YAML file, nested keys written `lora_config.r`, and the problems found on the way.
 
     Raises:
@@ -43,19 +54,18 @@ def read_yaml_settings(path: str) -> tuple[list[Setting], list[str]]:
     """
     root = _compose(_read_text(path), path)
     if root is None:
-        return [], []
+        return Settings([], [], [])
     if not isinstance(root, yaml.MappingNode):
         kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single text"
         raise ConfigError(f"{path}:1: expected lines like `learning_rate: 1e-4`, found {kind}.")
     collector = _Collector(lambda node: f"{path}:{node.start_mark.line + 1}")
     collector.add_entries(root)
-    return collector.settings, collector.problems
+    return Settings(collector.settings, collector.problems, collector.unsound)
 
 
-def read_command_line_settings(arguments: Sequence[str]) -> tuple[list[Setting], list[str]]:
+def read_command_line_settings(arguments: Sequence[str]) -> Settings:
     """Settings from `--key value`, `--key=value` and `--switch` (true), later ones winning."""
-    settings: list[Setting] = []
-    problems: list[str] = []
+    settings, problems, unsound = given = Settings([], [], [])
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -71,12 +81,14 @@ def read_command_line_settings(arguments: Sequence[str]) -> tuple[list[Setting],
         node, problem = _command_line_node(key, values)
         if node is None:
             problems.append(f"{COMMAND_LINE}: {key}: {problem}.")
+            unsound.append(key)
             continue
         collector = _Collector(lambda _: COMMAND_LINE)
         collector.add(key, node, node)
         settings += collector.settings
         problems += collector.problems
-    return settings, problems
+        unsound += collector.unsound
+    return given
 
 
 def declared_type(key: str) -> Any:
@@ -100,6 +112,35 @@ def declared_type(key: str) -> Any:
 def takes_mapping(key: str) -> bool:
     """Whether `key.name` can be given: a setting whose value is a mapping of free names."""
     return any(get_origin(choice) is dict for choice in alternatives(declared_type(key)))
+
+
+def entries_of(setting: Setting) -> list[Setting]:
+    """The entries of a list, `datasets[0]` and so on, each at its own place; one may stand without a list around it."""
+    nodes = setting.node.value if isinstance(setting.node, yaml.SequenceNode) else [setting.node]
+    return [
+        Setting(key=f"{setting.key}[{number}]", node=node, origin=setting.place(node), place=setting.place)
+        for number, node in enumerate(nodes)
+    ]
+
+
+def settings_inside(entry: Setting, record: type) -> dict[str, Setting] | None:
+    """The settings of one entry by their keys, `datasets[0].path` and so on; None if it is no mapping.
+
+    A plain text is the record's first key.
+    """
+    pairs: list[tuple[yaml.Node, yaml.Node]]
+    if isinstance(entry.node, yaml.MappingNode):
+        pairs = entry.node.value
+    elif isinstance(entry.node, yaml.ScalarNode) and entry.node.tag != NULL_TAG:
+        first = next(iter(keys_of(record)))
+        pairs = [(yaml.ScalarNode(_TEXT_TAG, first, entry.node.start_mark, entry.node.end_mark), entry.node)]
+    else:
+        return None
+    settings: dict[str, Setting] = {}
+    for key_node, value in pairs:
+        key = f"{entry.key}.{key_node.value}"
+        settings.setdefault(key, Setting(key=key, node=value, origin=entry.place(key_node), place=entry.place))
+    return settings
 
 
 def with_entry(mapping: yaml.Node | None, name: str, value: yaml.Node) -> yaml.MappingNode:
@@ -153,6 +194,7 @@ class _Collector:
         self.origin = origin
         self.settings: list[Setting] = []
         self.problems: list[str] = []
+        self.unsound: list[str] = []
         self.lines: dict[str, yaml.Node] = {}
 
     def add_entries(self, mapping: yaml.MappingNode, prefix: str = "") -> None:
@@ -167,8 +209,9 @@ class _Collector:
         is_section = key in NESTED_SECTIONS and isinstance(value, yaml.MappingNode)
         node = yaml.MappingNode(value.tag, [], value.start_mark, value.end_mark) if is_section else value
         if not self._is_sound(key, node, ()):
+            self.unsound.append(key)
             return
-        self.settings.append(Setting(key=key, node=node, origin=self.origin(key_node)))
+        self.settings.append(Setting(key=key, node=node, origin=self.origin(key_node), place=self.origin))
         if is_section:
             self.add_entries(value, prefix=f"{key}.")
 
@@ -200,14 +243,16 @@ class _Collector:
         inside = (*around, node)
         lines: dict[str, yaml.Node] = {}
         sound = True
-        for entry in () if isinstance(node, yaml.ScalarNode) else node.value:
+        for number, entry in enumerate(() if isinstance(node, yaml.ScalarNode) else node.value):
             inner, value = entry if isinstance(node, yaml.MappingNode) else (None, entry)
-            name = key
+            name = f"{key}[{number}]"
             if inner is not None:
                 name = f"{key}.{inner.value}"
-                if not self._is_plain_key(inner) or self._stands_twice(name, inner, lines):
+                if not self._is_plain_key(inner):
                     sound = False
                     continue
+                # The first one counts from here on, so that what else is wrong is found too.
+                self._stands_twice(name, inner, lines)
             # Every entry is looked at, so that all problems are found.
             sound = self._is_sound(name, value, inside) and sound
         return sound
@@ -221,6 +266,7 @@ def _command_line_node(key: str, values: Sequence[str]) -> tuple[yaml.Node | Non
     choices = alternatives(declared_type(key))
     is_free = Any in choices
     list_types = [choice for choice in choices if get_origin(choice) is list]
+    is_records = record_type(declared_type(key)) is not None
     if not values:
         if bool in choices or is_free:
             return yaml.ScalarNode(_TEXT_TAG, "true"), ""
@@ -229,10 +275,14 @@ def _command_line_node(key: str, values: Sequence[str]) -> tuple[yaml.Node | Non
         return None, f"takes one value, found {len(values)}: {' '.join(values)}. Text with spaces needs quotes"
     item_is_text = list_types == [list[str]] and str not in choices
     if len(values) > 1:
-        items = [_text_node(value) if item_is_text else _yaml_node(value) for value in values]
+        # Of a list of mappings, a value without its braces is a text: a path may hold anything.
+        as_text = [item_is_text or (is_records and not value.startswith("{")) for value in values]
+        items = [
+            _text_node(value) if is_text else _yaml_node(value) for value, is_text in zip(values, as_text, strict=True)
+        ]
         return yaml.SequenceNode("tag:yaml.org,2002:seq", items), ""
     structured = is_free or any(get_origin(choice) is dict for choice in choices)
-    if structured or (list_types and values[0].startswith("[")):
+    if structured or (list_types and values[0].startswith("[")) or (is_records and values[0].startswith("{")):
         return _yaml_node(values[0]), ""
     return _text_node(values[0]), ""
 

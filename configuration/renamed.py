@@ -101,8 +101,12 @@ MANAGED: dict[str, str] = {
     "include_num_input_tokens_seen": "tokens are always counted",
     "enable_jit_checkpoint": "a checkpoint is always saved when the run is interrupted",
     "eval_on_start": "evaluation before training always takes place",
+    "assistant_only_loss": "of a conversation, only what the assistant says is trained",
+    "completion_only_loss": "of a prompt and its completion, only the completion is trained",
+    "train_on_inputs": "prompts are never trained; the format text trains every token",
+    "train_on_prompt": "prompts are never trained; the format text trains every token",
 }
-"""Fields of TrainingArguments, of today or earlier, that may not be set here, with the reason."""
+"""Fields of TrainingArguments, of today or earlier, and other trainers' keys, that may not be set here: the reason."""
 
 HINTS: dict[str, str] = {
     "lr": "learning_rate",
@@ -117,7 +121,24 @@ HINTS: dict[str, str] = {
     "data_path": "dataset_path",
     "cutoff_len": "max_seq_length",
     "sequence_len": "max_seq_length",
+    "excess_length_strategy": "on_too_long",
+    "mask_history": "train_on",
+    "dataset_num_proc": "preprocessing_num_workers",
+    "dataset_processes": "preprocessing_num_workers",
+    "dataset_prepared_path": "data_cache_dir",
+    "buffer_size": "shuffle_block_rows",
+    "dataset_mixer": "datasets",
+    "dataset_mixture": "datasets",
+    "datasets[].file": "datasets[].path",
+    "datasets[].data_files": "datasets[].path",
+    "datasets[].dataset": "datasets[].name",
+    "datasets[].subset": "datasets[].config",
+    "datasets[].type": "datasets[].format",
+    "datasets[].ratio": "datasets[].weight",
+    "datasets[].num_samples": "datasets[].max_rows",
     "eval_file": "validation_file",
+    "val_size": "validation_split",
+    "val_set_size": "validation_split",
     "gpus": "num_gpus",
     "lora": "lora_config",
     "peft_config": "lora_config",

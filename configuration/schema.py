@@ -57,9 +57,15 @@ class ModelConfig:
     itself. Default: the tokenizer's own; a tokenizer without one gets `plain` for chat-like data."""
 
 
+RECORD_FORMATS = (
+    "messages", "conversations", "squad", "alpaca", "prompt_completion", "question_answer", "input_output", "text",
+)  # fmt: skip
+"""The names that `format` may have. What each means is known to `prompting` alone, which is above this floor."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetSource:
-    """One entry of `datasets`: a source of training rows."""
+    """One entry of `datasets`: a source of training rows. A plain text in its place is its `path`."""
 
     path: PathText | None = None
     """A file, a folder or a glob. Give this or `name`."""

@@ -5,14 +5,16 @@ Shapes: `T` tokens of a row.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prompting.messages import RowRefused
-from sft_types import RenderedText
+from sft_types import RenderedText, Segment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,9 +29,16 @@ class TokenizedRow:
 
     input_ids: np.ndarray
     labels: np.ndarray
-    was_truncated: bool
+    full_length: int
+    """Tokens before anything was cut."""
     lost_its_end: bool
-    """Whether the last trained token was cut off: the end of the answer is not learned from this row."""
+    """Whether a part of what is trained was cut off: the end of the answer is not learned from this row."""
+    has_trained_end: bool
+    """Whether one of the tokens that end an answer is trained."""
+
+    @property
+    def was_truncated(self) -> bool:
+        return self.full_length > len(self.input_ids)
 
     @property
     def num_supervised(self) -> int:
@@ -37,51 +46,192 @@ class TokenizedRow:
         return int((self.labels[1:] != IGNORED).sum())
 
 
-def tokenize_rows(
-    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[RenderedText], max_seq_length: int, *, is_chat: bool
-) -> list[TokenizedRow | RowRefused]:
-    """Tokenizes a batch of rendered rows.
+class RowTooLong(RowRefused):
+    """A row of more tokens than a row may have, and what a cut would take from it."""
 
-    Chat text is complete as rendered, so nothing is added to it: no second begin-of-text. Plain text gets what the
-    tokenizer itself adds (once), and the end-of-text token at its end, which is trained: without it a model never
-    learns to stop.
+    def __init__(self, reason: str, message: str, full_length: int, loses: str):
+        super().__init__(reason, message)
+        self.full_length = full_length
+        self.loses = loses
+        """`answer` (all that is trained), `end` (a part of it) or `prompt` (nothing that is trained)."""
 
-    Returns:
-        For each row its tokens, or why it has nothing left to train on.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problem.reason, self.problem.message, self.full_length, self.loses)
+
+
+class RowTokenizer:
+    """Tokenizes rendered rows and labels what is trained."""
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        is_chat: bool,
+        max_seq_length: int,
+        keep_too_long: bool = True,
+        end_token_ids: Sequence[int] | None = None,
+    ):
+        """Args:
+        tokenizer: a fast one.
+        is_chat: chat text is complete as rendered, so nothing is added to it: no second begin-of-text. Plain text
+            gets what the tokenizer itself adds (once), and the end-of-text token at its end, which is trained:
+            without it a model never learns to stop.
+        max_seq_length: most tokens of a row.
+        keep_too_long: cut longer rows; else they are refused.
+        end_token_ids: tokens that end an answer. Default: the tokenizer's end token.
+        """
+        self._tokenizer = tokenizer
+        self._is_chat = is_chat
+        self._max_seq_length = max_seq_length
+        self._keep_too_long = keep_too_long
+        self._ends = np.asarray([tokenizer.eos_token_id] if end_token_ids is None else end_token_ids, dtype=np.int64)
+        self._token_bytes = _ByteLengths.of(tokenizer) if is_chat else None
+
+    def __call__(self, rows: Sequence[RenderedText]) -> list[TokenizedRow | RowRefused]:
+        """For each row its tokens, or why it has nothing left to train on."""
+        results: list[TokenizedRow | RowRefused] = []
+        for row, (input_ids, starts, ends) in zip(rows, self._encode([row.text for row in rows]), strict=True):
+            trained = _trained_tokens(starts, ends, row.trained_spans)
+            if not self._is_chat:
+                input_ids, trained = _complete_text(self._tokenizer, input_ids, trained)
+            results.append(self._cut(input_ids, trained))
+        return results
+
+    def segments(self, row: RenderedText) -> tuple[Segment, ...]:
+        """The text of a row as far as it is kept, cut where training begins and ends: read off the labels."""
+        ((input_ids, starts, ends),) = self._encode([row.text])
+        trained = _trained_tokens(starts, ends, row.trained_spans)[: self._max_seq_length]
+        kept = int(ends[: self._max_seq_length].max(initial=0))
+        is_trained = np.zeros(kept, dtype=bool)
+        for start, end in zip(starts[: len(trained)][trained], ends[: len(trained)][trained], strict=True):
+            is_trained[start:end] = True
+        edges = [0, *(np.flatnonzero(np.diff(is_trained)) + 1).tolist(), kept]
+        pieces = [(row.text[a:b], bool(is_trained[a])) for a, b in pairwise(edges) if b > a]
+        if not self._is_chat and len(input_ids) < self._max_seq_length and self._tokenizer.eos_token_id is not None:
+            pieces.append((self._tokenizer.eos_token, True))
+        return tuple(Segment(text=text, trained=trained) for text, trained in pieces)
+
+    def _encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Each text's tokens with the characters `[start, end)` that they stand for; int32 and int64, `[T]`."""
+        if not texts:
+            return []
+        if self._token_bytes is None:
+            return self._encode_with_offsets(texts)
+        encodings = self._token_bytes.backend.encode_batch_fast(texts, add_special_tokens=False)
+        results = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            input_ids = np.array(encoding.ids, dtype=np.int32)
+            places = self._token_bytes.places(text, input_ids)
+            results += self._encode_with_offsets([text]) if places is None else [(input_ids, *places)]
+        return results
+
+    def _encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        encoded = self._tokenizer(
+            list(texts),
+            add_special_tokens=not self._is_chat,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        results = []
+        for text, ids, pairs in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            offsets = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+            starts, ends = offsets[:, 0].copy(), offsets[:, 1]
+            for index in np.flatnonzero((starts == ends) & (ends > 0)):
+                # Tokenizers that trim offsets (GPT-NeoX and its kin) leave nothing of a token that is all white space.
+                starts[index] -= text[ends[index] - 1].isspace()
+            results.append((np.asarray(ids, dtype=np.int32), starts, ends))
+        return results
+
+    def _cut(self, input_ids: np.ndarray, trained: np.ndarray) -> TokenizedRow | RowRefused:
+        if not trained[1:].any():
+            return RowRefused("nothing_to_train", "no token of it is trained")
+        limit, length = self._max_seq_length, len(input_ids)
+        labels = np.where(trained, input_ids, np.int32(IGNORED)).astype(np.int32, copy=False)
+        lost_its_end = bool(trained[limit:].any())
+        if length > limit:
+            loses = "end" if lost_its_end else "prompt"
+            if not trained[1:limit].any():
+                loses = "answer"
+            if not self._keep_too_long:
+                message = f"it has {length:,} tokens, more than max_seq_length {limit:,}"
+                return RowTooLong("too_long", message, length, loses)
+            if loses == "answer":
+                message = f"its {length} tokens are cut to max_seq_length {limit}, before the answer begins"
+                return RowTooLong("nothing_left_after_truncation", message, length, loses)
+            # A copy, or the whole row would stay in memory behind the part that is kept.
+            input_ids, labels = input_ids[:limit].copy(), labels[:limit].copy()
+        return TokenizedRow(
+            input_ids=input_ids,
+            labels=labels,
+            full_length=length,
+            lost_its_end=lost_its_end,
+            has_trained_end=bool((labels[1:, None] == self._ends).any()),
+        )
+
+
+class _ByteLengths:
+    """Where the tokens of a byte-level tokenizer stand, from how many bytes each stands for.
+
+    Such a tokenizer takes every byte of a text once and in order, so the lengths add up to places. Asking it for
+    offsets costs a third of its time again.
     """
-    if not rows:
-        return []
-    encoded = tokenizer(
-        [row.text for row in rows],
-        add_special_tokens=not is_chat,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    results: list[TokenizedRow | RowRefused] = []
-    for row, ids, offsets in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        input_ids = np.asarray(ids, dtype=np.int32)
-        trained = _trained_tokens(np.asarray(offsets, dtype=np.int64).reshape(-1, 2), row)
-        if not is_chat:
-            input_ids, trained = _complete_text(tokenizer, input_ids, trained)
-        results.append(_cut(input_ids, trained, max_seq_length))
-    return results
+
+    def __init__(self, backend: Any, lengths: np.ndarray, normalizes: bool):
+        self.backend = backend
+        self._lengths = lengths
+        self._normalizes = normalizes
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "_ByteLengths | None":
+        """None for a tokenizer of another kind."""
+        backend = tokenizer.backend_tokenizer
+        kinds = {type(part).__name__ for part in (backend.model, backend.decoder)}
+        normalizer = type(backend.normalizer).__name__
+        if kinds != {"BPE", "ByteLevel"} or normalizer not in ("NoneType", "NFC"):
+            return None
+        # A saved tokenizer may cut or pad by itself.
+        backend.no_truncation()
+        backend.no_padding()
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        added = {index: token.content for index, token in backend.get_added_tokens_decoder().items()}
+        lengths = np.zeros(max(vocabulary.values(), default=0) + 1, dtype=np.int64)
+        for token, index in vocabulary.items():
+            # In the byte-level alphabet a byte is one character.
+            lengths[index] = len(added[index].encode()) if index in added else len(token)
+        found = cls(backend, lengths, normalizer == "NFC")
+        probe = "A b\u00e9\n\n  c <x> 12\u65e5"
+        direct = backend.encode(probe, add_special_tokens=False).ids
+        same = direct == tokenizer(probe, add_special_tokens=False)["input_ids"]
+        return found if same and found.places(probe, np.asarray(direct)) is not None else None
+
+    def places(self, text: str, input_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """The characters `[start, end)` of each token, int64 `[T]` each; None where the bytes do not add up to the
+        text's. A token of a part of a character stands for that character."""
+        lengths = self._lengths[input_ids]
+        ends = np.cumsum(lengths)
+        if text.isascii():
+            return (ends - lengths, ends) if len(ends) and ends[-1] == len(text) else None
+        if self._normalizes and not unicodedata.is_normalized("NFC", text):
+            return None
+        data = np.frombuffer(text.encode(), dtype=np.uint8)
+        if not len(ends) or ends[-1] != len(data):
+            return None
+        # Continuation bytes are 10xxxxxx: a character begins with every other byte.
+        character = np.cumsum((data & 0xC0) != 0x80)
+        return character[ends - lengths] - 1, character[ends - 1]
 
 
-def _trained_tokens(offsets: np.ndarray, row: RenderedText) -> np.ndarray:
+def _trained_tokens(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """Which tokens stand for trained characters, `[T]` bool: those that overlap a span.
 
     A token without characters (begin-of-text that a tokenizer adds) is not trained.
     """
-    starts, ends = offsets[:, 0].copy(), offsets[:, 1]
-    for index in np.flatnonzero((starts == ends) & (ends > 0)):
-        # Tokenizers that trim offsets (GPT-NeoX and its kin) leave nothing of a token that is all white space.
-        starts[index] -= row.text[ends[index] - 1].isspace()
-    trained = np.zeros(len(offsets), dtype=bool)
-    for start, end in row.trained_spans:
-        trained |= (starts < end) & (ends > start) & (ends > starts)
-    return trained
+    trained = np.zeros(len(starts), dtype=bool)
+    for start, end in spans:
+        trained |= (starts < end) & (ends > start)
+    return trained & (ends > starts)
 
 
 def _complete_text(
@@ -99,21 +249,3 @@ def _complete_text(
         trained = trained.copy()
         trained[-1] = True
     return input_ids, trained
-
-
-def _cut(input_ids: np.ndarray, trained: np.ndarray, max_seq_length: int) -> TokenizedRow | RowRefused:
-    labels = np.where(trained, input_ids, np.int32(IGNORED)).astype(np.int32)
-    if not trained[1:].any():
-        return RowRefused("nothing_to_train", "no token of it is trained")
-    row = TokenizedRow(
-        input_ids=input_ids[:max_seq_length],
-        labels=labels[:max_seq_length],
-        was_truncated=len(input_ids) > max_seq_length,
-        lost_its_end=bool(trained[max_seq_length:].any()),
-    )
-    if row.num_supervised == 0:
-        return RowRefused(
-            "nothing_left_after_truncation",
-            f"its {len(input_ids)} tokens are cut to max_seq_length {max_seq_length}, before the answer begins",
-        )
-    return row

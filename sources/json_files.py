@@ -95,9 +95,7 @@ def _array_entries(path: Path, text: str, start: int, *, is_whole: bool = False)
             entry, position = _array_entry(text, position)
         except (ValueError, RecursionError) as error:
             place = _json_place(path, error, line)
-            raise DataError(
-                f"{place}: invalid JSON, {json_complaint(error)}; the rows after it are unknown."
-            ) from None
+            raise DataError(f"{place}: invalid JSON, {json_complaint(error)}; the rows after it are unknown.") from None
         yield line, entry, position
         position = _skip_space(text, position)
         separator = text[position : position + 1]

@@ -1,137 +1,197 @@
-"""From the data settings to raw rows by split."""
+"""From the data settings to sources of rows, which are read in chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from configuration.schema import DataConfig
+from configuration.schema import DataConfig, DatasetSource
 from sft_errors import DataError
-from sft_types import RawRow, RowSource
-from sources.files import find_files, group_by_split
-from sources.readers import read_rows
+from sources.chunks import Chunk, Stretch
+from sources.files import SPLIT_WORDS, deciding_suffix, find_files, group_by_split
+from sources.named import is_saved_dataset, load_splits, read_dataset
+from sources.readers import read_file
+from sources.streams import open_data_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Chunk", "OpenedSources", "Source", "open_sources"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RawSplit:
-    """The rows of one split as read, and the names of the files (or dataset) that they come from."""
+class Source:
+    """Rows of one split from one place, not read yet."""
 
-    rows: Sequence[RawRow]
-    origins: tuple[str, ...]
+    name: str
+    """A file, a folder, a glob, or a dataset's name, as the settings give it."""
+    files: tuple[str, ...]
+    """Names of its files (or `dataset[split]`), as they stand in `RowSource.file`."""
+    format: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    weight: float = 1.0
+    max_rows: int | None = None
+    dataset: "Dataset | None" = field(default=None, repr=False, compare=False)
+    """What is read in place of files: a dataset of the `datasets` library."""
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Its rows in order, `max_rows` of them at most, read while they are asked for.
+
+        Raises:
+            DataError: if a file as a whole cannot be read, or there is no row at all.
+        """
+        rows_read = 0
+        for file_index, share_read, stretch in self._stretches():
+            if self.max_rows is not None:
+                stretch = stretch.first(min(stretch.num_rows, self.max_rows - rows_read))
+                share_read = max(share_read, (rows_read + stretch.num_rows) / self.max_rows)
+            rows_read += stretch.num_rows
+            yield Chunk(file_index=file_index, share_read=share_read, stretch=stretch)
+            if rows_read == self.max_rows:
+                return
+        if not rows_read:
+            more = f" and {len(self.files) - 10} more files" if len(self.files) > 10 else ""
+            raise DataError(f"{', '.join(self.files[:10])}{more}: no rows in there.")
+
+    def digest(self) -> str:
+        """A hex digest of its content and of what decides how it is read. Files are read once more for it.
+
+        Raises:
+            DataError: if a file cannot be read.
+        """
+        whole = hashlib.sha256(f"max_rows={self.max_rows}".encode())
+        if self.dataset is not None:
+            whole.update(f"\ndataset={self.dataset._fingerprint}".encode())
+            return whole.hexdigest()
+        for name in self.files:
+            path = Path(name)
+            with open_data_file(path) as file:
+                content = hashlib.file_digest(file.raw, "sha256").hexdigest()
+            whole.update(f"\n{deciding_suffix(path)} {path.suffix.lower()} {content}".encode())
+        return whole.hexdigest()
+
+    def _stretches(self) -> Iterator[tuple[int, float, Stretch]]:
+        """Place of the file, share of the whole source that is read, rows."""
+        if self.dataset is not None:
+            for stretch, share in read_dataset(self.dataset, self.files[0]):
+                yield 0, share, stretch
+            return
+        paths = [Path(name) for name in self.files]
+        sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
+        total = max(sum(sizes), 1)
+        for file_index, path in enumerate(paths):
+            before = sum(sizes[:file_index])
+            for stretch, share in read_file(path):
+                yield file_index, min((before + share * sizes[file_index]) / total, 1.0), stretch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RawData:
-    """All rows as read; `unused` names what lies beside them and was not read."""
+class OpenedSources:
+    """All sources of a run; `unused` names what lies beside them and is not read."""
 
-    train: RawSplit
-    validation: RawSplit | None = None
+    train: tuple[Source, ...]
+    validation: tuple[Source, ...]
     unused: tuple[str, ...] = ()
 
 
-def load_rows(config: DataConfig) -> RawData:
-    """Reads every row that the settings name.
+def open_sources(config: DataConfig) -> OpenedSources:
+    """Finds every source that the settings name. Reads no row yet.
 
     Raises:
-        DataError: if something cannot be found or read, or holds no row.
+        DataError: if something cannot be found.
     """
-    if config.dataset_name is not None:
-        return _load_named_dataset(config)
-    if config.train_file is not None:
-        folder = Path(config.dataset_path or ".") / config.train_file
-        if folder.is_dir():
-            return _load_folder(folder, config)
-        return RawData(
-            train=_read_files(find_files(config.train_file, config.dataset_path)), validation=_validation_file(config)
-        )
-    return _load_folder(Path(config.dataset_path or "."), config)
+    brings_validation = config.validation_file is None and config.validation_split is None
+    opened = [_open(entry, config, brings_validation) for entry in config.datasets or [_only_entry(config)]]
+    train = tuple(source for one in opened for source in one.train)
+    validation = tuple(source for one in opened for source in one.validation)
+    if config.validation_file is not None:
+        files = find_files(config.validation_file, config.dataset_path)
+        entry = DatasetSource(path=config.validation_file, columns=config.dataset_columns)
+        validation = (_source(entry, files),)
+    trained = {file for source in train for file in source.files}
+    validation = tuple(source for source in validation if config.validation_file or not trained & set(source.files))
+    used = trained | {file for source in validation for file in source.files}
+    unused = dict.fromkeys(file for one in opened for file in one.unused if file not in used)
+    return OpenedSources(train=train, validation=validation, unused=tuple(unused))
 
 
-def _load_folder(folder: Path, config: DataConfig) -> RawData:
-    """A folder (or file) whose file names tell the splits apart."""
-    files = find_files(str(folder))
-    groups = {"train": files} if folder.is_file() else group_by_split(files, folder)
-    if "train" not in groups:
-        names = ", ".join(str(path) for group in groups.values() for path in group[:3])
-        raise DataError(f"{folder}: no training file among {names}. Name it with train_file.")
-    validation = _validation_file(config)
-    if validation is None and "validation" in groups and config.validation_split is None:
-        validation = _read_files(groups.pop("validation"))
-    unused = [str(path) for name, group in groups.items() if name != "train" for path in group]
-    return RawData(train=_read_files(groups["train"]), validation=validation, unused=tuple(unused))
-
-
-def _validation_file(config: DataConfig) -> RawSplit | None:
-    if config.validation_file is None:
-        return None
-    return _read_files(find_files(config.validation_file, config.dataset_path))
-
-
-def _read_files(files: Sequence[Path]) -> RawSplit:
-    rows = [row for file in files for row in read_rows(file)]
-    origins = tuple(str(file) for file in files)
-    if not rows:
-        raise DataError(f"{', '.join(origins)}: no rows in there.")
-    return RawSplit(rows=rows, origins=origins)
-
-
-def _load_named_dataset(config: DataConfig) -> RawData:
-    """A dataset of the `datasets` library: saved on disk, a folder of files, or on the Hub."""
-    folder = Path(str(config.dataset_name)).expanduser()
-    saved_by_library = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
-    if folder.is_dir() and not saved_by_library and config.dataset_config_name is None:
-        return _load_folder(folder, config)
-    splits = _load_splits(config, folder if saved_by_library else None)
-    if "train" not in splits:
-        raise DataError(f"{config.dataset_name}: no split 'train'; there: {', '.join(splits)}.")
-    validation = _validation_file(config)
-    if validation is None and "validation" in splits and config.validation_split is None:
-        validation = _split_from_dataset(config.dataset_name, "validation", splits.pop("validation"))
-    train = _split_from_dataset(config.dataset_name, "train", splits.pop("train"))
-    return RawData(
-        train=train, validation=validation, unused=tuple(f"{config.dataset_name}[{name}]" for name in splits)
+def _only_entry(config: DataConfig) -> DatasetSource:
+    """The settings of a single source in the form of several."""
+    place = config.train_file or config.dataset_path or "."
+    return DatasetSource(
+        path=None if config.dataset_name is not None else place,
+        name=config.dataset_name,
+        config=config.dataset_config_name,
+        columns=config.dataset_columns,
     )
 
 
-def _load_splits(config: DataConfig, saved_folder: Path | None) -> dict[str, Any]:
-    """The splits of a named dataset by name.
+def _open(entry: DatasetSource, config: DataConfig, brings_validation: bool) -> OpenedSources:
+    """One entry: the split that it takes, and the validation split that lies beside training data."""
+    if entry.name is None:
+        base = config.dataset_path if config.train_file is not None else None
+        # A glob names its files one by one, so all of them are taken; under `dataset_path` it stands for a folder.
+        names_tell = config.train_file is None and not config.datasets
+        return _open_files(entry, base, brings_validation, names_tell=names_tell)
+    folder = Path(entry.name).expanduser()
+    if folder.is_dir() and not is_saved_dataset(folder) and entry.config is None:
+        return _open_files(replace(entry, path=str(folder)), None, brings_validation)
+    splits = load_splits(entry.name, entry.config, entry.split)
+    wanted = entry.split or "train"
+    if wanted not in splits:
+        raise DataError(f"{entry.name}: no split {wanted!r}; there: {', '.join(splits)}.")
+    validation = ()
+    if brings_validation and wanted == "train" and "validation" in splits:
+        validation = (_source(entry, "validation", dataset=splits["validation"]),)
+    return OpenedSources(
+        train=(_source(entry, wanted, dataset=splits[wanted]),),
+        validation=validation,
+        unused=tuple(f"{entry.name}[{split}]" for split in splits),
+    )
 
-    Raises:
-        DataError: one line for what the library says in many.
+
+def _open_files(
+    entry: DatasetSource, base: str | None, brings_validation: bool, *, names_tell: bool = False
+) -> OpenedSources:
+    """A file, a folder or a glob.
+
+    Args:
+        entry: with `path`.
+        base: the folder that the path starts from.
+        brings_validation: whether a folder's validation files are taken too.
+        names_tell: whether the files of a glob belong to the splits that their names tell, as those of a folder do.
     """
-    import datasets
-
-    name, configuration = config.dataset_name, config.dataset_config_name
-    try:
-        if saved_folder is not None:
-            loaded = datasets.load_from_disk(str(saved_folder))
-        else:
-            loaded = datasets.load_dataset(name, configuration)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise DataError(f"dataset_name {name!r}: not found: {_first_line(error)}") from None
-    except OSError as error:
-        what = "cannot be read" if saved_folder is not None else "the Hub cannot be reached"
-        raise DataError(f"dataset_name {name!r}: {what}: {_first_line(error)}") from None
-    except (ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
-        # An unknown or missing configuration name arrives here; the message lists the known ones.
-        raise DataError(f"dataset_name {name!r}, dataset_config_name {configuration!r}: {_first_line(error)}") from None
-    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-
-
-def _split_from_dataset(name: str | None, split: str, dataset: Any) -> RawSplit:
-    origin = f"{name}[{split}]"
-
-    def rows() -> Iterator[RawRow]:
-        for number, record in enumerate(dataset, start=1):
-            yield RawRow(source=RowSource(file=origin, line=number), record=record)
-
-    if len(dataset) == 0:
-        raise DataError(f"{origin}: no rows in there.")
-    return RawSplit(rows=list(rows()), origins=(origin,))
+    path = Path(base or ".") / str(entry.path)
+    files = find_files(str(entry.path), base)
+    is_folder = path.is_dir() or (names_tell and not path.is_file())
+    groups = group_by_split(files, path) if is_folder or entry.split else {"train": files}
+    wanted = SPLIT_WORDS.get(entry.split or "train", str(entry.split))
+    if wanted not in groups or wanted == "other":
+        names = ", ".join(str(file) for group in groups.values() for file in group[:3])
+        kind = "training" if wanted == "train" else wanted
+        raise DataError(f"{path}: no {kind} file among {names}. Name it with train_file (in datasets: path).")
+    validation = ()
+    if brings_validation and is_folder and wanted == "train" and "validation" in groups:
+        validation = (_source(entry, groups["validation"]),)
+    return OpenedSources(
+        train=(_source(entry, groups[wanted]),),
+        validation=validation,
+        unused=tuple(str(file) for group in groups.values() for file in group),
+    )
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return " ".join(text.splitlines()[:2]).rstrip(".") + "."
+def _source(entry: DatasetSource, split: str | Sequence[Path], dataset: "Dataset | None" = None) -> Source:
+    """The files, or the named split of a dataset, with the settings of their entry."""
+    files = (f"{entry.name}[{split}]",) if dataset is not None else tuple(map(str, split))
+    return Source(
+        name=str(entry.name or entry.path),
+        files=files,
+        format=entry.format,
+        columns=entry.columns,
+        weight=entry.weight,
+        max_rows=entry.max_rows,
+        dataset=dataset,
+    )

@@ -57,20 +57,18 @@ def _read_csv(file: DataFile) -> Iterator[tuple[Stretch, float]]:
 
 
 def _csv_entries(path: Path, reader: "csv._reader", delimiter: str) -> Iterator[tuple[int, Entry, int]]:
+    header: list[str] = []
     line, reached = 1, 0
     try:
-        header = next(reader, None)
-        if header is None:
-            return
-        header = [name.strip() for name in header]
-        _check_csv_header(path, header, delimiter)
-        line = reader.line_num + 1
         for fields in reader:
             began, line = line, reader.line_num + 1
             if not fields:
                 continue
             reached += sum(map(len, fields))
-            if len(fields) == len(header):
+            if not header:
+                header = [name.strip() for name in fields]
+                _check_csv_header(f"{path}:{began}", header, delimiter)
+            elif len(fields) == len(header):
                 yield began, dict(zip(header, fields, strict=True)), reached
             else:
                 message = f"{len(fields)} fields, the header has {len(header)}"
@@ -81,12 +79,12 @@ def _csv_entries(path: Path, reader: "csv._reader", delimiter: str) -> Iterator[
         raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}.") from None
 
 
-def _check_csv_header(path: Path, header: list[str], delimiter: str) -> None:
+def _check_csv_header(place: str, header: list[str], delimiter: str) -> None:
     if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
-        raise DataError(f"{path}:1: fields seem to be separated by {other!r}. Separate them by {delimiter!r}.")
+        raise DataError(f"{place}: fields seem to be separated by {other!r}. Separate them by {delimiter!r}.")
     if len(set(header)) < len(header):
         names = " ".join(", ".join(header).split())[:160]
-        raise DataError(f"{path}:1: a column's name stands twice in the header: {names}.")
+        raise DataError(f"{place}: a column's name stands twice in the header: {names}.")
 
 
 def _csv_lines(lines: Iterable[str]) -> Iterator[str]:

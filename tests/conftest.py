@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# Prepared rows are kept between runs: a test must find none but its own session's.
+_CACHE = tempfile.TemporaryDirectory(prefix="sft-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHATML = (REPOSITORY / "prompting" / "templates" / "chatml.jinja").read_text(encoding="utf-8")

@@ -12,10 +12,12 @@ from conftest import REPOSITORY
 FLOORS = {
     "sft_main": 4,
     "trainer_utils": 3,
+    "data_handler": 3,
+    "preparation": 2,
     "training_arguments": 2,
     "training_callbacks": 2,
-    "data_handler": 2,
     "model_manager": 2,
+    "prepared_data": 1,
     "prompting": 1,
     "sources": 1,
     "batching": 1,

@@ -13,6 +13,7 @@ import yaml
 from conftest import REPOSITORY
 
 from config_manager import (
+    DatasetSource,
     LoRAConfig,
     QuantizationConfig,
     SFTConfig,
@@ -21,6 +22,7 @@ from config_manager import (
     format_help,
     load_config,
 )
+from configuration.coercion import record_type
 from configuration.installed_transformers import training_arguments_fields
 from configuration.keys import flat_keys, keys_of
 from configuration.renamed import HINTS, MANAGED, RENAMED, WITHOUT_EFFECT
@@ -28,6 +30,7 @@ from configuration.schema import FLAT_SECTIONS, NESTED_SECTIONS
 from sft_errors import ConfigError, located
 
 BASE = "model_name_or_path: tiny\ntrain_file: train.jsonl\n"
+MODEL = "model_name_or_path: tiny\n"
 VALIDATED = BASE + "validation_split: 0.1\n"
 
 
@@ -97,6 +100,14 @@ def test_load_config_gives_every_default_to_a_file_of_two_lines():
         ("report_to: ~", "report_to", []),
         ("report_to:", "report_to", []),
         ("dataset_columns: {query: question}", "dataset_columns", {"query": "question"}),
+        ("on_too_long: DROP", "on_too_long", "drop"),
+        ("train_on: last", "train_on", "last"),
+        ("add_end_token: yes", "add_end_token", True),
+        ("preprocessing_num_workers: auto", "preprocessing_num_workers", "auto"),
+        ("preprocessing_num_workers: 4", "preprocessing_num_workers", 4),
+        ("data_cache_dir: a/b", "data_cache_dir", "a/b"),
+        ("max_bad_row_share: 1", "max_bad_row_share", 1.0),
+        ("max_leakage_share: 0", "max_leakage_share", 0.0),
         ("sample_prompts: ['a: b', c]", "sample_prompts", ["a: b", "c"]),
         ("sample_prompts: []", "sample_prompts", []),
         ("save_strategy: no", "save_strategy", "no"),
@@ -268,7 +279,7 @@ def test_load_config_names_what_an_empty_file_lacks():
     assert problems_of(base="") == [
         "my.yaml: model_name_or_path: is required. The model to start from: a folder, or a name on the Hugging Face "
         "Hub.",
-        "my.yaml: train_file: no training data: give train_file, dataset_path or dataset_name.",
+        "my.yaml: train_file: no training data: give train_file, dataset_path, dataset_name or datasets.",
     ]
 
 
@@ -303,6 +314,22 @@ def test_load_config_names_what_an_empty_file_lacks():
         ("max_length: x\n", ":3: max_seq_length (written max_length): expected a whole number from 2 up, found 'x'."),
         ("group_by_length: maybe\n", ":3: train_sampling_strategy (written group_by_length): 'maybe' is unknown; "
          "choose random | sequential | group_by_length."),
+        ("on_too_long: cut\n", ":3: on_too_long: 'cut' is not allowed; choose truncate | drop | error."),
+        ("train_on: first\n", ":3: train_on: 'first' is not allowed; choose all | last."),
+        ("preprocessing_num_workers: 0\n",
+         ":3: preprocessing_num_workers: '0' is not allowed; give a whole number from 1 up or auto."),
+        ("max_bad_row_share: 1.1\n", ":3: max_bad_row_share: 1.1 is out of range; give a number from 0 to 1."),
+        ("max_leakage_share: -1\n", ":3: max_leakage_share: -1 is out of range; give a number from 0 to 1."),
+        ("shuffle_block_rows: 0\n", ":3: shuffle_block_rows: 0 is out of range; give a whole number from 1 up."),
+        ("data_cache_dir: ''\n", ":3: data_cache_dir: is empty; give a path, or leave the key out."),
+        ("cutoff_len: 8\n", ":3: unknown key 'cutoff_len'. Here it is 'max_seq_length'."),
+        ("dataset_num_proc: 8\n", ":3: unknown key 'dataset_num_proc'. Here it is 'preprocessing_num_workers'."),
+        ("mask_history: true\n", ":3: unknown key 'mask_history'. Here it is 'train_on'."),
+        ("excess_length_strategy: drop\n", ":3: unknown key 'excess_length_strategy'. Here it is 'on_too_long'."),
+        ("assistant_only_loss: false\n",
+         ":3: assistant_only_loss: cannot be set here: of a conversation, only what the assistant says is trained."),
+        ("train_on_inputs: true\n",
+         ":3: train_on_inputs: cannot be set here: prompts are never trained; the format text trains every token."),
         ("sample_prompts:\n  - What is: this\n",
          ":3: sample_prompts: expected text, found a mapping; text that holds ': ' needs quotes."),
         ("per_gpu_train_batch_size: 2\nper_device_train_batch_size: 3\n", ":4: per_device_train_batch_size: "
@@ -494,10 +521,224 @@ def test_load_config_refuses_a_model_folder_that_is_not_there(folder, name):
     [
         "validation_file: [a]\nload_best_model_at_end: true\n",
         "lora_config: yes\nquantization_config: {load_in_4bit: yes}\n",
+        "quantization_config: {load_in_4bit: maybe}\nlora_config: {}\n",
     ],
 )
 def test_load_config_says_nothing_of_what_follows_from_a_wrong_value(text):
     assert [problem.split(":")[1] for problem in problems_of(text)] == ["3"]
+
+
+# --- several sources ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ("train.jsonl", [DatasetSource(path="train.jsonl")]),
+        ("{path: train.jsonl}", [DatasetSource(path="train.jsonl")]),
+        ("[train.jsonl, '*.jsonl']", [DatasetSource(path="train.jsonl"), DatasetSource(path="*.jsonl")]),
+        ("\n- train.jsonl\n- name: a/b\n  config: 2024\n  split: no\n",
+         [DatasetSource(path="train.jsonl"), DatasetSource(name="a/b", config="2024", split="no")]),
+        ("[{path: train.jsonl, weight: 5e-1, columns: {q: question}, max_rows: 1_000, format: squad}]",
+         [DatasetSource(path="train.jsonl", weight=0.5, columns={"q": "question"}, max_rows=1000, format="squad")]),
+        ("[{path: null, name: x}]", [DatasetSource(name="x")]),
+        ("[&a {path: train.jsonl}, *a]", [DatasetSource(path="train.jsonl")] * 2),
+    ],
+)  # fmt: skip
+def test_load_config_reads_datasets(entries, expected):
+    config = load(f"datasets: {entries}\n", base=MODEL)
+    assert config.data.datasets == expected
+    assert config.notices == ()
+    assert all(type(source.weight) is float for source in config.data.datasets)
+
+
+def test_load_config_finds_a_source_in_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert load("datasets: ['~/train.jsonl']\n", base=MODEL).data.datasets[0].path == f"{folder}/train.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train.jsonl"], [DatasetSource(path="train.jsonl")]),
+        (["b: c.jsonl"], [DatasetSource(path="b: c.jsonl")]),
+        (["{path: train.jsonl, weight: 2}"], [DatasetSource(path="train.jsonl", weight=2.0)]),
+        (["[train.jsonl, {name: x}]"], [DatasetSource(path="train.jsonl"), DatasetSource(name="x")]),
+        (["b: c.jsonl", "{name: x, max_rows: 5}"],
+         [DatasetSource(path="b: c.jsonl"), DatasetSource(name="x", max_rows=5)]),
+        (["[tx]rain.jsonl"], [DatasetSource(path="[tx]rain.jsonl")]),
+    ],
+)  # fmt: skip
+def test_load_config_reads_datasets_from_the_command_line_in_place_of_the_files(folder, arguments, expected):
+    (folder / "b: c.jsonl").write_text("{}\n")
+    config = load("datasets: [{path: nowhere, weigth: 0}]\n", "--datasets", *arguments, base=MODEL)
+    assert config.data.datasets == expected
+    assert load("", "--datasets", *arguments, base=MODEL).data.datasets == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--datasets"], "datasets: needs a value after it, a list of mappings."),
+        (["--datasets", "null"], "datasets: expected a list of mappings, found nothing."),
+        (["--datasets", "{path: train.jsonl, wieght: 3}"],
+         "datasets[0]: unknown key 'wieght'. Did you mean 'weight'?"),
+        (["--datasets", "{name: a, name: b}"], "datasets.name: stands twice. Keep one."),
+        (["--datasets[0].weight", "2"],
+         "unknown key 'datasets[0].weight'. Entries are given all at once: datasets: [{path: ...}, ...]."),
+        (["--datasets.path", "a"],
+         "unknown key 'datasets.path'. Entries are given all at once: datasets: [{path: ...}, ...]."),
+    ],
+)  # fmt: skip
+def test_load_config_refuses_wrong_datasets_on_the_command_line(arguments, problem):
+    assert problems_of("", *arguments, base=MODEL) == [f"command line: {problem}"]
+
+
+def test_load_config_names_the_line_of_each_wrong_key_of_each_entry(folder):
+    text = (
+        "datasets:\n"
+        "  - trian.jsonl\n"
+        "  - path: train.jsonl\n"
+        "    weight: x\n"
+        "    format: alpacca\n"
+        "    columns: [a]\n"
+        "  -\n"
+        "    pth: train.jsonl\n"
+        "  - [train.jsonl]\n"
+        "  -\n"
+        "  - {name: a/b, type: alpaca,\n"
+        "     banana: 1, max_rows: 0}\n"
+        "  - path: train.jsonl\n"
+        "    path: other.jsonl\n"
+        "    <<: {weight: 2}\n"
+    )
+    assert problems_of(text.replace("    <<: {weight: 2}\n", ""), base=MODEL) == [
+        f"my.yaml:3: datasets[0].path: there is no 'trian.jsonl' (seen from {folder}). Did you mean 'train.jsonl'?",
+        "my.yaml:5: datasets[1].weight: expected a number above 0, found 'x'.",
+        "my.yaml:6: datasets[1].format: 'alpacca' is unknown. Did you mean 'alpaca'?",
+        "my.yaml:7: datasets[1].columns: expected a mapping like {a: b}, found a list of 1.",
+        "my.yaml:9: datasets[2]: unknown key 'pth'. Did you mean 'path'?",
+        "my.yaml:10: datasets[3]: expected a mapping like {path: ...}, found a list of 1.",
+        "my.yaml:11: datasets[4]: expected a mapping like {path: ...}, found nothing.",
+        "my.yaml:12: datasets[5]: unknown key 'type'. Here it is 'format'.",
+        "my.yaml:13: datasets[5].max_rows: 0 is out of range; give a whole number from 1 up.",
+        "my.yaml:13: datasets[5]: unknown key 'banana'. Allowed there: path, name, config, split, format, weight, "
+        "columns, max_rows.",
+        "my.yaml:15: datasets[6].path: stands twice, first in line 14. Keep one.",
+    ]
+    assert problems_of(text, base=MODEL) == [
+        "my.yaml:15: datasets[6].path: stands twice, first in line 14. Keep one.",
+        "my.yaml:16: merge keys (<<) are not supported; write the keys out.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("datasets:\n", ":2: datasets: expected a list of mappings, found nothing."),
+        ("datasets: []\n",
+         ": train_file: no training data: give train_file, dataset_path, dataset_name or datasets."),
+        ("datasets:\n  - weight: 2\n", ":3: datasets[0]: does not say where its rows come from; give path or name."),
+        ("datasets:\n  - {}\n", ":3: datasets[0]: does not say where its rows come from; give path or name."),
+        ("datasets:\n  - name: a/b\n    path: train.jsonl\n",
+         ":3: datasets[0]: path and name both say where its rows come from; choose one."),
+        ("datasets:\n  - path: train.jsonl\n    config: main\n",
+         ":4: datasets[0].config: belongs to name, which is not given."),
+        ("datasets: ['']\n", ":2: datasets[0].path: is empty; give a path, or leave the key out."),
+        ("datasets: ['*.csv']\n", ":2: datasets[0].path: no file matches '*.csv' (seen from {folder})."),
+        ("datasets:\n  - train.jsonl\n  - openai/gsm8k\n",
+         ":4: datasets[1].path: there is no 'openai/gsm8k' (seen from {folder}). A dataset on the Hugging Face Hub is "
+         "given by name."),
+        ("datasets:\n  - name: x\n    format: zzz\n", ":4: datasets[0].format: 'zzz' is unknown. Allowed: messages, "
+         "conversations, squad, alpaca, prompt_completion, question_answer, input_output, text."),
+        ("datasets: train.jsonl\ntrain_file: train.jsonl\n",
+         ":3: train_file: datasets already names the training data; choose one."),
+        ("datasets: train.jsonl\ndataset_path: .\n",
+         ":3: dataset_path: datasets already names the training data; choose one."),
+        ("datasets: train.jsonl\ndataset_name: a/b\n",
+         ":3: dataset_name: datasets already names the training data; choose one."),
+        ("datasets: train.jsonl\ndataset_columns: {a: text}\n",
+         ":3: dataset_columns: with datasets, each entry has its own; write it there, as columns."),
+        ("datasets: train.jsonl\neval_steps: 5\n",
+         ":3: eval_steps: needs validation data; give validation_file or validation_split."),
+        ("datasets: [{name: a/b}]\nload_best_model_at_end: yes\n",
+         ":3: load_best_model_at_end: needs validation data; give validation_file or validation_split."),
+    ],
+)  # fmt: skip
+def test_load_config_refuses_datasets_that_do_not_fit(folder, text, problem):
+    assert problems_of(text, base=MODEL) == ["my.yaml" + problem.replace("{folder}", str(folder))]
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("{path: [a]}", "datasets[0].path: expected a path, found a list of 1"),
+        ("{nam: a/b, config: main}", "datasets[0]: unknown key 'nam'. Did you mean 'name'?"),
+        ("{name: [a], config: main}", "datasets[0].name: expected text, found a list of 1"),
+        ("{path: &a [*a]}", "datasets[0].path[0]: refers to itself."),
+        ("!foo train.jsonl", "datasets[0]: the tag '!foo' is not supported; leave it out."),
+    ],
+)
+def test_load_config_says_nothing_of_what_follows_from_a_wrong_entry(entry, problem):
+    (only,) = problems_of(f"datasets: [{entry}]\n", base=MODEL)
+    assert only.startswith(f"my.yaml:2: {problem}")
+
+
+def test_every_key_of_every_entry_has_its_place_for_what_is_found_wrong_later():
+    origins = load("datasets:\n  - train.jsonl\n  - name: x\n    weight: 2\n", base=MODEL).origins
+    assert {key: place for key, place in origins.items() if key.startswith("datasets")} == {
+        "datasets": "my.yaml:2",
+        "datasets[0]": "my.yaml:3",
+        "datasets[0].path": "my.yaml:3",
+        "datasets[1]": "my.yaml:4",
+        "datasets[1].name": "my.yaml:4",
+        "datasets[1].weight": "my.yaml:5",
+    }
+
+
+def test_the_sample_configuration_shows_entries_that_load(folder):
+    lines = (REPOSITORY / "sample_config.yaml").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("# datasets:"))
+    end = next(number for number in range(start + 1, len(lines)) if not lines[number].startswith("#   "))
+    (folder / "data" / "support").mkdir(parents=True)
+    (folder / "data" / "support" / "a.jsonl").touch()
+    (folder / "data" / "faq.csv").touch()
+    text = "".join(line.removeprefix("# ") + "\n" for line in lines[start:end])
+    sources = load(text, base=MODEL).data.datasets
+    assert [source.path for source in sources] == ["data/support/*.jsonl", "data/faq.csv"]
+    assert all(f" {key}:" in text for key in keys_of(DatasetSource) if key not in ("name", "config"))
+
+
+# --- streaming ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", ":3: streaming: needs max_steps: how many rows there are is not known beforehand."),
+        ("max_steps: 5\nvalidation_split: 0.1\n",
+         ":5: validation_split: streaming keeps no rows that could be set aside; give validation_file instead."),
+        ("max_steps: 5\ntrain_sampling_strategy: group_by_length\n", ":5: train_sampling_strategy: group_by_length "
+         "needs all lengths beforehand, streaming has none; choose one."),
+        ("max_steps: 5\ngroup_by_length: yes\n", ":5: train_sampling_strategy (written group_by_length): "
+         "group_by_length needs all lengths beforehand, streaming has none; choose one."),
+    ],
+)  # fmt: skip
+def test_load_config_refuses_what_streaming_cannot_do(text, problem):
+    assert problems_of("streaming: yes\n" + text) == ["my.yaml" + problem]
+
+
+def test_load_config_refuses_weights_of_streamed_sources_at_their_lines():
+    entries = "- name: x\n  weight: 2\n- {name: y, weight: 1}\n- {name: z, weight: .5}\n"
+    assert problems_of("streaming: yes\nmax_steps: 5\ndatasets:\n" + entries, base=MODEL) == [
+        "my.yaml:6: datasets[0].weight: streaming reads each source once, in order; leave weight out.",
+        "my.yaml:8: datasets[2].weight: streaming reads each source once, in order; leave weight out.",
+    ]
+
+
+def test_load_config_accepts_streaming_with_validation_data_and_epochs():
+    text = "streaming: yes\nmax_steps: 5\nnum_train_epochs: 2\nvalidation_file: train.jsonl\neval_steps: 5\n"
+    assert load(text).data.streaming is True
 
 
 # --- other names --------------------------------------------------------------------------------------------------
@@ -583,6 +824,7 @@ def test_every_name_that_transformers_dropped_is_known(key):
 
 def test_tables_of_names_lead_to_keys_that_exist():
     nested = {f"{name}.{key}" for name, (_, section) in NESTED_SECTIONS.items() for key in keys_of(section)}
+    nested |= {f"datasets[].{key}" for key in keys_of(DatasetSource)}
     targets = {*flat_keys(), *NESTED_SECTIONS, *nested, *training_arguments_fields()}
     assert {renamed.name for renamed in RENAMED.values()} <= targets
     assert set(HINTS.values()) <= targets
@@ -596,10 +838,19 @@ def test_tables_of_names_lead_to_keys_that_exist():
         ("report_to: none\nlogging_dir: l\n", "logging_dir has no effect: report_to does not name tensorboard."),
         ("gradient_checkpointing_kwargs: {use_reentrant: no}\n",
          "gradient_checkpointing_kwargs has no effect: gradient_checkpointing is false."),
+        ("shuffle_block_rows: 5\n", "shuffle_block_rows has no effect: streaming is false."),
+        ("max_bad_row_share: 0.2\n",
+         "max_bad_row_share has no effect: on_bad_rows: error stops at any bad row."),
     ],
 )  # fmt: skip
 def test_load_config_says_what_has_no_effect(text, notice):
     assert load(text).notices == (notice,)
+
+
+def test_load_config_is_silent_where_a_key_has_its_effect_or_its_default():
+    assert load("on_bad_rows: skip\nmax_bad_row_share: 0.2\n").notices == ()
+    assert load("streaming: yes\nmax_steps: 5\nshuffle_block_rows: 5\n").notices == ()
+    assert reloaded(load()).notices == ()
 
 
 # --- saved, shown, and quick --------------------------------------------------------------------------------------
@@ -621,6 +872,8 @@ def test_load_config_says_what_has_no_effect(text, notice):
         "save_strategy: no\ntf32: null\nadam_epsilon: 1e-8\noptim_target_modules: all-linear\nfsdp_config: {a: 1}\n",
         "output_dir: ~/somewhere\n",
         f"run_name: {'word ' * 60}\n",
+        "on_too_long: error\ntrain_on: last\nadd_end_token: yes\npreprocessing_num_workers: 3\ndata_cache_dir: ~/c\n",
+        "streaming: yes\nmax_steps: 9\nshuffle_block_rows: 1\non_bad_rows: skip\nmax_bad_row_share: 1\n",
     ],
 )
 def test_config_to_yaml_reads_back_to_the_same_configuration(text):
@@ -639,6 +892,23 @@ def test_every_default_arrives_as_itself_through_yaml(key):
     value = value_of(load(yaml.safe_dump({key.name: key.default}), base=base), key.name)
     assert value == key.default
     assert type(value) is type(key.default)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        "train.jsonl",
+        "[]\ntrain_file: train.jsonl",
+        "[{path: '*.jsonl', weight: 5e-1, format: alpaca, max_rows: 1_000}, {name: a/b, config: 'no', split: 'null'}]",
+        "[{path: train.jsonl, columns: &c {'1': 'no', a.b: c}}, {name: '1', columns: *c}, &e {name: x}, *e]",
+    ],
+)
+def test_config_to_yaml_reads_datasets_back_to_the_same(entries):
+    config = load(f"datasets: {entries}\n", base=MODEL)
+    text = config_to_yaml(config)
+    assert reloaded(config) == config
+    assert config_to_yaml(reloaded(config)) == text
+    assert not {"&", "*"} & set(text.replace("*.jsonl", ""))  # every entry is written out
 
 
 @pytest.mark.parametrize("yaml_key", NESTED_SECTIONS)
@@ -667,6 +937,8 @@ def test_config_sha256_changes_with_a_setting_and_not_with_its_spelling():
 
 def test_every_key_is_documented_and_stands_in_one_section():
     sections = [*FLAT_SECTIONS.values(), *(section for _, section in NESTED_SECTIONS.values())]
+    sections += [record for key in flat_keys().values() if (record := record_type(key.annotation))]
+    assert DatasetSource in sections
     for section in sections:
         assert section.__doc__, section
         for key in keys_of(section).values():
@@ -687,6 +959,10 @@ def test_format_help_lists_every_key_with_type_default_and_meaning():
     assert "  --report_to  (a name or a list of names; default [tensorboard])\n" in text
     assert "  --lora_config.r  (a whole number from 1 up; default 16)\n      Rank of the adapters.\n" in text
     assert "  --quantization_config.load_in_4bit  (true or false; default false)\n" in text
+    assert "  --datasets  (a list of mappings; default [])\n      Several sources of training rows at once" in text
+    assert "\n  datasets[].path  (a path or null; default null)\n      A file, a folder or a glob." in text
+    assert "\n  datasets[].weight  (a number above 0; default 1.0)\n      How often an epoch takes each row" in text
+    assert all(f"\n  datasets[].{name}  (" in text for name in keys_of(DatasetSource))
     assert max(map(len, text.splitlines())) <= 120
 
 

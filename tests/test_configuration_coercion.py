@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 import pytest
 import yaml
 
-from configuration.coercion import CoercionError, alternatives, coerce, describe, found, plain_value
-from configuration.did_you_mean import did_you_mean
+from configuration.coercion import CoercionError, alternatives, coerce, describe, found, plain_value, record_type
+from configuration.did_you_mean import did_you_mean, find_closest
 from configuration.installed_transformers import optimizer_names, scheduler_names, training_arguments_fields
-from configuration.rules import CommaSeparated, Names, PathText, PositiveInt, Range, Share, StepLimit, Steps
+from configuration.rules import CommaSeparated, Names, PathText, PositiveInt, Range, Share, StepLimit, Steps, WholeShare
+from configuration.schema import DatasetSource
 
 TrackerNames = Annotated[list[str], CommaSeparated(null_is_empty=True)]
 Seed = Annotated[int, Range(minimum=0, maximum=9)]
@@ -78,6 +79,9 @@ def node_of(text: str) -> yaml.Node:
         (Steps, "1e2", 100),
         (Annotated[int, StepLimit()], "-1", -1),
         (Share, "0", 0.0),
+        (WholeShare, "1", 1.0),
+        (PositiveInt | Literal["auto"], "Auto", "auto"),
+        (PositiveInt | Literal["auto"], "1e1", 10),
         (Seed, "9", 9),
     ],
 )
@@ -109,6 +113,8 @@ def test_coerce_gives_what_is_meant(annotation, text, expected):
         (PositiveInt, "x", "expected a whole number from 1 up, found 'x'"),
         (Seed, "10", "10 is out of range; give a whole number from 0 to 9"),
         (Share, "1", "1 is out of range; give a number from 0 and below 1"),
+        (WholeShare, "1.01", "1.01 is out of range; give a number from 0 to 1"),
+        (PositiveInt | Literal["auto"], "0", "'0' is not allowed; give a whole number from 1 up or auto"),
         (Steps, "1.5", "1.5 is out of range; give a whole number from 1 up, or a share between 0 and 1"),
         (Steps, "0", "0 is out of range; give a whole number from 1 up, or a share between 0 and 1"),
         (Annotated[int, StepLimit()], "-2", "-2 is out of range; give a whole number from 1 up, or -1"),
@@ -167,6 +173,8 @@ def test_plain_value_reads_untyped_values_as_people_mean_them(text, expected):
         (bool | Literal["auto"], "true or false or auto"),
         (Names, "a name or a list of names"),
         (PathText, "a path"),
+        (list[str], "a list"),
+        (list[DatasetSource], "a list of mappings"),
         (Any, "any value"),
     ],
 )
@@ -176,6 +184,22 @@ def test_describe_names_a_type_as_a_person_would(annotation, expected):
 
 def test_alternatives_looks_through_unions_and_rules():
     assert alternatives(Names | PathText | None) == [list[str], str, type(None)]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        (list[DatasetSource], DatasetSource),
+        (Annotated[list[DatasetSource], "rule"] | None, DatasetSource),
+        (list[str], None),
+        (Names | None, None),
+        (DatasetSource, None),
+        (dict[str, str], None),
+        (Any, None),
+    ],
+)
+def test_record_type_is_the_dataclass_of_a_list_and_nothing_else(annotation, expected):
+    assert record_type(annotation) is expected
 
 
 def test_found_shortens_long_text():
@@ -194,6 +218,7 @@ def test_found_shortens_long_text():
 )
 def test_did_you_mean_offers_only_what_comes_near(name, known, expected):
     assert did_you_mean(name, known) == expected
+    assert (find_closest(name, known) is None) == (expected == "")
 
 
 def test_installed_fields_have_the_types_that_transformers_declares():

@@ -1,0 +1,157 @@
+"""What training holds in memory at its fullest, by arithmetic: for a sense of size before anything is tried.
+
+Shapes: `B` rows of a micro-batch, `T` tokens of its longest row, `V` vocabulary, `h` hidden size, `I` intermediate
+size of the feed-forward block. The counts are those of a decoder with RMS norms and a gated feed-forward block (four
+tensors of width `I`: gate, up, activation, product). GPT-2's GELU, written out in Python, keeps about as many; a plain
+block with a fused GELU keeps two, so for such a model the estimate is high. Keys and values count as wide as queries,
+which is a little high where heads share them. Not counted: what a library, its kernels and the allocator take for
+themselves (on a GPU about half a GiB to one GiB), and the second set of gradients that DDP's buckets hold.
+"""
+
+from __future__ import annotations
+
+from sft_types import MemoryEstimate, ModelFootprint
+
+_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+_KEPT_BYTES = {
+    # (mixed precision, 16-bit weights, adapters): bytes a token and layer, for each of h and for each of I
+    (False, False, False): (40, 16),
+    (False, False, True): (32, 16),
+    (False, True, False): (24, 8),
+    (False, True, True): (40, 10),
+    (True, False, False): (34, 8),
+    (True, False, True): (28, 8),
+    (True, True, False): (26, 8),
+    (True, True, True): (28, 8),
+}
+"""What a layer keeps for its backward pass. Counted with autograd's saved-tensor hooks on a model of this kind.
+
+In float32: two norms keep input, normed and output (6h), attention its queries, keys, values and output (4h). A norm is
+computed in float32 whatever the type; under autocast each linear layer keeps its own cast copy of its input. Frozen
+weights need no input of their own, but adapters beside them do: they save the weights' part, hardly any activations.
+"""
+
+_STATES = (
+    ("ademamix", 3.0),
+    ("grokadamw", 3.0),
+    ("schedule_free_sgd", 1.0),
+    ("sgd", 0.0),
+    ("lomo", 0.0),
+    # A row and a column of sums for each matrix.
+    ("adafactor", 0.01),
+    ("lion", 1.0),
+    ("rmsprop", 1.0),
+    ("adagrad", 1.0),
+)
+"""Part of an optimizer's name -> numbers that it keeps for each trained parameter. Any other counts as AdamW: two."""
+
+
+def estimate_memory(
+    footprint: ModelFootprint,
+    *,
+    rows: int,
+    longest_row: int,
+    weights: str,
+    mixed: str,
+    optimizer: str,
+    gradient_checkpointing: bool,
+    attention: str = "sdpa",
+    supervised_share: float = 1.0,
+) -> MemoryEstimate:
+    """What one device holds at its fullest, in bytes: for the order of magnitude, not a promise.
+
+    The parts are added up as if all stood at once, which is so with gradient accumulation; without it gradients come
+    when activations go, and the true peak is lower by up to the smaller of the two.
+
+    Args:
+        footprint: the model's size. Fewer trained parameters than parameters means adapters on frozen weights.
+        rows: `B`.
+        longest_row: `T`.
+        weights: type of the weights in memory: `float32`, `bfloat16`, `float16`.
+        mixed: autocast: `bf16`, `fp16` or `no`.
+        optimizer: a name that `optim` takes.
+        gradient_checkpointing: activations are computed again, layer by layer, in the backward pass.
+        attention: `eager` keeps the scores of every head, `[B, heads, T, T]`; fused attention does not (Dao et al.,
+            2022, FlashAttention).
+        supervised_share: share of the positions whose logits the loss brings to float32.
+    """
+    element = _ELEMENT_BYTES[weights]
+    has_adapters = footprint.num_trainable_parameters < footprint.num_parameters
+    # Adapters are float32 whatever they stand on (peft's `autocast_adapter_dtype`).
+    trained_element = 4 if has_adapters else element
+    cast_copies = 0
+    if mixed != "no":
+        # Autocast keeps a 16-bit copy of each float32 weight until the backward pass is over.
+        copied = footprint.num_parameters if element == 4 else footprint.num_trainable_parameters
+        cast_copies = 2 * copied if trained_element == 4 else 0
+    return MemoryEstimate(
+        weights_bytes=footprint.weight_bytes + cast_copies,
+        gradients_bytes=footprint.num_trainable_parameters * trained_element,
+        optimizer_bytes=round(footprint.num_trainable_parameters * optimizer_bytes(optimizer, trained_element)),
+        activations_bytes=_activation_bytes(
+            footprint,
+            rows,
+            longest_row,
+            kind=(mixed != "no", element == 2, has_adapters),
+            keeps_scores=attention == "eager",
+            gradient_checkpointing=gradient_checkpointing,
+        ),
+        logits_bytes=_logits_bytes(footprint, rows * longest_row, element, mixed, supervised_share),
+    )
+
+
+def optimizer_bytes(optimizer: str, element_bytes: int = 4) -> float:
+    """Bytes of state that an optimizer keeps for each trained parameter of `element_bytes`.
+
+    AdamW: two moments of the parameter's type (Loshchilov & Hutter, 2019). In 8 bits a byte each, and the scales of
+    its blocks, which do not count (Dettmers et al., 2022). Plain SGD, as `optim: sgd` sets it up, keeps nothing.
+    """
+    states = next((count for part, count in _STATES if part in optimizer), 2.0)
+    if "8bit" in optimizer:
+        return states
+    return states * (0.5 if "4bit" in optimizer else element_bytes)
+
+
+def _activation_bytes(
+    footprint: ModelFootprint,
+    rows: int,
+    longest_row: int,
+    *,
+    kind: tuple[bool, bool, bool],
+    keeps_scores: bool,
+    gradient_checkpointing: bool,
+) -> int:
+    """What all layers keep.
+
+    Korthikanti et al. (2022, Reducing Activation Recomputation in Large Transformer Models, section 4) count
+    `34*h + 5*heads*T` bytes a token and layer for a GPT in 16 bits with dropout, and `2*h` with checkpointing, to which
+    the one layer in work adds its own.
+    """
+    is_mixed, is_16_bit, _ = kind
+    per_hidden, per_intermediate = _KEPT_BYTES[kind]
+    intermediate_size = footprint.intermediate_size or 4 * footprint.hidden_size
+    tokens = rows * longest_row
+    layer = tokens * (per_hidden * footprint.hidden_size + per_intermediate * intermediate_size)
+    if keeps_scores:
+        # The softmax is float32; in 16 bits the product with the values keeps a cast copy of it.
+        score_bytes = 6 if is_mixed or is_16_bit else 4
+        layer += score_bytes * footprint.num_attention_heads * tokens * longest_row
+    if not gradient_checkpointing:
+        return footprint.num_layers * layer
+    # What runs from layer to layer has the type of the weights, under autocast too.
+    between_layers = tokens * footprint.hidden_size * (2 if is_16_bit else 4)
+    return footprint.num_layers * between_layers + layer
+
+
+def _logits_bytes(
+    footprint: ModelFootprint, tokens: int, element: int, mixed: str, supervised_share: float
+) -> int:
+    """The whole logits `[B, T, V]`, and of the supervised positions what the loss makes of them.
+
+    Held at once when the loss is made: the logits (float32 under autocast, which accelerate casts back; else of the
+    weights' type), their supervised rows in float32, the log-softmax. On the way back the gradients take their place.
+    With every position supervised that is 12 bytes for each of `B * T * V`.
+    """
+    whole, supervised = (4, 8) if element == 4 or mixed != "no" else (2, 10)
+    return round(tokens * footprint.vocab_size * (whole + supervised * supervised_share))

@@ -1,0 +1,306 @@
+"""Raw rows to tokens, a chunk at a time, in this process or in several."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from multiprocessing import get_all_start_methods, get_context
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from configuration.schema import DataConfig
+from distributed_utils import tokenize_in_one_thread
+from prepared_data.store import (
+    LOST_END,
+    LOST_PROMPT,
+    THOUGHTS_LEFT_OUT,
+    TOOLS_LEFT_OUT,
+    TRAINED_END,
+    RowColumns,
+)
+from prompting.formats import RecordFormat
+from prompting.messages import RowRefused
+from prompting.rendering import ChatRenderer, render_text
+from prompting.tokenizing import RowTokenizer, RowTooLong, TokenizedRow
+from sft_types import Conversation, DroppedRow, RawRow, RenderedText, RowPreview, RowSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from sources.load import Chunk
+
+EXAMPLES_OF_A_REASON = 10
+"""Dropped rows of a reason that are remembered with their place; all are counted."""
+CHUNKS_WITHOUT_HELP = 4
+"""So many chunks are prepared in this process before others are started: small data needs none."""
+NOTE_FLAGS = {"thoughts_left_out": THOUGHTS_LEFT_OUT, "tools_left_out": TOOLS_LEFT_OUT}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusals:
+    """Rows that were counted out."""
+
+    counts: Counter[str]
+    """Reason -> rows."""
+    examples: tuple[DroppedRow, ...]
+    """The first of each reason, at most `EXAMPLES_OF_A_REASON`."""
+    too_long: Counter[str]
+    """What a cut would take (`answer`, `end`, `prompt`) -> rows that were dropped for their length."""
+    full_lengths: tuple[int, ...]
+    """Tokens of the rows that were dropped for their length."""
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Refusals]") -> "Refusals":
+        """All of several, in order."""
+        examples: list[DroppedRow] = []
+        kept: Counter[str] = Counter()
+        for row in chain.from_iterable(part.examples for part in parts):
+            kept[row.problem.reason] += 1
+            if kept[row.problem.reason] <= EXAMPLES_OF_A_REASON:
+                examples.append(row)
+        return cls(
+            counts=sum((part.counts for part in parts), Counter()),
+            examples=tuple(examples),
+            too_long=sum((part.too_long for part in parts), Counter()),
+            full_lengths=tuple(chain.from_iterable(part.full_lengths for part in parts)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedChunk:
+    """The rows of a chunk that are used, one after another, and what became of the others. Travels between processes."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    lengths: np.ndarray
+    columns: RowColumns
+    rows_read: int
+    refusals: Refusals
+    seen_columns: frozenset[str]
+
+
+class RowPreparer:
+    """Prepares the rows of one source. Goes to worker processes as a whole."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: "PreTrainedTokenizerBase",
+        record_format: RecordFormat,
+        columns: Mapping[str, str],
+    ):
+        """Args:
+        config: the data section.
+        tokenizer: with a chat template, where the format is one of chats.
+        record_format: how records become conversations.
+        columns: names of the source's columns -> ours.
+
+        Raises:
+            ConfigError: if the chat template cannot render a plain exchange.
+        """
+        self._columns = columns
+        self._format = record_format
+        end_token_ids = None
+        if record_format.is_chat:
+            renderer = ChatRenderer(
+                tokenizer, only_last_turn=config.train_on == "last", add_end_token=config.add_end_token
+            )
+            self._render_all: Callable[[Sequence[Conversation]], list[RenderedText | RowRefused]] = renderer.render_all
+            end_token_ids = renderer.end_token_ids()
+        else:
+            self._render_all = _render_texts
+        self._tokenize = RowTokenizer(
+            tokenizer,
+            is_chat=record_format.is_chat,
+            max_seq_length=config.max_seq_length,
+            keep_too_long=config.on_too_long == "truncate",
+            end_token_ids=end_token_ids,
+        )
+
+    def __call__(self, chunk: "Chunk") -> PreparedChunk:
+        """The prepared rows of a chunk."""
+        rows = chunk.rows()
+        used, dropped = [], []
+        for row, outcome in zip(rows, self.prepare(rows), strict=True):
+            if isinstance(outcome, RowRefused):
+                dropped.append((row.source, outcome))
+            else:
+                used.append((row.source.line, *outcome))
+        tokens = [row for _, _, _, row in used]
+        return PreparedChunk(
+            input_ids=_concatenated([row.input_ids for row in tokens]),
+            labels=_concatenated([row.labels for row in tokens]),
+            lengths=np.fromiter((len(row.input_ids) for row in tokens), dtype=np.int64, count=len(tokens)),
+            columns=_columns_of(used, chunk.file_index),
+            rows_read=len(rows),
+            refusals=_refusals(dropped),
+            seen_columns=frozenset(chain.from_iterable(row.record for row in rows if row.record is not None)),
+        )
+
+    def prepare(self, rows: Sequence[RawRow]) -> list[tuple[Conversation, RenderedText, TokenizedRow] | RowRefused]:
+        """Each row's conversation, text and tokens; or why it cannot be used."""
+        conversations = _kept(self.convert, rows)
+        rendered = _kept_all(self._render_all, conversations)
+        tokens = _kept_all(self._tokenize, rendered)
+        return [
+            row if isinstance(row, RowRefused) else (conversation, text, row)
+            for conversation, text, row in zip(conversations, rendered, tokens, strict=True)
+        ]
+
+    def convert(self, row: RawRow) -> Conversation:
+        """A raw row's conversation.
+
+        Raises:
+            RowRefused: if it has none.
+        """
+        if row.problem is not None:
+            raise RowRefused(row.problem.reason, row.problem.message)
+        record = row.record
+        if self._columns:
+            record = {self._columns.get(name, name): value for name, value in record.items()}
+        return self._format.convert(record)
+
+    def preview(self, number: int, row: RawRow) -> RowPreview:
+        """A row as a person reads it, with what is trained told apart."""
+        (outcome,) = self.prepare([row])
+        if isinstance(outcome, RowRefused):
+            return RowPreview(number=number, source=row.source, problem=outcome.problem)
+        _, text, tokens = outcome
+        return RowPreview(
+            number=number,
+            source=row.source,
+            segments=self._tokenize.segments(text),
+            num_tokens=len(tokens.input_ids),
+            num_supervised=tokens.num_supervised,
+            was_truncated=tokens.was_truncated,
+        )
+
+
+def prepare_chunks(preparer: RowPreparer, chunks: Iterable["Chunk"], num_workers: int) -> Iterator[tuple[Any, Any]]:
+    """Chunks with their prepared rows, in order; in other processes where there are more than a few.
+
+    At no time are more than a few chunks for each process in memory.
+    """
+    iterator = iter(chunks)
+    for chunk in islice(iterator, CHUNKS_WITHOUT_HELP) if num_workers > 1 else iterator:
+        yield chunk, preparer(chunk)
+    first = next(iterator, None)
+    if first is None:
+        return
+    # A forked process starts at once and shares what is loaded; not every system can fork.
+    context = get_context("fork" if "fork" in get_all_start_methods() else None)
+    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(preparer,)) as pool:
+        waiting: deque[tuple[Chunk, Future]] = deque()
+        for chunk in chain([first], iterator):
+            waiting.append((chunk, pool.submit(_prepare_in_worker, chunk)))
+            if len(waiting) > 2 * num_workers:
+                chunk, future = waiting.popleft()
+                yield chunk, future.result()
+        while waiting:
+            chunk, future = waiting.popleft()
+            yield chunk, future.result()
+
+
+_preparer_of_worker: RowPreparer | None = None
+"""Set once in each worker process: sent with every chunk, it would cost more than the chunk."""
+
+
+def _start_worker(preparer: RowPreparer) -> None:
+    global _preparer_of_worker
+    _preparer_of_worker = preparer
+    # The tokenizer's threads did not survive the fork; and each worker has one core.
+    tokenize_in_one_thread()
+
+
+def _prepare_in_worker(chunk: "Chunk") -> PreparedChunk:
+    return _preparer_of_worker(chunk)
+
+
+def _render_texts(conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:
+    return [render_text(conversation) for conversation in conversations]
+
+
+def _kept(step: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    results = []
+    for item in items:
+        try:
+            results.append(step(item))
+        except RowRefused as refusal:
+            results.append(refusal)
+    return results
+
+
+def _kept_all(step: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> list[Any]:
+    """What a step makes of the items that are no refusals, in their places; refusals stay."""
+    results = iter(step([item for item in items if not isinstance(item, RowRefused)]))
+    return [item if isinstance(item, RowRefused) else next(results) for item in items]
+
+
+def _refusals(dropped: Sequence[tuple[RowSource, RowRefused]]) -> Refusals:
+    too_long = [refusal for _, refusal in dropped if isinstance(refusal, RowTooLong)]
+    single = [
+        Refusals(
+            counts=Counter({refusal.problem.reason: 1}),
+            examples=(DroppedRow(source=source, problem=refusal.problem),),
+            too_long=Counter(),
+            full_lengths=(),
+        )
+        for source, refusal in dropped
+    ]
+    lengths = Refusals(
+        counts=Counter(),
+        examples=(),
+        too_long=Counter(refusal.loses for refusal in too_long),
+        full_lengths=tuple(refusal.full_length for refusal in too_long),
+    )
+    return Refusals.joined([*single, lengths])
+
+
+def _columns_of(used: Sequence[tuple[int, Conversation, RenderedText, TokenizedRow]], file_index: int) -> RowColumns:
+    count = len(used)
+    return RowColumns(
+        num_supervised=np.fromiter((row.num_supervised for *_, row in used), dtype=np.int32, count=count),
+        full_length=np.fromiter((row.full_length for *_, row in used), dtype=np.int32, count=count),
+        flags=np.fromiter((_flags(text, row) for _, _, text, row in used), dtype=np.uint8, count=count),
+        digest=np.fromiter((_digest(conversation) for _, conversation, *_ in used), dtype=np.uint64, count=count),
+        file=np.full(count, file_index, dtype=np.int32),
+        line=np.fromiter((line for line, *_ in used), dtype=np.int64, count=count),
+    )
+
+
+def _flags(text: RenderedText, row: TokenizedRow) -> int:
+    flags = TRAINED_END if row.has_trained_end else 0
+    if row.was_truncated:
+        flags |= LOST_END if row.lost_its_end else LOST_PROMPT
+    for note in text.notes:
+        flags |= NOTE_FLAGS[note]
+    return flags
+
+
+def _digest(conversation: Conversation) -> int:
+    """64 bits of a conversation, letter case and white space aside."""
+    if conversation.text is not None:
+        parts = [conversation.text]
+    else:
+        parts = []
+        for message in conversation.messages:
+            parts.append(message["role"])
+            parts.append(message["content"])
+            if len(message) > 2:
+                rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+                parts.append(json.dumps(rest, sort_keys=True, default=str))
+    text = "\x1f".join(" ".join(part.casefold().split()) for part in parts)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _concatenated(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)

@@ -1,0 +1,96 @@
+"""A folder of entries found by content: made once, by one process, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_errors import DataError
+
+logger = logging.getLogger("sft.data")
+UNUSED_DAYS = 30
+"""Entries that no run has used for so long are deleted when a new one is made."""
+_SECONDS_A_DAY = 86_400
+_SECONDS_TILL_TOLD = 3.0
+
+
+def content_key(ingredients: Mapping[str, Any]) -> str:
+    """The name of an entry: a digest of all that it is made from."""
+    text = json.dumps(ingredients, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def find_or_make(folder: Path, key: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
+    """The folder of entry `key`, made by `make(empty_folder)` if it is not there yet.
+
+    Processes that want the same entry wait for the one that makes it: for a lock on a file, which the system lets go
+    when its holder dies, and in no barrier that could time out. What is not finished is never seen under its name.
+
+    Args:
+        folder: the cache.
+        key: see `content_key`.
+        make: fills the folder that it is given.
+
+    Returns:
+        The entry's folder, and whether it was there already.
+
+    Raises:
+        DataError: if the cache cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    entry = folder / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if entry.is_dir():
+            os.utime(entry)
+            return entry, True
+        lock = FileLock(str(folder / f"{key}.lock"))
+        try:
+            lock.acquire(timeout=_SECONDS_TILL_TOLD)
+        except Timeout:
+            logger.info("Another process is preparing the same data; waiting for it.")
+            lock.acquire()
+        try:
+            return entry, _make_unless_there(entry, make)
+        finally:
+            lock.release()
+    except OSError as error:
+        raise DataError(
+            f"data_cache_dir: {folder} cannot be written: {error.strerror or error}. Make room, or name another folder."
+        ) from None
+
+
+def _make_unless_there(entry: Path, make: Callable[[Path], None]) -> bool:
+    """Makes the entry, unless another process did while this one waited; returns whether it was there."""
+    if entry.is_dir():
+        return True
+    _delete_unused(entry.parent)
+    unfinished = entry.with_name(f"{entry.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    unfinished.mkdir()
+    try:
+        make(unfinished)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    unfinished.rename(entry)
+    return False
+
+
+def _delete_unused(folder: Path) -> None:
+    old = [path for path in folder.iterdir() if time.time() - path.stat().st_mtime > UNUSED_DAYS * _SECONDS_A_DAY]
+    for path in old:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if old:
+        logger.info("Deleted %d entries of %s that no run used for %d days.", len(old), folder, UNUSED_DAYS)

@@ -1,0 +1,62 @@
+"""How far a long preparation is, and how long it still takes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+logger = logging.getLogger("sft.data")
+_SECONDS_TILL_SHOWN = 2.0
+"""What is done sooner needs no word."""
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class PreparationProgress:
+    """A bar on a terminal, a line of the log now and then elsewhere. Use as a context."""
+
+    def __init__(self, what: str):
+        self._what = what
+        self._started = time.monotonic()
+        self._told = self._started + _SECONDS_TILL_SHOWN
+        self._is_bar = sys.stdout.isatty() and logger.isEnabledFor(logging.INFO)
+        self._is_shown = False
+
+    def __enter__(self) -> "PreparationProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_shown:
+            sys.stdout.write("\r\x1b[K")
+            sys.stdout.flush()
+
+    def show(self, rows: int, share: float) -> None:
+        """Tells the state, if it is time to.
+
+        Args:
+            rows: rows prepared so far.
+            share: of the whole source, between 0 and 1.
+        """
+        now = time.monotonic()
+        if now < self._told:
+            return
+        seconds = now - self._started
+        line = progress_text(self._what, rows, share, seconds)
+        if self._is_bar:
+            self._is_shown = True
+            filled = round(share * 24)
+            sys.stdout.write(f"\r\x1b[K[{'#' * filled}{'.' * (24 - filled)}] {line}")
+            sys.stdout.flush()
+            self._told = now + 0.2
+        else:
+            logger.info(line)
+            self._told = now + _SECONDS_BETWEEN_LINES
+
+
+def progress_text(what: str, rows: int, share: float, seconds: float) -> str:
+    """`Preparing train rows: 40 %, 20,000 rows, 2,500 rows/s, about 12 s left`."""
+    text = f"{what}: {share:.0%}, {rows:,} rows, {rows / max(seconds, 1e-9):,.0f} rows/s"
+    if share > 0:
+        left = seconds * (1 - share) / share
+        text += f", about {left:.0f} s left" if left < 90 else f", about {left / 60:.0f} min left"
+    return text

@@ -1,0 +1,70 @@
+"""Datasets of the `datasets` library: saved on disk, or on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sft_errors import DataError
+from sources.chunks import MAX_BYTES, MAX_ROWS, Entries, Stretch
+from sources.json_rows import checked_record
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether a folder was written by the library's `save_to_disk`."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def load_splits(name: str, configuration: str | None, split: str | None) -> "dict[str, Dataset]":
+    """The splits of a dataset by name; for a slice of one (`train[:10%]`) that slice alone, under this name.
+
+    Raises:
+        DataError: one line for what the library says in many.
+    """
+    import datasets
+
+    folder = Path(name).expanduser()
+    is_saved = is_saved_dataset(folder)
+    try:
+        if is_saved:
+            loaded = datasets.load_from_disk(str(folder))
+        elif split is not None and set(split) & set("[+"):
+            loaded = {split: datasets.load_dataset(name, configuration, split=split)}
+        else:
+            loaded = datasets.load_dataset(name, configuration)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(f"dataset_name {name!r}: not found: {_first_line(error)}") from None
+    except OSError as error:
+        what = "cannot be read" if is_saved else "the Hub cannot be reached"
+        raise DataError(f"dataset_name {name!r}: {what}: {_first_line(error)}") from None
+    except (ValueError, LookupError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        # An unknown or missing configuration name arrives here, with a list of the known ones; an unknown split in a
+        # slice; a dataset that is a script, which the library refuses to run.
+        raise DataError(f"dataset_name {name!r}, dataset_config_name {configuration!r}: {_first_line(error)}") from None
+    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+
+
+def read_dataset(dataset: "Dataset", file: str) -> Iterator[tuple[Stretch, float]]:
+    """The rows of a dataset in order; the line is the row's number, from 1.
+
+    Yields:
+        A stretch of rows, and the share of the dataset that is read once it is, 0 to 1.
+    """
+    total = len(dataset)
+    bytes_a_row = dataset.data.nbytes // max(len(dataset.data), 1)
+    rows_at_once = max(1, min(MAX_ROWS, MAX_BYTES // max(bytes_a_row, 1)))
+    for start in range(0, total, rows_at_once):
+        columns = dataset[start : start + rows_at_once]
+        records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        end = start + len(records)
+        entries = [checked_record(record) for record in records]
+        yield Entries(file=file, lines=range(start + 1, end + 1), entries=entries), end / total
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return " ".join(text.splitlines()[:2]).rstrip(".") + "."
