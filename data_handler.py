@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +15,11 @@ from configuration.schema import DataConfig
 from preparation.counts import PreparedSource, data_report, split_report
 from preparation.examples import first_prompts, given_prompts, previews
 from preparation.sources import SourcePreparation, format_named
+from preparation.streaming import RowStream
 from prepared_data.store import PreparedRows
 from sft_errors import ConfigError, DataError
 from sft_types import TrainingData
-from sources.load import open_sources
+from sources.load import Source, open_sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +60,8 @@ def prepare_data(
     if opened.unused:
         logger.info("Not read: %s.", ", ".join(opened.unused[:5]) + (", ..." if len(opened.unused) > 5 else ""))
     preparation = SourcePreparation(config, tokenizer)
-    prepared = [preparation.prepare("train", source) for source in opened.train]
+    prepare_train = preparation.look_at if config.streaming else partial(preparation.prepare, "train")
+    prepared = [prepare_train(source) for source in opened.train]
     rows = PreparedRows([source.rows for source in prepared])
     held_opened, held_prepared, held = opened.validation, [], None
     if opened.validation:
@@ -81,10 +85,23 @@ def prepare_data(
         train=epoch_rows,
         validation=held,
         collator=PaddedCollator(tokenizer.pad_token_id),
-        report=data_report((prepared, rows), train_report, (held_prepared, held), held_report),
+        report=replace(
+            data_report((prepared, rows), train_report, (held_prepared, held), held_report),
+            is_complete=not config.streaming,
+        ),
         sample_prompts=prompts,
         previews=previews(preparation, opened.train, prepared, show_rows),
+        stream=_stream(preparation, opened.train, prepared, seed).read if config.streaming else None,
     )
+
+
+def _stream(
+    preparation: SourcePreparation, opened: Sequence[Source], prepared: Sequence[PreparedSource], seed: int
+) -> RowStream:
+    """The training rows as they are read."""
+    formats = [format_named(source.format_name) for source in prepared]
+    preparers = [preparation.preparer(*pair) for pair in zip(opened, formats, strict=True)]
+    return RowStream(opened, preparers, seed=seed, block_rows=preparation.config.shuffle_block_rows)
 
 
 def _split_off(rows: PreparedRows, share: float, seed: int, place: str) -> tuple[PreparedRows, PreparedRows]:

@@ -31,7 +31,9 @@ def rank_of_this_process() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def start_distributed(config: DistributedConfig, *, use_cpu: bool = False) -> DistributedContext:
+def start_distributed(
+    config: DistributedConfig, *, use_cpu: bool = False, is_rehearsal: bool = False
+) -> DistributedContext:
     """Finds this process's place and device.
 
     The process group itself is opened by accelerate when the training arguments are built.
@@ -39,6 +41,7 @@ def start_distributed(config: DistributedConfig, *, use_cpu: bool = False) -> Di
     Args:
         config: the distributed section.
         use_cpu: stay on the CPU although there is a GPU.
+        is_rehearsal: one process stands for all that the configuration asks for; it talks to none.
 
     Raises:
         ConfigError: if the processes started are not those that the configuration asks for, or there is no GPU for
@@ -47,6 +50,8 @@ def start_distributed(config: DistributedConfig, *, use_cpu: bool = False) -> Di
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    if is_rehearsal and not is_launched():
+        return DistributedContext(world_size=config.num_gpus or 1, device=_device_of(0, 1, use_cpu))
     if config.num_gpus is not None and config.num_gpus != processes_here:
         raise ConfigError(
             f"num_gpus is {config.num_gpus} but {processes_here} processes were started. "

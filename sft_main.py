@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from command_line import Command, read_command
 from config_manager import SFTConfig, config_sha256, config_to_yaml, format_help, load_config
 from distributed_utils import (
     configure_logging,
@@ -23,11 +23,15 @@ from sft_errors import ConfigError, UserError, located
 
 if TYPE_CHECKING:
     from sft_types import BatchPlan, DistributedContext, SampleAnswer, TrainingData, TrainingResult
-    from trainer_utils import SFTTrainer
+    from trainer_utils import PreparedTraining, SFTTrainer
 
 USAGE = """\
 usage: python sft_main.py --config_file FILE [--key value ...]
+       python sft_main.py --config_file FILE --dry_run [--show_rows 3,17] [--key value ...]
        ./launch_training.sh --config FILE --gpus N [--key value ...]
+
+--dry_run does everything up to the first step, shows what would be trained on, and writes preflight.json into
+output_dir; exit status 0 if a run would be sound, 2 with the reasons if not. --show_rows chooses the rows it shows.
 
 Every key below can stand in the YAML file or on the command line, which wins. Nested keys: --lora_config.r 8."""
 EXIT_INTERRUPTED = 130
@@ -42,14 +46,14 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     configure_logging()
     try:
-        path, overrides = _split_arguments(arguments)
-        config = load_config(path, overrides)
-        if (config.distributed.num_gpus or 1) > 1 and not is_launched():
+        command = read_command(arguments)
+        config = load_config(command.config_file, command.overrides)
+        if (config.distributed.num_gpus or 1) > 1 and not is_launched() and not command.dry_run:
             count = config.distributed.num_gpus
             logger.info("num_gpus is %d: starting %d processes (torchrun).", count, count)
             return launch_processes(count, __file__, arguments)
         try:
-            return run(config, command=_command(arguments))
+            return run(config, command)
         except UserError as error:
             raise located(error, config.origins) from None
     except UserError as error:
@@ -63,24 +67,23 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
 
 
-def run(config: SFTConfig, *, command: str) -> int:
-    """One run, top to bottom.
+def run(config: SFTConfig, command: Command) -> int:
+    """One run, top to bottom; a dry run ends before anything is trained.
 
     Args:
         config: checked settings.
-        command: what was typed, to say how to go on after an interruption.
+        command: what was typed.
     """
     quiet_libraries()
     _log_lines(config.notices)
     use_cpu = bool(config.training.extra_training_arguments.get("use_cpu", False))
-    context = start_distributed(config.distributed, use_cpu=use_cpu)
+    context = start_distributed(config.distributed, use_cpu=use_cpu, is_rehearsal=command.dry_run)
 
     from transformers import set_seed
 
     from batching.plan import resolve_batch_plan
     from data_handler import prepare_data
     from model_manager import (
-        answer_prompts,
         fit_to_tokenizer,
         footprint,
         load_model,
@@ -89,9 +92,10 @@ def run(config: SFTConfig, *, command: str) -> int:
         resolve_precision,
         set_generation_defaults,
     )
-    from reporting.console import data_lines, model_line, plan_line
+    from preflight import check_data, show_preflight
+    from reporting.console import model_line, plan_line
     from run_state.checkpoints import check_steps_are_left, check_writable, resolve_checkpoint
-    from trainer_utils import build_trainer, evaluate, last_evaluation, train
+    from trainer_utils import build_trainer
     from training_arguments import build_training_arguments
 
     check_writable(config.training.output_dir)
@@ -99,21 +103,24 @@ def run(config: SFTConfig, *, command: str) -> int:
     adapters_only = config.lora is not None
     precision = resolve_precision(config.model, config.training, context, adapters_only=adapters_only)
     tokenizer = load_tokenizer(config.model)
-    data = prepare_data(config.data, tokenizer, seed=config.training.seed, sample_prompts=config.logging.sample_prompts)
-    _log_lines(data_lines(data.report))
-    _check_validation(config, data)
+    data = prepare_data(
+        config.data,
+        tokenizer,
+        seed=config.training.seed,
+        sample_prompts=config.logging.sample_prompts,
+        show_rows=command.show_rows,
+    )
+    problems = check_data(config, data, is_rehearsal=command.dry_run)
+    if not len(data.train):
+        return show_preflight(config, data, problems, context)
     set_seed(config.training.seed)  # adapters and new embeddings start from random numbers
+    checkpointing = config.training.gradient_checkpointing
     model = load_model(
-        config.model,
-        config.lora,
-        config.quantization,
-        precision,
-        context,
-        gradient_checkpointing=config.training.gradient_checkpointing,
+        config.model, config.lora, config.quantization, precision, context, gradient_checkpointing=checkpointing
     )
     fit_to_tokenizer(model, tokenizer, config.data.max_seq_length, adapters_only=adapters_only)
     eos_token_ids = set_generation_defaults(model, tokenizer)
-    plan = resolve_batch_plan(config.training, len(data.train), context)
+    plan = resolve_batch_plan(config.training, data.num_train_rows, context)
     check_steps_are_left(checkpoint, plan.total_steps, plan.steps_per_epoch)
     logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
     logger.info(plan_line(plan, context.device))
@@ -126,23 +133,45 @@ def run(config: SFTConfig, *, command: str) -> int:
         has_validation=data.validation is not None,
         ddp_backend=config.distributed.ddp_backend,
     )
+    if command.dry_run:
+        return show_preflight(config, data, problems, context, footprint(model), plan, precision)
     _prepare_output(config, context, checkpoint)
     if context.is_main_process:
         make_adapters_portable(model, tokenizer, config.training.output_dir, gguf_file=config.model.gguf_file)
-    prepared = build_trainer(arguments, model, tokenizer, data, plan, context, checkpoint=checkpoint)
+    prepared = build_trainer(
+        arguments, model, tokenizer, data, plan, context,
+        checkpoint=checkpoint, stops_at_bad_rows=config.data.on_bad_rows == "error",
+    )  # fmt: skip
+    result = _train_between_answers(prepared, data, eos_token_ids, config.logging.sample_max_new_tokens, checkpoint)
+    return save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat)
+
+
+def _train_between_answers(
+    prepared: "PreparedTraining",
+    data: "TrainingData",
+    eos_token_ids: list[int],
+    longest_answer: int,
+    checkpoint: Path | None,
+) -> "TrainingResult":
+    """Trains, with an evaluation and answers to the sample prompts before and after."""
+    from model_manager import answer_prompts
+    from trainer_utils import evaluate, last_evaluation, train
+
+    trainer = prepared.trainer
 
     def answers() -> list[str]:
-        if not context.is_main_process:
+        if not trainer.context.is_main_process:
             return []
-        limit = config.logging.sample_max_new_tokens
-        return answer_prompts(model, tokenizer, data.sample_prompts, eos_token_ids, limit)
+        return answer_prompts(
+            trainer.model, trainer.processing_class, data.sample_prompts, eos_token_ids, longest_answer
+        )
 
-    eval_before, answers_before = evaluate(prepared.trainer), answers()
+    eval_before, answers_before = evaluate(trainer), answers()
     result = replace(train(prepared, checkpoint=checkpoint), eval_before=eval_before)
     if result.status == "completed":
-        result = replace(result, eval_after=last_evaluation(prepared.trainer))
+        result = replace(result, eval_after=last_evaluation(trainer))
         result = replace(result, samples=_pair_answers(data, answers_before, answers()))
-    return save_and_report(config, prepared.trainer, data, plan, result, command)
+    return result
 
 
 def save_and_report(
@@ -220,46 +249,6 @@ def _prepare_output(config: SFTConfig, context: "DistributedContext", checkpoint
         raise ConfigError(f"output_dir: {output} cannot be written: {error.strerror}.") from None
     if aside is not None:
         logger.info("%s holds an earlier run: its checkpoints and records were moved to %s.", output, aside)
-
-
-def _check_validation(config: SFTConfig, data: "TrainingData") -> None:
-    """What needs validation data, where only the data itself could tell whether it has any."""
-    if data.validation is not None:
-        return
-    wanted = [key for key in ("load_best_model_at_end", "eval_steps") if getattr(config.training, key)]
-    if wanted:
-        raise ConfigError(f"{wanted[0]}: the data has no validation split; give validation_file or validation_split.")
-
-
-def _split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The configuration file's path, and the rest of the command line."""
-    path, rest, pending = None, [], list(arguments)
-    while pending:
-        argument = pending.pop(0)
-        name, equals, value = argument.partition("=")
-        if name not in ("--config_file", "--config"):
-            rest.append(argument)
-        elif equals:
-            path = value
-        elif pending:
-            path = pending.pop(0)
-        else:
-            raise ConfigError(f"command line: {name} needs a file: {name} my.yaml")
-    return path, rest
-
-
-def _command(arguments: Sequence[str]) -> str:
-    """What was typed, without a word on resuming: the caller adds that."""
-    kept: list[str] = []
-    pending = list(arguments)
-    while pending:
-        argument = pending.pop(0)
-        if argument.partition("=")[0] == "--resume_from_checkpoint":
-            if "=" not in argument and pending and not pending[0].startswith("--"):
-                pending.pop(0)
-            continue
-        kept.append(argument)
-    return shlex.join(["python", "sft_main.py", *kept])
 
 
 def _class_name(model: Any) -> str:

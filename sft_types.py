@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -256,11 +256,19 @@ class TrainingData:
     """What the trainer consumes. A row of both datasets is `{"input_ids": ..., "labels": ...}`, int32 `[T]` each."""
 
     train: "RowDataset"
+    """With a `stream`, only the rows that were looked at beforehand."""
     validation: "RowDataset | None"
     collator: "Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]"
     report: DataReport
     sample_prompts: tuple[SamplePrompt, ...] = ()
     previews: tuple[RowPreview, ...] = ()
+    stream: "Callable[[int, Callable[[np.ndarray], np.ndarray]], Iterator[Any]] | None" = None
+    """Training rows from a slot on, for the slots that a function chooses, prepared while they are read."""
+
+    @property
+    def num_train_rows(self) -> int | None:
+        """Rows of an epoch; None for a stream."""
+        return None if self.stream is not None else len(self.train)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -340,6 +348,8 @@ class TrainingResult:
     peak_memory_bytes: int
     memory_share: float | None
     """Peak over the memory of the device (or of this process's share of RAM)."""
+    rows_dropped: int = 0
+    """Rows of a stream that could not be used, all ranks together."""
     eval_before: EvaluationResult | None = None
     eval_after: EvaluationResult | None = None
     samples: tuple[SampleAnswer, ...] = field(default_factory=tuple)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,14 +23,16 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from batching.layout import SupervisedRows
 from batching.order import RankBatchSampler
+from batching.stream import MicroBatchStream
+from distributed_utils import tokenize_in_one_thread
 from modeling.supervised_loss import IGNORED, EvaluationSums, supervised_loss_sum
 from reporting.measure import GpuUtilization, peak_memory_bytes, total_memory_bytes
 from reporting.metrics_log import MetricsLog
 from run_state.checkpoints import checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
-from sft_types import BatchPlan, DistributedContext, EvaluationResult, TrainingData, TrainingResult
+from sft_types import BatchPlan, DistributedContext, DroppedRow, EvaluationResult, TrainingData, TrainingResult
 from training_arguments import one_line_errors
-from training_callbacks import OrderCallback, RecordCallback, StopCallback
+from training_callbacks import OrderCallback, RecordCallback, StopCallback, StreamDrops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +46,7 @@ class _Progress:
     """What has been trained so far in this process's lifetime, all ranks together; times in seconds."""
 
     counts: torch.Tensor
-    """Supervised tokens, tokens, rows; float64 on the device, so that counting never waits for it."""
+    """Supervised tokens, tokens, rows, empty slots of a stream; float64 on the device, so that counting never waits."""
     started: float = 0.0
     paused: float = 0.0
 
@@ -58,28 +60,44 @@ class SFTTrainer(Trainer):
     # Our loss is already the mean over the accumulated global batch. (transformers >= 5.23 asks.)
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, context: DistributedContext, data: TrainingData, **kwargs: Any):
-        super().__init__(train_dataset=data.train, eval_dataset=data.validation, data_collator=data.collator, **kwargs)
+    def __init__(
+        self,
+        *,
+        context: DistributedContext,
+        data: TrainingData,
+        on_dropped: Callable[[Sequence[DroppedRow]], None],
+        **kwargs: Any,
+    ):
+        super().__init__(eval_dataset=data.validation, data_collator=data.collator, **kwargs)
         # Earlier versions of transformers ask this way whether the loss is scaled.
         self.model_accepts_loss_kwargs = True
         self.context = context
         counters_device = "cpu" if self.args.device.type == "mps" else self.args.device
-        self.progress = _Progress(counts=torch.zeros(3, dtype=torch.float64, device=counters_device))
-        self._logged = (0.0, [0.0, 0.0, 0.0])
+        self.progress = _Progress(counts=torch.zeros(4, dtype=torch.float64, device=counters_device))
+        self._logged = (0.0, [0.0, 0.0, 0.0, 0.0])
         self._gpu = GpuUtilization(context.device)
-        self.train_sampler = self._sampler(data.train, self.args.per_device_train_batch_size, training=True)
+        self._on_dropped = on_dropped
+        self.train_sampler: RankBatchSampler | None = None
+        if data.stream is None:
+            self.train_sampler = self._sampler(data.train, self.args.per_device_train_batch_size, training=True)
         self.remove_callback(PrinterCallback)
 
     # Batches
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's micro-batches, epoch by epoch."""
-        return self._loader(self.train_dataset, self.train_sampler)
+        if self.train_sampler is None:
+            return self._loader(
+                self.train_dataset, batch_size=None, collate_fn=_as_it_is, worker_init_fn=_start_tokenizing_worker
+            )
+        rows = SupervisedRows(self.train_dataset)
+        return self._loader(rows, batch_sampler=self.train_sampler, collate_fn=self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """This process's share of the evaluation rows; every row once over all processes."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self._loader(dataset, self._sampler(dataset, self.args.per_device_eval_batch_size, training=False))
+        sampler = self._sampler(dataset, self.args.per_device_eval_batch_size, training=False)
+        return self._loader(SupervisedRows(dataset), batch_sampler=sampler, collate_fn=self.data_collator)
 
     def _sampler(self, dataset: Any, batch_size: int, *, training: bool) -> RankBatchSampler:
         strategy = self.args.train_sampling_strategy if training else "sequential"
@@ -95,12 +113,11 @@ class SFTTrainer(Trainer):
             drop_last=training and self.args.dataloader_drop_last,
         )
 
-    def _loader(self, dataset: Any, sampler: RankBatchSampler) -> DataLoader:
+    def _loader(self, dataset: Any, **batching: Any) -> DataLoader:
         workers = self.args.dataloader_num_workers
         return DataLoader(
-            SupervisedRows(dataset),
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            dataset,
+            **batching,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
@@ -114,13 +131,18 @@ class SFTTrainer(Trainer):
     ) -> tuple[list, torch.Tensor]:
         """The micro-batches of the next step, and how many supervised tokens they hold on all processes."""
         batches = list(islice(epoch_iterator, num_batches))
+        dropped = [row for batch in batches for row in batch.pop("dropped", ())]
+        if dropped:
+            self._on_dropped(dropped)
         supervised = [batch["shift_labels"] != IGNORED for batch in batches]
         rows = sum(int(mask.any(dim=1).sum()) for mask in supervised)
         tokens = sum(
             int(batch["attention_mask"][mask.any(dim=1)].sum()) for batch, mask in zip(batches, supervised, strict=True)
         )
         labels = sum(int(mask.sum()) for mask in supervised)
-        counts = torch.tensor([labels, tokens, rows], dtype=torch.float64, device=self.progress.counts.device)
+        counts = torch.tensor(
+            [labels, tokens, rows, len(dropped)], dtype=torch.float64, device=self.progress.counts.device
+        )
         if self.context.world_size > 1:
             torch.distributed.all_reduce(counts)
         self.progress.counts += counts
@@ -195,7 +217,9 @@ class SFTTrainer(Trainer):
         self._logged = (seconds, counts)
         names = ("supervised_tokens_per_second", "tokens_per_second", "examples_per_second")
         elapsed = max(seconds - last_seconds, 1e-9)
-        values = {n: (new - old) / elapsed for n, new, old in zip(names, counts, last_counts, strict=True)}
+        values = {n: (new - old) / elapsed for n, new, old in zip(names, counts, last_counts, strict=False)}
+        if self.train_sampler is None:
+            values["rows_dropped"] = counts[3]
         values["peak_memory_bytes"] = peak_memory_bytes(self.context.device)
         total = total_memory_bytes(self.context.device)
         if total:
@@ -204,6 +228,16 @@ class SFTTrainer(Trainer):
         if utilization is not None:
             values["gpu_utilization"] = utilization
         return values
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Batches of a stream are laid out already."""
+    return batch
+
+
+def _start_tokenizing_worker(worker: int) -> None:
+    """The tokenizer's own threads did not survive the fork of a worker process."""
+    tokenize_in_one_thread()
 
 
 class _paused:
@@ -237,6 +271,7 @@ def build_trainer(
     context: DistributedContext,
     *,
     checkpoint: Path | None,
+    stops_at_bad_rows: bool = True,
 ) -> PreparedTraining:
     """Puts the trainer together.
 
@@ -245,18 +280,38 @@ def build_trainer(
 
     Args:
         checkpoint: what training will go on from; None for a fresh start.
+        stops_at_bad_rows: whether a row of a stream that cannot be used ends the run.
     """
     request = StopRequest()
+    step = checkpoint_step(checkpoint) if checkpoint else 0
+    train_dataset: Any = data.train
+    if data.stream is not None:
+        arguments.ignore_data_skip = True  # the stream itself begins where the checkpoint ends
+        train_dataset = MicroBatchStream(
+            data.stream,
+            data.collator,
+            plan.per_device_train_batch_size,
+            rank=context.rank,
+            world_size=context.world_size,
+            first_micro_batch=step * plan.gradient_accumulation_steps,
+        )
     with one_line_errors():
-        trainer = SFTTrainer(context=context, data=data, model=model, args=arguments, processing_class=tokenizer)
+        trainer = SFTTrainer(
+            context=context,
+            data=data,
+            on_dropped=StreamDrops(is_error=stops_at_bad_rows),
+            train_dataset=train_dataset,
+            model=model,
+            args=arguments,
+            processing_class=tokenizer,
+        )
         if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
             # An optimizer whose package is missing is refused here, before anything is written.
             trainer.create_optimizer()
     metrics_log = None
     if context.is_main_process:
-        metrics_log = MetricsLog(
-            Path(arguments.output_dir, "metrics.jsonl"), resume_step=checkpoint and checkpoint_step(checkpoint)
-        )
+        resume_step = step if checkpoint else None
+        metrics_log = MetricsLog(Path(arguments.output_dir, "metrics.jsonl"), resume_step=resume_step)
     stop = StopCallback(request, context)
     trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
     trainer.add_callback(RecordCallback(metrics_log, plan.total_steps))
@@ -287,7 +342,7 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
         logger.info("Loaded the best checkpoint, %s (%s %.4f).", best, trainer.args.metric_for_best_model,
                     trainer.state.best_metric)  # fmt: skip
     seconds = progress.seconds()
-    supervised, tokens, rows = progress.counts.tolist()
+    supervised, tokens, rows, dropped = progress.counts.tolist()
     steps_here = output.global_step - (checkpoint_step(checkpoint) if checkpoint else 0)
     peak, total = peak_memory_bytes(trainer.context.device), total_memory_bytes(trainer.context.device)
     checkpoints = list_checkpoints(trainer.args.output_dir)
@@ -300,6 +355,7 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
         examples_per_second=rows / seconds,
         tokens_per_second=tokens / seconds,
         supervised_tokens_per_second=supervised / seconds,
+        rows_dropped=int(dropped),
         peak_memory_bytes=peak,
         memory_share=peak / total if total else None,
         last_checkpoint=str(checkpoints[-1]) if checkpoints else None,

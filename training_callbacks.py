@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,20 +13,54 @@ from batching.order import RankBatchSampler
 from reporting.console import evaluation_line, progress_line
 from reporting.metrics_log import MetricsLog
 from run_state.interruption import StopRequest
-from sft_types import DistributedContext
+from sft_errors import DataError
+from sft_types import DistributedContext, DroppedRow
 
 logger = logging.getLogger("sft.train")
+TOLD_DROPS = 10
+"""Dropped rows of a stream that are named; all are counted."""
 
 
 class OrderCallback(TrainerCallback):
     """Tells the sampler which epoch comes: by the step, so that a resumed run finds the same order."""
 
-    def __init__(self, sampler: RankBatchSampler, steps_per_epoch: int):
+    def __init__(self, sampler: RankBatchSampler | None, steps_per_epoch: int):
+        """Args:
+        sampler: None for a stream, which has no epochs: there the share of all steps is told in their place.
+        steps_per_epoch: of the sampler; all steps of a stream.
+        """
         self._sampler = sampler
         self._steps_per_epoch = steps_per_epoch
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._sampler.set_epoch(state.global_step // self._steps_per_epoch)
+        if self._sampler is not None:
+            self._sampler.set_epoch(state.global_step // self._steps_per_epoch)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._sampler is None:
+            # Trainer counts from where a resumed stream began.
+            state.epoch = state.global_step / self._steps_per_epoch
+
+
+class StreamDrops:
+    """What happens to rows of a stream that cannot be used: they are told, or they end the run."""
+
+    def __init__(self, *, is_error: bool):
+        self._is_error = is_error
+        self._told = 0
+
+    def __call__(self, dropped: Sequence[DroppedRow]) -> None:
+        """Takes the rows that the next step lacks.
+
+        Raises:
+            DataError: where such rows are an error.
+        """
+        lines = [f"{row.source}: {row.problem.message} ({row.problem.reason})." for row in dropped]
+        if self._is_error:
+            raise DataError(*lines, "Mend the rows, or write on_bad_rows: skip to leave them out and count them.")
+        for line in lines[: max(TOLD_DROPS - self._told, 0)]:
+            logger.info("dropped  %s", line)
+        self._told += len(lines)
 
 
 class RecordCallback(TrainerCallback):

@@ -144,9 +144,7 @@ def _activation_bytes(
     return footprint.num_layers * between_layers + layer
 
 
-def _logits_bytes(
-    footprint: ModelFootprint, tokens: int, element: int, mixed: str, supervised_share: float
-) -> int:
+def _logits_bytes(footprint: ModelFootprint, tokens: int, element: int, mixed: str, supervised_share: float) -> int:
     """The whole logits `[B, T, V]`, and of the supervised positions what the loss makes of them.
 
     Held at once when the loss is made: the logits (float32 under autocast, which accelerate casts back; else of the

@@ -8,8 +8,22 @@ from configuration.schema import TrainingConfig
 from sft_types import BatchPlan, DistributedContext
 
 
-def resolve_batch_plan(config: TrainingConfig, num_rows: int, context: DistributedContext) -> BatchPlan:
-    """Sizes and steps of a run over `num_rows` training rows; the arithmetic of the sampler and the Trainer."""
+def resolve_batch_plan(config: TrainingConfig, num_rows: int | None, context: DistributedContext) -> BatchPlan:
+    """Sizes and steps of a run; the arithmetic of the sampler and the Trainer.
+
+    Args:
+        config: the training section.
+        num_rows: rows an epoch; None for a stream, whose only end is `max_steps`.
+        context: the processes that share a step.
+    """
+    if num_rows is None:
+        return BatchPlan(
+            per_device_train_batch_size=config.per_device_train_batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            world_size=context.world_size,
+            steps_per_epoch=config.max_steps,
+            total_steps=config.max_steps,
+        )
     rows_together = config.per_device_train_batch_size * context.world_size
     drop_last = bool(config.extra_training_arguments.get("dataloader_drop_last", False))
     micro_batches = num_rows // rows_together if drop_last else math.ceil(num_rows / rows_together)

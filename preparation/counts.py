@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prepared_data.store import LOST_END, LOST_PROMPT, TRAINED_END, PreparedRows, RowColumns, StoredRows
 from preparation.rows import NOTE_FLAGS, Refusals
+from prepared_data.store import LOST_END, LOST_PROMPT, TRAINED_END, PreparedRows, RowColumns, StoredRows
 from sft_types import DataReport, LengthReport, RowSource, SourceReport, SplitReport
 
 EXAMPLES = 5

@@ -9,7 +9,7 @@ import numpy as np
 from preparation.counts import PreparedSource
 from preparation.sources import SourcePreparation, format_named
 from prepared_data.store import PreparedRows
-from sft_types import Conversation, RawRow, RowPreview, RowSource, SamplePrompt
+from sft_types import Conversation, RawRow, RowPreview, SamplePrompt
 from sources.load import Source
 
 SAMPLE_PROMPTS = 3
@@ -30,10 +30,9 @@ def first_prompts(
     columns, parts = first.columns(), first.part_of_rows()
     prompts: list[SamplePrompt] = []
     for part in dict.fromkeys(parts.tolist()):
-        own = np.flatnonzero(parts == part).tolist()
-        places = {prepared[part].place(int(columns.file[row]), int(columns.line[row])) for row in own}
         preparer = preparation.preparer(sources[part], format_named(prepared[part].format_name))
-        prompts += [_as_prompt(preparer.convert(row)) for row in _rows_at(sources[part], places)]
+        rows_of_part = _rows_at(sources[part], set(columns.number[parts == part].tolist()))
+        prompts += [_as_prompt(preparer.convert(row)) for _, row in rows_of_part]
     return tuple(prompts)
 
 
@@ -50,28 +49,21 @@ def previews(
         wanted = {number - before for number in numbers if before < number <= before + one.rows_read}
         if wanted:
             preparer = preparation.preparer(source, format_named(one.format_name))
-            for number, row in enumerate(_all_rows(source), start=1):
-                if number in wanted:
-                    found.append(preparer.preview(before + number, row))
-                if number == max(wanted):
-                    break
+            found += [preparer.preview(before + number, row) for number, row in _rows_at(source, wanted)]
         before += one.rows_read
     return tuple(found)
 
 
-def _all_rows(source: Source) -> Iterator[RawRow]:
+def _rows_at(source: Source, numbers: Collection[int]) -> Iterator[tuple[int, RawRow]]:
+    """Rows of a source by number, from 1, each with its number, in order; no more is parsed than is asked for."""
+    first = 1
     for chunk in source.chunks():
-        yield from chunk.rows()
-
-
-def _rows_at(source: Source, places: set[RowSource]) -> list[RawRow]:
-    found: list[RawRow] = []
-    for row in _all_rows(source):
-        if row.source in places:
-            found.append(row)
-        if len(found) == len(places):
-            break
-    return found
+        own = sorted(number for number in numbers if first <= number < first + chunk.num_rows)
+        if own:
+            yield from zip(own, chunk.rows([number - first for number in own]), strict=True)
+        first += chunk.num_rows
+        if first > max(numbers):
+            return
 
 
 def _as_prompt(conversation: Conversation) -> SamplePrompt:

@@ -75,7 +75,7 @@ class Refusals:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedChunk:
-    """The rows of a chunk that are used, one after another, and what became of the others. Travels between processes."""
+    """The rows of a chunk that are used, one after another, and what became of the others; sent between processes."""
 
     input_ids: np.ndarray
     labels: np.ndarray
@@ -128,12 +128,12 @@ class RowPreparer:
         """The prepared rows of a chunk."""
         rows = chunk.rows()
         used, dropped = [], []
-        for row, outcome in zip(rows, self.prepare(rows), strict=True):
+        for number, (row, outcome) in enumerate(zip(rows, self.prepare(rows), strict=True), start=1):
             if isinstance(outcome, RowRefused):
                 dropped.append((row.source, outcome))
             else:
-                used.append((row.source.line, *outcome))
-        tokens = [row for _, _, _, row in used]
+                used.append((number, row.source.line, *outcome))
+        tokens = [row for *_, row in used]
         return PreparedChunk(
             input_ids=_concatenated([row.input_ids for row in tokens]),
             labels=_concatenated([row.labels for row in tokens]),
@@ -263,15 +263,18 @@ def _refusals(dropped: Sequence[tuple[RowSource, RowRefused]]) -> Refusals:
     return Refusals.joined([*single, lengths])
 
 
-def _columns_of(used: Sequence[tuple[int, Conversation, RenderedText, TokenizedRow]], file_index: int) -> RowColumns:
+def _columns_of(
+    used: Sequence[tuple[int, int, Conversation, RenderedText, TokenizedRow]], file_index: int
+) -> RowColumns:
     count = len(used)
     return RowColumns(
         num_supervised=np.fromiter((row.num_supervised for *_, row in used), dtype=np.int32, count=count),
         full_length=np.fromiter((row.full_length for *_, row in used), dtype=np.int32, count=count),
-        flags=np.fromiter((_flags(text, row) for _, _, text, row in used), dtype=np.uint8, count=count),
-        digest=np.fromiter((_digest(conversation) for _, conversation, *_ in used), dtype=np.uint64, count=count),
+        flags=np.fromiter((_flags(text, row) for *_, text, row in used), dtype=np.uint8, count=count),
+        digest=np.fromiter((_digest(conversation) for _, _, conversation, *_ in used), dtype=np.uint64, count=count),
+        number=np.fromiter((number for number, *_ in used), dtype=np.int64, count=count),
         file=np.full(count, file_index, dtype=np.int32),
-        line=np.fromiter((line for line, *_ in used), dtype=np.int64, count=count),
+        line=np.fromiter((line for _, line, *_ in used), dtype=np.int64, count=count),
     )
 
 

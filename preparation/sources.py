@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
@@ -42,7 +43,7 @@ class SourcePreparation:
     """Prepares sources with one tokenizer and the same settings."""
 
     def __init__(self, config: DataConfig, tokenizer: "PreTrainedTokenizerBase"):
-        self._config = config
+        self.config = config
         self._tokenizer = tokenizer
         self._folder = Path(config.data_cache_dir) if config.data_cache_dir else user_cache_folder() / "sft_data"
         self._num_workers = config.preprocessing_num_workers
@@ -57,6 +58,10 @@ class SourcePreparation:
             ConfigError: if the chat template cannot render a plain exchange.
         """
         entry, was_there = find_or_make(self._folder, self._key(source), partial(self._make, split, source))
+        return self._found(source, entry, split, " (prepared before)" if was_there else "")
+
+    def _found(self, source: Source, entry: Path, split: str, remark: str) -> PreparedSource:
+        """The rows in a folder, and a line that says what they are."""
         report = json.loads((entry / "report.json").read_text(encoding="utf-8"))
         prepared = _prepared_source(source, StoredRows(entry / "rows.arrow"), report)
         record_format = format_named(prepared.format_name)
@@ -68,17 +73,30 @@ class SourcePreparation:
             split.capitalize(),
             ", ".join(source.files[:3]) + more,
             record_format.description,
-            " (prepared before)" if was_there else "",
+            remark,
         )
         if prepared.unused_columns:
             logger.info("%s: columns not used: %s.", split.capitalize(), _listed(prepared.unused_columns))
         return prepared
 
+    def look_at(self, source: Source) -> PreparedSource:
+        """The first rows of a source that is streamed, prepared as all others are. Nothing is kept.
+
+        Raises:
+            DataError, ConfigError: as `prepare` does.
+        """
+        first = dataclasses.replace(source, max_rows=min(source.max_rows or ROWS_THAT_TELL, ROWS_THAT_TELL))
+        with tempfile.TemporaryDirectory(prefix="sft-data-") as folder:
+            self._make("train", first, Path(folder))
+            return self._found(
+                first, Path(folder), "train", f", of which the first {ROWS_THAT_TELL:,} rows were looked at"
+            )
+
     def preparer(self, source: Source, record_format: RecordFormat) -> RowPreparer:
         """What prepares the rows of a source."""
         if record_format.is_chat:
             self._need_template()
-        return RowPreparer(self._config, self._tokenizer, record_format, source.columns)
+        return RowPreparer(self.config, self._tokenizer, record_format, source.columns)
 
     def _make(self, split: str, source: Source, folder: Path) -> None:
         """Prepares a source's rows into an empty folder."""
@@ -90,7 +108,8 @@ class SourcePreparation:
         with RowWriter(folder / "rows.arrow") as writer, PreparationProgress(f"Preparing {split} rows") as progress:
             for chunk, prepared in prepare_chunks(preparer, chunks, self._num_workers):
                 if len(prepared.lengths):
-                    writer.write(prepared.input_ids, prepared.labels, prepared.lengths, prepared.columns)
+                    columns = dataclasses.replace(prepared.columns, number=prepared.columns.number + rows_read)
+                    writer.write(prepared.input_ids, prepared.labels, prepared.lengths, columns)
                 refusals = Refusals.joined([refusals, prepared.refusals])
                 rows_read += prepared.rows_read
                 seen |= prepared.seen_columns
@@ -100,7 +119,12 @@ class SourcePreparation:
             "format_name": record_format.name,
             "rows_read": rows_read,
             "unused_columns": sorted(ours - record_format.columns - record_format.optional),
-            "refusals": dataclasses.asdict(refusals),
+            "refusals": {
+                "counts": refusals.counts,
+                "examples": [dataclasses.asdict(row) for row in refusals.examples],
+                "too_long": refusals.too_long,
+                "full_lengths": refusals.full_lengths,
+            },
         }
         (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
@@ -118,7 +142,7 @@ class SourcePreparation:
 
     def _key(self, source: Source) -> str:
         """All that the prepared rows of a source depend on, as the name of an entry."""
-        config, tokenizer = self._config, self._tokenizer
+        config, tokenizer = self.config, self._tokenizer
         return content_key(
             {
                 "content": source.digest(),
@@ -159,7 +183,7 @@ def find_source_format(source: Source) -> tuple[RecordFormat, Iterator[Chunk]]:
         looked_at.append(chunk)
         for row in chunk.rows():
             rows += 1
-            seen.update(row.record or ())
+            seen.update(list(row.record or ()))
             first_problem = first_problem or (row.source, row.problem)
         if rows >= ROWS_THAT_TELL and seen:
             break

@@ -30,6 +30,8 @@ class RowColumns:
     """uint8: see `LOST_PROMPT` and its kin."""
     digest: np.ndarray
     """uint64 of the conversation, letter case and white space aside: equal for duplicates."""
+    number: np.ndarray
+    """int64: which row of its source it is, from 1; the rows that are not used count too."""
     file: np.ndarray
     """int32: place among the source's files."""
     line: np.ndarray
@@ -47,7 +49,7 @@ class RowColumns:
 
 
 _COLUMN_TYPES = {"num_supervised": "int32", "full_length": "int32", "flags": "uint8", "digest": "uint64"}
-_COLUMN_TYPES |= {"file": "int32", "line": "int64"}
+_COLUMN_TYPES |= {"number": "int64", "file": "int32", "line": "int64"}
 
 
 class RowWriter:

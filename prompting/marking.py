@@ -7,14 +7,18 @@ or the marks changed what the template did and nothing may be concluded.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_PLANES = (0xF0000, 0x100000)
-"""Supplementary private use areas A and B: 65,534 characters each."""
-_MARKS_IN_A_PLANE = 65_000
+from prompting.messages import RowRefused
+
+_FIRST, _LAST = 0xF0000, 0x10FFFD
+"""Supplementary private use areas A and B."""
+_MARKS = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
+_CLOSED_THOUGHTS = "</think>"
 THOUGHTS = ("reasoning_content", "thinking")
 """Keys of a message under which its thoughts stand, apart from its content."""
 
@@ -50,6 +54,8 @@ PLACINGS = (
 class Mark:
     """What a mark stands at: an edge of a string (or its middle) of a message."""
 
+    number: int
+    """Which of all marks it is."""
     message: int
     """Index of the message."""
     kind: str
@@ -65,12 +71,27 @@ class MarkedPlace:
     mark: Mark
 
 
+def answer_in(content: str) -> str:
+    """A content without white space at its edges; empty if it ends with its thoughts."""
+    content = content.strip()
+    return "" if content.endswith(_CLOSED_THOUGHTS) else content
+
+
 class Marker:
     """Puts marks into messages and finds them again. The same prefix of a conversation gets the same marks."""
 
-    def __init__(self, messages: Sequence[Mapping[str, Any]], placing: Placing, plane: int):
-        self._marks: list[Mark] = []
-        self._first = plane
+    def __init__(self, messages: Sequence[Mapping[str, Any]], placing: Placing, text: str):
+        """Args:
+            messages: of a conversation.
+            placing: where to put marks.
+            text: what they render to; its characters are no marks.
+
+        Raises:
+            RowRefused: `turn_not_found` if there are more strings than marks.
+        """
+        self._marks: dict[str, Mark] = {}
+        taken = set(_MARKS.findall(text + json.dumps(messages, ensure_ascii=False, default=str)))
+        self._free = (chr(code) for code in range(_FIRST, _LAST + 1) if chr(code) not in taken)
         self._placing = placing
         self.messages = [self._marked(index, message) for index, message in enumerate(messages)]
 
@@ -79,12 +100,14 @@ class Marker:
         places: list[MarkedPlace] = []
         parts: list[str] = []
         position = last = 0
-        for found in re.finditer(f"[{chr(self._first)}-{chr(self._first + len(self._marks))}]", marked_text):
-            part = marked_text[last : found.start()]
-            position += len(part)
-            parts.append(part)
-            places.append(MarkedPlace(position=position, mark=self._marks[ord(found.group()) - self._first]))
-            last = found.end()
+        for found in _MARKS.finditer(marked_text):
+            mark = self._marks.get(found.group())
+            if mark is not None:
+                part = marked_text[last : found.start()]
+                position += len(part)
+                parts.append(part)
+                places.append(MarkedPlace(position=position, mark=mark))
+                last = found.end()
         parts.append(marked_text[last:])
         return "".join(parts), places
 
@@ -105,19 +128,26 @@ class Marker:
     def _marked_call(self, call: Mapping[str, Any], index: int) -> dict[str, Any]:
         function = dict(call["function"])
         function["name"] = self._at_edges(function["name"], index, "call")
-        if isinstance(function["arguments"], Mapping):
-            function["arguments"] = {
-                name: self._at_edges(value, index, "call") if isinstance(value, str) else value
-                for name, value in function["arguments"].items()
-            }
+        function["arguments"] = self._marked_value(function["arguments"], index)
         return {**call, "function": function}
+
+    def _marked_value(self, value: Any, index: int) -> Any:
+        if isinstance(value, Mapping):
+            return {name: self._marked_value(inner, index) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [self._marked_value(inner, index) for inner in value]
+        return self._at_edges(value, index, "call") if isinstance(value, str) else value
 
     def _at_edges(self, text: str, index: int, kind: str) -> str:
         if not text.strip():
             return text  # a template asks whether there is any
         start = len(text) - len(text.lstrip())
         end = len(text.rstrip())
-        opening = self._new(index, kind, is_opening=True) if self._placing.openings else ""
+        if kind == "content" and not answer_in(text):
+            # Thoughts and nothing behind them: a mark behind them would be an answer.
+            end -= len(_CLOSED_THOUGHTS)
+            kind = "thoughts"
+        opening = self._new(index, kind, is_opening=True) if self._placing.openings and start < end else ""
         return text[:start] + opening + text[start:end] + self._new(index, kind) + text[end:]
 
     def _in_the_middle(self, text: str, index: int, kind: str) -> str:
@@ -127,12 +157,8 @@ class Marker:
         return text[:middle] + self._new(index, kind) + text[middle:]
 
     def _new(self, index: int, kind: str, *, is_opening: bool = False) -> str:
-        self._marks.append(Mark(message=index, kind=kind, is_opening=is_opening))
-        return chr(self._first + len(self._marks) - 1)
-
-
-def free_plane(text: str, num_strings: int) -> int | None:
-    """The first character of a plane that `text` does not use; None if it uses both, or marks would not suffice."""
-    if 2 * num_strings > _MARKS_IN_A_PLANE:
-        return None
-    return next((p for p in _PLANES if not re.search(f"[{chr(p)}-{chr(p + _MARKS_IN_A_PLANE)}]", text)), None)
+        character = next(self._free, None)
+        if character is None:
+            raise RowRefused("turn_not_found", "the conversation is too large to find the turns in it")
+        self._marks[character] = Mark(number=len(self._marks), message=index, kind=kind, is_opening=is_opening)
+        return character

@@ -25,7 +25,7 @@ _SHAREGPT_ROLES = {
 }
 _TRAINED_OR_NOT: dict[str, dict[Any, bool]] = {"train": {True: True, False: False}, "weight": {1: True, 0: False}}
 """Keys with which a message says whether it is trained, and what they may hold."""
-_KEPT_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
+_KEPT_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking")
 
 
 class RowRefused(Exception):
@@ -165,7 +165,9 @@ def _openai_message(item: Any, place: str) -> Mapping[str, Any]:
     message: dict[str, Any] = {"role": role, "content": _content_text(item, place, may_be_null=bool(tool_calls))}
     for key in _KEPT_KEYS:
         if item.get(key) is not None:
-            message[key] = item[key]
+            if not isinstance(item[key], str):
+                raise RowRefused("wrong_type", f"{place}: {key} must be text, found {kind_of(item[key])}")
+            message[key] = checked_text(item[key], f"{place}.{key}")
     if tool_calls:
         message["tool_calls"] = [_tool_call(call, f"{place}.tool_calls") for call in _list_of(tool_calls, "tool_calls")]
     if ("train" in item or "weight" in item) and _is_left_out(item, role, place):

@@ -8,6 +8,7 @@ looked at by marks.
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
 
 from prompting.turns import FoundTurns
@@ -25,8 +26,8 @@ class _Shape:
     turns: tuple[tuple[int, int, int], ...]
     """For each turn of the assistant: its message, characters of the literal before it that are trained, and of the
     literal behind it."""
-    unmet_prompt: str
-    """A turn that begins with this has to be looked at by itself: a generation prompt would reach into it."""
+    unmet: tuple[str, ...]
+    """A turn that begins with one of these has to be looked at by itself: a generation prompt may reach into it."""
 
 
 class Shapes:
@@ -55,8 +56,7 @@ class Shapes:
             index: (starts[index] - before, starts[index] + len(contents[index]) + behind)
             for index, before, behind in shape.turns
         }
-        unmet = shape.unmet_prompt
-        if unmet and any(text.startswith(unmet, start) for start, _ in spans.values()):
+        if shape.unmet and any(text.startswith(shape.unmet, start) for start, _ in spans.values()):
             return None
         return FoundTurns(spans=spans)
 
@@ -121,6 +121,6 @@ def _literal_shape(messages, text: str, turns: FoundTurns) -> _Shape | None:
             literals=tuple(text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)),
             is_trimmed=is_trimmed,
             turns=tuple(found),
-            unmet_prompt=turns.unmet_prompt,
+            unmet=tuple(c for unmet in turns.unmet_prompts for c in (*unmet.lstrip()[:1], *string.whitespace)),
         )
     return None

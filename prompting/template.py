@@ -15,8 +15,8 @@ from sft_errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PROBE = "Zqxj"
-"""A content that no template holds by itself."""
+_PROBE, _NEXT = "Zqxj", "Wvyk"
+"""Contents that no template holds by itself."""
 _ERRORS = (
     TemplateError,
     TypeError,
@@ -28,8 +28,11 @@ _ERRORS = (
 )
 """Templates are programs in somebody else's hands: what they raise is about the conversation that they were given."""
 
-_TAG = re.compile(r"<[^<>\s]{1,40}>")
-_EXCHANGE = ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": _PROBE})
+_TAG = r"<[^<>\s]{1,40}>"
+"""What looks like a special token (`<|user|>`), known to the tokenizer or not."""
+_BRACKETS = r"\[[^\[\]\s]{1,40}\]"
+_QUESTION = {"role": "user", "content": "Hello"}
+_ANSWER = {"role": "assistant", "content": _PROBE}
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -45,17 +48,34 @@ class ChatTemplate:
             ConfigError: if the template cannot render a plain exchange of a question and an answer.
         """
         self._tokenizer = tokenizer
-        self._call_arguments_are_text = False
+        self._call_arguments_are_text = self._contents_are_parts = False
         added = tokenizer.added_tokens_decoder.values()
-        self.specials = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)} - {""}
-        longest_first = sorted(self.specials, key=len, reverse=True)
-        self._special_token = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self.tail = self._find_tail()
+        specials = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)} - {""}
+        known = [re.escape(token) for token in sorted(specials, key=len, reverse=True)]
+        self._special_token = re.compile("|".join(known) or "(?!)")
+        self._marker = re.compile("|".join([*known, _TAG]))
+        self._whole = re.compile("|".join([*known, _TAG, _BRACKETS, r"\w+"]))
+        self.tail, before = self._find_tail()
         """All that it writes behind a last answer."""
-        self.end_marker = self.tail[: self.end_in(self.tail)] if self.tail.strip() else ""
-        """The part of it that ends the answer (`<|im_end|>`); empty if the template ends it with nothing."""
-        self.opener_that_ends = "" if self.end_marker else self._find_opener()
-        """Where nothing else ends an answer: the special token with which the next turn of the user begins."""
+        between = self._behind_probe([*before, _QUESTION, _ANSWER, {"role": "user", "content": _NEXT}])
+        between = between.partition(_NEXT)[0]
+        self._openings = self._find_openings(before)
+        asked, prompt, answered = self._around_question(before)
+        end = self.end_before_header(self.tail, between)
+        further = self.tail.removeprefix(end)
+        is_always_there = end and asked.endswith(further) and prompt.startswith(asked)
+        is_end_of_text = not further.strip() or (tokenizer.eos_token or "\0") in further
+        self.next_header = further if is_always_there and not is_end_of_text else ""
+        """The part of the tail that begins a further answer: some templates end every conversation like a prompt."""
+        asked = asked.removesuffix(self.next_header)
+        asked_alike = self.whole_up_to(prompt, 0, common_length(asked, prompt, 0))
+        self.header = prompt[asked_alike : self.whole_up_to(prompt, 0, common_length(answered, prompt, 0))]
+        """What begins an answer in a prompt and in a conversation alike."""
+        self.end_marker = self.tail.removesuffix(self.next_header)
+        self.end_marker = self.end_marker[: self.end_in(self.end_marker)] if self.end_marker.strip() else ""
+        """The part of the tail that ends the answer (`<|im_end|>`); empty if the template ends it with nothing."""
+        self.opener_that_ends = "" if self.end_marker else self.marker_at(between.lstrip(), 0)
+        """Where nothing else ends an answer: the marker with which a conversation goes on."""
 
     def apply(self, messages: Messages, tools: Sequence[Any] | None, *, add_generation_prompt: bool = False) -> str:
         """The text of a conversation.
@@ -73,7 +93,7 @@ class ChatTemplate:
         try:
             # One call for many conversations spares most of what a call costs.
             return self._tokenizer.apply_chat_template(
-                [_plain(messages) for messages in conversations], tokenize=False, add_generation_prompt=False
+                [self._plain(messages) for messages in conversations], tokenize=False, add_generation_prompt=False
             )
         except _ERRORS:
             results: list[str | RowRefused] = []
@@ -90,9 +110,22 @@ class ChatTemplate:
         ends = [found.end() for found in self._special_token.finditer(text)]
         return ends[-1] if ends else len(text.rstrip()) or len(text)
 
+    def end_before_header(self, first: str, second: str) -> str:
+        """The end of an answer that two texts begin with which go on with headers of different roles.
+
+        Headers of all roles may begin alike (`<|im_start|>`): by the markers with which every text begins.
+        """
+        shared = first[: self.whole_up_to(first, 0, common_length(first, second, 0))]
+        ends = [found.end() for found in self._marker.finditer(shared)]
+        end = shared[: ends[-1]] if ends else ""
+        for opening in self._openings:
+            if end.endswith(opening) and end.removesuffix(opening).strip():
+                return end.removesuffix(opening)
+        return end
+
     def marker_at(self, text: str, position: int) -> str:
         """The special token, or what looks like one (`<|user|>`), that begins there; empty if none does."""
-        found = self._special_token.match(text, position) or _TAG.match(text, position)
+        found = self._marker.match(text, position)
         return found.group() if found else ""
 
     def end_tokens(self) -> list[str]:
@@ -107,17 +140,9 @@ class ChatTemplate:
 
         Two texts that are alike up to `end` may part in the middle of a marker: what is alike of it means nothing.
         """
-        for found in self._special_token.finditer(text, start):
-            if found.start() >= end:
-                break
+        for found in self._whole.finditer(text, start):
             if found.end() > end:
-                end = found.start()
-        for opening, closing in ("<>", "[]"):
-            begun = text.rfind(opening, start, end)
-            if begun >= 0 and closing not in text[begun:end] and closing in text[end : end + 40]:
-                end = begun
-        while start < end < len(text) and text[end - 1].isalnum() and text[end].isalnum():
-            end -= 1
+                return min(end, found.start())
         return end
 
     def _apply_any_arguments(self, messages: Messages, tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
@@ -135,39 +160,67 @@ class ChatTemplate:
 
     def _apply(self, messages: Messages, tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
         return self._tokenizer.apply_chat_template(
-            _plain(messages),
+            self._plain(messages),
             tools=list(tools) if tools else None,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )
 
-    def _find_opener(self) -> str:
+    def _plain(self, messages: Messages) -> list[dict[str, Any]]:
+        if not self._contents_are_parts:
+            return [dict(message) for message in messages]
+        return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+    # What it writes around an answer
+
+    def _find_tail(self) -> tuple[str, Messages]:
+        """The tail, and what has to stand before a question: some templates insist on a system turn.
+
+        Templates of models that see images may take contents as lists of parts only.
+        """
+        problem = ""
+        for before in ((), ({"role": "system", "content": "Help."},)):
+            for self._contents_are_parts in (False, True):
+                try:
+                    _, probe, tail = self._apply([*before, _QUESTION, _ANSWER], None, False).rpartition(_PROBE)
+                except _ERRORS as error:
+                    problem = problem or f"it cannot render a question and its answer: {_one_line(error)}"
+                    continue
+                if probe:
+                    return tail, before
+                problem = problem or "it does not write the assistant's content"
+        raise ConfigError(f"chat_template: {problem}. Mend it, or choose another with chat_template.")
+
+    def _behind_probe(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         try:
-            text = self._apply([*_EXCHANGE, {"role": "user", "content": "Hello"}], None, False)
+            return self._apply(messages, None, add_generation_prompt).rpartition(_PROBE)[2]
         except _ERRORS:
             return ""
-        return self.marker_at(text, text.rfind(_PROBE) + len(_PROBE))
 
-    def _find_tail(self) -> str:
-        try:
-            try:
-                text = self._apply(_EXCHANGE, None, False)
-            except _ERRORS:
-                # Some templates insist on a system turn.
-                text = self._apply([{"role": "system", "content": "Help."}, *_EXCHANGE], None, False)
-        except _ERRORS as error:
-            raise ConfigError(
-                f"chat_template: it cannot render a question and its answer: {_one_line(error)}. Mend it, or choose "
-                "another with chat_template."
-            ) from None
-        _, probe, tail = text.rpartition(_PROBE)
-        if not probe:
-            raise ConfigError("chat_template: it does not write the assistant's content. Mend it, or choose another.")
-        return tail
+    def _find_openings(self, before: Messages) -> list[str]:
+        """The markers with which a text begins: begin-of-text, and with it or in its stead what begins every turn."""
+        text = self._apply([*before, _QUESTION], None, False).lstrip()
+        first = self.marker_at(text, 0)
+        second = self.marker_at(text[len(first) :].lstrip(), 0) if first else ""
+        return [marker for marker in (first, second) if marker and marker != self._tokenizer.eos_token]
+
+    def _around_question(self, before: Messages) -> tuple[str, str, str]:
+        """What stands behind a question that ends the text, in a prompt, and up to its answer."""
+        question = {"role": "user", "content": _PROBE}
+        answer = {"role": "assistant", "content": _NEXT}
+        return (
+            self._behind_probe([*before, question]),
+            self._behind_probe([*before, question], add_generation_prompt=True),
+            self._behind_probe([*before, question, answer]).partition(_NEXT)[0],
+        )
 
 
-def _plain(messages: Messages) -> list[dict[str, Any]]:
-    return [dict(message) for message in messages]
+def common_length(first: str, second: str, offset: int) -> int:
+    """How many characters `first` and `second[offset:]` have in common at their beginning."""
+    if second.startswith(first, offset):
+        return len(first)
+    limit = min(len(first), len(second) - offset)
+    return next((i for i in range(limit) if first[i] != second[offset + i]), limit)
 
 
 def _with_text_arguments(message: Mapping[str, Any]) -> dict[str, Any]:

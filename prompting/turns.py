@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prompting.marking import PLACINGS, THOUGHTS, MarkedPlace, Marker, Placing, free_plane
+from prompting.marking import PLACINGS, THOUGHTS, Mark, MarkedPlace, Marker, Placing, answer_in
 from prompting.messages import RowRefused
-from prompting.template import ChatTemplate
+from prompting.template import ChatTemplate, common_length
 from sft_types import Conversation
 
 Span = tuple[int, int]
+NOTES = ("thoughts_left_out", "content_left_out", "tools_left_out")
+"""What a template may leave out of a text that is trained nevertheless (`content_left_out`: beside tool calls)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,8 +31,8 @@ class FoundTurns:
     notes: tuple[str, ...] = ()
     places: tuple[MarkedPlace, ...] = ()
     """The marks of the whole text, where every string was marked at its edges; else none."""
-    unmet_prompt: str = ""
-    """What a generation prompt would go on with where this text does not (`<think>` of a turn without thoughts)."""
+    unmet_prompts: tuple[str, ...] = ()
+    """What generation prompts would go on with where this text does not (`<think>` of a turn without thoughts)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +63,7 @@ def find_turns(template: ChatTemplate, conversation: Conversation, text: str) ->
         spans=spans,
         notes=finder.notes(),
         places=tuple(finder.marked.places) if is_fully_marked else (),
-        unmet_prompt=finder.unmet_prompt,
+        unmet_prompts=tuple(finder.unmet_prompts),
     )
 
 
@@ -73,7 +75,8 @@ class _Finder:
         self._messages = conversation.messages
         self._tools = conversation.tools
         self._text = text
-        self.unmet_prompt = ""
+        self._notes: set[str] = set()
+        self.unmet_prompts: set[str] = set()
         self.marked, self.placing = self._mark_whole()
 
     def find(self, index: int) -> Span:
@@ -83,11 +86,9 @@ class _Finder:
             RowRefused: `turn_not_found`.
         """
         own = [place for place in self.marked.places if place.mark.message == index] if self.marked else []
-        if not own:
-            if self.marked and self.placing == PLACINGS[0]:
-                self._check_whole(index, own)
-            return self._find_by_prefix(index)
         self._check_whole(index, own)
+        if not own:
+            return self._find_by_prefix(index)
         start = self._find_start(index, own)
         end = self._find_end(index, own)
         others = [p.position for p in self.marked.places if p.mark.message != index and start < p.position < end]
@@ -96,27 +97,23 @@ class _Finder:
         return start, end
 
     def notes(self) -> tuple[str, ...]:
-        notes = []
         if self._tools and not any(_tool_name(tool) in self._text for tool in self._tools):
-            notes.append("tools_left_out")
-        if any(m["role"] == "assistant" and self._lost_thoughts(i, m) for i, m in enumerate(self._messages)):
-            notes.append("thoughts_left_out")
-        return tuple(notes)
+            self._notes.add("tools_left_out")
+        if any(m["role"] == "assistant" and self._lost_thoughts(m) for m in self._messages):
+            self._notes.add("thoughts_left_out")
+        return tuple(note for note in NOTES if note in self._notes)
 
     # The whole text
 
     def _mark_whole(self) -> tuple[_MarkedText | None, Placing]:
         """The whole conversation's marked text, by the first placing that does not change what the template writes."""
-        plane = free_plane(self._text, sum(2 + 2 * len(m.get("tool_calls") or ()) for m in self._messages))
-        if plane is not None:
-            for placing in PLACINGS:
-                marker = Marker(self._messages, placing, plane)
-                try:
-                    marked = self._apply_marked(marker, len(self._messages))
-                except RowRefused:
-                    continue
-                if marked.text == self._text:
-                    return marked, placing
+        for placing in PLACINGS:
+            try:
+                marked = self._apply_marked(Marker(self._messages, placing, self._text), len(self._messages))
+            except RowRefused:
+                continue
+            if marked.text == self._text:
+                return marked, placing
         return None, PLACINGS[0]
 
     def _apply_marked(self, marker: Marker, count: int, *, add_generation_prompt: bool = False) -> _MarkedText:
@@ -130,78 +127,118 @@ class _Finder:
         """Refuses a turn of which the template leaves something out that the model would have to say.
 
         Thoughts may be missing, in a content too (`<think>...</think>` before the answer): then only the beginning is.
+        A text beside tool calls may be missing: what the model has to write are the calls.
         """
         message = self._messages[index]
-        closed = {place.mark.kind for place in own if not place.mark.is_opening}
-        if (message.get("content") or "").strip() and "content" not in closed:
-            raise _not_found(index, "the chat template leaves out its end")
         calls = message.get("tool_calls") or ()
-        is_written = "call" in closed or (
-            not self.placing.calls and all(call["function"]["name"] in self._text for call in calls)
-        )
-        if calls and not is_written:
+        closed = {place.mark.kind for place in own if not place.mark.is_opening}
+        is_marked = self.marked is not None and self.placing.calls
+        names = (call["function"]["name"] for call in calls)
+        if calls and not ("call" in closed if is_marked else all(name in self._text for name in names)):
             raise RowRefused(
                 "tool_calls_left_out", f"message {index + 1}: the chat template does not write its tool calls"
             )
+        if self.marked and answer_in(message.get("content") or "") and "content" not in closed:
+            if not calls:
+                raise _not_found(index, "the chat template leaves out its end")
+            self._notes.add("content_left_out")
 
     # Its turns
 
     def _find_start(self, index: int, own: Sequence[MarkedPlace]) -> int:
-        prompt = self._apply_marked(self.marked.marker, index, add_generation_prompt=True)
-        origin = 0
-        literal = prompt.text
-        if prompt.places:
-            last = prompt.places[-1]
-            before = [p.position for p in self.marked.places if p.mark == last.mark and p.position <= own[0].position]
-            if not before:
-                raise _not_found(index, "the chat template moves what stands before it")
-            origin, literal = before[-1], prompt.text[last.position :]
-        alike = _common_length(literal, self._text, origin)
-        if alike == len(literal):
-            return origin + alike
-        cut = self._template.whole_up_to(self._text, origin, min(origin + alike, own[0].position))
-        self._check_header(index, literal, cut - origin)
-        self.unmet_prompt = literal[cut - origin :]
+        origin, literal = self._prompt_from_last_mark(index, own)
+        if self._text.startswith(literal, origin) and (literal.strip() or not self._template.header.strip()):
+            return origin + len(literal)
+        alike, cut = _aligned(literal, self._text[: own[0].position], origin)
+        if literal[alike:].strip() or not literal.strip():
+            cut = self._template.whole_up_to(self._text, origin, cut)
+            alike, cut = _aligned(literal, self._text[:cut], origin)
+            ended = self._ended(index)
+            header = literal[self._template.whole_up_to(literal, 0, common_length(ended, literal, 0)) :]
+            if alike <= len(literal) - len(header):
+                return origin + self._find_header(index, self._text[origin : own[0].position], header, ended)
+        self.unmet_prompts.add(literal[alike:])
         return cut
 
-    def _check_header(self, index: int, literal: str, alike: int) -> None:
-        """Refuses a beginning that has nothing of the generation prompt: where the turn begins is then unknown."""
+    def _prompt_from_last_mark(self, index: int, own: Sequence[MarkedPlace]) -> tuple[int, str]:
+        """Where the last mark of the turn's prompt stands in the whole text, and what the prompt has behind it."""
+        prompt = self._apply_marked(self.marked.marker, index, add_generation_prompt=True)
+        if not prompt.places:
+            return 0, prompt.text
+        last = prompt.places[-1]
+        before = [p.position for p in self.marked.places if p.mark == last.mark and p.position <= own[0].position]
+        if not before:
+            raise _not_found(index, "the chat template moves what stands before it")
+        return before[-1], prompt.text[last.position :]
+
+    def _ended(self, index: int) -> str:
+        """What the template writes behind the last mark before the turn, without a generation prompt."""
         without = self._apply_marked(self.marked.marker, index)
         ended = without.text[without.places[-1].position :] if without.places else without.text
-        ended_alike = _common_length(ended, literal, 0)
-        if alike <= self._template.whole_up_to(literal, 0, ended_alike) and alike < len(literal):
-            wanted = literal[alike : alike + 40]
-            raise _not_found(index, f"its conversation does not go on with the generation prompt's {wanted!r}")
+        return ended.removesuffix(self._template.next_header)
+
+    def _find_header(self, index: int, written: str, header: str, ended: str) -> int:
+        """The end of the header in what is written before the turn, where it does not go on as the prompt does.
+
+        The prompt may end with a hint for the last question only, or a turn may go on with the one before it.
+
+        Raises:
+            RowRefused: `turn_not_found`, unless a header stands there once, or nothing at all.
+        """
+        if self.placing.openings:
+            for known in (header, self._template.header):
+                if known.strip() and written.count(known) == 1:
+                    return written.index(known) + len(known)
+            if written.strip() in ("", ended.strip()):
+                return len(written.rstrip())
+        wanted = f"the generation prompt's {header[:40]!r}"
+        raise _not_found(index, f"its conversation does not go on with {wanted}")
 
     def _find_end(self, index: int, own: Sequence[MarkedPlace]) -> int:
-        last = own[-1]
+        last = self._last_place(index, own)
         following = [p.position for p in self.marked.places if p.position >= last.position and p.mark.message != index]
         rest = self._text[last.position : min(following, default=len(self._text))]
-        tail = rest
-        if index < len(self._messages) - 1:
-            tail = self._tail_through(index, last)
-        alike = _common_length(tail, rest, 0)
-        if alike < len(tail):
-            alike = self._template.whole_up_to(rest, 0, alike)
-        tail = rest[:alike]
-        end = last.position + self._template.end_in(tail)
-        if not self._template.end_marker.strip():
+        if index == len(self._messages) - 1:
+            tail = rest.removesuffix(self._template.next_header)
+            return last.position + self._template.end_in(tail)
+        tail = self._tail_through(index, last.mark).removesuffix(self._template.next_header)
+        if not rest.startswith(tail):
+            tail = rest[: self._template.whole_up_to(rest, 0, common_length(tail, rest, 0))]
+        if tail.strip():
+            return last.position + self._template.end_in(tail)
+        # A template that ends the last turn in another way than others, or not at all.
+        further = self._tail_through(index, last.mark, add_generation_prompt=True)
+        end = self._template.end_before_header(rest, further)
+        if not end and not self._template.end_marker:
             # Nothing but the next turn's beginning ends this one: then that is what the model has to say to stop.
-            opener = self._template.marker_at(self._text, last.position + alike)
-            end = last.position + alike + len(opener) if opener else end
-        return end
+            opener = self._template.marker_at(rest, len(tail))
+            end = (tail + opener) * bool(opener)
+        return last.position + len(end or tail)
 
-    def _tail_through(self, index: int, last: MarkedPlace) -> str:
-        """What the template writes behind the turn's last mark where no further turn follows."""
-        try:
-            through = self._apply_marked(self.marked.marker, index + 1)
-        except RowRefused:
-            # A conversation that ends here may be one that the template does not take.
-            return self._template.tail
-        same = [place.position for place in through.places if place.mark == last.mark]
+    def _last_place(self, index: int, own: Sequence[MarkedPlace]) -> MarkedPlace:
+        """Where the last of the turn stands: a name that it calls may stand once more with the tool's answer."""
+        through = self._through(index) if index < len(self._messages) - 1 else None
+        if through is None:
+            return own[-1]
+        marks = [place.mark for place in through.places if place.mark.message == index]
+        same = [place for place in own if marks and place.mark == marks[-1]]
         if not same or through.places[-1].mark.message != index:
             raise _not_found(index, "the chat template ends it unlike a last turn")
-        return through.text[same[-1] :]
+        return same[min(marks.count(marks[-1]), len(same)) - 1]
+
+    def _tail_through(self, index: int, last: Mark, *, add_generation_prompt: bool = False) -> str:
+        """What the template writes behind the turn's last mark where no further turn follows."""
+        through = self._through(index, add_generation_prompt=add_generation_prompt)
+        if through is None:
+            return self._template.tail
+        return through.text[max((p.position for p in through.places if p.mark == last), default=len(through.text)) :]
+
+    def _through(self, index: int, *, add_generation_prompt: bool = False) -> _MarkedText | None:
+        """The conversation through a turn; None if the template does not take one that ends there."""
+        try:
+            return self._apply_marked(self.marked.marker, index + 1, add_generation_prompt=add_generation_prompt)
+        except RowRefused:
+            return None
 
     def _find_by_prefix(self, index: int) -> Span:
         """The turn where no mark tells: only if the text goes on exactly as the shorter conversations end."""
@@ -216,7 +253,7 @@ class _Finder:
                 return len(prompt), len(through)
         raise _not_found(index, "the chat template writes it in a way that does not tell where it stands")
 
-    def _lost_thoughts(self, index: int, message: Mapping[str, Any]) -> bool:
+    def _lost_thoughts(self, message: Mapping[str, Any]) -> bool:
         apart = [message[key] for key in THOUGHTS if isinstance(message.get(key), str) and message[key].strip()]
         if any(thoughts.strip() not in self._text for thoughts in apart):
             return True
@@ -225,12 +262,23 @@ class _Finder:
         return bool(closing and thoughts) and thoughts not in self._text
 
 
-def _common_length(first: str, second: str, offset: int) -> int:
-    """How many characters `first` and `second[offset:]` have in common at their beginning."""
-    if second.startswith(first, offset):
-        return len(first)
-    limit = min(len(first), len(second) - offset)
-    return next((i for i in range(limit) if first[i] != second[offset + i]), limit)
+def _aligned(literal: str, text: str, start: int) -> tuple[int, int]:
+    """How far `literal` and `text[start:]` are alike but for white space: the ends in `literal` and in `text`.
+
+    What white space both have in common there belongs to it. Some templates write more or less of it in a prompt.
+    """
+    there, here, ends = 0, start, (0, start)
+    while there < len(literal) and here < len(text):
+        if literal[there] == text[here]:
+            there, here = there + 1, here + 1
+            ends = (there, here)
+        elif literal[there].isspace():
+            there += 1
+        elif text[here].isspace():
+            here += 1
+        else:
+            break
+    return ends
 
 
 def _tool_name(tool: Any) -> str:

@@ -18,6 +18,7 @@ MAX_BYTES = 1 << 20
 Entry = Mapping[str, Any] | RowProblem
 """What a row holds: its fields, or why it has none."""
 Line = TypeVar("Line", bytes, str)
+Item = TypeVar("Item")
 
 
 class Stretch(Protocol):
@@ -26,7 +27,9 @@ class Stretch(Protocol):
     @property
     def num_rows(self) -> int: ...
 
-    def rows(self) -> list[RawRow]: ...
+    def rows(self, places: Sequence[int] | None = None) -> list[RawRow]:
+        """Its rows; with `places` those alone, by their number from 0, in that order."""
+        ...
 
     def first(self, count: int) -> "Stretch":
         """Its first `count` rows alone."""
@@ -48,9 +51,13 @@ class Chunk:
         """Rows in it, known without parsing."""
         return self.stretch.num_rows
 
-    def rows(self) -> list[RawRow]:
-        """Parses; bad content comes out as `RawRow.problem`."""
-        return self.stretch.rows()
+    def rows(self, places: Sequence[int] | None = None) -> list[RawRow]:
+        """Parses; bad content comes out as `RawRow.problem`.
+
+        Args:
+            places: numbers of rows, from 0, to parse alone; None for all.
+        """
+        return self.stretch.rows(places)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +70,10 @@ class JsonLines:
     num_rows: int
     """Lines that are not blank."""
 
-    def rows(self) -> list[RawRow]:
+    def rows(self, places: Sequence[int] | None = None) -> list[RawRow]:
         return [
             _raw_row(RowSource(file=self.file, line=number), parse_json_line(line))
-            for number, line in enumerate(self.data.split(b"\n"), start=self.first_line)
-            if not is_blank(line)
+            for number, line in _chosen(_numbered_rows(self.data.split(b"\n"), self.first_line), places)
         ]
 
     def first(self, count: int) -> "JsonLines":
@@ -83,11 +89,10 @@ class TextLines:
     text: str
     num_rows: int
 
-    def rows(self) -> list[RawRow]:
+    def rows(self, places: Sequence[int] | None = None) -> list[RawRow]:
         return [
             RawRow(source=RowSource(file=self.file, line=number), record={"text": line.rstrip("\r")})
-            for number, line in enumerate(self.text.split("\n"), start=self.first_line)
-            if not is_blank(line)
+            for number, line in _chosen(_numbered_rows(self.text.split("\n"), self.first_line), places)
         ]
 
     def first(self, count: int) -> "TextLines":
@@ -106,10 +111,10 @@ class Entries:
     def num_rows(self) -> int:
         return len(self.entries)
 
-    def rows(self) -> list[RawRow]:
+    def rows(self, places: Sequence[int] | None = None) -> list[RawRow]:
         return [
             _raw_row(RowSource(file=self.file, line=line), entry)
-            for line, entry in zip(self.lines, self.entries, strict=True)
+            for line, entry in _chosen(list(zip(self.lines, self.entries, strict=True)), places)
         ]
 
     def first(self, count: int) -> "Entries":
@@ -163,6 +168,14 @@ def entry_blocks(file: str, entries: Iterable[tuple[int, Entry, int]]) -> Iterat
             lines, held, start = [], [], reached
     if held:
         yield Entries(file=file, lines=lines, entries=held), reached
+
+
+def _numbered_rows(lines: Iterable[Line], first_line: int) -> list[tuple[int, Line]]:
+    return [(number, line) for number, line in enumerate(lines, start=first_line) if not is_blank(line)]
+
+
+def _chosen(items: list[Item], places: Sequence[int] | None) -> list[Item]:
+    return items if places is None else [items[place] for place in places]
 
 
 def _first_rows(lines: list[Line], count: int) -> list[Line]:

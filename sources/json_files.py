@@ -28,7 +28,8 @@ def read_jsonl(file: DataFile) -> Iterator[tuple[Stretch, float]]:
     first = head[0].strip()
     if first == b"[" or first.startswith(b"[{"):
         head.append(next(lines, b""))
-        if first == b"[" or is_blank(head[1]):
+        # What goes on behind an element, or ends there, is an array; a list on a line of its own is a bad row.
+        if first.endswith((b"[", b",")) or is_blank(head[1]) or head[1].lstrip().startswith((b",", b"]")):
             yield from _read_document(file, _rest_as_text(file, head))
             return
     yield from _lines_to_parse(file, chain(head, lines))

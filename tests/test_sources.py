@@ -408,11 +408,21 @@ def test_read_file_refuses_a_field_given_twice(tmp_path, name, content):
     assert (second.record, second.source.line) == ({"text": "c"}, 2)
 
 
-@pytest.mark.parametrize("content", [json.dumps(ROWS), json.dumps(ROWS, indent=2), "\ufeff" + json.dumps(ROWS)])
+@pytest.mark.parametrize(
+    "content",
+    [json.dumps(ROWS), json.dumps(ROWS, indent=2), "\ufeff" + json.dumps(ROWS)]
+    + [f"[{json.dumps(ROWS[0])}{between}{json.dumps(ROWS[1])}\n]" for between in (",\n", "\n,", "\n , \n")],
+)
 def test_read_file_reads_an_array_that_is_named_jsonl(tmp_path, content):
     path = tmp_path / "array.jsonl"
     path.write_text(content, encoding="utf-8")
     assert [row.record for row in read_rows(path)] == ROWS
+
+
+def test_read_file_takes_lists_on_lines_of_their_own_for_bad_rows(tmp_path):
+    path = tmp_path / "lists.jsonl"
+    path.write_text('[{"text": "a"}]\n[{"text": "b"}]\n{"text": "c"}\n')
+    assert [row.problem and row.problem.reason for row in read_rows(path)] == ["not_an_object"] * 2 + [None]
 
 
 def test_read_file_names_the_row_whose_quote_is_never_closed(tmp_path):
@@ -536,7 +546,7 @@ print(rows, peak() - before)
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.csv", "a.txt", "a.parquet"])
 def test_memory_is_flat_in_the_number_of_rows(tmp_path, name):
     pytest.importorskip("resource")
-    text = "".join(f'{{"text": "{"x" * 1000}{number}"}}\n' for number in range(60_000))
+    text = "".join(f'{{"text": "{"x" * 1000}{number}"}}\n' for number in range(40_000))
     path = tmp_path / name
     if ".jsonl" in name:
         compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
@@ -550,8 +560,8 @@ def test_memory_is_flat_in_the_number_of_rows(tmp_path, name):
         [sys.executable, "-c", MEASURED_READING, str(path)], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     rows, grown_bytes = map(int, done.stdout.split())
-    assert rows >= 59_000
-    assert grown_bytes < 20e6 < len(text) / 3
+    assert rows >= 39_000
+    assert grown_bytes < 12e6 < len(text) / 3
 
 
 def test_digest_follows_content_order_endings_and_max_rows(tmp_path):
