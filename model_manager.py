@@ -236,6 +236,8 @@ def footprint(model: "PreTrainedModel") -> ModelFootprint:
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
         vocab_size=config.vocab_size,
+        intermediate_size=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 0,
+        num_attention_heads=getattr(config, "num_attention_heads", 0),
     )
 
 

@@ -7,13 +7,13 @@ import math
 import sys
 from pathlib import Path
 
-from reporting.environment import gather_environment
-from reporting.preflight import preflight_document, preflight_lines, write_preflight
-
 from batching.memory import estimate_memory
 from config_manager import SFTConfig
 from preparation.checks import bad_row_lines, find_problems
 from reporting.console import data_lines
+from reporting.environment import gather_environment
+from reporting.preflight import preflight_document, write_preflight
+from reporting.preflight_text import Preflight, preflight_lines
 from sft_errors import ConfigError, DataError
 from sft_types import BatchPlan, DistributedContext, ModelFootprint, Precision, TrainingData
 
@@ -78,17 +78,24 @@ def show_preflight(
             context,
             footprint,
             output_dir=training.output_dir,
-            optimizer=training.optim,
+            optimizer_bytes=memory.optimizer_bytes,
             checkpoints_kept=training.save_total_limit,
             num_checkpoints=_num_checkpoints(config, plan),
         )
-    shown = (data.report, data.previews, plan, memory, environment, problems)
-    use_colour = sys.stdout.isatty()
-    for line in preflight_lines(*shown, max_seq_length=config.data.max_seq_length, colour=use_colour):
+    shown = Preflight(
+        report=data.report,
+        previews=data.previews,
+        plan=plan,
+        memory=memory,
+        environment=environment,
+        problems=problems,
+        max_seq_length=config.data.max_seq_length,
+    )
+    for line in preflight_lines(shown, colour=sys.stdout.isatty()):
         logger.info(line)
     if context.is_main_process:
         path = Path(training.output_dir, "preflight.json")
-        write_preflight(preflight_document(*shown, max_seq_length=config.data.max_seq_length), path)
+        write_preflight(preflight_document(shown), path)
         logger.info("Wrote %s.", path)
     return EXIT_UNSOUND if problems else 0
 

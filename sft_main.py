@@ -123,7 +123,8 @@ def run(config: SFTConfig, command: Command) -> int:
     plan = resolve_batch_plan(config.training, data.num_train_rows, context)
     check_steps_are_left(checkpoint, plan.total_steps, plan.steps_per_epoch)
     logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
-    logger.info(plan_line(plan, context.device))
+    if not command.dry_run:
+        logger.info(plan_line(plan, context.device))
 
     arguments = build_training_arguments(
         config.training,
@@ -187,7 +188,7 @@ def save_and_report(
     from reporting.console import before_and_after_lines, sample_lines
     from reporting.curves import draw_curves
     from reporting.metrics_log import read_metrics
-    from reporting.summary import build_summary, write_summary
+    from reporting.summary import build_summary, write_json
     from training_arguments import finish_trackers
 
     context, output = trainer.context, Path(config.training.output_dir)
@@ -205,7 +206,7 @@ def save_and_report(
         read_metrics(output / "metrics.jsonl"), output / "training_curves.png", config.logging.run_name or str(output)
     )
     summary = build_summary(result, data.report, plan, config_sha256(config), context.device)
-    write_summary(summary, output / "run_summary.json")
+    write_json(summary, output / "run_summary.json")
     if not completed:
         logger.info("Stopped at step %d of %d, saved in %s.", result.steps, plan.total_steps, result.last_checkpoint)
         logger.info("Go on with: %s --resume_from_checkpoint auto", command)

@@ -117,7 +117,7 @@ class LengthReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitReport:
-    """The counts of one split (train or validation); rows and tokens. A source's `weight` changes none of them."""
+    """The counts of one split (train or validation); rows and tokens. A source's `weight` changes only those of an epoch."""
 
     sources: tuple[SourceReport, ...]
     rows_read: int
@@ -144,6 +144,9 @@ class SplitReport:
     supervised_tokens: int = 0
     longest_row: int = 0
     """Tokens of the longest row used, after truncation."""
+    tokens_an_epoch: int = 0
+    """Tokens of all rows, each as often as its source's weight takes it; and so for the supervised ones."""
+    supervised_tokens_an_epoch: int = 0
     duplicates: int = 0
     """Rows used whose conversation stands earlier in the same split, letter case and white space aside."""
     duplicate_examples: tuple[tuple[RowSource, RowSource], ...] = ()

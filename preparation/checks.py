@@ -17,9 +17,14 @@ def find_problems(report: DataReport, config: DataConfig) -> list[str]:
         problems += _split_problems(name, split, config)
     train = report.train
     if train.rows_used and not train.rows_with_trained_end:
-        problems.append(_end_never_trained(train))
+        problems.append(_end_never_trained(train, config))
+    if train.rows_used and not any(source.rows_an_epoch for source in train.sources):
+        problems.append(
+            f"datasets: with these weights an epoch takes none of {train.rows_used:,} train rows. Raise a weight."
+        )
     validation = report.validation
-    if validation is not None and report.leakage > config.max_leakage_share * validation.rows_used:
+    # A quotient is the float nearest to the exact share, as the setting is; a product may lie beside it.
+    if validation is not None and report.leakage and report.leakage / validation.rows_used > config.max_leakage_share:
         first = "; ".join(f"{leak} is {original}" for leak, original in report.leakage_examples[:3])
         problems.append(
             f"{report.leakage:,} of {validation.rows_used:,} validation rows stand in the training data too ({first}): "
@@ -76,7 +81,7 @@ def _too_many_dropped(name: str, split: SplitReport, config: DataConfig) -> Iter
     # Rows that are dropped for their length alone are dropped on demand.
     dropped = {reason: count for reason, count in split.rows_dropped.items() if reason != "too_long"}
     count = sum(dropped.values())
-    if count > config.max_bad_row_share * split.rows_read:
+    if count / split.rows_read > config.max_bad_row_share:
         yield (
             f"{count:,} of {split.rows_read:,} {name} rows ({count / split.rows_read:.1%}) are dropped "
             f"({_counted(dropped)}): more than max_bad_row_share {config.max_bad_row_share:g} allows. Mend the data, "
@@ -84,15 +89,16 @@ def _too_many_dropped(name: str, split: SplitReport, config: DataConfig) -> Iter
         )
 
 
-def _end_never_trained(split: SplitReport) -> str:
-    if split.rows_that_lose_the_end:
+def _end_never_trained(split: SplitReport, config: DataConfig) -> str:
+    if config.on_too_long == "truncate" and split.rows_that_lose_the_end == split.rows_used:
         return (
             f"the end token is never trained: max_seq_length cuts it off in each of {split.rows_used:,} train rows, so "
             f"the model would not learn to stop. Raise max_seq_length; {split.lengths.longest:,} keeps all rows whole."
         )
     return (
-        f"the end token is never trained: the chat template writes none behind an answer in {split.rows_used:,} train "
-        "rows, so the model would not learn to stop. Write add_end_token: true, or choose another chat_template."
+        "the end token is never trained: the chat template writes none that the tokenizer knows behind an answer in "
+        f"{split.rows_used:,} train rows, so the model would not learn to stop. Write add_end_token: true, or choose "
+        "another chat_template."
     )
 
 

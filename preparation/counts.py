@@ -45,19 +45,23 @@ def split_report(
         all_read: whether the rows that were dropped count here. They do not where the split is a part that was set
             aside from others: dropped rows stay with those.
     """
+    epoch_rows = rows if epoch_rows is None else epoch_rows
     columns = rows.columns()
-    parts = Refusals.joined([source.refusals for source in sources] if all_read else [])
-    full_lengths = np.concatenate([columns.full_length, np.asarray(parts.full_lengths, dtype=np.int32)])
+    parts = Refusals()
+    for source in sources if all_read else ():
+        parts.update(source.refusals)
+    dropped_lengths = np.repeat(*np.asarray([*parts.full_lengths.items()], dtype=np.int64).reshape(-1, 2).T)
+    full_lengths = np.concatenate([columns.full_length, dropped_lengths])
     lost_end, lost_prompt = _count(columns, LOST_END), _count(columns, LOST_PROMPT)
-    lost_answer = parts.counts["nothing_left_after_truncation"] or parts.too_long["answer"]
+    lost_answer = parts.too_long["answer"]
     duplicates = _duplicates(columns.digest)
     lengths = rows.lengths
     return SplitReport(
-        sources=_source_reports(sources, rows, epoch_rows or rows, all_read=all_read),
+        sources=_source_reports(sources, rows, epoch_rows, all_read=all_read),
         rows_read=len(rows) + parts.counts.total(),
         rows_used=len(rows),
         rows_dropped=dict(parts.counts),
-        dropped_examples=parts.examples,
+        dropped_examples=tuple(parts.examples),
         lengths=_length_report(full_lengths),
         rows_too_long=lost_answer + lost_end + lost_prompt + parts.too_long["end"] + parts.too_long["prompt"],
         rows_that_lose_the_answer=lost_answer,
@@ -68,6 +72,8 @@ def split_report(
         tokens=int(lengths.sum()),
         supervised_tokens=int(columns.num_supervised.sum(dtype=np.int64)),
         longest_row=int(lengths.max(initial=0)),
+        tokens_an_epoch=int(epoch_rows.lengths.sum()),
+        supervised_tokens_an_epoch=int(epoch_rows.columns().num_supervised.sum(dtype=np.int64)),
         duplicates=len(duplicates),
         duplicate_examples=tuple(
             (_place(sources, rows, columns, later), _place(sources, rows, columns, first))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from itertools import chain, islice
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import active_children, connection, get_all_start_methods, get_context, parent_process
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +33,7 @@ from prompting.formats import RecordFormat
 from prompting.messages import RowRefused
 from prompting.rendering import ChatRenderer, render_text
 from prompting.tokenizing import RowTokenizer, RowTooLong, TokenizedRow
+from sft_errors import DataError
 from sft_types import Conversation, DroppedRow, RawRow, RenderedText, RowPreview, RowSource
 
 if TYPE_CHECKING:
@@ -43,34 +48,38 @@ CHUNKS_WITHOUT_HELP = 4
 NOTE_FLAGS = {"thoughts_left_out": THOUGHTS_LEFT_OUT, "tools_left_out": TOOLS_LEFT_OUT}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Refusals:
-    """Rows that were counted out."""
+    """Rows that were counted out, as far as they are known: grows, but not with the number of rows."""
 
-    counts: Counter[str]
+    counts: Counter[str] = field(default_factory=Counter)
     """Reason -> rows."""
-    examples: tuple[DroppedRow, ...]
+    examples: list[DroppedRow] = field(default_factory=list)
     """The first of each reason, at most `EXAMPLES_OF_A_REASON`."""
-    too_long: Counter[str]
+    too_long: Counter[str] = field(default_factory=Counter)
     """What a cut would take (`answer`, `end`, `prompt`) -> rows that were dropped for their length."""
-    full_lengths: tuple[int, ...]
-    """Tokens of the rows that were dropped for their length."""
+    full_lengths: Counter[int] = field(default_factory=Counter)
+    """Tokens -> rows that were dropped for their length and have so many."""
 
-    @classmethod
-    def joined(cls, parts: "Sequence[Refusals]") -> "Refusals":
-        """All of several, in order."""
-        examples: list[DroppedRow] = []
-        kept: Counter[str] = Counter()
-        for row in chain.from_iterable(part.examples for part in parts):
-            kept[row.problem.reason] += 1
-            if kept[row.problem.reason] <= EXAMPLES_OF_A_REASON:
-                examples.append(row)
-        return cls(
-            counts=sum((part.counts for part in parts), Counter()),
-            examples=tuple(examples),
-            too_long=sum((part.too_long for part in parts), Counter()),
-            full_lengths=tuple(chain.from_iterable(part.full_lengths for part in parts)),
-        )
+    def add(self, source: RowSource, refusal: RowRefused) -> None:
+        """One more row."""
+        self.counts[refusal.problem.reason] += 1
+        if self.counts[refusal.problem.reason] <= EXAMPLES_OF_A_REASON:
+            self.examples.append(DroppedRow(source=source, problem=refusal.problem))
+        if isinstance(refusal, RowTooLong):
+            self.too_long[refusal.loses] += 1
+            self.full_lengths[refusal.full_length] += 1
+
+    def update(self, others: "Refusals") -> None:
+        """All rows of others, which come later."""
+        before = Counter(self.counts)
+        for row in others.examples:
+            before[row.problem.reason] += 1
+            if before[row.problem.reason] <= EXAMPLES_OF_A_REASON:
+                self.examples.append(row)
+        self.counts.update(others.counts)
+        self.too_long.update(others.too_long)
+        self.full_lengths.update(others.full_lengths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,10 +136,10 @@ class RowPreparer:
     def __call__(self, chunk: "Chunk") -> PreparedChunk:
         """The prepared rows of a chunk."""
         rows = chunk.rows()
-        used, dropped = [], []
+        used, refusals = [], Refusals()
         for number, (row, outcome) in enumerate(zip(rows, self.prepare(rows), strict=True), start=1):
             if isinstance(outcome, RowRefused):
-                dropped.append((row.source, outcome))
+                refusals.add(row.source, outcome)
             else:
                 used.append((number, row.source.line, *outcome))
         tokens = [row for *_, row in used]
@@ -140,7 +149,7 @@ class RowPreparer:
             lengths=np.fromiter((len(row.input_ids) for row in tokens), dtype=np.int64, count=len(tokens)),
             columns=_columns_of(used, chunk.file_index),
             rows_read=len(rows),
-            refusals=_refusals(dropped),
+            refusals=refusals,
             seen_columns=frozenset(chain.from_iterable(row.record for row in rows if row.record is not None)),
         )
 
@@ -183,10 +192,15 @@ class RowPreparer:
         )
 
 
-def prepare_chunks(preparer: RowPreparer, chunks: Iterable["Chunk"], num_workers: int) -> Iterator[tuple[Any, Any]]:
+def prepare_chunks(
+    preparer: RowPreparer, chunks: Iterable["Chunk"], num_workers: int
+) -> Iterator[tuple["Chunk", PreparedChunk]]:
     """Chunks with their prepared rows, in order; in other processes where there are more than a few.
 
-    At no time are more than a few chunks for each process in memory.
+    At no time are more than a few chunks for each process in memory. Closed before its end, it ends the processes.
+
+    Raises:
+        DataError: if a process is killed, or cannot be started.
     """
     iterator = iter(chunks)
     for chunk in islice(iterator, CHUNKS_WITHOUT_HELP) if num_workers > 1 else iterator:
@@ -196,16 +210,43 @@ def prepare_chunks(preparer: RowPreparer, chunks: Iterable["Chunk"], num_workers
         return
     # A forked process starts at once and shares what is loaded; not every system can fork.
     context = get_context("fork" if "fork" in get_all_start_methods() else None)
-    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(preparer,)) as pool:
-        waiting: deque[tuple[Chunk, Future]] = deque()
-        for chunk in chain([first], iterator):
+    others = set(active_children())
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(preparer,))
+    try:
+        yield from _in_order(pool, chain([first], iterator), 2 * num_workers)
+    except BaseException as error:
+        # Nobody waits for what they are at; and where not all could be started, nobody else would end them.
+        for process in set(active_children()) - others:
+            process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise DataError(
+                f"preprocessing_num_workers: one of {num_workers} processes that prepared rows was killed (out of "
+                "memory?). Write a smaller number, or make memory free."
+            ) from None
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, chunks: Iterable["Chunk"], num_ahead: int
+) -> Iterator[tuple["Chunk", PreparedChunk]]:
+    """Chunks as the processes of a pool prepare them; that many are sent ahead."""
+    waiting: deque[tuple[Chunk, Future]] = deque()
+    for chunk in chunks:
+        try:
             waiting.append((chunk, pool.submit(_prepare_in_worker, chunk)))
-            if len(waiting) > 2 * num_workers:
-                chunk, future = waiting.popleft()
-                yield chunk, future.result()
-        while waiting:
+        except OSError as error:
+            raise DataError(
+                f"preprocessing_num_workers: so many processes cannot be started here: {error.strerror}. Write a "
+                "smaller number."
+            ) from None
+        if len(waiting) > num_ahead:
             chunk, future = waiting.popleft()
             yield chunk, future.result()
+    while waiting:
+        chunk, future = waiting.popleft()
+        yield chunk, future.result()
 
 
 _preparer_of_worker: RowPreparer | None = None
@@ -215,8 +256,18 @@ _preparer_of_worker: RowPreparer | None = None
 def _start_worker(preparer: RowPreparer) -> None:
     global _preparer_of_worker
     _preparer_of_worker = preparer
+    # Ctrl-C reaches every process of a terminal, and the parent says what comes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Thread(target=_end_with_parent, daemon=True).start()
     # The tokenizer's threads did not survive the fork; and each worker has one core.
     tokenize_in_one_thread()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever, and hold what it inherited: locks, memory."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
 
 
 def _prepare_in_worker(chunk: "Chunk") -> PreparedChunk:
@@ -241,26 +292,6 @@ def _kept_all(step: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) 
     """What a step makes of the items that are no refusals, in their places; refusals stay."""
     results = iter(step([item for item in items if not isinstance(item, RowRefused)]))
     return [item if isinstance(item, RowRefused) else next(results) for item in items]
-
-
-def _refusals(dropped: Sequence[tuple[RowSource, RowRefused]]) -> Refusals:
-    too_long = [refusal for _, refusal in dropped if isinstance(refusal, RowTooLong)]
-    single = [
-        Refusals(
-            counts=Counter({refusal.problem.reason: 1}),
-            examples=(DroppedRow(source=source, problem=refusal.problem),),
-            too_long=Counter(),
-            full_lengths=(),
-        )
-        for source, refusal in dropped
-    ]
-    lengths = Refusals(
-        counts=Counter(),
-        examples=(),
-        too_long=Counter(refusal.loses for refusal in too_long),
-        full_lengths=tuple(refusal.full_length for refusal in too_long),
-    )
-    return Refusals.joined([*single, lengths])
 
 
 def _columns_of(
@@ -299,6 +330,8 @@ def _digest(conversation: Conversation) -> int:
             if len(message) > 2:
                 rest = {key: value for key, value in message.items() if key not in ("role", "content")}
                 parts.append(json.dumps(rest, sort_keys=True, default=str))
+    if conversation.tools:
+        parts.append(json.dumps(conversation.tools, sort_keys=True, default=str))
     text = "\x1f".join(" ".join(part.casefold().split()) for part in parts)
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)

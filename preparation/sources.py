@@ -9,7 +9,8 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache, partial
+from contextlib import closing
+from functools import cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -49,6 +50,14 @@ class SourcePreparation:
         self._num_workers = config.preprocessing_num_workers
         if self._num_workers == "auto":
             self._num_workers = num_usable_cores()
+        # Now: a source without a chat template gives the tokenizer one, and the tokenizer's first use sets these two.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        self._tokenizer_key = {
+            "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            "special_tokens": tokenizer.special_tokens_map,
+            "chat_template": tokenizer.chat_template,
+        }
 
     def prepare(self, split: str, source: Source) -> PreparedSource:
         """The rows of a source on disk.
@@ -57,7 +66,14 @@ class SourcePreparation:
             DataError: if the source cannot be read, or has no row that makes a known format.
             ConfigError: if the chat template cannot render a plain exchange.
         """
-        entry, was_there = find_or_make(self._folder, self._key(source), partial(self._make, split, source))
+        key = self._key(source)
+
+        def make(folder: Path) -> None:
+            self._make(split, source, folder)
+            if self._key(source) != key:
+                raise DataError(f"{source.name}: changed while it was read. Start again once it is written.")
+
+        entry, was_there = find_or_make(self._folder, key, make)
         return self._found(source, entry, split, " (prepared before)" if was_there else "")
 
     def _found(self, source: Source, entry: Path, split: str, remark: str) -> PreparedSource:
@@ -102,15 +118,19 @@ class SourcePreparation:
         """Prepares a source's rows into an empty folder."""
         record_format, chunks = find_source_format(source)
         preparer = self.preparer(source, record_format)
-        refusals = Refusals.joined([])
+        refusals = Refusals()
         seen: set[str] = set()
         rows_read = 0
-        with RowWriter(folder / "rows.arrow") as writer, PreparationProgress(f"Preparing {split} rows") as progress:
-            for chunk, prepared in prepare_chunks(preparer, chunks, self._num_workers):
+        with (
+            RowWriter(folder / "rows.arrow") as writer,
+            PreparationProgress(f"Preparing {split} rows") as progress,
+            closing(prepare_chunks(preparer, chunks, self._num_workers)) as prepared_chunks,
+        ):
+            for chunk, prepared in prepared_chunks:
                 if len(prepared.lengths):
                     columns = dataclasses.replace(prepared.columns, number=prepared.columns.number + rows_read)
                     writer.write(prepared.input_ids, prepared.labels, prepared.lengths, columns)
-                refusals = Refusals.joined([refusals, prepared.refusals])
+                refusals.update(prepared.refusals)
                 rows_read += prepared.rows_read
                 seen |= prepared.seen_columns
                 progress.show(rows_read, chunk.share_read)
@@ -142,7 +162,7 @@ class SourcePreparation:
 
     def _key(self, source: Source) -> str:
         """All that the prepared rows of a source depend on, as the name of an entry."""
-        config, tokenizer = self.config, self._tokenizer
+        config = self.config
         return content_key(
             {
                 "content": source.digest(),
@@ -153,9 +173,7 @@ class SourcePreparation:
                 "cuts": config.on_too_long == "truncate",
                 "train_on": config.train_on,
                 "add_end_token": config.add_end_token,
-                "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-                "special_tokens": tokenizer.special_tokens_map,
-                "chat_template": tokenizer.chat_template,
+                **self._tokenizer_key,
                 "code": _code_digest(),
                 "versions": {name: version(name) for name in ("tokenizers", "transformers", "jinja2")},
             }
@@ -244,12 +262,12 @@ def _prepared_source(source: Source, rows: StoredRows, report: Mapping[str, Any]
         rows_read=report["rows_read"],
         refusals=Refusals(
             counts=Counter(refusals["counts"]),
-            examples=tuple(
+            examples=[
                 DroppedRow(source=RowSource(**row["source"]), problem=RowProblem(**row["problem"]))
                 for row in refusals["examples"]
-            ),
+            ],
             too_long=Counter(refusals["too_long"]),
-            full_lengths=tuple(refusals["full_lengths"]),
+            full_lengths=Counter({int(length): count for length, count in refusals["full_lengths"].items()}),
         ),
         unused_columns=tuple(report["unused_columns"]),
     )

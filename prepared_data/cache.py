@@ -6,9 +6,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ UNUSED_DAYS = 30
 """Entries that no run has used for so long are deleted when a new one is made."""
 _SECONDS_A_DAY = 86_400
 _SECONDS_TILL_TOLD = 3.0
+_OURS = re.compile(r"sft-[0-9a-f]{32}(\.lock|\.unfinished)?")
+"""Names that this module gives. Whatever else lies in the folder is somebody's."""
 
 
 def content_key(ingredients: Mapping[str, Any]) -> str:
     """The name of an entry: a digest of all that it is made from."""
     text = json.dumps(ingredients, sort_keys=True, ensure_ascii=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return f"sft-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def find_or_make(folder: Path, key: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
@@ -49,16 +53,17 @@ def find_or_make(folder: Path, key: str, make: Callable[[Path], None]) -> tuple[
     entry = folder / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if entry.is_dir():
-            os.utime(entry)
+        if _is_there(entry):
             return entry, True
-        lock = FileLock(str(folder / f"{key}.lock"))
+        lock_file = folder / f"{key}.lock"
+        lock = FileLock(str(lock_file))
         try:
             lock.acquire(timeout=_SECONDS_TILL_TOLD)
         except Timeout:
             logger.info("Another process is preparing the same data; waiting for it.")
             lock.acquire()
         try:
+            lock_file.touch()  # or it would look unused
             return entry, _make_unless_there(entry, make)
         finally:
             lock.release()
@@ -68,9 +73,18 @@ def find_or_make(folder: Path, key: str, make: Callable[[Path], None]) -> tuple[
         ) from None
 
 
+def _is_there(entry: Path) -> bool:
+    """Whether there is such an entry; if so, it counts as used today."""
+    if not entry.is_dir():
+        return False
+    with suppress(OSError):  # a cache that others filled may be read alone
+        os.utime(entry)
+    return True
+
+
 def _make_unless_there(entry: Path, make: Callable[[Path], None]) -> bool:
     """Makes the entry, unless another process did while this one waited; returns whether it was there."""
-    if entry.is_dir():
+    if _is_there(entry):
         return True
     _delete_unused(entry.parent)
     unfinished = entry.with_name(f"{entry.name}.unfinished")
@@ -78,6 +92,8 @@ def _make_unless_there(entry: Path, make: Callable[[Path], None]) -> bool:
     unfinished.mkdir()
     try:
         make(unfinished)
+        for path in unfinished.iterdir():
+            _write_through(path)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -85,8 +101,14 @@ def _make_unless_there(entry: Path, make: Callable[[Path], None]) -> bool:
     return False
 
 
+def _write_through(path: Path) -> None:
+    """To the disk itself: after a power failure a name must not stand for half a file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def _delete_unused(folder: Path) -> None:
-    old = [path for path in folder.iterdir() if time.time() - path.stat().st_mtime > UNUSED_DAYS * _SECONDS_A_DAY]
+    old = [path for path in folder.iterdir() if _OURS.fullmatch(path.name) and _is_old(path)]
     for path in old:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -94,3 +116,10 @@ def _delete_unused(folder: Path) -> None:
             path.unlink(missing_ok=True)
     if old:
         logger.info("Deleted %d entries of %s that no run used for %d days.", len(old), folder, UNUSED_DAYS)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > UNUSED_DAYS * _SECONDS_A_DAY
+    except FileNotFoundError:  # finished or deleted by another process at this moment
+        return False

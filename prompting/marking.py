@@ -30,8 +30,8 @@ class Placing:
     A mark at an edge stands inside the white space there, so that a template may trim it.
     """
 
-    others_in_the_middle: bool = False
-    """In messages of other roles than the assistant: one mark in the middle of the content, none at its edges."""
+    others: str = "edges"
+    """In contents of other roles than the assistant: at their `edges`, one in the `middle`, or `none`."""
     calls: bool = True
     """Whether names and arguments of tool calls are marked."""
     thoughts: bool = True
@@ -42,10 +42,11 @@ class Placing:
 
 PLACINGS = (
     Placing(),
-    Placing(others_in_the_middle=True),
-    Placing(others_in_the_middle=True, calls=False),
-    Placing(others_in_the_middle=True, calls=False, thoughts=False),
-    Placing(others_in_the_middle=True, calls=False, thoughts=False, openings=False),
+    Placing(others="middle"),
+    Placing(others="none"),
+    Placing(others="none", calls=False),
+    Placing(others="none", calls=False, thoughts=False),
+    Placing(others="none", calls=False, thoughts=False, openings=False),
 )
 """From the one that tells most to the one that disturbs least."""
 
@@ -118,8 +119,8 @@ class Marker:
             for key in THOUGHTS:
                 if isinstance(message.get(key), str):
                     marked[key] = self._at_edges(message[key], index, "thoughts")
-        if isinstance(message.get("content"), str):
-            place = self._in_the_middle if self._placing.others_in_the_middle and not is_own else self._at_edges
+        if isinstance(message.get("content"), str) and (is_own or self._placing.others != "none"):
+            place = self._at_edges if is_own or self._placing.others == "edges" else self._in_the_middle
             marked["content"] = place(message["content"], index, "content")
         if self._placing.calls and message.get("tool_calls"):
             marked["tool_calls"] = [self._marked_call(call, index) for call in message["tool_calls"]]
@@ -145,7 +146,8 @@ class Marker:
         end = len(text.rstrip())
         if kind == "content" and not answer_in(text):
             # Thoughts and nothing behind them: a mark behind them would be an answer.
-            end -= len(_CLOSED_THOUGHTS)
+            end = len(text[: end - len(_CLOSED_THOUGHTS)].rstrip())
+            start = min(start, end)
             kind = "thoughts"
         opening = self._new(index, kind, is_opening=True) if self._placing.openings and start < end else ""
         return text[:start] + opening + text[start:end] + self._new(index, kind) + text[end:]

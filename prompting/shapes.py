@@ -11,6 +11,7 @@ from __future__ import annotations
 import string
 from dataclasses import dataclass
 
+from prompting.marking import answer_in
 from prompting.turns import FoundTurns
 from sft_types import Conversation
 
@@ -75,10 +76,9 @@ def _key(conversation: Conversation) -> tuple[str, ...]:
 
 
 def _is_plain(conversation: Conversation) -> bool:
-    """Whether contents are all that there is to a conversation, and none is empty."""
+    """Whether contents are all that there is to a conversation, and each holds an answer (or a question)."""
     return not conversation.tools and all(
-        len(message) == 2 and message["content"] and not message["content"].isspace()
-        for message in conversation.messages
+        len(message) == 2 and answer_in(message["content"]) for message in conversation.messages
     )
 
 
@@ -114,9 +114,11 @@ def _literal_shape(messages, text: str, turns: FoundTurns) -> _Shape | None:
             continue
         found = []
         for index, span in turns.spans.items():
-            if not isinstance(span, tuple) or span[0] > bounds[index][0] or span[1] < bounds[index][1]:
+            begin, end = bounds[index]
+            room = (edges[2 * index], edges[2 * index + 3])
+            if not isinstance(span, tuple) or not room[0] <= span[0] <= begin <= end <= span[1] <= room[1]:
                 return None
-            found.append((index, bounds[index][0] - span[0], span[1] - bounds[index][1]))
+            found.append((index, begin - span[0], span[1] - end))
         return _Shape(
             literals=tuple(text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)),
             is_trimmed=is_trimmed,

@@ -71,8 +71,9 @@ class ChatTemplate:
         asked_alike = self.whole_up_to(prompt, 0, common_length(asked, prompt, 0))
         self.header = prompt[asked_alike : self.whole_up_to(prompt, 0, common_length(answered, prompt, 0))]
         """What begins an answer in a prompt and in a conversation alike."""
-        self.end_marker = self.tail.removesuffix(self.next_header)
-        self.end_marker = self.end_marker[: self.end_in(self.end_marker)] if self.end_marker.strip() else ""
+        self.end_marker = ""
+        tail = self.tail.removesuffix(self.next_header)
+        self.end_marker = tail[: self.end_in(tail)] if tail.strip() else ""
         """The part of the tail that ends the answer (`<|im_end|>`); empty if the template ends it with nothing."""
         self.opener_that_ends = "" if self.end_marker else self.marker_at(between.lstrip(), 0)
         """Where nothing else ends an answer: the marker with which a conversation goes on."""
@@ -105,10 +106,13 @@ class ChatTemplate:
             return results
 
     def end_in(self, text: str) -> int:
-        """Where the end of an answer stops in what is written behind it: behind the last special token, else behind
-        all but white space; behind the white space where there is nothing else."""
+        """Where the end of an answer stops in what is written behind it: behind the end marker or the last special
+        token, else behind all but white space; behind the white space where there is nothing else."""
+        whole = len(text.rstrip()) or len(text)
+        if self.end_marker and text.rstrip().endswith(self.end_marker.strip()):
+            return whole
         ends = [found.end() for found in self._special_token.finditer(text)]
-        return ends[-1] if ends else len(text.rstrip()) or len(text)
+        return ends[-1] if ends else whole
 
     def end_before_header(self, first: str, second: str) -> str:
         """The end of an answer that two texts begin with which go on with headers of different roles.

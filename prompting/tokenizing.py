@@ -6,8 +6,8 @@ Shapes: `T` tokens of a row.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,19 @@ class RowTooLong(RowRefused):
         return type(self), (self.problem.reason, self.problem.message, self.full_length, self.loses)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PlacedTokens:
+    """A whole row's tokens, `[T]` each; those without characters (begin-of-text that is added) are `[0, 0)`."""
+
+    input_ids: np.ndarray
+    """int32."""
+    starts: np.ndarray
+    """int64: the characters `[start, end)` that a token stands for."""
+    ends: np.ndarray
+    trained: np.ndarray
+    """bool."""
+
+
 class RowTokenizer:
     """Tokenizes rendered rows and labels what is trained."""
 
@@ -89,27 +102,36 @@ class RowTokenizer:
 
     def __call__(self, rows: Sequence[RenderedText]) -> list[TokenizedRow | RowRefused]:
         """For each row its tokens, or why it has nothing left to train on."""
-        results: list[TokenizedRow | RowRefused] = []
-        for row, (input_ids, starts, ends) in zip(rows, self._encode([row.text for row in rows]), strict=True):
-            trained = _trained_tokens(starts, ends, row.trained_spans)
-            if not self._is_chat:
-                input_ids, trained = _complete_text(self._tokenizer, input_ids, trained)
-            results.append(self._cut(input_ids, trained))
-        return results
+        return [self._cut(row.input_ids, row.trained) for row in self._placed(rows)]
 
     def segments(self, row: RenderedText) -> tuple[Segment, ...]:
         """The text of a row as far as it is kept, cut where training begins and ends: read off the labels."""
-        ((input_ids, starts, ends),) = self._encode([row.text])
-        trained = _trained_tokens(starts, ends, row.trained_spans)[: self._max_seq_length]
-        kept = int(ends[: self._max_seq_length].max(initial=0))
+        (placed,) = self._placed([row])
+        limit, text = self._max_seq_length, row.text
+        starts, ends, trained = placed.starts[:limit], placed.ends[:limit], placed.trained[:limit]
+        # What is added behind the text has no characters of it.
+        is_added = starts >= len(text)
+        kept = len(text) if len(placed.starts) <= limit else int(ends.max(initial=0))
         is_trained = np.zeros(kept, dtype=bool)
-        for start, end in zip(starts[: len(trained)][trained], ends[: len(trained)][trained], strict=True):
-            is_trained[start:end] = True
+        reached, was_trained = 0, False
+        for start, end, now_trained in zip(starts[~is_added], ends[~is_added], trained[~is_added], strict=True):
+            if now_trained:
+                # White space that no token stands for belongs to the trained words that it parts.
+                is_trained[reached if was_trained and start > reached else start : end] = True
+            reached, was_trained = max(reached, end), now_trained
         edges = [0, *(np.flatnonzero(np.diff(is_trained)) + 1).tolist(), kept]
-        pieces = [(row.text[a:b], bool(is_trained[a])) for a, b in pairwise(edges) if b > a]
-        if not self._is_chat and len(input_ids) < self._max_seq_length and self._tokenizer.eos_token_id is not None:
-            pieces.append((self._tokenizer.eos_token, True))
-        return tuple(Segment(text=text, trained=trained) for text, trained in pieces)
+        segments = [Segment(text=text[a:b], trained=bool(is_trained[a])) for a, b in pairwise(edges) if b > a]
+        if (is_added & trained).any():
+            segments.append(Segment(text=self._tokenizer.eos_token, trained=True))
+        return tuple(segments)
+
+    def _placed(self, rows: Sequence[RenderedText]) -> Iterator[_PlacedTokens]:
+        """Each row's tokens, before anything is cut."""
+        for row, (input_ids, starts, ends) in zip(rows, self._encode([row.text for row in rows]), strict=True):
+            tokens = _PlacedTokens(
+                input_ids=input_ids, starts=starts, ends=ends, trained=_trained_tokens(starts, ends, row.trained_spans)
+            )
+            yield tokens if self._is_chat else _complete_text(self._tokenizer, tokens, len(row.text))
 
     def _encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Each text's tokens with the characters `[start, end)` that they stand for; int32 and int64, `[T]`."""
@@ -234,18 +256,25 @@ def _trained_tokens(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[
     return trained & (ends > starts)
 
 
-def _complete_text(
-    tokenizer: "PreTrainedTokenizerBase", input_ids: np.ndarray, trained: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Plain text with exactly one begin-of-text (if the tokenizer uses it) and one end-of-text."""
+def _complete_text(tokenizer: "PreTrainedTokenizerBase", tokens: _PlacedTokens, length: int) -> _PlacedTokens:
+    """Plain text with exactly one begin-of-text (if the tokenizer uses it) and one end-of-text.
+
+    Args:
+        tokens: of the whole text.
+        length: of the text, in characters: where an end that is added stands.
+    """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if len(input_ids) > 1 and bos is not None and input_ids[0] == input_ids[1] == bos:
-        input_ids, trained = input_ids[1:], trained[1:]
+    if len(tokens.input_ids) > 1 and bos is not None and tokens.input_ids[0] == tokens.input_ids[1] == bos:
+        tokens = replace(tokens, **{name: getattr(tokens, name)[1:] for name in _PlacedTokens.__slots__})
     if eos is None:
-        return input_ids, trained
-    if len(input_ids) == 0 or input_ids[-1] != eos:
-        input_ids, trained = np.append(input_ids, np.int32(eos)), np.append(trained, True)
-    else:
-        trained = trained.copy()
-        trained[-1] = True
-    return input_ids, trained
+        return tokens
+    if len(tokens.input_ids) == 0 or tokens.input_ids[-1] != eos:
+        return _PlacedTokens(
+            input_ids=np.append(tokens.input_ids, np.int32(eos)),
+            starts=np.append(tokens.starts, length),
+            ends=np.append(tokens.ends, length),
+            trained=np.append(tokens.trained, True),
+        )
+    if tokens.ends[-1] == tokens.starts[-1]:  # the tokenizer's own, without a place
+        tokens = replace(tokens, starts=np.append(tokens.starts[:-1], length), ends=np.append(tokens.ends[:-1], length))
+    return replace(tokens, trained=np.append(tokens.trained[:-1], True))

@@ -55,9 +55,13 @@ def find_turns(template: ChatTemplate, conversation: Conversation, text: str) ->
             spans[0] = RowRefused("no_prompt", "the assistant speaks first: there is nothing that it answers")
             continue
         try:
-            spans[index] = finder.find(index)
+            start, end = finder.find(index)
         except RowRefused as refusal:
             spans[index] = refusal
+            continue
+        # A turn that goes on with the one before it begins where that ends.
+        before = spans.get(index - 1)
+        spans[index] = (max(start, before[1]), end) if isinstance(before, tuple) else (start, end)
     is_fully_marked = finder.marked is not None and finder.placing == PLACINGS[0]
     return FoundTurns(
         spans=spans,
@@ -156,7 +160,8 @@ class _Finder:
             ended = self._ended(index)
             header = literal[self._template.whole_up_to(literal, 0, common_length(ended, literal, 0)) :]
             if alike <= len(literal) - len(header):
-                return origin + self._find_header(index, self._text[origin : own[0].position], header, ended)
+                written = self._text[origin : own[0].position]
+                return origin + self._find_header(index, written, header, ended, cut - origin)
         self.unmet_prompts.add(literal[alike:])
         return cut
 
@@ -177,68 +182,71 @@ class _Finder:
         ended = without.text[without.places[-1].position :] if without.places else without.text
         return ended.removesuffix(self._template.next_header)
 
-    def _find_header(self, index: int, written: str, header: str, ended: str) -> int:
-        """The end of the header in what is written before the turn, where it does not go on as the prompt does.
+    def _find_header(self, index: int, written: str, header: str, ended: str, alike: int) -> int:
+        """Where a turn begins in what is `written` before it, if that has nothing of the prompt's header.
 
-        The prompt may end with a hint for the last question only, or a turn may go on with the one before it.
+        The prompt may end with a hint for the last question only; a turn may go on with the one before it; or a prompt
+        has no header at all. Nothing is looked for in what may be somebody's content.
 
         Raises:
-            RowRefused: `turn_not_found`, unless a header stands there once, or nothing at all.
+            RowRefused: `turn_not_found`.
         """
-        if self.placing.openings:
-            for known in (header, self._template.header):
-                if known.strip() and written.count(known) == 1:
-                    return written.index(known) + len(known)
-            if written.strip() in ("", ended.strip()):
-                return len(written.rstrip())
-        wanted = f"the generation prompt's {header[:40]!r}"
-        raise _not_found(index, f"its conversation does not go on with {wanted}")
+        is_literal = self.placing.openings and self.placing.others == "edges"
+        for known in (header, self._template.header):
+            if is_literal and known.strip() and written.count(known) == 1:
+                return written.index(known) + len(known)
+        if ended.strip() and written.startswith(ended):
+            return len(ended)
+        if is_literal and not written.strip():
+            return 0
+        if is_literal and not header and written[:alike].strip():
+            return alike
+        raise _not_found(index, f"its conversation does not go on with the prompt's {(header or ended)[:40]!r}")
 
     def _find_end(self, index: int, own: Sequence[MarkedPlace]) -> int:
-        last = self._last_place(index, own)
+        is_last = index == len(self._messages) - 1
+        last, tail = (own[-1], "") if is_last else self._last_place(index, own)
         following = [p.position for p in self.marked.places if p.position >= last.position and p.mark.message != index]
         rest = self._text[last.position : min(following, default=len(self._text))]
-        if index == len(self._messages) - 1:
-            tail = rest.removesuffix(self._template.next_header)
-            return last.position + self._template.end_in(tail)
-        tail = self._tail_through(index, last.mark).removesuffix(self._template.next_header)
+        if is_last:
+            return last.position + self._template.end_in(rest.removesuffix(self._template.next_header))
         if not rest.startswith(tail):
             tail = rest[: self._template.whole_up_to(rest, 0, common_length(tail, rest, 0))]
-        if tail.strip():
-            return last.position + self._template.end_in(tail)
-        # A template that ends the last turn in another way than others, or not at all.
-        further = self._tail_through(index, last.mark, add_generation_prompt=True)
-        end = self._template.end_before_header(rest, further)
-        if not end and not self._template.end_marker:
-            # Nothing but the next turn's beginning ends this one: then that is what the model has to say to stop.
-            opener = self._template.marker_at(rest, len(tail))
-            end = (tail + opener) * bool(opener)
-        return last.position + len(end or tail)
+        if not (tail.strip() and self._template.end_marker):
+            tail = self._other_end(index, last.mark, rest, tail)
+        return last.position + self._template.end_in(tail)
 
-    def _last_place(self, index: int, own: Sequence[MarkedPlace]) -> MarkedPlace:
-        """Where the last of the turn stands: a name that it calls may stand once more with the tool's answer."""
-        through = self._through(index) if index < len(self._messages) - 1 else None
-        if through is None:
-            return own[-1]
+    def _last_place(self, index: int, own: Sequence[MarkedPlace]) -> tuple[MarkedPlace, str]:
+        """Where the last string of the turn ends, and what the template writes behind it if no further turn follows.
+
+        A name that a turn calls may stand once more in the text, with the tool's answer.
+        """
+        try:
+            through = self._apply_marked(self.marked.marker, index + 1)
+        except RowRefused:
+            # A conversation that ends here may be one that the template does not take.
+            return own[-1], self._template.tail.removesuffix(self._template.next_header)
         marks = [place.mark for place in through.places if place.mark.message == index]
         same = [place for place in own if marks and place.mark == marks[-1]]
         if not same or through.places[-1].mark.message != index:
             raise _not_found(index, "the chat template ends it unlike a last turn")
-        return same[min(marks.count(marks[-1]), len(same)) - 1]
+        tail = through.text[through.places[-1].position :].removesuffix(self._template.next_header)
+        return same[min(marks.count(marks[-1]), len(same)) - 1], tail
 
-    def _tail_through(self, index: int, last: Mark, *, add_generation_prompt: bool = False) -> str:
-        """What the template writes behind the turn's last mark where no further turn follows."""
-        through = self._through(index, add_generation_prompt=add_generation_prompt)
-        if through is None:
-            return self._template.tail
-        return through.text[max((p.position for p in through.places if p.mark == last), default=len(through.text)) :]
-
-    def _through(self, index: int, *, add_generation_prompt: bool = False) -> _MarkedText | None:
-        """The conversation through a turn; None if the template does not take one that ends there."""
+    def _other_end(self, index: int, last: Mark, rest: str, tail: str) -> str:
+        """The end of a turn by a template that ends the last turn in another way than others, or with nothing."""
         try:
-            return self._apply_marked(self.marked.marker, index + 1, add_generation_prompt=add_generation_prompt)
-        except RowRefused:
-            return None
+            asked = self._apply_marked(self.marked.marker, index + 1, add_generation_prompt=True)
+            behind = asked.text[max(place.position for place in asked.places if place.mark == last) :]
+            end = self._template.end_before_header(rest, behind)
+        except (RowRefused, ValueError):
+            end = ""
+        if len(end) > len(tail.rstrip()):
+            return end
+        if self._template.end_marker:
+            return tail
+        # Nothing but the next turn's beginning ends this one: then that is what the model has to say to stop.
+        return tail + self._template.marker_at(rest, len(tail))
 
     def _find_by_prefix(self, index: int) -> Span:
         """The turn where no mark tells: only if the text goes on exactly as the shorter conversations end."""

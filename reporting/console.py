@@ -8,31 +8,52 @@ from sft_types import BatchPlan, DataReport, EvaluationResult, ModelFootprint, S
 
 SHOWN_DROPPED = 3
 LONGEST_SHOWN = 300
+NOTES = {
+    "thoughts_left_out": "the chat template leaves out thoughts, which are not trained then,",
+    "tools_left_out": "the chat template does not write the tools",
+}
 
 
 def data_lines(report: DataReport) -> list[str]:
     """What became of every row."""
-    names = ("train", "validation")
-    return [line for name, split in zip(names, report.splits, strict=False) for line in _split_lines(name, split)]
+    lines: list[str] = []
+    for name, split in zip(("train", "validation"), report.splits, strict=False):
+        first, *reasons = counted_lines(name, split)
+        lines.append(
+            f"{first}; {split.tokens:,} tokens, {_percent(split.supervised_tokens, split.tokens)} trained, "
+            f"longest row {split.longest_row:,}."
+        )
+        lines += reasons
+        if split.rows_too_long:
+            lines.append(
+                f"  longer than max_seq_length: {split.rows_too_long:,} rows; {split.rows_that_lose_the_answer:,} lose "
+                f"all of the answer, {split.rows_that_lose_the_end:,} its end, "
+                f"{split.rows_that_lose_only_prompt:,} only prompt."
+            )
+        lines += [f"  {line}." for line in note_lines(split)]
+        if split.duplicates:
+            row, original = split.duplicate_examples[0]
+            lines.append(f"  duplicates: {split.duplicates:,} rows repeat an earlier one ({row} is {original}, ...).")
+    if report.leakage:
+        row, original = report.leakage_examples[0]
+        lines.append(f"  {report.leakage:,} validation rows stand in the training data too ({row} is {original}, ...).")
+    return lines
 
 
-def _split_lines(name: str, split: SplitReport) -> list[str]:
-    dropped = len(split.dropped)
-    lines = [
-        f"{name.capitalize()} rows: {split.rows_read:,} read = {split.rows_used:,} used + {dropped:,} dropped; "
-        f"{split.tokens:,} tokens, {_percent(split.supervised_tokens, split.tokens)} trained, "
-        f"longest row {split.longest_row:,}."
-    ]
+def counted_lines(name: str, split: SplitReport) -> list[str]:
+    """Rows read = rows used + rows dropped, and the reasons with their first places."""
+    name = name.capitalize()
+    lines = [f"{name} rows: {split.rows_read:,} read = {split.rows_used:,} used + {split.num_dropped:,} dropped"]
     for reason, count in split.rows_dropped.items():
-        places = [str(row.source) for row in split.dropped if row.problem.reason == reason]
+        places = [str(row.source) for row in split.dropped_examples if row.problem.reason == reason]
         more = ", ..." if count > SHOWN_DROPPED else ""
         lines.append(f"  dropped {count:,} {reason}: {', '.join(places[:SHOWN_DROPPED])}{more}")
-    if split.rows_truncated:
-        lines.append(
-            f"  cut to max_seq_length: {split.rows_truncated:,} rows, {split.rows_without_their_end:,} of them lost "
-            f"{'the end of the text' if split.format_name == 'text' else 'the end of the answer'}."
-        )
     return lines
+
+
+def note_lines(split: SplitReport) -> list[str]:
+    """What the chat template left out of rows that are used."""
+    return [f"{NOTES[note]} in {count:,} rows" for note, count in split.notes.items()]
 
 
 def model_line(footprint: ModelFootprint, class_name: str, weights: str, mixed: str) -> str:

@@ -6,12 +6,13 @@ import dataclasses
 import json
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from reporting.metrics_log import json_safe
-from sft_types import BatchPlan, DataReport, SplitReport, TrainingResult
+from sft_types import BatchPlan, DataReport, RowSource, SplitReport, TrainingResult
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "bitsandbytes")
 
@@ -32,6 +33,7 @@ def build_summary(
             "supervised_tokens_per_second",
             "peak_memory_bytes",
             "memory_share",
+            "rows_dropped",
         )
     }
     summary = {
@@ -43,8 +45,10 @@ def build_summary(
             "rows_read": report.rows_read,
             "rows_used": report.rows_used,
             "rows_dropped": report.rows_dropped,
-            "train": _split_summary(report.train),
-            "validation": report.validation and _split_summary(report.validation),
+            "train": split_counts(report.train),
+            "validation": report.validation and split_counts(report.validation),
+            "leakage": report.leakage,
+            "is_complete": report.is_complete,
         },
         "batch_plan": {**dataclasses.asdict(plan), "global_batch_size": plan.global_batch_size},
         "samples": [dataclasses.asdict(sample) for sample in result.samples],
@@ -56,11 +60,11 @@ def build_summary(
     return json_safe(summary)
 
 
-def write_summary(summary: dict[str, Any], path: str | Path) -> None:
-    """Writes the summary so that a reader never sees half of it."""
+def write_json(document: dict[str, Any], path: str | Path) -> None:
+    """Writes a document so that a reader never sees half of it."""
     target = Path(path)
     temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, target)
 
 
@@ -75,16 +79,33 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def _split_summary(split: SplitReport) -> dict[str, Any]:
+def split_counts(split: SplitReport) -> dict[str, Any]:
+    """Every count of a split, ready for JSON."""
     return {
         "format": split.format_name,
         "files": list(split.files),
         "rows_read": split.rows_read,
         "rows_used": split.rows_used,
-        "rows_dropped": split.rows_dropped,
-        "rows_truncated": split.rows_truncated,
-        "rows_without_their_end": split.rows_without_their_end,
+        "rows_dropped": dict(split.rows_dropped),
+        "dropped_examples": [
+            {"source": str(row.source), "reason": row.problem.reason, "message": row.problem.message}
+            for row in split.dropped_examples
+        ],
+        "sources": [dataclasses.asdict(source) for source in split.sources],
+        "duplicates": split.duplicates,
+        "duplicate_examples": pairs_of_places(split.duplicate_examples),
+        "rows_too_long": split.rows_too_long,
+        "rows_that_lose_the_answer": split.rows_that_lose_the_answer,
+        "rows_that_lose_the_end": split.rows_that_lose_the_end,
+        "rows_that_lose_only_prompt": split.rows_that_lose_only_prompt,
+        "rows_with_trained_end": split.rows_with_trained_end,
+        "notes": dict(split.notes),
         "tokens": split.tokens,
         "supervised_tokens": split.supervised_tokens,
         "longest_row": split.longest_row,
     }
+
+
+def pairs_of_places(pairs: Sequence[tuple[RowSource, RowSource]]) -> list[list[str]]:
+    """Rows with the rows that they repeat, as `file:line`."""
+    return [[str(row), str(original)] for row, original in pairs]

@@ -139,12 +139,13 @@ def _open(entry: DatasetSource, config: DataConfig, brings_validation: bool) -> 
     folder = Path(entry.name).expanduser()
     if folder.is_dir() and not is_saved_dataset(folder) and entry.config is None:
         return _open_files(replace(entry, path=str(folder)), None, brings_validation)
-    splits = load_splits(entry.name, entry.config, entry.split)
+    splits = load_splits(entry.name, entry.config, entry.split, streaming=config.streaming)
     wanted = entry.split or "train"
     if wanted not in splits:
         raise DataError(f"{entry.name}: no split {wanted!r}; there: {', '.join(splits)}.")
     validation = ()
-    if brings_validation and wanted == "train" and "validation" in splits:
+    # Rows of a streamed dataset are stored nowhere, and validation data is read again and again.
+    if brings_validation and not config.streaming and wanted == "train" and "validation" in splits:
         validation = (_source(entry, "validation", dataset=splits["validation"]),)
     return OpenedSources(
         train=(_source(entry, wanted, dataset=splits[wanted]),),

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_errors import DataError
-from sources.chunks import MAX_BYTES, MAX_ROWS, Entries, Stretch
+from sources.chunks import MAX_BYTES, MAX_ROWS, Entries, Stretch, entry_blocks
 from sources.json_rows import checked_record
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -19,8 +19,16 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def load_splits(name: str, configuration: str | None, split: str | None) -> "dict[str, Dataset]":
+def load_splits(
+    name: str, configuration: str | None, split: str | None, *, streaming: bool = False
+) -> "dict[str, Dataset | IterableDataset]":
     """The splits of a dataset by name; for a slice of one (`train[:10%]`) that slice alone, under this name.
+
+    Args:
+        name: on the Hub, or a folder.
+        configuration: which of its configurations.
+        split: a slice is loaded by it.
+        streaming: read rows from where they are when they are asked for, and store none.
 
     Raises:
         DataError: one line for what the library says in many.
@@ -33,9 +41,9 @@ def load_splits(name: str, configuration: str | None, split: str | None) -> "dic
         if is_saved:
             loaded = datasets.load_from_disk(str(folder))
         elif split is not None and set(split) & set("[+"):
-            loaded = {split: datasets.load_dataset(name, configuration, split=split)}
+            loaded = {split: datasets.load_dataset(name, configuration, split=split, streaming=streaming)}
         else:
-            loaded = datasets.load_dataset(name, configuration)
+            loaded = datasets.load_dataset(name, configuration, streaming=streaming)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(f"dataset_name {name!r}: not found: {_first_line(error)}") from None
     except OSError as error:
@@ -48,12 +56,16 @@ def load_splits(name: str, configuration: str | None, split: str | None) -> "dic
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 
-def read_dataset(dataset: "Dataset", file: str) -> Iterator[tuple[Stretch, float]]:
+def read_dataset(dataset: "Dataset | IterableDataset", file: str) -> Iterator[tuple[Stretch, float]]:
     """The rows of a dataset in order; the line is the row's number, from 1.
 
     Yields:
-        A stretch of rows, and the share of the dataset that is read once it is, 0 to 1.
+        A stretch of rows, and the share of the dataset that is read once it is, 0 to 1 (0 where that is not known).
     """
+    if not hasattr(dataset, "__len__"):
+        entries = ((number, checked_record(record), number) for number, record in enumerate(dataset, start=1))
+        yield from ((stretch, 0.0) for stretch, _ in entry_blocks(file, entries))
+        return
     total = len(dataset)
     bytes_a_row = dataset.data.nbytes // max(len(dataset.data), 1)
     rows_at_once = max(1, min(MAX_ROWS, MAX_BYTES // max(bytes_a_row, 1)))
