@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from preparation.streaming import RowStream
 from prepared_data.store import PreparedRows
 from sft_errors import ConfigError, DataError
 from sft_types import TrainingData
-from sources.load import Source, open_sources
+from sources.load import OpenedSources, Source, open_sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,48 +60,60 @@ def prepare_data(
     if opened.unused:
         logger.info("Not read: %s.", ", ".join(opened.unused[:5]) + (", ..." if len(opened.unused) > 5 else ""))
     preparation = SourcePreparation(config, tokenizer)
-    prepare_train = preparation.look_at if config.streaming else partial(preparation.prepare, "train")
-    prepared = [prepare_train(source) for source in opened.train]
-    rows = PreparedRows([source.rows for source in prepared])
-    held_opened, held_prepared, held = opened.validation, [], None
-    if opened.validation:
-        held_prepared = [preparation.prepare("validation", source) for source in opened.validation]
-        held = PreparedRows([source.rows for source in held_prepared])
-    elif config.validation_split is not None and len(rows):
-        held_opened, held_prepared = opened.train, prepared
-        rows, held = _split_off(rows, config.validation_split, seed, prepared[0].files[0])
-    epoch_rows = _mixed(rows, prepared, seed)
-    train_report = split_report(prepared, rows, epoch_rows, all_read=True)
-    held_report = None
-    if held is not None:
-        held_report = split_report(held_prepared, held, all_read=bool(opened.validation))
+    train, validation = _prepare_splits(preparation, opened, seed)
+    epoch_rows = _mixed(train, seed)
+    report = data_report(
+        (train.prepared, train.rows),
+        split_report(train.prepared, train.rows, epoch_rows, all_read=True),
+        validation and (validation.prepared, validation.rows),
+        validation and split_report(validation.prepared, validation.rows, all_read=bool(opened.validation)),
+    )
     if sample_prompts is not None:
-        prompts = given_prompts(sample_prompts, is_chat=format_named(prepared[0].format_name).is_chat)
-    elif held is not None:
-        prompts = first_prompts(preparation, held_opened, held_prepared, held)
+        prompts = given_prompts(sample_prompts, is_chat=format_named(train.prepared[0].format_name).is_chat)
     else:
-        prompts = first_prompts(preparation, opened.train, prepared, rows)
+        shown = validation or train
+        prompts = first_prompts(preparation, shown.opened, shown.prepared, shown.rows)
     return TrainingData(
         train=epoch_rows,
-        validation=held,
+        validation=validation and validation.rows,
         collator=PaddedCollator(tokenizer.pad_token_id),
-        report=replace(
-            data_report((prepared, rows), train_report, (held_prepared, held), held_report),
-            is_complete=not config.streaming,
-        ),
+        report=replace(report, is_complete=not config.streaming),
         sample_prompts=prompts,
-        previews=previews(preparation, opened.train, prepared, show_rows),
-        stream=_stream(preparation, opened.train, prepared, seed).read if config.streaming else None,
+        previews=previews(preparation, train.opened, train.prepared, show_rows),
+        stream=_stream(preparation, train, seed).read if config.streaming else None,
     )
 
 
-def _stream(
-    preparation: SourcePreparation, opened: Sequence[Source], prepared: Sequence[PreparedSource], seed: int
-) -> RowStream:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Split:
+    """Sources, what was prepared of them, and the rows of it that belong to the split, each once."""
+
+    opened: Sequence[Source]
+    prepared: Sequence[PreparedSource]
+    rows: PreparedRows
+
+
+def _prepare_splits(preparation: SourcePreparation, opened: OpenedSources, seed: int) -> tuple[_Split, _Split | None]:
+    """The training rows, and the validation rows from sources of their own or set aside from the training rows."""
+    config = preparation.config
+    prepare_train = preparation.look_at if config.streaming else partial(preparation.prepare, "train")
+    prepared = [prepare_train(source) for source in opened.train]
+    train = _Split(opened=opened.train, prepared=prepared, rows=PreparedRows([source.rows for source in prepared]))
+    if opened.validation:
+        prepared = [preparation.prepare("validation", source) for source in opened.validation]
+        rows = PreparedRows([source.rows for source in prepared])
+        return train, _Split(opened=opened.validation, prepared=prepared, rows=rows)
+    if config.validation_split is None or not len(train.rows):
+        return train, None
+    rows, aside = _split_off(train.rows, config.validation_split, seed, train.prepared[0].files[0])
+    return replace(train, rows=rows), replace(train, rows=aside)
+
+
+def _stream(preparation: SourcePreparation, train: _Split, seed: int) -> RowStream:
     """The training rows as they are read."""
-    formats = [format_named(source.format_name) for source in prepared]
-    preparers = [preparation.preparer(*pair) for pair in zip(opened, formats, strict=True)]
-    return RowStream(opened, preparers, seed=seed, block_rows=preparation.config.shuffle_block_rows)
+    formats = [format_named(source.format_name) for source in train.prepared]
+    preparers = [preparation.preparer(*pair) for pair in zip(train.opened, formats, strict=True)]
+    return RowStream(train.opened, preparers, seed=seed, block_rows=preparation.config.shuffle_block_rows)
 
 
 def _split_off(rows: PreparedRows, share: float, seed: int, place: str) -> tuple[PreparedRows, PreparedRows]:
@@ -132,16 +144,16 @@ def _split_off(rows: PreparedRows, share: float, seed: int, place: str) -> tuple
     return rows.select(np.flatnonzero(~chosen[group])), rows.select(np.flatnonzero(chosen[group]))
 
 
-def _mixed(rows: PreparedRows, sources: Sequence[PreparedSource], seed: int) -> PreparedRows:
+def _mixed(train: _Split, seed: int) -> PreparedRows:
     """The rows of an epoch: each row of a source as often as its weight says, a fraction chosen by seed."""
-    if all(source.weight == 1 for source in sources):
-        return rows
-    parts = rows.part_of_rows()
+    if all(source.weight == 1 for source in train.prepared):
+        return train.rows
+    parts = train.rows.part_of_rows()
     taken: list[np.ndarray] = []
-    for number, source in enumerate(sources):
+    for number, source in enumerate(train.prepared):
         own = np.flatnonzero(parts == number)
         whole = int(source.weight)
         rest = round((source.weight - whole) * len(own))
         chosen = np.random.default_rng([seed, number]).permutation(len(own))[:rest]
         taken += [own] * whole + [own[np.sort(chosen)]]
-    return rows.select(np.concatenate(taken))
+    return train.rows.select(np.concatenate(taken))

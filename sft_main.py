@@ -126,13 +126,15 @@ def run(config: SFTConfig, command: Command) -> int:
     if not command.dry_run:
         logger.info(plan_line(plan, context.device))
 
+    # A rehearsal stands for several processes, but opens no group with them.
+    own = replace(context, world_size=1) if command.dry_run else context
     arguments = build_training_arguments(
         config.training,
         config.logging,
         precision,
-        context,
+        own,
         has_validation=data.validation is not None,
-        ddp_backend=config.distributed.ddp_backend,
+        ddp_backend=None if command.dry_run else config.distributed.ddp_backend,
     )
     if command.dry_run:
         return show_preflight(config, data, problems, context, footprint(model), plan, precision)

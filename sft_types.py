@@ -117,7 +117,7 @@ class LengthReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitReport:
-    """The counts of one split (train or validation); rows and tokens. A source's `weight` changes only those of an epoch."""
+    """The counts of one split (train or validation); rows and tokens. `weight` changes only those of an epoch."""
 
     sources: tuple[SourceReport, ...]
     rows_read: int
@@ -407,7 +407,12 @@ class Environment:
     final_model_bytes: int
 
     @property
+    def checkpoints_at_once(self) -> int:
+        """The most that stand side by side: a new one is written before the oldest is deleted."""
+        limit = self.num_checkpoints if self.checkpoints_kept is None else self.checkpoints_kept + 1
+        return min(limit, self.num_checkpoints)
+
+    @property
     def needed_disk_bytes(self) -> int:
-        """At its fullest: a new checkpoint is written before the oldest is deleted."""
-        kept = self.num_checkpoints if self.checkpoints_kept is None else self.checkpoints_kept + 1
-        return min(kept, self.num_checkpoints) * self.checkpoint_bytes + self.final_model_bytes
+        """At its fullest, the final model included."""
+        return self.checkpoints_at_once * self.checkpoint_bytes + self.final_model_bytes

@@ -65,10 +65,20 @@ class SFTTrainer(Trainer):
         *,
         context: DistributedContext,
         data: TrainingData,
-        on_dropped: Callable[[Sequence[DroppedRow]], None],
+        stream: MicroBatchStream | None = None,
+        on_dropped: Callable[[Sequence[DroppedRow]], None] | None = None,
         **kwargs: Any,
     ):
-        super().__init__(eval_dataset=data.validation, data_collator=data.collator, **kwargs)
+        """Args:
+        context: this process among all.
+        data: what to train and evaluate on.
+        stream: micro-batches to train on in place of the rows of `data`.
+        on_dropped: is told the rows that a stream lacks.
+        kwargs: what transformers' Trainer takes.
+        """
+        super().__init__(
+            train_dataset=stream or data.train, eval_dataset=data.validation, data_collator=data.collator, **kwargs
+        )
         # Earlier versions of transformers ask this way whether the loss is scaled.
         self.model_accepts_loss_kwargs = True
         self.context = context
@@ -78,7 +88,7 @@ class SFTTrainer(Trainer):
         self._gpu = GpuUtilization(context.device)
         self._on_dropped = on_dropped
         self.train_sampler: RankBatchSampler | None = None
-        if data.stream is None:
+        if stream is None:
             self.train_sampler = self._sampler(data.train, self.args.per_device_train_batch_size, training=True)
         self.remove_callback(PrinterCallback)
 
@@ -284,10 +294,10 @@ def build_trainer(
     """
     request = StopRequest()
     step = checkpoint_step(checkpoint) if checkpoint else 0
-    train_dataset: Any = data.train
+    stream = None
     if data.stream is not None:
         arguments.ignore_data_skip = True  # the stream itself begins where the checkpoint ends
-        train_dataset = MicroBatchStream(
+        stream = MicroBatchStream(
             data.stream,
             data.collator,
             plan.per_device_train_batch_size,
@@ -300,7 +310,7 @@ def build_trainer(
             context=context,
             data=data,
             on_dropped=StreamDrops(is_error=stops_at_bad_rows),
-            train_dataset=train_dataset,
+            stream=stream,
             model=model,
             args=arguments,
             processing_class=tokenizer,

@@ -85,13 +85,13 @@ def split_report(
 def data_report(
     train: tuple[Sequence[PreparedSource], PreparedRows],
     train_report: SplitReport,
-    validation: tuple[Sequence[PreparedSource], PreparedRows | None],
+    validation: tuple[Sequence[PreparedSource], PreparedRows] | None,
     validation_report: SplitReport | None,
 ) -> DataReport:
     """The counts of all data, and the validation rows that are training rows too."""
-    (sources, rows), (val_sources, val_rows) = train, validation
-    if validation_report is None or val_rows is None:
+    if validation is None or validation_report is None:
         return DataReport(train=train_report)
+    (sources, rows), (val_sources, val_rows) = train, validation
     columns, val_columns = rows.columns(), val_rows.columns()
     leaked = np.flatnonzero(np.isin(val_columns.digest, columns.digest))
     examples = []

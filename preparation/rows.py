@@ -22,6 +22,7 @@ import numpy as np
 from configuration.schema import DataConfig
 from distributed_utils import tokenize_in_one_thread
 from prepared_data.store import (
+    CONTENT_LEFT_OUT,
     LOST_END,
     LOST_PROMPT,
     THOUGHTS_LEFT_OUT,
@@ -45,7 +46,12 @@ EXAMPLES_OF_A_REASON = 10
 """Dropped rows of a reason that are remembered with their place; all are counted."""
 CHUNKS_WITHOUT_HELP = 4
 """So many chunks are prepared in this process before others are started: small data needs none."""
-NOTE_FLAGS = {"thoughts_left_out": THOUGHTS_LEFT_OUT, "tools_left_out": TOOLS_LEFT_OUT}
+NOTE_FLAGS = {
+    "thoughts_left_out": THOUGHTS_LEFT_OUT,
+    "content_left_out": CONTENT_LEFT_OUT,
+    "tools_left_out": TOOLS_LEFT_OUT,
+}
+"""Notes of the renderer, as they are kept beside a row."""
 
 
 @dataclass(kw_only=True, slots=True)

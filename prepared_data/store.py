@@ -5,6 +5,7 @@ Shapes: `R` rows, `T` tokens of a row.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -13,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-LOST_PROMPT, LOST_END, TRAINED_END, THOUGHTS_LEFT_OUT, TOOLS_LEFT_OUT = 1, 2, 4, 8, 16
+LOST_PROMPT, LOST_END, TRAINED_END, THOUGHTS_LEFT_OUT, TOOLS_LEFT_OUT, CONTENT_LEFT_OUT = 1, 2, 4, 8, 16, 32
 """Bits of `RowColumns.flags`: cut without a loss of anything trained; cut with a loss; an end token is trained; the
-template left out thoughts, or tools."""
+template left out thoughts, tools, or what stands beside tool calls."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,11 +68,14 @@ class RowWriter:
     def __enter__(self) -> "RowWriter":
         import pyarrow
 
-        self._writer = pyarrow.ipc.new_file(str(self._path), self._schema)
+        # As bytes: pyarrow takes no text for a name that is not UTF-8.
+        self._file = pyarrow.OSFile(os.fsencode(self._path), "wb")
+        self._writer = pyarrow.ipc.new_file(self._file, self._schema)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
+        with self._file:
+            self._writer.close()
 
     def write(self, input_ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray, columns: RowColumns) -> None:
         """Adds rows.
@@ -101,7 +105,7 @@ class StoredRows:
 
         self._path = str(path)
         # Held open by the arrays that are taken from it.
-        reader = pyarrow.ipc.open_file(pyarrow.memory_map(self._path))
+        reader = pyarrow.ipc.open_file(pyarrow.memory_map(os.fsencode(self._path)))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._batches = [
             tuple(

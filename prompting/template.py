@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _PROBE, _NEXT = "Zqxj", "Wvyk"
 """Contents that no template holds by itself."""
+_PART = "is_text_part"
+"""A key of parts of a content: a template that writes it takes no parts, it shows them as they are in memory."""
 _ERRORS = (
     TemplateError,
     TypeError,
@@ -61,15 +63,11 @@ class ChatTemplate:
         between = between.partition(_NEXT)[0]
         self._openings = self._find_openings(before)
         asked, prompt, answered = self._around_question(before)
-        end = self.end_before_header(self.tail, between)
-        further = self.tail.removeprefix(end)
-        is_always_there = end and asked.endswith(further) and prompt.startswith(asked)
-        is_end_of_text = not further.strip() or (tokenizer.eos_token or "\0") in further
-        self.next_header = further if is_always_there and not is_end_of_text else ""
+        self.next_header = self._find_next_header(between, asked, prompt)
         """The part of the tail that begins a further answer: some templates end every conversation like a prompt."""
-        asked = asked.removesuffix(self.next_header)
-        asked_alike = self.whole_up_to(prompt, 0, common_length(asked, prompt, 0))
-        self.header = prompt[asked_alike : self.whole_up_to(prompt, 0, common_length(answered, prompt, 0))]
+        asked_alike = common_length(asked.removesuffix(self.next_header), prompt, 0)
+        answered_alike = common_length(answered, prompt, 0)
+        self.header = prompt[self.whole_up_to(prompt, 0, asked_alike) : self.whole_up_to(prompt, 0, answered_alike)]
         """What begins an answer in a prompt and in a conversation alike."""
         self.end_marker = ""
         tail = self.tail.removesuffix(self.next_header)
@@ -173,7 +171,7 @@ class ChatTemplate:
     def _plain(self, messages: Messages) -> list[dict[str, Any]]:
         if not self._contents_are_parts:
             return [dict(message) for message in messages]
-        return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        return [{**m, "content": [{"type": "text", "text": m["content"], _PART: True}]} for m in messages]
 
     # What it writes around an answer
 
@@ -186,11 +184,12 @@ class ChatTemplate:
         for before in ((), ({"role": "system", "content": "Help."},)):
             for self._contents_are_parts in (False, True):
                 try:
-                    _, probe, tail = self._apply([*before, _QUESTION, _ANSWER], None, False).rpartition(_PROBE)
+                    text = self._apply([*before, _QUESTION, _ANSWER], None, False)
                 except _ERRORS as error:
                     problem = problem or f"it cannot render a question and its answer: {_one_line(error)}"
                     continue
-                if probe:
+                _, probe, tail = text.rpartition(_PROBE)
+                if probe and _PART not in text:
                     return tail, before
                 problem = problem or "it does not write the assistant's content"
         raise ConfigError(f"chat_template: {problem}. Mend it, or choose another with chat_template.")
@@ -203,7 +202,10 @@ class ChatTemplate:
 
     def _find_openings(self, before: Messages) -> list[str]:
         """The markers with which a text begins: begin-of-text, and with it or in its stead what begins every turn."""
-        text = self._apply([*before, _QUESTION], None, False).lstrip()
+        try:
+            text = self._apply([*before, _QUESTION], None, True).lstrip()
+        except _ERRORS:
+            return []
         first = self.marker_at(text, 0)
         second = self.marker_at(text[len(first) :].lstrip(), 0) if first else ""
         return [marker for marker in (first, second) if marker and marker != self._tokenizer.eos_token]
@@ -217,6 +219,13 @@ class ChatTemplate:
             self._behind_probe([*before, question], add_generation_prompt=True),
             self._behind_probe([*before, question, answer]).partition(_NEXT)[0],
         )
+
+    def _find_next_header(self, between: str, asked: str, prompt: str) -> str:
+        end = self.end_before_header(self.tail, between)
+        further = self.tail.removeprefix(end)
+        is_always_there = end and asked.endswith(further) and prompt.startswith(asked)
+        is_end_of_text = not further.strip() or (self._tokenizer.eos_token or "\0") in further
+        return further if is_always_there and not is_end_of_text else ""
 
 
 def common_length(first: str, second: str, offset: int) -> int:

@@ -90,14 +90,15 @@ class _Finder:
             RowRefused: `turn_not_found`.
         """
         own = [place for place in self.marked.places if place.mark.message == index] if self.marked else []
-        self._check_whole(index, own)
         if not own:
+            self._check_whole(index, own)
             return self._find_by_prefix(index)
         start = self._find_start(index, own)
         end = self._find_end(index, own)
         others = [p.position for p in self.marked.places if p.mark.message != index and start < p.position < end]
         if others or end <= start:
             raise _not_found(index, "the chat template writes another turn into it")
+        self._check_whole(index, [place for place in own if start <= place.position <= end])
         return start, end
 
     def notes(self) -> tuple[str, ...]:
@@ -160,6 +161,7 @@ class _Finder:
             ended = self._ended(index)
             header = literal[self._template.whole_up_to(literal, 0, common_length(ended, literal, 0)) :]
             if alike <= len(literal) - len(header):
+                self.unmet_prompts.add(literal)
                 written = self._text[origin : own[0].position]
                 return origin + self._find_header(index, written, header, ended, cut - origin)
         self.unmet_prompts.add(literal[alike:])
@@ -198,7 +200,7 @@ class _Finder:
         if ended.strip() and written.startswith(ended):
             return len(ended)
         if is_literal and not written.strip():
-            return 0
+            return common_length(ended, written, 0)
         if is_literal and not header and written[:alike].strip():
             return alike
         raise _not_found(index, f"its conversation does not go on with the prompt's {(header or ended)[:40]!r}")

@@ -4,7 +4,9 @@ import gzip
 import json
 import logging
 import random
+from collections import Counter
 
+import numpy as np
 import pytest
 import zstandard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from configuration.schema import DataConfig
 from data_handler import prepare_data
+from preparation.checks import bad_row_lines, find_problems
 from sft_errors import ConfigError, DataError
 
 CHATML = (
@@ -69,11 +72,12 @@ def _prompted(tokenizer, dataset):
 
 def _assert_counted(report):
     for split in report.splits:
-        assert (
-            split.rows_read
-            == split.rows_used + len(split.dropped)
-            == split.rows_used + sum(split.rows_dropped.values())
-        )
+        assert split.rows_read == split.rows_used + sum(split.rows_dropped.values())
+        assert split.rows_read == sum(source.rows_read for source in split.sources)
+        assert split.rows_used == sum(source.rows_used for source in split.sources)
+        assert split.num_dropped == sum(sum(source.rows_dropped.values()) for source in split.sources)
+        named = Counter(row.problem.reason for row in split.dropped_examples)
+        assert named == {reason: min(count, 10) for reason, count in split.rows_dropped.items()}
 
 
 def test_prepare_data_gives_literal_ids_and_labels(tmp_path, data_chat_tokenizer):
@@ -82,8 +86,9 @@ def test_prepare_data_gives_literal_ids_and_labels(tmp_path, data_chat_tokenizer
     line_end, a, b = data_chat_tokenizer.convert_tokens_to_ids(["Ċ", "a", "b"])
     u = data_chat_tokenizer("user", add_special_tokens=False)["input_ids"]
     s = data_chat_tokenizer("assistant", add_special_tokens=False)["input_ids"]
-    assert row["input_ids"] == [2, *u, line_end, a, 3, line_end, 2, *s, line_end, b, 3, line_end]
-    assert row["labels"] == [-100] * (len(row["input_ids"]) - 3) + [b, 3, -100]
+    assert row["input_ids"].tolist() == [2, *u, line_end, a, 3, line_end, 2, *s, line_end, b, 3, line_end]
+    assert row["labels"].tolist() == [-100] * (len(row["input_ids"]) - 3) + [b, 3, -100]
+    assert (row["input_ids"].dtype, row["labels"].dtype) == (np.int32, np.int32)
 
 
 def test_prepare_data_gives_a_base_model_the_plain_template(tmp_path, data_tokenizer, caplog):
@@ -97,7 +102,7 @@ def test_prepare_data_gives_a_base_model_the_plain_template(tmp_path, data_token
 def test_prepare_data_trains_every_token_of_text(tmp_path, data_chat_tokenizer):
     (tmp_path / "a.txt").write_text("one\n\n two \n")
     data = prepare_data(DataConfig(train_file=str(tmp_path / "a.txt")), data_chat_tokenizer, seed=0)
-    assert [row["labels"] for row in data.train] == [row["input_ids"] for row in data.train]
+    assert [row["labels"].tolist() for row in data.train] == [row["input_ids"].tolist() for row in data.train]
     assert _trained(data_chat_tokenizer, data.train) == ["one</s>", " two </s>"]
     assert data.sample_prompts[0].text == "one"
 
@@ -122,10 +127,24 @@ def test_prepare_data_says_what_it_reads_and_what_not(tmp_path, data_chat_tokeni
     ]
 
 
-def test_prepare_data_warns_of_a_template_that_ends_nothing(tmp_path, data_tokenizer, caplog):
-    data_tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
-    prepare_data(DataConfig(train_file=_write(tmp_path / "a.jsonl", _pairs(1))), data_tokenizer, seed=0)
-    assert "The chat template writes nothing behind an answer" in caplog.text
+@pytest.mark.parametrize("ending", ["\\n", " ###\\n"])
+def test_prepare_data_of_a_template_that_ends_nothing_trains_no_end(tmp_path, data_tokenizer, ending):
+    data_tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}" + ending + "{% endfor %}"
+    config = DataConfig(train_file=_write(tmp_path / "a.jsonl", _pairs(2)))
+    data = prepare_data(config, data_tokenizer, seed=0)
+    assert (data.report.rows_used, data.report.train.rows_with_trained_end) == (2, 0)
+    assert find_problems(data.report, config) == [
+        "the end token is never trained: the chat template writes none that the tokenizer knows behind an answer in 2 "
+        "train rows, so the model would not learn to stop. Write add_end_token: true, or choose another chat_template."
+    ]
+
+
+def test_prepare_data_adds_an_end_on_request(tmp_path, data_tokenizer):
+    data_tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    config = DataConfig(train_file=_write(tmp_path / "a.jsonl", _pairs(2)), add_end_token=True)
+    data = prepare_data(config, data_tokenizer, seed=0)
+    assert [text[-4:] for text in _trained(data_tokenizer, data.train)] == ["</s>", "</s>"]
+    assert find_problems(data.report, config) == []
 
 
 def test_prepare_data_maps_columns(tmp_path, data_chat_tokenizer):
@@ -187,36 +206,53 @@ def test_prepare_data_skips_and_counts_bad_rows(tmp_path, data_chat_tokenizer):
     data = prepare_data(config, data_chat_tokenizer, seed=0)
     report = data.report.train
     assert (report.rows_read, report.rows_used, report.rows_dropped) == (9, 2, REASONS)
-    assert sorted(row.source.line for row in report.dropped) == [2, 3, 4, 5, 6, 7, 8]
+    assert [row.source.line for row in report.dropped_examples] == [2, 3, 4, 5, 6, 7, 8]
     assert _trained(data_chat_tokenizer, data.train) == ["a<|im_end|>", "b<|im_end|>"]
     _assert_counted(data.report)
 
 
-def test_prepare_data_stops_at_bad_rows_with_their_lines(tmp_path, data_chat_tokenizer):
+def test_bad_row_lines_name_the_place_of_each(tmp_path, data_chat_tokenizer):
     file = _write(tmp_path / "a.jsonl", BAD)
-    with pytest.raises(DataError) as caught:
-        prepare_data(DataConfig(train_file=file, max_seq_length=60), data_chat_tokenizer, seed=0)
-    problems = caught.value.problems
-    assert problems[0] == f"{file}:2: 'answer' is empty (empty_answer)."
-    assert problems[2] == f"{file}:4: 'answer' must be text, found a number (wrong_type)."
-    assert problems[-1] == (
-        "7 of 9 train rows cannot be used. Mend them, or write on_bad_rows: skip to leave them out and count them."
-    )
-    assert [problem.split(":")[1] for problem in problems[:-1]] == list("2345678")
+    config = DataConfig(train_file=file, max_seq_length=60)
+    report = prepare_data(config, data_chat_tokenizer, seed=0).report
+    assert bad_row_lines(report, config) == [
+        f"{file}:2: 'answer' is empty (empty_answer).",
+        f"{file}:3: invalid JSON, expecting ':' delimiter at column 27 (invalid_json).",
+        f"{file}:4: 'answer' must be text, found a number (wrong_type).",
+        f"{file}:5: no field 'answer'; there: question (missing_field).",
+        f"{file}:6: expected an object with named fields, found a list (not_an_object).",
+        f"{file}:7: its 219 tokens are cut to max_seq_length 60, before the answer begins "
+        "(nothing_left_after_truncation).",
+        f"{file}:8: 'answer' holds half a surrogate pair, which is no character (not_unicode).",
+    ]
+    assert find_problems(report, config) == [
+        "7 of 9 train rows cannot be used (1 empty_answer, 1 invalid_json, 1 wrong_type, 1 missing_field, "
+        "1 not_an_object, 1 nothing_left_after_truncation, 1 not_unicode). Mend them, or write on_bad_rows: skip to "
+        "leave them out and count them."
+    ]
 
 
-def test_prepare_data_lists_the_first_ten_bad_rows(tmp_path, data_chat_tokenizer):
+def test_bad_row_lines_are_the_first_ten(tmp_path, data_chat_tokenizer):
     file = _write(tmp_path / "a.jsonl", [*_pairs(1), *["nonsense"] * 25])
-    with pytest.raises(DataError) as caught:
-        prepare_data(DataConfig(train_file=file), data_chat_tokenizer, seed=0)
-    assert len(caught.value.problems) == 11
-    assert caught.value.problems[-1].startswith("25 of 26 train rows cannot be used, the first 10 above.")
+    config = DataConfig(train_file=file)
+    report = prepare_data(config, data_chat_tokenizer, seed=0).report
+    lines = bad_row_lines(report, config)
+    assert [line.split(":")[1] for line in lines] == ["2", "3", "4", "5", "6", "7", "8", "9", "10", "11"]
+    assert find_problems(report, config) == [
+        "25 of 26 train rows cannot be used (25 invalid_json, the first 10 above). Mend them, or write on_bad_rows: "
+        "skip to leave them out and count them."
+    ]
 
 
-def test_prepare_data_refuses_data_of_which_nothing_is_left(tmp_path, data_chat_tokenizer):
+def test_find_problems_of_data_of_which_nothing_is_left(tmp_path, data_chat_tokenizer):
     file = _write(tmp_path / "a.jsonl", [{"question": "q", "answer": ""}, {"question": "q", "answer": None}])
-    with pytest.raises(DataError, match=r"none of its 2 rows can be used: 2 empty_answer\."):
-        prepare_data(DataConfig(train_file=file, on_bad_rows="skip"), data_chat_tokenizer, seed=0)
+    config = DataConfig(train_file=file, on_bad_rows="skip")
+    data = prepare_data(config, data_chat_tokenizer, seed=0)
+    assert (len(data.train), data.sample_prompts) == (0, ())
+    assert find_problems(data.report, config) == [
+        f"{file}: none of its 2 rows can be used, so there is no supervised token: 2 empty_answer."
+    ]
+    assert bad_row_lines(data.report, config) == []
 
 
 def test_prepare_data_counts_tokens_and_truncated_rows(tmp_path, data_tokenizer):
@@ -224,7 +260,7 @@ def test_prepare_data_counts_tokens_and_truncated_rows(tmp_path, data_tokenizer)
     config = DataConfig(train_file=str(tmp_path / "a.txt"), max_seq_length=5)
     report = prepare_data(config, data_tokenizer, seed=0).report.train
     assert (report.tokens, report.supervised_tokens, report.longest_row) == (13, 10, 5)
-    assert (report.rows_truncated, report.rows_without_their_end) == (1, 1)
+    assert (report.rows_too_long, report.rows_that_lose_the_end, report.rows_that_lose_only_prompt) == (1, 1, 0)
 
 
 def test_prepare_data_splits_validation_off_by_seed(tmp_path, data_chat_tokenizer):
@@ -264,21 +300,26 @@ def test_prepare_data_reads_a_validation_file_in_another_format(tmp_path, data_c
 
 
 def test_prepare_data_gives_the_same_from_several_processes(tmp_path, data_chat_tokenizer):
-    rows = _pairs(1100)
-    rows[3] = rows[600] = "nonsense"
-    rows[512:1024:7] = [{"question": "q", "answer": ""}] * len(rows[512:1024:7])
+    rows = _pairs(5 * 512 + 1100)  # more chunks than are prepared without further processes
+    rows[3] = rows[3600] = "nonsense"
+    rows[512:3584:7] = [{"question": "q", "answer": ""}] * len(rows[512:3584:7])
     file = _write(tmp_path / "a.jsonl", rows)
     one, two = (
         prepare_data(
-            DataConfig(train_file=file, on_bad_rows="skip", preprocessing_num_workers=workers),
+            DataConfig(
+                train_file=file,
+                on_bad_rows="skip",
+                preprocessing_num_workers=workers,
+                data_cache_dir=str(tmp_path / str(workers)),
+            ),
             data_chat_tokenizer,
             seed=0,
         )
         for workers in (1, 2)
     )
     assert one.report == two.report
-    assert one.train["labels"][:] == two.train["labels"][:]
-    assert one.report.train.rows_dropped["empty_answer"] == 74
+    assert [row["labels"].tolist() for row in one.train] == [row["labels"].tolist() for row in two.train]
+    assert one.report.train.rows_dropped == {"invalid_json": 2, "empty_answer": 439}
 
 
 def test_prepare_data_uses_given_prompts_as_turns_or_text(tmp_path, data_chat_tokenizer):
@@ -390,7 +431,7 @@ def _prepared_or_refused(config, tokenizer):
 @pytest.mark.parametrize("part", range(5))
 def test_prepare_data_survives_mutated_files(tmp_path, data_chat_tokenizer, part):
     choose = random.Random(part)
-    used = refused = dropped = 0
+    used = refused = dropped = stopped = 0
     for number in range(100):
         name, content = _fuzzed_file(choose)
         path = tmp_path / f"{number}_{name}"
@@ -405,9 +446,12 @@ def test_prepare_data_survives_mutated_files(tmp_path, data_chat_tokenizer, part
             continue
         _assert_counted(data.report)
         assert len(data.train) == data.report.train.rows_used
-        assert all(any(label != -100 for label in row["labels"][1:]) for row in data.train)
+        assert [line for line in find_problems(data.report, config) if len(line.splitlines()) != 1] == []
+        assert [line for line in bad_row_lines(data.report, config) if len(line.splitlines()) != 1] == []
+        stopped += bool(bad_row_lines(data.report, config))
+        assert all((row["labels"][1:] != -100).any() for row in data.train)
         for row in data.train:
-            assert all(label in (-100, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
+            assert ((row["labels"] == -100) | (row["labels"] == row["input_ids"])).all()
         used += data.report.rows_used
         dropped += sum(data.report.rows_dropped.values())
-    assert min(used, refused, dropped) > 10, "the mutations must reach all three ends"
+    assert min(used, refused, dropped, stopped) > 10, "the mutations must reach all four ends"

@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 
 from config_manager import load_config
 from configuration.keys import flat_keys, keys_of
-from configuration.schema import NESTED_SECTIONS
+from configuration.schema import NESTED_SECTIONS, DatasetSource
 from sft_main import main
 
 EXAMPLES = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "examples").glob("*.yaml"))
@@ -87,16 +87,26 @@ def test_example_loads_and_shrunk_runs(small_files, model_folder, example):
     assert main(["--config_file", example, *small, *SHRUNK]) == 0
 
 
+def load_entry(entry):
+    """An entry of `datasets` with every key spelled as the schema spells it."""
+    return DatasetSource(**entry)
+
+
 @pytest.mark.parametrize("snippet", [pytest.param(text, id=text.split(":")[0]) for text in snippets("yaml")])
 def test_readme_yaml_runs(small_files, model_folder, snippet):
     config = small_files / "readme.yaml"
     given = yaml.safe_load(snippet)
     given.pop("dataset_columns", None)  # names columns that the small file does not have
+    data = ["--train_file=my_data.jsonl"]
+    if "datasets" in given:
+        # The shape of the entries stays; what they name is made to be there.
+        given["datasets"] = [{"path": "my_data.jsonl", "weight": entry.get("weight", 1), "max_rows": 20}
+                             for entry in given["datasets"] if load_entry(entry)]  # fmt: skip
+        data = []
     config.write_text(yaml.safe_dump(given))
-    load_config(str(config), ["--model_name_or_path=gpt2", "--train_file=my_data.jsonl", "--validation_split=0.2",
-                              "--lora_config.r=4"])  # fmt: skip
+    load_config(str(config), ["--model_name_or_path=gpt2", *data, "--validation_split=0.2", "--lora_config.r=4"])
     small = [
-        f"--model_name_or_path={model_folder('llama')}", "--train_file=my_data.jsonl", "--validation_split=0.2",
+        f"--model_name_or_path={model_folder('llama')}", *data, "--validation_split=0.2",
         "--max_seq_length=64", "--num_gpus=1", "--output_dir=out", "--save_steps=2", "--eval_steps=2",
     ]  # fmt: skip
     if "quantization_config" in given:

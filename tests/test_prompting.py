@@ -14,7 +14,7 @@ from prompting.formats import FORMATS, find_format
 from prompting.messages import RowRefused, openai_messages, sharegpt_messages
 from prompting.rendering import ChatRenderer, render_text
 from prompting.templates import resolve_chat_template, shipped_template_names
-from prompting.tokenizing import tokenize_rows
+from prompting.tokenizing import RowTokenizer
 from sft_errors import ConfigError
 from sft_types import Conversation, RenderedText
 
@@ -51,12 +51,13 @@ STRIPS_THINKING = (
 )
 PROMPT_THINKS = CHATML.replace("assistant\n'", "assistant\n<think>\n'")
 FAMILIES = {
-    "chatml": (CHATML, "{}<|im_end|>"),
-    "headers": (HEADERS, "{}<|eot|>"),
-    "model_role": (MODEL_ROLE, "{}<end_of_turn>"),
-    "inst": (INST, " {}</s>"),
-    "eos_at_the_end": (EOS_AT_THE_END, "{}<|end|>"),
+    "chatml": (CHATML, "{}<|im_end|>", ""),
+    "headers": (HEADERS, "{}<|eot|>", ""),
+    "model_role": (MODEL_ROLE, "{}<end_of_turn>", ""),
+    "inst": (INST, " {}</s>", ""),
+    "eos_at_the_end": (EOS_AT_THE_END, "{}<|end|>", "\n</s>"),
 }
+"""Template, an answer in it as trained, and what is trained behind the answer that ends the conversation."""
 TRIMMED = ("headers", "model_role")
 
 
@@ -106,6 +107,19 @@ def _trained(rendered):
     return [rendered.text[start:end] for start, end in rendered.trained_spans]
 
 
+def _marked(rendered):
+    """The text with its trained spans in «»."""
+    text = rendered.text
+    for start, end in reversed(rendered.trained_spans):
+        text = f"{text[:start]}«{text[start:end]}»{text[end:]}"
+    return text
+
+
+def _tokenized(tokenizer, rendered, max_seq_length=4096, *, is_chat=True):
+    (row,) = RowTokenizer(tokenizer, is_chat=is_chat, max_seq_length=max_seq_length)([rendered])
+    return row
+
+
 def _decode_trained(tokenizer, row):
     return tokenizer.decode([token for token in row.labels.tolist() if token != -100], skip_special_tokens=False)
 
@@ -128,13 +142,16 @@ CHATS = {
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("chat", CHATS)
 def test_render_trains_answers_through_their_end_marker(data_with_template, family, chat):
-    template, answer_form = FAMILIES[family]
+    template, answer_form, end_of_text = FAMILIES[family]
     tokenizer = data_with_template(template)
     contents = CHATS[chat]
     rendered = ChatRenderer(tokenizer).render(_chat(*contents))
     answers = [answer.strip() if family in TRIMMED else answer for answer in contents[1::2]]
-    assert _trained(rendered) == [answer_form.format("\0").replace("\0", answer) for answer in answers]
-    row = tokenize_rows(tokenizer, [rendered], 4096, is_chat=True)[0]
+    expected = [answer_form.format("\0").replace("\0", answer) for answer in answers]
+    if len(contents) % 2 == 0:
+        expected[-1] += end_of_text
+    assert _trained(rendered) == expected
+    row = _tokenized(tokenizer, rendered)
     assert _decode_trained(tokenizer, row) == "".join(_trained(rendered))
     messages = [dict(message) for message in _chat(*contents).messages]
     assert row.input_ids.tolist() == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
@@ -153,7 +170,7 @@ def test_render_writes_the_whole_text_of_an_example(data_with_template):
     rendered = ChatRenderer(data_with_template(EOS_AT_THE_END)).render(_chat("Hi", "Hello", "Bye", "Later"))
     assert rendered == RenderedText(
         text="<|user|>\nHi<|end|>\n<|assistant|>\nHello<|end|>\n<|user|>\nBye<|end|>\n<|assistant|>\nLater<|end|>\n</s>",
-        trained_spans=((33, 45), (80, 92)),
+        trained_spans=((33, 45), (80, 97)),
     )
 
 
@@ -192,13 +209,34 @@ ENDS_LAST_ONLY = (
 
 
 @pytest.mark.parametrize(
+    ("template", "conversation", "marked"),
+    [
+        (
+            STRIPS_THINKING,
+            _chat("a", "<think>\nx\n</think>\n\nb", "c", "d"),
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n«b<|im_end|>»\n"
+            "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nd<|im_end|>»\n",
+        ),
+        (LATE_SYSTEM, _chat("a", "b", "c", "d", system="S"), "<s>[INST] a [/INST]«b</s>»[INST] Sc [/INST]«d</s>»"),
+        (
+            PROMPT_THINKS,
+            _chat("a", "b", "c", "<think>\nhm\n</think>\nd"),
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n«b<|im_end|>»\n"
+            "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>\n«hm\n</think>\nd<|im_end|>»\n",
+        ),
+        (ENDS_LAST_ONLY, _chat("a", "b", "c", "d"), "user: a\nassistant: «b\n»user: c\nassistant: «d\n</s>»"),
+    ],
+)
+def test_render_marks_turns_of_templates_that_treat_the_last_one_otherwise(
+    data_with_template, template, conversation, marked
+):
+    rendered = ChatRenderer(data_with_template(template)).render(conversation)
+    assert _marked(rendered) == marked
+
+
+@pytest.mark.parametrize(
     ("template", "conversation", "reason", "message"),
     [
-        (STRIPS_THINKING, _chat("a", "<think>\nx\n</think>\n\nb", "c", "d"), "turn_not_found", "message 2: the chat"),
-        (STRIPS_THINKING, _chat("a", "<think>b</think>b", "c", "d"), "turn_not_found", "message 2: the chat template"),
-        (LATE_SYSTEM, _chat("a", "b", "c", "d", system="S"), "turn_not_found", r"goes on with 'Sa \[/INST\]' where"),
-        (PROMPT_THINKS, _chat("a", "b"), "turn_not_found", r"goes on with '<think>\\n' where its conversation has 'b<"),
-        (ENDS_LAST_ONLY, _chat("a", "b", "c", "d"), "turn_not_found", "or ends it unlike others"),
         (MODEL_ROLE, _chat("a", "b", system="S"), "template_refused", "the chat template refuses it: No system role"),
         (CHATML, Conversation(messages=_chat("a", "b").messages[1:]), "no_prompt", "the assistant speaks first"),
         (CHATML, _chat("a", "\ud800"), "not_unicode", "half a surrogate pair"),
@@ -215,7 +253,7 @@ def test_render_refuses_what_it_cannot_tell_apart(data_with_template, template, 
 
 @pytest.mark.parametrize(
     ("template", "expected"),
-    [(template, form.format("").strip()) for template, form in FAMILIES.values()]
+    [(template, form.format("").strip() + end_of_text) for template, form, end_of_text in FAMILIES.values()]
     + [("{% for m in messages %}{{ m.content }}\n\n{% endfor %}", "")]
     + [("{% for m in messages %}{{ m.content }}\n### End\n{% endfor %}", "\n### End")],
 )
@@ -308,7 +346,7 @@ def test_formats_give_the_expected_text_and_trained_characters(data_with_templat
     rendered = ChatRenderer(tokenizer).render(conversation) if is_chat else render_text(conversation)
     assert rendered.text == text
     assert _trained(rendered) == trained
-    row = tokenize_rows(tokenizer, [rendered], 512, is_chat=is_chat)[0]
+    row = _tokenized(tokenizer, rendered, is_chat=is_chat)
     assert _decode_trained(tokenizer, row) == "".join(trained) + ("" if is_chat else "</s>")
 
 
@@ -428,7 +466,7 @@ def test_find_format_convert_names_a_missing_field():
 
 def test_openai_messages_brings_tool_calls_to_one_form():
     messages = [
-        {"role": "user", "content": "u", "name": None, "weight": 1},
+        {"role": "user", "content": "u", "name": None},
         {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": CALL}]},
         {"role": "function", "content": "5", "tool_call_id": "c1"},
     ]
@@ -438,6 +476,49 @@ def test_openai_messages_brings_tool_calls_to_one_form():
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "5", "tool_call_id": "c1"},
     )
+
+
+@pytest.mark.parametrize(
+    ("wishes", "untrained"),
+    [
+        ([{}, {}], set()),
+        ([{"train": False}, {"train": True}], {1}),
+        ([{"weight": 0}, {"weight": 1}], {1}),
+        ([{"weight": 0.0}, {"weight": None}], {1}),
+        ([{"train": True, "weight": 0}, {"train": False, "weight": 0}], {1, 3}),
+        ([{}, {"train": False, "content": ""}], {3}),
+    ],
+)
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+def test_formats_leave_turns_out_as_the_messages_say(name, wishes, untrained):
+    turns = [{"role": "user", "content": "u", "train": False}, A, {"role": "user", "content": "v", "weight": 0}, A]
+    turns[1], turns[3] = {**A, **wishes[0]}, {**A, **wishes[1]}
+    conversation = _convert({name: turns})
+    assert conversation.untrained == untrained
+    assert all(set(message) == {"role", "content"} for message in conversation.messages)
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ({**U, "train": True}, r"messages\[0\]: only turns of the assistant can be trained, and this is of 'user'"),
+        ({**U, "weight": 1}, r"messages\[0\]: only turns of the assistant can be trained, and this is of 'user'"),
+        ({**A, "train": 1}, r"messages\[0\]: train must be true or false, found 1"),
+        ({**A, "train": "yes"}, r"messages\[0\]: train must be true or false, found 'yes'"),
+        ({**A, "weight": True}, r"messages\[0\]: weight must be 1 or 0, found True"),
+        ({**A, "weight": 0.5}, r"messages\[0\]: weight must be 1 or 0, found 0.5"),
+    ],
+)
+def test_openai_messages_refuses_a_wish_that_it_cannot_keep(turn, message):
+    with pytest.raises(RowRefused, match=message) as caught:
+        openai_messages([turn])
+    assert caught.value.problem.reason == "wrong_type"
+
+
+def test_formats_train_the_completion_alone_of_prompts_with_answers():
+    conversation = _convert({"prompt": [U, A, U], "completion": [A, U, A]})
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 3
+    assert conversation.untrained == {1}
 
 
 def test_sharegpt_messages_understands_function_calls_and_roles():
@@ -461,15 +542,14 @@ def test_row_refused_travels_between_processes():
     assert (refused.problem.reason, refused.problem.message) == ("wrong_type", "found a list")
 
 
-def _rows(tokenizer, *texts, spans=None, is_chat=False, max_seq_length=99):
-    rendered = [RenderedText(text=text, trained_spans=spans or ((0, len(text)),)) for text in texts]
-    return tokenize_rows(tokenizer, rendered, max_seq_length, is_chat=is_chat)
+def _row(tokenizer, text, spans=None, **options):
+    return _tokenized(tokenizer, RenderedText(text=text, trained_spans=spans or ((0, len(text)),)), **options)
 
 
-def test_tokenize_rows_gives_literal_ids_and_labels(data_tokenizer):
+def test_row_tokenizer_gives_literal_ids_and_labels(data_tokenizer):
     h, i = data_tokenizer.convert_tokens_to_ids(["h", "i"])
     assert (h, i) == (85, 86)
-    row = _rows(data_tokenizer, "hi<|im_end|>hi</s>", spans=((2, 14),), is_chat=True)[0]
+    row = _row(data_tokenizer, "hi<|im_end|>hi</s>", ((2, 14),))
     assert row.input_ids.tolist() == [85, 86, 3, 85, 86, 1]
     assert row.labels.tolist() == [-100, -100, 3, 85, 86, -100]
     assert (row.input_ids.dtype, row.labels.dtype, row.num_supervised) == (np.int32, np.int32, 3)
@@ -486,28 +566,28 @@ def test_tokenize_rows_gives_literal_ids_and_labels(data_tokenizer):
         (False, "</s>hi", [1, 85, 86, 1]),
     ],
 )
-def test_tokenize_rows_completes_plain_text_once(adds_bos, text, expected):
-    row = _rows(_build_tokenizer(adds_bos=adds_bos), text)[0]
+def test_row_tokenizer_completes_plain_text_once(adds_bos, text, expected):
+    row = _row(_build_tokenizer(adds_bos=adds_bos), text, is_chat=False)
     assert row.input_ids.tolist() == expected
     assert row.labels.tolist()[1:] == expected[1:]
 
 
-def test_tokenize_rows_adds_no_begin_of_text_to_a_chat():
+def test_row_tokenizer_adds_no_begin_of_text_to_a_chat():
     tokenizer = _build_tokenizer(adds_bos=True, template=HEADERS)
-    row = tokenize_rows(tokenizer, [ChatRenderer(tokenizer).render(_chat("hi", "hi"))], 99, is_chat=True)[0]
+    row = _tokenized(tokenizer, ChatRenderer(tokenizer).render(_chat("hi", "hi")))
     assert row.input_ids.tolist().count(0) == 1
     assert row.labels.tolist()[-3:] == [85, 86, 6]
 
 
 @pytest.mark.parametrize("trim_offsets", [False, True])
-def test_tokenize_rows_trains_every_character_of_an_answer(trim_offsets):
+def test_row_tokenizer_trains_every_character_of_an_answer(trim_offsets):
     tokenizer = _build_tokenizer(trim_offsets=trim_offsets, template=CHATML)
     answer = " \n\n  the answer\n\n\tis 日本 👩‍👩‍👧 \n "
-    row = tokenize_rows(tokenizer, [ChatRenderer(tokenizer).render(_chat("\n hi \n", answer))], 512, is_chat=True)[0]
+    row = _tokenized(tokenizer, ChatRenderer(tokenizer).render(_chat("\n hi \n", answer)))
     assert _decode_trained(tokenizer, row) == answer + "<|im_end|>"
 
 
-def test_tokenize_rows_trains_answers_of_a_tokenizer_that_rewrites_text():
+def test_row_tokenizer_trains_answers_of_a_tokenizer_that_rewrites_text():
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(" ", "▁")])
     trainer = trainers.BpeTrainer(
@@ -517,7 +597,7 @@ def test_tokenize_rows_trains_answers_of_a_tokenizer_that_rewrites_text():
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     fast.chat_template = INST
     rendered = ChatRenderer(fast).render(_chat("e\u0301 hi", "the e\u0301", "hi", "four"))
-    row = tokenize_rows(fast, [rendered], 99, is_chat=True)[0]
+    row = _tokenized(fast, rendered)
     trained = [token for token in row.labels.tolist() if token != -100]
     assert "".join(fast.convert_ids_to_tokens(trained)) == "▁the▁é</s>▁four</s>"
 
@@ -532,26 +612,22 @@ def test_tokenize_rows_trains_answers_of_a_tokenizer_that_rewrites_text():
         (2, "nothing_left_after_truncation"),
     ],
 )
-def test_tokenize_rows_cuts_at_the_end_and_says_so(data_tokenizer, max_seq_length, expected):
-    row = _rows(data_tokenizer, "hihi</s>", spans=((2, 8),), is_chat=True, max_seq_length=max_seq_length)[0]
+def test_row_tokenizer_cuts_at_the_end_and_says_so(data_tokenizer, max_seq_length, expected):
+    row = _row(data_tokenizer, "hihi</s>", ((2, 8),), max_seq_length=max_seq_length)
     if isinstance(expected, str):
         assert row.problem.reason == expected
     else:
         assert (row.input_ids.tolist(), row.labels.tolist(), row.was_truncated, row.lost_its_end) == expected
 
 
-def test_tokenize_rows_keeps_the_end_of_a_row_cut_after_its_answer(data_tokenizer):
-    row = _rows(data_tokenizer, "hihi</s>", spans=((0, 2),), is_chat=True, max_seq_length=3)[0]
+def test_row_tokenizer_keeps_the_end_of_a_row_cut_after_its_answer(data_tokenizer):
+    row = _row(data_tokenizer, "hihi</s>", ((0, 2),), max_seq_length=3)
     assert (row.was_truncated, row.lost_its_end) == (True, False)
 
 
 @pytest.mark.parametrize("spans", [((0, 1),), ((2, 2),)])
-def test_tokenize_rows_refuses_a_row_without_a_trained_token(data_tokenizer, spans):
-    assert _rows(data_tokenizer, "hihi", spans=spans, is_chat=True)[0].problem.reason == "nothing_to_train"
-
-
-def test_tokenize_rows_takes_an_empty_batch(data_tokenizer):
-    assert tokenize_rows(data_tokenizer, [], 9, is_chat=True) == []
+def test_row_tokenizer_refuses_a_row_without_a_trained_token(data_tokenizer, spans):
+    assert _row(data_tokenizer, "hihi", spans).problem.reason == "nothing_to_train"
 
 
 def test_resolve_chat_template_takes_name_file_and_text(tmp_path):
