@@ -67,9 +67,10 @@ class ChatRenderer:
         """The text of a conversation and its trained spans.
 
         Raises:
-            RowRefused: `template_refused` if the template rejects the conversation, `turn_not_found` if a turn of the
-                assistant cannot be told apart in the rendered text, `no_prompt` if the assistant begins, `no_answer` if
-                none of its turns is to be trained, `not_unicode` if the text holds what is no character.
+            RowRefused: `template_refused` if the template rejects the conversation, `tool_calls_left_out` if it does
+                not write the calls of a turn, `turn_not_found` if a turn of the assistant cannot be told apart in the
+                rendered text, `no_prompt` if the assistant begins, `no_answer` if none of its turns is to be trained,
+                `not_unicode` if the text holds what is no character.
         """
         (result,) = self.render_all([conversation])
         if isinstance(result, RowRefused):

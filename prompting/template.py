@@ -50,7 +50,7 @@ class ChatTemplate:
             ConfigError: if the template cannot render a plain exchange of a question and an answer.
         """
         self._tokenizer = tokenizer
-        self._call_arguments_are_text = self._contents_are_parts = False
+        self._contents_are_parts = False
         added = tokenizer.added_tokens_decoder.values()
         specials = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)} - {""}
         known = [re.escape(token) for token in sorted(specials, key=len, reverse=True)]
@@ -149,16 +149,12 @@ class ChatTemplate:
 
     def _apply_any_arguments(self, messages: Messages, tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
         """Most templates take a call's arguments as an object, some only as JSON text: those fail on an object."""
-        has_calls = any(message.get("tool_calls") for message in messages)
-        if not (has_calls and self._call_arguments_are_text):
-            try:
-                return self._apply(messages, tools, add_generation_prompt)
-            except _ERRORS:
-                if not has_calls:
-                    raise
-        text = self._apply([_with_text_arguments(message) for message in messages], tools, add_generation_prompt)
-        self._call_arguments_are_text = True
-        return text
+        try:
+            return self._apply(messages, tools, add_generation_prompt)
+        except _ERRORS:
+            if not any(message.get("tool_calls") for message in messages):
+                raise
+        return self._apply([_with_text_arguments(message) for message in messages], tools, add_generation_prompt)
 
     def _apply(self, messages: Messages, tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
         return self._tokenizer.apply_chat_template(

@@ -4,6 +4,9 @@ The template is asked for the conversation up to a turn with a generation prompt
 of it leads to where the turn begins. It is asked for the conversation through the turn: the literal text behind its
 last mark is what ends the turn. Both are looked for in the text of the whole conversation at the same marks, so that it
 does not matter whether the template drops, trims or moves something elsewhere. No content is searched for.
+
+Where the conversation goes on otherwise than its prompt, the turn begins where they part, or behind the header that
+stands between the marks; where it ends otherwise than a last turn, the end is what further turns of either role share.
 """
 
 from __future__ import annotations

@@ -4,61 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from reporting.text import counted, first_of, note_text, percent, printable
 from sft_types import BatchPlan, DataReport, EvaluationResult, ModelFootprint, SampleAnswer, SplitReport
 
-SHOWN_DROPPED = 3
+SHOWN_PLACES = 3
 LONGEST_SHOWN = 300
-NOTES = {
-    "thoughts_left_out": "the chat template leaves out thoughts, which are not trained then,",
-    "tools_left_out": "the chat template does not write the tools",
-}
 
 
 def data_lines(report: DataReport) -> list[str]:
-    """What became of every row."""
+    """What became of every row, in short; the preflight tells it in full."""
     lines: list[str] = []
-    for name, split in zip(("train", "validation"), report.splits, strict=False):
-        first, *reasons = counted_lines(name, split)
-        lines.append(
-            f"{first}; {split.tokens:,} tokens, {_percent(split.supervised_tokens, split.tokens)} trained, "
-            f"longest row {split.longest_row:,}."
-        )
-        lines += reasons
-        if split.rows_too_long:
-            lines.append(
-                f"  longer than max_seq_length: {split.rows_too_long:,} rows; {split.rows_that_lose_the_answer:,} lose "
-                f"all of the answer, {split.rows_that_lose_the_end:,} its end, "
-                f"{split.rows_that_lose_only_prompt:,} only prompt."
-            )
-        lines += [f"  {line}." for line in note_lines(split)]
-        if split.duplicates:
-            row, original = split.duplicate_examples[0]
-            lines.append(f"  duplicates: {split.duplicates:,} rows repeat an earlier one ({row} is {original}, ...).")
+    for name, split in zip(("Train", "Validation"), report.splits, strict=False):
+        lines += _split_lines(name, split)
     if report.leakage:
-        row, original = report.leakage_examples[0]
-        lines.append(f"  {report.leakage:,} validation rows stand in the training data too ({row} is {original}, ...).")
-    return lines
+        pairs = [f"{row} is {original}" for row, original in report.leakage_examples[:SHOWN_PLACES]]
+        lines.append(
+            f"  leakage: {counted(report.leakage, 'validation row')} among the training rows too: "
+            f"{first_of(pairs, report.leakage)}."
+        )
+    return [printable(line) for line in lines]
 
 
-def counted_lines(name: str, split: SplitReport) -> list[str]:
-    """Rows read = rows used + rows dropped, and the reasons with their first places."""
-    name = name.capitalize()
-    lines = [f"{name} rows: {split.rows_read:,} read = {split.rows_used:,} used + {split.num_dropped:,} dropped"]
+def _split_lines(name: str, split: SplitReport) -> list[str]:
+    lines = [
+        f"{name} rows: {split.rows_read:,} read = {split.rows_used:,} used + {split.num_dropped:,} dropped; "
+        f"{counted(split.tokens, 'token')}, {percent(split.supervised_tokens, split.tokens)} trained, "
+        f"longest row {split.longest_row:,}."
+    ]
     for reason, count in split.rows_dropped.items():
         places = [str(row.source) for row in split.dropped_examples if row.problem.reason == reason]
-        more = ", ..." if count > SHOWN_DROPPED else ""
-        lines.append(f"  dropped {count:,} {reason}: {', '.join(places[:SHOWN_DROPPED])}{more}")
+        lines.append(f"  dropped {count:,} {reason}: {first_of(places[:SHOWN_PLACES], count)}")
+    if split.rows_too_long:
+        lines.append(
+            f"  longer than max_seq_length: {counted(split.rows_too_long, 'row')}; {split.rows_that_lose_the_answer:,} "
+            f"lose all of the answer, {split.rows_that_lose_the_end:,} its end, "
+            f"{split.rows_that_lose_only_prompt:,} only prompt."
+        )
+    lines += [f"  {note_text(note, count)}." for note, count in split.notes.items()]
+    if split.duplicates:
+        pairs = [f"{row} repeats {original}" for row, original in split.duplicate_examples[:SHOWN_PLACES]]
+        lines.append(f"  duplicates: {counted(split.duplicates, 'row')}: {first_of(pairs, split.duplicates)}.")
     return lines
-
-
-def note_lines(split: SplitReport) -> list[str]:
-    """What the chat template left out of rows that are used."""
-    return [f"{NOTES[note]} in {count:,} rows" for note, count in split.notes.items()]
 
 
 def model_line(footprint: ModelFootprint, class_name: str, weights: str, mixed: str) -> str:
     """What is trained, in which types."""
-    share = _percent(footprint.num_trainable_parameters, footprint.num_parameters)
+    share = percent(footprint.num_trainable_parameters, footprint.num_parameters)
     autocast = {"no": "no mixed precision", "bf16": "mixed precision in bfloat16", "fp16": "mixed precision in float16"}
     return (
         f"Model: {class_name}, {footprint.num_parameters:,} parameters, {footprint.num_trainable_parameters:,} trained "
@@ -127,12 +118,8 @@ def sample_lines(samples: Sequence[SampleAnswer]) -> list[str]:
 
 
 def _shortened(text: str) -> str:
-    """On one line, its middle left out where it is long."""
-    line = text.strip().replace("\n", " / ")
+    """On one line, its middle left out where it is long; nothing in it acts on the terminal."""
+    line = printable(text.strip().replace("\n", " / "))
     if len(line) <= LONGEST_SHOWN:
         return line
     return f"{line[: LONGEST_SHOWN * 2 // 3]} ... {line[-LONGEST_SHOWN // 3 :]}"
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "0%"

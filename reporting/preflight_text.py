@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from reporting.console import counted_lines, note_lines, plan_line
-from sft_types import BatchPlan, DataReport, Environment, MemoryEstimate, RowPreview, SplitReport
+from reporting.row_text import row_lines
+from reporting.text import WIDTH, counted, first_of, note_text, percent, printable, size, wrapped
+from sft_types import (
+    BatchPlan,
+    DataReport,
+    Environment,
+    MemoryEstimate,
+    RowPreview,
+    RowSource,
+    SourceReport,
+    SplitReport,
+)
 
-LONGEST_UNTRAINED = 240
-"""Characters of a stretch that is not trained; of longer ones the middle is left out."""
-LONGEST_TRAINED = 600
-_GREEN, _DIM, _BOLD, _PLAIN = "\x1b[32;1m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
+SHOWN_PLACES = 3
+SHOWN_COLUMNS = 8
+_BOLD, _GOOD, _BAD, _PLAIN = "\x1b[1m", "\x1b[32;1m", "\x1b[31;1m", "\x1b[0m"
+_LABEL = 13
+"""Columns of the words at the left."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +40,7 @@ class Preflight:
 
 
 def preflight_lines(preflight: Preflight, *, colour: bool) -> list[str]:
-    """What a person reads.
+    """What a person reads, in lines of about 100 columns. Nothing from the data or a path acts on the terminal.
 
     Args:
         preflight: what there is to say.
@@ -38,162 +48,208 @@ def preflight_lines(preflight: Preflight, *, colour: bool) -> list[str]:
     """
     report = preflight.report
     sections: list[tuple[str, Iterator[str]]] = [
-        ("Rows", _row_lines(report)),
-        ("Lengths", _length_lines(report.train, preflight.max_seq_length)),
-        ("Trained", _trained_lines(report.train)),
-        ("Rows as the model sees them", _preview_lines(preflight.previews, colour)),
-        ("Plan", _plan_lines(preflight)),
+        ("Rows", _rows(report)),
+        ("Lengths", _lengths(report.train, preflight.max_seq_length)),
+        ("Trained", _trained(report)),
+        ("First rows, as the model sees them", _previews(preflight.previews, colour)),
+        ("Plan", _plan(preflight)),
+        ("Environment", _environment(preflight.environment)),
     ]
-    lines = []
+    lines: list[str] = []
     for title, body in sections:
-        lines += ["", f"{_BOLD}{title}{_PLAIN}" if colour else title, *(f"  {line}" for line in body)]
-    return [*lines, "", *_verdict(preflight.problems)]
+        shown = list(body)
+        if shown:
+            lines += ["", _painted(title, _BOLD, colour), *shown]
+    return [*lines, "", *_verdict(preflight.problems, colour)]
 
 
-def _row_lines(report: DataReport) -> Iterator[str]:
+def _labelled(label: str, text: str, *, depth: int = 1) -> list[str]:
+    """`label   text`, the text wrapped beside its label."""
+    return wrapped(text, first=f"{'  ' * depth + label:<{_LABEL}} ", rest=" " * (_LABEL + 1))
+
+
+def _rows(report: DataReport) -> Iterator[str]:
     if not report.is_complete:
-        yield "The data is streamed: these are its first rows alone."
+        yield from _labelled("streamed", "these are the counts of the first training rows alone")
     for name, split in zip(("train", "validation"), report.splits, strict=False):
-        yield from counted_lines(name, split)
-        if len(split.sources) > 1:
-            for source in split.sources:
-                dropped = sum(source.rows_dropped.values())
-                yield (
-                    f"  {source.name} ({source.format_name}): {source.rows_read:,} read, {source.rows_used:,} used, "
-                    f"{dropped:,} dropped; weight {source.weight:g}, {source.rows_an_epoch:,} rows an epoch"
-                )
-        first = [f"{row} is {original}" for row, original in split.duplicate_examples[:3]]
-        yield f"  duplicates: {split.duplicates:,}" + (f" ({'; '.join(first)})" if first else "")
-    if report.validation is not None:
-        first = [f"{row} is {original}" for row, original in report.leakage_examples[:3]]
-        yield f"validation rows that are training rows too: {report.leakage:,}" + (
-            f" ({'; '.join(first)})" if first else ""
+        yield from _labelled(
+            name, f"{split.rows_read:,} read = {split.rows_used:,} used + {split.num_dropped:,} dropped"
         )
+        for reason, count in split.rows_dropped.items():
+            rows = [row for row in split.dropped_examples if row.problem.reason == reason]
+            places = first_of([str(row.source) for row in rows[:SHOWN_PLACES]], count)
+            example = f": {rows[0].problem.message}" if rows else ""
+            yield from _labelled("dropped", f"{count:,} {reason}: {places}", depth=2)
+            if example:
+                yield from _labelled("", f"{rows[0].source}{example}")
+        if len(split.sources) > 1 or any(source.unused_columns for source in split.sources):
+            for source in split.sources:
+                yield from _labelled("source", _source_text(source), depth=2)
+        yield from _labelled("repeated", _repeated(split.duplicates, split.duplicate_examples, "repeats"), depth=2)
+    if report.validation is not None:
+        text = _repeated(report.leakage, report.leakage_examples, "is")
+        yield from _labelled("leakage", text if not report.leakage else f"{text} in the training rows", depth=2)
 
 
-def _length_lines(train: SplitReport, max_seq_length: int) -> Iterator[str]:
+def _source_text(source: SourceReport) -> str:
+    text = (
+        f"{source.name} ({source.format_name}): {source.rows_read:,} read = {source.rows_used:,} used + "
+        f"{sum(source.rows_dropped.values()):,} dropped; weight {source.weight:g}, "
+        f"{counted(source.rows_an_epoch, 'row')} an epoch"
+    )
+    if source.unused_columns:
+        text += f"; columns not used: {first_of(source.unused_columns[:SHOWN_COLUMNS], len(source.unused_columns))}"
+    return text
+
+
+def _repeated(count: int, examples: Sequence[tuple[RowSource, RowSource]], word: str) -> str:
+    if not count:
+        return "none"
+    pairs = [f"{row} {word} {original}" for row, original in examples[:SHOWN_PLACES]]
+    return f"{count:,}: {first_of(pairs, count)}"
+
+
+def _lengths(train: SplitReport, max_seq_length: int) -> Iterator[str]:
     lengths = train.lengths
     if lengths is None:
-        yield "no row could be tokenized"
+        yield from _labelled("tokens", "no row could be tokenized")
         return
-    yield (
-        f"tokens of whole rows: median {lengths.median:,}, 90 % {lengths.p90:,}, 95 % {lengths.p95:,}, "
-        f"99 % {lengths.p99:,}, longest {lengths.longest:,}"
+    yield from _labelled(
+        "tokens",
+        f"of whole rows: median {lengths.median:,}, 90% up to {lengths.p90:,}, 95% up to {lengths.p95:,}, "
+        f"99% up to {lengths.p99:,}, longest {lengths.longest:,}",
     )
     if not train.rows_too_long:
-        yield f"max_seq_length {max_seq_length:,} keeps all rows whole"
+        yield from _labelled("too long", f"none: max_seq_length {max_seq_length:,} keeps every row whole")
         return
-    yield (
-        f"longer than max_seq_length {max_seq_length:,}: {train.rows_too_long:,} rows. "
-        f"{train.rows_that_lose_the_answer:,} lose all of the answer, {train.rows_that_lose_the_end:,} its end, "
-        f"{train.rows_that_lose_only_prompt:,} only prompt"
+    yield from _labelled(
+        "too long",
+        f"{counted(train.rows_too_long, 'row')} ({percent(train.rows_too_long, train.rows_read)}) of more than "
+        f"max_seq_length {max_seq_length:,}. The cut takes all that is trained from "
+        f"{train.rows_that_lose_the_answer:,}, its end from {train.rows_that_lose_the_end:,}, only prompt from "
+        f"{train.rows_that_lose_only_prompt:,}",
     )
-    yield f"to keep 95 % whole: {lengths.p95:,}; 99 %: {lengths.p99:,}; 100 %: {lengths.longest:,}"
+    yield from _labelled(
+        "to keep",
+        f"95% of the rows whole: max_seq_length {lengths.p95:,}; 99%: {lengths.p99:,}; all: {lengths.longest:,}",
+    )
 
 
-def _trained_lines(train: SplitReport) -> Iterator[str]:
-    yield f"{train.supervised_tokens:,} of {train.tokens:,} tokens ({train.supervised_share:.1%})"
-    yield f"an end token is trained in {train.rows_with_trained_end:,} of {train.rows_used:,} rows"
-    yield from note_lines(train)
+def _trained(report: DataReport) -> Iterator[str]:
+    train = report.train
+    share = f"{train.supervised_tokens:,} of {train.tokens:,} ({percent(train.supervised_tokens, train.tokens)})"
+    yield from _labelled("tokens", share)
+    without = train.rows_used - train.rows_with_trained_end
+    missing = f"; the other {without:,} do not teach where to stop" if without else ""
+    yield from _labelled(
+        "ends",
+        f"an end token is trained in {train.rows_with_trained_end:,} of {counted(train.rows_used, 'row')}{missing}",
+    )
+    for name, split in zip(("note", "validation"), report.splits, strict=False):
+        for note, count in split.notes.items():
+            yield from _labelled(name, note_text(note, count))
 
 
-def _preview_lines(previews: Sequence[RowPreview], colour: bool) -> Iterator[str]:
-    legend = f"{_GREEN}green{_PLAIN}" if colour else "between ⟦ and ⟧"
-    yield f"trained is what stands {'in ' if colour else ''}{legend}"
+def _previews(previews: Sequence[RowPreview], colour: bool) -> Iterator[str]:
+    if not previews:
+        return
+    sign = "green" if colour else "between ⟦ and ⟧"
+    yield f"  What is trained is {sign}; ⏎ is a line break; \\x1b and the like stand for what cannot be seen."
     for preview in previews:
         yield ""
-        head = f"row {preview.number}, {preview.source}: "
+        head = f"  row {preview.number:,}  {preview.source}  "
         if preview.problem is not None:
-            yield f"{head}dropped, {visible(preview.problem.message)} ({preview.problem.reason})"
+            yield from wrapped(
+                f"left out, {preview.problem.reason}: {preview.problem.message}", first=printable(head), rest=" " * 8
+            )
             continue
         cut = ", cut to max_seq_length" if preview.was_truncated else ""
-        yield f"{head}{preview.num_tokens:,} tokens, {preview.num_supervised:,} trained{cut}"
-        yield from _segment_lines(preview, colour)
+        yield printable(f"{head}{counted(preview.num_tokens, 'token')}, {preview.num_supervised:,} trained{cut}")
+        yield from (f"    {line}" for line in row_lines(preview.segments, width=WIDTH - 4, colour=colour))
 
 
-def _segment_lines(preview: RowPreview, colour: bool) -> Iterator[str]:
-    """The row's text, line by line; colour begins anew on each line."""
-    opening, closing = (_GREEN, _PLAIN) if colour else ("⟦", "⟧")
-    line = ""
-    for segment in preview.segments:
-        text = _shortened(segment.text, LONGEST_TRAINED if segment.trained else LONGEST_UNTRAINED)
-        for number, part in enumerate(text.split("\n")):
-            if number:
-                yield f"| {line}"
-                line = ""
-            shown = visible(part)
-            if segment.trained and shown:
-                line += f"{opening}{shown}{closing}"
-            elif shown:
-                line += f"{_DIM}{shown}{_PLAIN}" if colour else shown
-    if line:
-        yield f"| {line}"
-
-
-def _plan_lines(preflight: Preflight) -> Iterator[str]:
-    plan, memory, environment = preflight.plan, preflight.memory, preflight.environment
-    if plan is None or memory is None or environment is None:
-        yield "none: no row is left to train on"
+def _plan(preflight: Preflight) -> Iterator[str]:
+    plan, train = preflight.plan, preflight.report.train
+    if plan is None:
+        yield from _labelled("none", "no row is left to train on")
         return
-    train = preflight.report.train
-    yield plan_line(plan, environment.device).removeprefix("Plan: ")
+    yield from _labelled(
+        "a step",
+        f"{plan.global_batch_size:,} rows = {plan.per_device_train_batch_size} a device x "
+        f"{plan.gradient_accumulation_steps} accumulated x {counted(plan.world_size, 'process')}"
+        f"; about {_tokens_a_step(train.tokens, plan, train):,} tokens, "
+        f"{_tokens_a_step(train.supervised_tokens, plan, train):,} of them trained",
+    )
+    steps = counted(plan.total_steps, "step")
     if preflight.report.is_complete:
-        yield (
-            f"{train.tokens_an_epoch:,} tokens an epoch, {train.supervised_tokens_an_epoch:,} of them trained; "
-            f"about {train.tokens_an_epoch // plan.steps_per_epoch:,} tokens a step"
+        yield from _labelled(
+            "an epoch",
+            f"{counted(plan.steps_per_epoch, 'step')}, {counted(train.tokens_an_epoch, 'token')}, "
+            f"{train.supervised_tokens_an_epoch:,} of them trained; {steps} in all",
         )
-    known = environment.device_memory_bytes
-    yield (
-        f"memory, roughly: {gib(memory.total_bytes)}"
-        + (f" of {gib(known)}" if known else "")
-        + f" (weights {gib(memory.weights_bytes)}, gradients {gib(memory.gradients_bytes)}, optimizer "
-        f"{gib(memory.optimizer_bytes)}, activations {gib(memory.activations_bytes)}, logits "
-        f"{gib(memory.logits_bytes)})"
+    else:
+        yield from _labelled("in all", steps)
+    if preflight.memory is not None:
+        yield from _labelled("memory", _memory_text(preflight.memory, preflight.environment))
+    if preflight.environment is not None:
+        yield from _labelled("disk", _disk_text(preflight.environment))
+
+
+def _tokens_a_step(tokens: int, plan: BatchPlan, train: SplitReport) -> int:
+    """Of rows of mean length."""
+    return round(tokens / train.rows_used * plan.global_batch_size) if train.rows_used else 0
+
+
+def _memory_text(memory: MemoryEstimate, environment: Environment | None) -> str:
+    known = environment.device_memory_bytes if environment is not None else None
+    text = f"about {size(memory.total_bytes)} a device"
+    if known:
+        text += f" of {size(known)} ({memory.total_bytes / known:.0%})"
+    text += (
+        f": weights {size(memory.weights_bytes)}, gradients {size(memory.gradients_bytes)}, optimizer "
+        f"{size(memory.optimizer_bytes)}, activations {size(memory.activations_bytes)}, logits "
+        f"{size(memory.logits_bytes)}"
     )
+    if environment is not None and environment.device == "cpu":
+        text += ". On a CPU the process may hold up to twice as much"
     if known and memory.total_bytes > known:
-        yield "  more than there is: smaller per_device_train_batch_size or max_seq_length, or gradient_checkpointing"
-    kept = "all" if environment.checkpoints_kept is None else environment.checkpoints_kept
-    yield (
-        f"disk: {gib(environment.needed_disk_bytes)} needed at most ({environment.num_checkpoints:,} checkpoints of "
-        f"{gib(environment.checkpoint_bytes)}, {kept} kept), {gib(environment.free_disk_bytes)} free"
-    )
+        text += (
+            ". MORE THAN THERE IS: lower per_device_train_batch_size (with more gradient_accumulation_steps) or "
+            "max_seq_length, or set gradient_checkpointing"
+        )
+    return text
+
+
+def _disk_text(environment: Environment) -> str:
+    text = f"{size(environment.needed_disk_bytes)} needed, {size(environment.free_disk_bytes)} free: "
+    if environment.num_checkpoints:
+        text += f"{counted(environment.checkpoints_at_once, 'checkpoint')} at once of {size(environment.checkpoint_bytes)}, "
+    text += f"the final model {size(environment.final_model_bytes)}"
     if environment.needed_disk_bytes > environment.free_disk_bytes:
-        yield "  more than there is: make room, or lower save_total_limit"
-    versions = ", ".join(f"{name} {number}" for name, number in environment.versions.items())
-    yield f"{environment.device_name}, {environment.cpu_count} cores, {environment.num_processes} processes"
-    yield versions
+        text += ". MORE THAN THERE IS: make room, or lower save_total_limit"
+    return text
 
 
-def _verdict(problems: Sequence[str]) -> list[str]:
-    if not problems:
-        return ["Sound: a run would start."]
-    return ["Not sound. A run would not start:", *(f"  {n}. {problem}" for n, problem in enumerate(problems, start=1))]
-
-
-def visible(text: str) -> str:
-    """Text that a terminal shows as it is: control and formatting characters become their escapes."""
-    return "".join(
-        character
-        if not unicodedata.category(character).startswith("C") or character in "\u200d"
-        else _escape(character)
-        for character in text
+def _environment(environment: Environment | None) -> Iterator[str]:
+    if environment is None:
+        return
+    memory = f", {size(environment.device_memory_bytes)}" if environment.device_memory_bytes else ""
+    yield from _labelled(
+        "device",
+        f"{environment.device} ({environment.device_name}){memory}; {counted(environment.cpu_count, 'core')}, "
+        f"{counted(environment.num_processes, 'process')}",
     )
+    yield from _labelled("versions", ", ".join(f"{name} {number}" for name, number in environment.versions.items()))
 
 
-def gib(num_bytes: int) -> str:
-    """A size in the unit that suits it."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if num_bytes >= size / 10:
-            return f"{num_bytes / size:,.1f} {unit}"
-    return f"{num_bytes / 2**10:,.1f} KiB"
+def _verdict(problems: Sequence[str], colour: bool) -> list[str]:
+    if not problems:
+        return [_painted("Sound: a run would start.", _GOOD, colour)]
+    lines = [_painted("Not sound. A run would not start:", _BAD, colour)]
+    for number, problem in enumerate(problems, start=1):
+        lines += wrapped(" ".join(problem.splitlines()), first=f"  {number}. ", rest="     ")
+    return lines
 
 
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
-
-
-def _shortened(text: str, longest: int) -> str:
-    if len(text) <= longest:
-        return text
-    half = longest // 2
-    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
+def _painted(text: str, style: str, colour: bool) -> str:
+    return f"{style}{text}{_PLAIN}" if colour else text

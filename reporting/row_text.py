@@ -27,7 +27,9 @@ def row_lines(segments: Sequence[Segment], *, width: int, colour: bool) -> list[
     A line break in the text is shown as `⏎` and breaks the line. Trained text is green; without colour it stands
     between `⟦` and `⟧`. The middle of long stretches, and of rows of many stretches, is left out, which is said there.
     """
-    return [_styled(line) if colour else "".join(shown for shown, _ in line) for line in _lines(segments, width, colour)]
+    return [
+        _styled(line) if colour else "".join(shown for shown, _ in line) for line in _lines(segments, width, colour)
+    ]
 
 
 def _lines(segments: Sequence[Segment], width: int, colour: bool) -> Iterator[list[Piece]]:

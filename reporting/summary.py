@@ -64,7 +64,9 @@ def write_json(document: dict[str, Any], path: str | Path) -> None:
     """Writes a document so that a reader never sees half of it."""
     target = Path(path)
     temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    # Half a surrogate pair, out of someone's data, has no UTF-8; written `\\ud800` it is JSON's own escape.
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, target)
 
 

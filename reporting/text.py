@@ -66,11 +66,12 @@ def wrapped(text: str, *, first: str = "", rest: str = "") -> list[str]:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 row`, `2,000 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """`1 row`, `2,000 rows`, `2 processes`."""
+    plural = noun if number == 1 else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {plural}"
 
 
-def percent(part: int | float, whole: int | float) -> str:
+def percent(part: int, whole: int) -> str:
     """A share with one digit behind the point; 0% of nothing."""
     return f"{part / whole:.1%}" if whole else "0%"
 

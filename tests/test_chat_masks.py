@@ -341,6 +341,20 @@ def test_render_trains_calls_and_no_results(tokenizer_with, habit, conversation,
     assert _marked(ChatRenderer(tokenizer_with(TOOL_TURNS[habit])).render(conversation)) == marked
 
 
+def test_render_writes_a_call_whatever_was_rendered_before(tokenizer_with):
+    pairs = "{% for name, value in c.function.arguments.items() %}{{ name }}={{ value }}{% endfor %}"
+    either = "{% if c.function.arguments is string %}{{ c.function.arguments }}{% else %}" + pairs + "{% endif %}"
+    calls = "{% for c in m.tool_calls or [] %}{{ c.function.name }} " + either + "{% endfor %}"
+    renderer = ChatRenderer(tokenizer_with(TOOL_TURNS["plain"].replace(CALLS, calls)))
+    question, listing = {"role": "user", "content": "q"}, _call()
+    listing["tool_calls"][0]["function"]["arguments"] = [1]
+    for _ in range(2):
+        rendered = renderer.render(Conversation(messages=(question, _call(x="1"))))
+        assert _marked(rendered) == "<|user|>q<|end|><|assistant|>«look x=1<|end|>»"
+        rendered = renderer.render(Conversation(messages=(question, listing)))
+        assert _marked(rendered) == "<|user|>q<|end|><|assistant|>«look [1]<|end|>»"
+
+
 def test_render_notes_a_text_beside_a_call_that_is_left_out(tokenizer_with):
     renderer = ChatRenderer(tokenizer_with(TOOL_TURNS["drops_text"]))
     rendered = renderer.render(_calling(_call("I look.")))

@@ -40,6 +40,26 @@ def test_main_trains_saves_and_reloads_each_architecture(run_sft, model_folder, 
     assert model.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids(end)]
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_main_teaches_each_architecture_to_end_an_answer(run_sft, model_folder, tmp_path, architecture):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (tmp_path / "one.jsonl").write_text(json.dumps({"question": "Say hello.", "answer": "Hello, you."}) + "\n")
+    run = run_sft(
+        model_name_or_path=model_folder(architecture), train_file=str(tmp_path / "one.jsonl"), num_train_epochs=60,
+        per_device_train_batch_size=1, logging_steps=30, save_strategy="no", sample_prompts="[]",
+    )  # fmt: skip
+    assert run.status == 0, run.err
+    model = AutoModelForCausalLM.from_pretrained(run.output_dir)
+    tokenizer = AutoTokenizer.from_pretrained(run.output_dir)
+    chat = [{"role": "user", "content": "Say hello."}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
+    assert answer[-1] in model.generation_config.eos_token_id
+    assert len(answer) < 40
+    assert tokenizer.decode(answer[:-1]) == "Hello, you."
+
+
 def test_main_summary_has_the_contract_keys(run_sft):
     run = run_sft(**VALIDATION)
     summary = run.summary
