@@ -184,10 +184,7 @@ def set_generation_defaults(model: "PreTrainedModel", tokenizer: "PreTrainedToke
     """Makes the saved generation config end an answer where training ended it; returns the ids that do."""
     ends = [tokenizer.eos_token_id]
     if tokenizer.chat_template:
-        marker = ChatRenderer(tokenizer).end_marker.strip()
-        marker_ids = tokenizer(marker, add_special_tokens=False)["input_ids"] if marker else []
-        if len(marker_ids) == 1 and marker_ids[0] not in ends:
-            ends.insert(0, marker_ids[0])
+        ends = ChatRenderer(tokenizer).end_token_ids()
     generation = model.generation_config
     generation.eos_token_id = ends  # as a list: Trainer would make it one, in some versions
     generation.pad_token_id = tokenizer.pad_token_id

@@ -89,19 +89,16 @@ def estimate_memory(
             2022, FlashAttention).
         supervised_share: share of the positions whose logits the loss brings to float32.
     """
-    element = _ELEMENT_BYTES[weights]
-    has_adapters = footprint.num_trainable_parameters < footprint.num_parameters
+    element, trained = _ELEMENT_BYTES[weights], footprint.num_trainable_parameters
+    has_adapters = trained < footprint.num_parameters
     # Adapters are float32 whatever they stand on (peft's `autocast_adapter_dtype`).
     trained_element = 4 if has_adapters else element
-    cast_copies = 0
-    if mixed != "no":
-        # Autocast keeps a 16-bit copy of each float32 weight until the backward pass is over.
-        copied = footprint.num_parameters if element == 4 else footprint.num_trainable_parameters
-        cast_copies = 2 * copied if trained_element == 4 else 0
+    # Autocast keeps a 16-bit copy of each float32 weight until the backward pass is over.
+    num_float32 = footprint.num_parameters if element == 4 else trained if has_adapters else 0
     return MemoryEstimate(
-        weights_bytes=footprint.weight_bytes + cast_copies,
-        gradients_bytes=footprint.num_trainable_parameters * trained_element,
-        optimizer_bytes=round(footprint.num_trainable_parameters * optimizer_bytes(optimizer, trained_element)),
+        weights_bytes=footprint.weight_bytes + (2 * num_float32 if mixed != "no" else 0),
+        gradients_bytes=trained * trained_element,
+        optimizer_bytes=round(trained * optimizer_bytes(optimizer, trained_element)),
         activations_bytes=_activation_bytes(
             footprint,
             rows,

@@ -154,7 +154,7 @@ def _previews(previews: Sequence[RowPreview], colour: bool) -> Iterator[str]:
     if not previews:
         return
     sign = "green" if colour else "between ⟦ and ⟧"
-    yield f"  What is trained is {sign}; ⏎ is a line break; \\x1b and the like stand for what cannot be seen."
+    yield f"  Trained is what is {sign}; ⏎ is a line break, \\x1b and the like what cannot be seen."
     for preview in previews:
         yield ""
         head = f"  row {preview.number:,}  {preview.source}  "
@@ -223,7 +223,8 @@ def _memory_text(memory: MemoryEstimate, environment: Environment | None) -> str
 def _disk_text(environment: Environment) -> str:
     text = f"{size(environment.needed_disk_bytes)} needed, {size(environment.free_disk_bytes)} free: "
     if environment.num_checkpoints:
-        text += f"{counted(environment.checkpoints_at_once, 'checkpoint')} at once of {size(environment.checkpoint_bytes)}, "
+        at_once = counted(environment.checkpoints_at_once, "checkpoint")
+        text += f"{at_once} at once of {size(environment.checkpoint_bytes)}, "
     text += f"the final model {size(environment.final_model_bytes)}"
     if environment.needed_disk_bytes > environment.free_disk_bytes:
         text += ". MORE THAN THERE IS: make room, or lower save_total_limit"
