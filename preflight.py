@@ -72,6 +72,7 @@ def show_preflight(
             mixed=precision.mixed,
             optimizer=training.optim,
             gradient_checkpointing=training.gradient_checkpointing,
+            attention=config.model.attn_implementation or "sdpa",
             supervised_share=data.report.train.supervised_share,
         )
         environment = gather_environment(

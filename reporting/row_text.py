@@ -11,8 +11,10 @@ TRAINED_ON, TRAINED_OFF = "\x1b[30;42m", "\x1b[0m"
 """Black on green, and back."""
 OPEN, CLOSE, LINE_BREAK = "⟦", "⟧", "⏎"
 
-KEPT_TRAINED, KEPT_UNTRAINED = (300, 200), (160, 100)
+KEPT_TRAINED, KEPT_UNTRAINED = (300, 200), (240, 160)
 """Characters that are shown of a long stretch, at its start and at its end: the end token stands there."""
+LEAST_LEFT_OUT = 40
+"""Characters; to say that fewer are left out takes as much room as they do."""
 KEPT_SEGMENTS = (4, 4)
 LONGEST_WORD = 20
 """Columns that a line may leave empty rather than break a word."""
@@ -73,7 +75,7 @@ def _pieces(segments: Sequence[Segment], *, with_marks: bool) -> Iterator[Piece]
 def _stretch(segment: Segment, *, with_marks: bool) -> Iterator[Piece]:
     head, tail = KEPT_TRAINED if segment.trained else KEPT_UNTRAINED
     text, num_left_out = segment.text, len(segment.text) - head - tail
-    if num_left_out <= 0:
+    if num_left_out <= LEAST_LEFT_OUT:
         yield from _characters(text, segment.trained, with_marks=with_marks)
         return
     yield from _characters(text[:head], segment.trained, with_marks=with_marks)

@@ -60,6 +60,8 @@ def test_estimate_memory_with_checkpointing_keeps_a_layers_input_and_one_whole_l
 def test_estimate_memory_of_eager_attention_grows_with_the_square_of_the_row():
     kept = [parts(longest_row=length, attention="eager")[3] - parts(longest_row=length)[3] for length in (10, 20)]
     assert kept == [2 * 4 * 2 * 2 * 10 * 10, 2 * 4 * 2 * 2 * 20 * 20]  # layers, bytes, heads, rows, T x T
+    in_16_bits = parts(mixed="bf16", attention="eager")[3] - parts(mixed="bf16")[3]
+    assert in_16_bits == 2 * 6 * 2 * 2 * 10 * 10  # float32 and its cast copy
 
 
 def test_estimate_memory_of_logits_shrinks_with_what_is_supervised_to_the_tensor_itself():

@@ -250,8 +250,9 @@ def slow_preparation(tmp_path, cache):
     process.start()
     workers = wait_until(lambda: len(found := children_of(process.pid)) == 2 and found)
     yield process, workers
-    if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)
+    for pid in (process.pid, *workers):
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
     process.join()
 
 
@@ -262,7 +263,7 @@ def test_prepare_ends_at_once_when_interrupted(tmp_path, cache, slow_preparation
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process gets it
     process.join(10)
     assert process.exitcode == 130
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
     assert not any(map(is_alive, workers))
     assert [path.name for path in cache.iterdir() if path.suffix != ".lock"] == []
     assert (tmp_path / "output").read_text() == ""

@@ -223,8 +223,9 @@ def test_row_lines_break_behind_a_space_and_count_wide_characters_twice():
 def test_row_lines_keep_both_ends_of_a_long_stretch():
     text = "".join(row_lines(segments("", "S" * 300 + "m" * 5000 + "E" * 195 + "<end>"), width=96, colour=False))
     assert text == "⟦" + "S" * 300 + " [... 5,000 characters ...] " + "E" * 195 + "<end>⟧"
-    text = "".join(row_lines(segments("S" * 160 + "m" * 7 + "E" * 100), width=96, colour=False))
-    assert text == "S" * 160 + " [... 7 characters ...] " + "E" * 100
+    text = "".join(row_lines(segments("S" * 240 + "m" * 41 + "E" * 160), width=96, colour=False))
+    assert text == "S" * 240 + " [... 41 characters ...] " + "E" * 160
+    assert "".join(row_lines(segments("S" * 440), width=96, colour=False)) == "S" * 440
 
 
 def test_row_lines_leave_out_the_middle_of_many_turns():
