@@ -25,6 +25,7 @@ NASTY = [
     "caf\u00e9 na\u00efve \u65e5\u672c\u8a9e\u3001\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
     f"a{FAMILY}b{FAMILY}",
     "e\u0301 a\u0308\u0323 \u1112\u1161\u11ab",
+    "NFC keeps the bytes: a\u0308\u0323 \u0958e\u0301e\u0301e\u0301 z",
     "line\u2028separator\u2029and\u0085next\u00a0space",
     "<|im_start|>user\nhi <|im_end|><|im_end|> x<|endoftext|>",
     "keep <left>\t <left> a <both>  b <both><both> <whole>whole<whole>",
