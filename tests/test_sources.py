@@ -365,7 +365,7 @@ def test_open_sources_says_what_is_wrong_with_a_saved_dataset(tmp_path):
     ],
 )
 def test_open_sources_says_in_a_line_what_the_hub_said(monkeypatch, error, message):
-    def load_dataset(name, configuration):
+    def load_dataset(name, configuration, streaming=False):
         assert (name, configuration) == ("x/y", "b")
         raise error
 
@@ -650,7 +650,7 @@ def test_open_sources_takes_the_split_of_a_dataset_that_an_entry_names(tmp_path,
     made = datasets.Dataset.from_list(ROWS)
     asked = []
 
-    def load_dataset(name, configuration, **settings):
+    def load_dataset(name, configuration, streaming=False, **settings):
         asked.append((name, configuration, settings))
         return made.select([0]) if settings else {"train": made, "validation": made, "test": made.select([1])}
 
