@@ -377,14 +377,14 @@ def test_open_sources_says_in_a_line_what_the_hub_said(monkeypatch, error, messa
 
 def test_open_sources_refuses_a_split_without_rows(monkeypatch):
     empty = datasets.Dataset.from_list(ROWS).select([])
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration: {"train": empty})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration, streaming: {"train": empty})
     with pytest.raises(DataError, match=r"x/y\[train\]: no rows in there\."):
         rows_of(open_sources(DataConfig(dataset_name="x/y")).train[0])
 
 
 def test_open_sources_reads_splits_of_the_hub(monkeypatch):
     made = datasets.Dataset.from_list(ROWS)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration: {"train": made, "test": made})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration, streaming: {"train": made, "test": made})
     opened = open_sources(DataConfig(dataset_name="x/y"))
     assert ([row.record for row in rows_of(opened.train[0])], opened.unused) == (ROWS, ("x/y[test]",))
 

@@ -162,3 +162,16 @@ def test_two_processes_train_on_a_stream_as_one_does(model_folder, stream_file, 
     two = losses("two", "--per_device_train_batch_size=2", "--num_gpus=2")
     assert len(one) == 6
     assert two == pytest.approx(one, abs=1e-4)
+
+
+def test_a_dataset_of_the_library_is_streamed_without_being_loaded(stream_file, tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = [json.dumps(row) + "\n" for row in ROWS]
+    (tmp_path / "data" / "train.jsonl").write_text("".join(rows))
+    (tmp_path / "data" / "validation.jsonl").write_text("".join(rows[:2]))
+    config = DataConfig(dataset_name=str(tmp_path / "data"), dataset_config_name="default", streaming=True)
+    tokenizer = build_tokenizer()
+    data = prepare_data(config, tokenizer, seed=3)
+    assert data.validation is None  # its rows would have to be kept
+    answers = [answer for batch, _ in steps((data, tokenizer), 25, 2) for answer in batch]
+    assert sorted(answers) == sorted(f"Answer {i}.<|im_end|>" for i in range(50))
