@@ -33,8 +33,12 @@ def load_splits(
     Raises:
         DataError: one line for what the library says in many.
     """
-    import datasets
-
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"dataset_name {name!r} needs the package datasets: pip install datasets. Or name files, with train_file."
+        ) from None
     folder = Path(name).expanduser()
     is_saved = is_saved_dataset(folder)
     try:
