@@ -34,6 +34,7 @@ def prepare_data(
     seed: int,
     sample_prompts: Sequence[str] | None = None,
     show_rows: Collection[int] = (),
+    order_seed: int | None = None,
 ) -> TrainingData:
     """Reads, renders, tokenizes and counts all data. A tokenizer without a chat template gets `plain` if it needs one.
 
@@ -45,6 +46,7 @@ def prepare_data(
         tokenizer: its chat template may be set here.
         seed: of the validation split, and of the rows that a source's `weight` leaves out.
         sample_prompts: prompts to answer before and after training; None takes the first of the data.
+        order_seed: of the order of streamed rows; None for `seed`.
         show_rows: numbers of training rows, from 1 as they are read, to be previewed.
 
     Raises:
@@ -57,6 +59,7 @@ def prepare_data(
             "Use a fast tokenizer (a tokenizer.json)."
         )
     opened = open_sources(config)
+    order_seed = seed if order_seed is None else order_seed
     if opened.unused:
         logger.info("Not read: %s.", ", ".join(opened.unused[:5]) + (", ..." if len(opened.unused) > 5 else ""))
     preparation = SourcePreparation(config, tokenizer)
@@ -77,10 +80,11 @@ def prepare_data(
         train=epoch_rows,
         validation=validation and validation.rows,
         collator=PaddedCollator(tokenizer.pad_token_id),
+        is_chat=any(format_named(source.format_name).is_chat for source in train.prepared),
         report=replace(report, is_complete=not config.streaming),
         sample_prompts=prompts,
         previews=previews(preparation, train.opened, train.prepared, show_rows),
-        stream=_stream(preparation, train, seed).read if config.streaming else None,
+        stream=_stream(preparation, train, order_seed).read if config.streaming else None,
     )
 
 

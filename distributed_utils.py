@@ -6,9 +6,11 @@ configuration is sound.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+import tempfile
 import uuid
 import warnings
 from collections.abc import Sequence
@@ -106,7 +108,7 @@ def launch_processes(num_processes: int, script: str, arguments: Sequence[str]) 
     if num_processes > max(gpus, cores if gpus == 0 else 0):
         there = f"{gpus} GPUs" if gpus else f"no GPU and {cores} CPU cores"
         raise ConfigError(f"num_gpus is {num_processes}, but this machine has {there}; start at most {gpus or cores}.")
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -127,15 +129,28 @@ def launch_processes(num_processes: int, script: str, arguments: Sequence[str]) 
         max_restarts=0,
         monitor_interval=0.2,
     )
-    try:
-        elastic_launch(launch_config, sys.executable)("-u", script, *arguments)
-    except ChildFailedError as error:
-        # A child that was only ended because another failed carries a signal, a negative number.
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return max((code for code in codes if code > 0), default=1)
-    except SignalException as signal_error:
-        return 128 + int(signal_error.sigval)
+    with tempfile.TemporaryDirectory(prefix="sft-launch-") as folder:
+        # Only with a folder for its logs does the launcher give a child a file for its error.
+        launch_config.logs_specs = DefaultLogsSpecs(log_dir=folder)
+        try:
+            elastic_launch(launch_config, sys.executable)("-u", script, *arguments)
+        except ChildFailedError as error:
+            # A child that was only ended because another failed carries a signal, a negative number.
+            failed = {rank: failure for rank, failure in error.failures.items() if failure.exitcode > 0}
+            told = [failure.message for failure in failed.values() if failure.exitcode == 2]
+            if 0 not in failed and told:
+                sys.stderr.write(told[0] + "\n")  # the first process was ended before it could say it
+            return max((failure.exitcode for failure in failed.values()), default=1)
+        except SignalException as signal_error:
+            return 128 + int(signal_error.sigval)
     return 0
+
+
+def tell_launcher(problems: Sequence[str]) -> None:
+    """Leaves what is wrong with the launcher, for a process that is not the first one and so says nothing itself."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        Path(file).write_text(json.dumps({"message": "\n".join(problems), "timestamp": 0}), encoding="utf-8")
 
 
 def configure_logging() -> None:

@@ -180,10 +180,12 @@ def fit_to_tokenizer(
         setattr(model.config, special, getattr(tokenizer, special))
 
 
-def set_generation_defaults(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def set_generation_defaults(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, is_chat: bool
+) -> list[int]:
     """Makes the saved generation config end an answer where training ended it; returns the ids that do."""
     ends = [tokenizer.eos_token_id]
-    if tokenizer.chat_template:
+    if is_chat:
         ends = ChatRenderer(tokenizer).end_token_ids()
     generation = model.generation_config
     generation.eos_token_id = ends  # as a list: Trainer would make it one, in some versions

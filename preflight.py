@@ -5,20 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from batching.memory import estimate_memory
-from config_manager import SFTConfig
-from preparation.checks import bad_row_lines, find_problems
+from config_manager import DataConfig, SFTConfig
+from configuration.checks import NEED_VALIDATION
+from preparation.checks import bad_row_lines, find_problems, stops_run
 from reporting.console import data_lines
 from reporting.environment import gather_environment
 from reporting.preflight import preflight_document, write_preflight
 from reporting.preflight_text import Preflight, preflight_lines
 from sft_errors import ConfigError, DataError
 from sft_types import BatchPlan, DistributedContext, ModelFootprint, Precision, TrainingData
+from training_callbacks import StreamDrops
 
 logger = logging.getLogger("sft.data")
 EXIT_UNSOUND = 2
+REPORT_FILE = "preflight.json"
 
 
 def check_data(config: SFTConfig, data: TrainingData, *, is_rehearsal: bool) -> list[str]:
@@ -36,12 +41,27 @@ def check_data(config: SFTConfig, data: TrainingData, *, is_rehearsal: bool) -> 
             logger.info(line)
     if data.validation is None:
         # Only the data itself could tell whether it has any.
-        wanted = [key for key in ("load_best_model_at_end", "eval_steps") if getattr(config.training, key)]
+        training, extra = config.training, config.training.extra_training_arguments
+        wanted = [key for key in ("load_best_model_at_end", "eval_steps") if getattr(training, key)]
+        wanted += ["save_strategy"] * (extra.get("save_strategy") == "best")
+        wanted += ["eval_strategy"] * (extra.get("eval_strategy", "no") != "no")
+        wanted += ["lr_scheduler_type"] * (training.lr_scheduler_type in NEED_VALIDATION)
         if wanted:
             raise ConfigError(
                 f"{wanted[0]}: the data has no validation split; give validation_file or validation_split."
             )
     return problems
+
+
+def begin_rehearsal(config: SFTConfig, context: DistributedContext) -> None:
+    """Takes an earlier dry run's report away: if this one ends early, it must not be taken for its own."""
+    if context.is_main_process:
+        Path(config.training.output_dir, REPORT_FILE).unlink(missing_ok=True)
+
+
+def stream_drops(config: DataConfig) -> StreamDrops:
+    """What becomes of rows of a stream that cannot be used, by the same rules as of others."""
+    return StreamDrops(stops_run=partial(stops_run, config=config), max_share=config.max_bad_row_share)
 
 
 def show_preflight(
@@ -52,15 +72,41 @@ def show_preflight(
     footprint: ModelFootprint | None = None,
     plan: BatchPlan | None = None,
     precision: Precision | None = None,
+    *,
+    show_rows: Sequence[int] = (),
 ) -> int:
     """Shows what a run would be, and writes it to `preflight.json`.
 
     Args:
         footprint, plan, precision: None where no row is left to plan with.
+        show_rows: numbers of the rows that were asked for.
 
     Returns:
         The exit status: 0 if a run would be sound, 2 if not.
     """
+    shown = _all_that_is_known(config, data, problems, context, footprint, plan, precision)
+    for line in preflight_lines(shown, colour=sys.stdout.isatty()):
+        logger.info(line)
+    rows_read = sum(source.rows_read for source in data.report.train.sources)
+    there = {preview.number for preview in data.previews}
+    for number in (number for number in show_rows if number not in there):
+        logger.info("Row %d is not shown: there are %d training rows.", number, rows_read)
+    if context.is_main_process:
+        path = Path(config.training.output_dir, REPORT_FILE)
+        write_preflight(preflight_document(shown), path)
+        logger.info("Wrote %s.", path)
+    return EXIT_UNSOUND if problems else 0
+
+
+def _all_that_is_known(
+    config: SFTConfig,
+    data: TrainingData,
+    problems: list[str],
+    context: DistributedContext,
+    footprint: ModelFootprint | None,
+    plan: BatchPlan | None,
+    precision: Precision | None,
+) -> Preflight:
     training, longest = config.training, data.report.train.longest_row
     memory = environment = None
     if footprint is not None and plan is not None and precision is not None:
@@ -83,7 +129,7 @@ def show_preflight(
             checkpoints_kept=training.save_total_limit,
             num_checkpoints=_num_checkpoints(config, plan),
         )
-    shown = Preflight(
+    return Preflight(
         report=data.report,
         previews=data.previews,
         plan=plan,
@@ -92,13 +138,6 @@ def show_preflight(
         problems=problems,
         max_seq_length=config.data.max_seq_length,
     )
-    for line in preflight_lines(shown, colour=sys.stdout.isatty()):
-        logger.info(line)
-    if context.is_main_process:
-        path = Path(training.output_dir, "preflight.json")
-        write_preflight(preflight_document(shown), path)
-        logger.info("Wrote %s.", path)
-    return EXIT_UNSOUND if problems else 0
 
 
 def _num_checkpoints(config: SFTConfig, plan: BatchPlan) -> int:

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from distributed_utils import (
     quiet_libraries,
     rank_of_this_process,
     start_distributed,
+    tell_launcher,
 )
 from sft_errors import ConfigError, UserError, located
 
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str]) -> int:
         if rank_of_this_process() == 0:
             for problem in error.problems:
                 print(problem, file=sys.stderr)
+        else:
+            tell_launcher(error.problems)
         return error.exit_code
     except KeyboardInterrupt:
         if rank_of_this_process() == 0:
@@ -76,7 +80,8 @@ def run(config: SFTConfig, command: Command) -> int:
     """
     quiet_libraries()
     _log_lines(config.notices)
-    use_cpu = bool(config.training.extra_training_arguments.get("use_cpu", False))
+    extra = config.training.extra_training_arguments
+    use_cpu = bool(extra.get("use_cpu", False))
     context = start_distributed(config.distributed, use_cpu=use_cpu, is_rehearsal=command.dry_run)
 
     from transformers import set_seed
@@ -92,34 +97,34 @@ def run(config: SFTConfig, command: Command) -> int:
         resolve_precision,
         set_generation_defaults,
     )
-    from preflight import check_data, show_preflight
+    from preflight import begin_rehearsal, check_data, show_preflight, stream_drops
     from reporting.console import model_line, plan_line
     from run_state.checkpoints import check_steps_are_left, check_writable, resolve_checkpoint
     from trainer_utils import build_trainer
     from training_arguments import build_training_arguments
 
     check_writable(config.training.output_dir)
+    if command.dry_run:
+        begin_rehearsal(config, context)
     checkpoint = resolve_checkpoint(config.training.resume_from_checkpoint, config.training.output_dir)
     adapters_only = config.lora is not None
     precision = resolve_precision(config.model, config.training, context, adapters_only=adapters_only)
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(
-        config.data,
-        tokenizer,
-        seed=config.training.seed,
-        sample_prompts=config.logging.sample_prompts,
-        show_rows=command.show_rows,
-    )
+        config.data, tokenizer, seed=config.training.seed, order_seed=extra.get("data_seed"),
+        sample_prompts=config.logging.sample_prompts, show_rows=command.show_rows,
+    )  # fmt: skip
     problems = check_data(config, data, is_rehearsal=command.dry_run)
+    show = partial(show_preflight, config, data, problems, context, show_rows=command.show_rows)
     if not len(data.train):
-        return show_preflight(config, data, problems, context)
+        return show()
     set_seed(config.training.seed)  # adapters and new embeddings start from random numbers
     checkpointing = config.training.gradient_checkpointing
     model = load_model(
         config.model, config.lora, config.quantization, precision, context, gradient_checkpointing=checkpointing
     )
     fit_to_tokenizer(model, tokenizer, config.data.max_seq_length, adapters_only=adapters_only)
-    eos_token_ids = set_generation_defaults(model, tokenizer)
+    eos_token_ids = set_generation_defaults(model, tokenizer, is_chat=data.is_chat)
     plan = resolve_batch_plan(config.training, data.num_train_rows, context)
     check_steps_are_left(checkpoint, plan.total_steps, plan.steps_per_epoch)
     logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
@@ -137,13 +142,13 @@ def run(config: SFTConfig, command: Command) -> int:
         ddp_backend=None if command.dry_run else config.distributed.ddp_backend,
     )
     if command.dry_run:
-        return show_preflight(config, data, problems, context, footprint(model), plan, precision)
+        return show(footprint(model), plan, precision)
     _prepare_output(config, context, checkpoint)
     if context.is_main_process:
         make_adapters_portable(model, tokenizer, config.training.output_dir, gguf_file=config.model.gguf_file)
     prepared = build_trainer(
         arguments, model, tokenizer, data, plan, context,
-        checkpoint=checkpoint, stops_at_bad_rows=config.data.on_bad_rows == "error",
+        checkpoint=checkpoint, stream_drops=stream_drops(config.data),
     )  # fmt: skip
     result = _train_between_answers(prepared, data, eos_token_ids, config.logging.sample_max_new_tokens, checkpoint)
     return save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat)

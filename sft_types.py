@@ -263,6 +263,8 @@ class TrainingData:
     validation: "RowDataset | None"
     collator: "Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]"
     report: DataReport
+    is_chat: bool = True
+    """Whether there are conversations among the training rows; else all of them are plain texts."""
     sample_prompts: tuple[SamplePrompt, ...] = ()
     previews: tuple[RowPreview, ...] = ()
     stream: "Callable[[int, Callable[[np.ndarray], np.ndarray]], Iterator[Any]] | None" = None
@@ -342,7 +344,8 @@ class TrainingResult:
     status: str
     """`completed`, or `interrupted` where a signal ended it."""
     steps: int
-    epochs: float
+    epochs: float | None
+    """None for a stream, in which they do not end."""
     loss: float | None
     seconds: float
     examples_per_second: float

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,8 @@ from reporting.measure import GpuUtilization, peak_memory_bytes, total_memory_by
 from reporting.metrics_log import MetricsLog
 from run_state.checkpoints import checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
-from sft_types import BatchPlan, DistributedContext, DroppedRow, EvaluationResult, TrainingData, TrainingResult
+from sft_errors import DataError
+from sft_types import BatchPlan, DistributedContext, EvaluationResult, TrainingData, TrainingResult
 from training_arguments import one_line_errors
 from training_callbacks import OrderCallback, RecordCallback, StopCallback, StreamDrops
 
@@ -66,14 +67,14 @@ class SFTTrainer(Trainer):
         context: DistributedContext,
         data: TrainingData,
         stream: MicroBatchStream | None = None,
-        on_dropped: Callable[[Sequence[DroppedRow]], None] | None = None,
+        stream_drops: StreamDrops | None = None,
         **kwargs: Any,
     ):
         """Args:
         context: this process among all.
         data: what to train and evaluate on.
         stream: micro-batches to train on in place of the rows of `data`.
-        on_dropped: is told the rows that a stream lacks.
+        stream_drops: is told the rows that a stream lacks.
         kwargs: what transformers' Trainer takes.
         """
         super().__init__(
@@ -86,7 +87,10 @@ class SFTTrainer(Trainer):
         self.progress = _Progress(counts=torch.zeros(4, dtype=torch.float64, device=counters_device))
         self._logged = (0.0, [0.0, 0.0, 0.0, 0.0])
         self._gpu = GpuUtilization(context.device)
-        self._on_dropped = on_dropped
+        self._stream_drops = stream_drops
+        self._stream_group = None
+        if stream is not None and context.world_size > 1:
+            self._stream_group = torch.distributed.new_group(backend="gloo")
         self.train_sampler: RankBatchSampler | None = None
         if stream is None:
             self.train_sampler = self._sampler(data.train, self.args.per_device_train_batch_size, training=True)
@@ -141,22 +145,39 @@ class SFTTrainer(Trainer):
     ) -> tuple[list, torch.Tensor]:
         """The micro-batches of the next step, and how many supervised tokens they hold on all processes."""
         batches = list(islice(epoch_iterator, num_batches))
-        dropped = [row for batch in batches for row in batch.pop("dropped", ())]
-        if dropped:
-            self._on_dropped(dropped)
+        dropped = 0 if self.train_sampler is not None else self._take_dropped(batches)
         supervised = [batch["shift_labels"] != IGNORED for batch in batches]
         rows = sum(int(mask.any(dim=1).sum()) for mask in supervised)
         tokens = sum(
             int(batch["attention_mask"][mask.any(dim=1)].sum()) for batch, mask in zip(batches, supervised, strict=True)
         )
         labels = sum(int(mask.sum()) for mask in supervised)
-        counts = torch.tensor(
-            [labels, tokens, rows, len(dropped)], dtype=torch.float64, device=self.progress.counts.device
-        )
+        counts = torch.tensor([labels, tokens, rows, dropped], dtype=torch.float64, device=self.progress.counts.device)
         if self.context.world_size > 1:
             torch.distributed.all_reduce(counts)
         self.progress.counts += counts
         return batches, counts[0].to(device, torch.float32)
+
+    def _take_dropped(self, batches: list[dict[str, Any]]) -> int:
+        """Takes out of a stream's batches what no model takes; returns how many rows this process's batches lack.
+
+        All processes learn of it, so that all of them stop where one must.
+
+        Raises:
+            DataError: if the stream cannot be read on, or a row that cannot be used is an error.
+        """
+        failed = [problem for batch in batches for problem in batch.get("failed", ())]
+        dropped = [row for batch in batches for row in batch.pop("dropped", ())]
+        found = [(failed, dropped)]
+        if self.context.world_size > 1:
+            found = [None] * self.context.world_size
+            torch.distributed.all_gather_object(found, (failed, dropped), group=self._stream_group)
+        problems = list(dict.fromkeys(problem for failures, _ in found for problem in failures))
+        if problems:
+            raise DataError(*problems)
+        slots = self.args.per_device_train_batch_size * len(batches) * self.context.world_size
+        self._stream_drops.add([row for _, rows in found for row in rows], slots)
+        return len(dropped)
 
     # Loss and evaluation
 
@@ -175,7 +196,8 @@ class SFTTrainer(Trainer):
         total = supervised_loss_sum(
             outputs.logits, inputs["shift_labels"], label_smoothing=self.args.label_smoothing_factor
         )
-        loss = total * self.context.world_size / num_items_in_batch
+        # A step of a stream may have no token at all: its sum is 0 then.
+        loss = total * self.context.world_size / num_items_in_batch.clamp(min=1)
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(
@@ -281,7 +303,7 @@ def build_trainer(
     context: DistributedContext,
     *,
     checkpoint: Path | None,
-    stops_at_bad_rows: bool = True,
+    stream_drops: StreamDrops | None = None,
 ) -> PreparedTraining:
     """Puts the trainer together.
 
@@ -290,7 +312,7 @@ def build_trainer(
 
     Args:
         checkpoint: what training will go on from; None for a fresh start.
-        stops_at_bad_rows: whether a row of a stream that cannot be used ends the run.
+        stream_drops: what becomes of rows of a stream that cannot be used.
     """
     request = StopRequest()
     step = checkpoint_step(checkpoint) if checkpoint else 0
@@ -309,7 +331,7 @@ def build_trainer(
         trainer = SFTTrainer(
             context=context,
             data=data,
-            on_dropped=StreamDrops(is_error=stops_at_bad_rows),
+            stream_drops=stream_drops,
             stream=stream,
             model=model,
             args=arguments,
@@ -359,7 +381,7 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
     return TrainingResult(
         status="interrupted" if prepared.stop.stopped else "completed",
         steps=output.global_step,
-        epochs=float(trainer.state.epoch or 0.0),
+        epochs=float(trainer.state.epoch or 0.0) if trainer.train_sampler is not None else None,
         loss=output.training_loss if steps_here else None,
         seconds=seconds,
         examples_per_second=rows / seconds,

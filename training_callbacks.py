@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from sft_types import DistributedContext, DroppedRow
 logger = logging.getLogger("sft.train")
 TOLD_DROPS = 10
 """Dropped rows of a stream that are named; all are counted."""
+SLOTS_THAT_TELL = 1000
+"""Rows of a stream to be read before a share of them means something."""
 
 
 class OrderCallback(TrainerCallback):
@@ -43,24 +46,46 @@ class OrderCallback(TrainerCallback):
 
 
 class StreamDrops:
-    """What happens to rows of a stream that cannot be used: they are told, or they end the run."""
+    """What becomes of rows of a stream that cannot be used: they are told and counted, or they end the run."""
 
-    def __init__(self, *, is_error: bool):
-        self._is_error = is_error
-        self._told = 0
+    def __init__(self, *, stops_run: Callable[[str], bool], max_share: float):
+        """Args:
+        stops_run: whether a single row that is dropped for this reason ends the run.
+        max_share: of the rows read; more than that dropped ends the run, once enough were read to tell.
+        """
+        self._stops_run = stops_run
+        self._max_share = max_share
+        self.counts: Counter[str] = Counter()
+        """Reason -> rows, of all processes."""
+        self._read = 0
 
-    def __call__(self, dropped: Sequence[DroppedRow]) -> None:
-        """Takes the rows that the next step lacks.
+    def add(self, dropped: Sequence[DroppedRow], slots: int) -> None:
+        """Takes what the next step lacks.
+
+        Args:
+            dropped: the rows, of all processes.
+            slots: rows that were read for the step, by all processes.
 
         Raises:
-            DataError: where such rows are an error.
+            DataError: if that ends the run.
         """
-        lines = [f"{row.source}: {row.problem.message} ({row.problem.reason})." for row in dropped]
-        if self._is_error:
-            raise DataError(*lines, "Mend the rows, or write on_bad_rows: skip to leave them out and count them.")
-        for line in lines[: max(TOLD_DROPS - self._told, 0)]:
-            logger.info("dropped  %s", line)
-        self._told += len(lines)
+        lines = [f"{row.source}: {row.problem.message} ({row.problem.reason})" for row in dropped]
+        stopping = [line for line, row in zip(lines, dropped, strict=True) if self._stops_run(row.problem.reason)]
+        if stopping:
+            raise DataError(
+                *(f"{line}." for line in stopping),
+                "Mend the rows, or write on_bad_rows: skip (on_too_long: drop) to leave them out and count them.",
+            )
+        for line in lines[: max(TOLD_DROPS - self.counts.total(), 0)]:
+            logger.info("dropped  %s.", line)
+        self._read += slots
+        self.counts.update(row.problem.reason for row in dropped)
+        bad = self.counts.total() - self.counts["too_long"]
+        if self._read >= SLOTS_THAT_TELL and bad / self._read > self._max_share:
+            raise DataError(
+                f"{bad:,} of the {self._read:,} rows streamed so far are dropped ({bad / self._read:.1%}): more than "
+                f"max_bad_row_share {self._max_share:g} allows. Mend the data, or raise it."
+            )
 
 
 class RecordCallback(TrainerCallback):

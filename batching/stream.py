@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from batching.layout import IGNORED
+from sft_errors import DataError
 
 
 class Slot(Protocol):
@@ -26,7 +27,7 @@ class MicroBatchStream(IterableDataset):
 
     Slots are dealt out as `RankBatchSampler` deals out rows: the slots of an optimizer step depend on the product
     batch x accumulation x processes alone. A batch is what the collator makes of its rows, and `dropped`: the rows
-    whose slots are empty.
+    whose slots are empty. Where the data cannot be read, the last one holds nothing but `failed`: the reasons.
     """
 
     def __init__(
@@ -64,11 +65,15 @@ class MicroBatchStream(IterableDataset):
             return (slots % self._world_size == self._rank) & (turn == number)
 
         held: list[Slot] = []
-        for row in self._read(self._first * together, is_mine):
-            held.append(row)
-            if len(held) == self._size:
-                yield self._batch(held)
-                held = []
+        try:
+            for row in self._read(self._first * together, is_mine):
+                held.append(row)
+                if len(held) == self._size:
+                    yield self._batch(held)
+                    held = []
+        except DataError as error:
+            # Raised in a worker process, it would arrive as a traceback; raised on one rank, others would wait for it.
+            yield {"failed": error.problems}
 
     def _batch(self, slots: Sequence[Slot]) -> dict[str, Any]:
         rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in slots if row.dropped is None]

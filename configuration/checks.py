@@ -61,6 +61,8 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
     # nothing.
     if not data.streaming and data.shuffle_block_rows != _default("shuffle_block_rows"):
         yield "shuffle_block_rows has no effect: streaming is false."
+    if data.streaming and training.extra_training_arguments.get("dataloader_drop_last"):
+        yield "dataloader_drop_last has no effect: a stream has no last batch."
     if data.on_bad_rows == "error" and data.max_bad_row_share != _default("max_bad_row_share"):
         yield "max_bad_row_share has no effect: on_bad_rows: error stops at any bad row."
     if training.extra_training_arguments.get("gradient_checkpointing_kwargs") and not training.gradient_checkpointing:
@@ -162,6 +164,8 @@ def _check_streaming(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction(
             "train_sampling_strategy", "group_by_length needs all lengths beforehand, streaming has none; choose one."
         )
+    if config.training.extra_training_arguments.get("train_sampling_strategy") == "sequential":
+        yield Contradiction("train_sampling_strategy", "of a stream is given by shuffle_block_rows; 1 is sequential.")
     for number, source in enumerate(data.datasets):
         if source.weight != 1:
             yield Contradiction(
@@ -231,8 +235,13 @@ def _check_evaluation_schedule(config: SFTConfig) -> Iterator[Contradiction]:
     training, data = config.training, config.data
     extra = training.extra_training_arguments
     # A named dataset or a folder may bring a validation split of its own: seen only when it is read.
-    may_have_validation = bool(data.validation_file or data.validation_split or data.dataset_name) or (
-        data.dataset_path is not None and data.train_file is None and os.path.isdir(data.dataset_path)
+    folders = [os.path.join(data.dataset_path or "", data.train_file or ""), *(entry.path for entry in data.datasets)]
+    names = [data.dataset_name, *(entry.name for entry in data.datasets)]
+    may_have_validation = bool(
+        data.validation_file
+        or data.validation_split
+        or any(names)
+        or any(folder and os.path.isdir(folder) for folder in folders)
     )
     follows_validation = {
         "load_best_model_at_end": training.load_best_model_at_end,

@@ -124,8 +124,8 @@ class DataConfig:
     """Longest row, in tokens."""
 
     on_too_long: Literal["truncate", "drop", "error"] = "truncate"
-    """A row of more than `max_seq_length` tokens: truncate cuts its end off (and drops it, counted, if nothing that is
-    trained is left), drop leaves it out and counts it, error stops and lists the first ten."""
+    """A row of more than `max_seq_length` tokens: truncate cuts its end off (where nothing that is trained is left
+    then, it is a bad row: see `on_bad_rows`), drop leaves it out and counts it, error stops and lists the first ten."""
 
     train_on: Literal["all", "last"] = "all"
     """Which turns of the assistant are trained: all, or only the last of each row. A message's own `"train": false` or
@@ -146,7 +146,8 @@ class DataConfig:
     validation data is prepared beforehand as ever."""
 
     shuffle_block_rows: PositiveInt = 10_000
-    """With `streaming`: so many rows are held in memory and shuffled among themselves. 1: as they stand."""
+    """With `streaming`: so many rows (to the next few hundred) are held in memory and shuffled among themselves. 1: as
+    they stand."""
 
     dataset_columns: dict[str, str] = field(default_factory=dict)
     """Names of your columns -> ours, e.g. {query: question, reply: answer}."""

@@ -18,10 +18,12 @@ def find_problems(report: DataReport, config: DataConfig) -> list[str]:
     train = report.train
     if train.rows_used and not train.rows_with_trained_end:
         problems.append(_end_never_trained(train, config))
-    if train.rows_used and not any(source.rows_an_epoch for source in train.sources):
-        problems.append(
-            f"datasets: with these weights an epoch takes none of {train.rows_used:,} train rows. Raise a weight."
-        )
+    for number, source in enumerate(train.sources):
+        if source.rows_used and not source.rows_an_epoch:
+            problems.append(
+                f"datasets[{number}].weight: with {source.weight:g} an epoch takes none of the {source.rows_used:,} "
+                f"rows of {source.name}. Raise it, or leave the source out."
+            )
     validation = report.validation
     # A quotient is the float nearest to the exact share, as the setting is; a product may lie beside it.
     if validation is not None and report.leakage and report.leakage / validation.rows_used > config.max_leakage_share:
@@ -31,6 +33,11 @@ def find_problems(report: DataReport, config: DataConfig) -> list[str]:
             f"more than max_leakage_share {config.max_leakage_share:g} allows. Take them out, or raise it."
         )
     return problems
+
+
+def stops_run(reason: str, config: DataConfig) -> bool:
+    """Whether a single row that is dropped for this reason stops a run."""
+    return (config.on_too_long if reason == "too_long" else config.on_bad_rows) == "error"
 
 
 def bad_row_lines(report: DataReport, config: DataConfig) -> list[str]:
@@ -70,11 +77,7 @@ def _split_problems(name: str, split: SplitReport, config: DataConfig) -> Iterat
 
 def _stopping(split: SplitReport, config: DataConfig) -> dict[str, int]:
     """The dropped rows, by reason, of which a single one stops a run."""
-    return {
-        reason: count
-        for reason, count in split.rows_dropped.items()
-        if (config.on_too_long if reason == "too_long" else config.on_bad_rows) == "error"
-    }
+    return {reason: count for reason, count in split.rows_dropped.items() if stops_run(reason, config)}
 
 
 def _too_many_dropped(name: str, split: SplitReport, config: DataConfig) -> Iterator[str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from multiprocessing import active_children, connection, get_all_start_methods, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -214,8 +215,8 @@ def prepare_chunks(
     first = next(iterator, None)
     if first is None:
         return
-    # A forked process starts at once and shares what is loaded; not every system can fork.
-    context = get_context("fork" if "fork" in get_all_start_methods() else None)
+    # A forked process starts at once and shares what is loaded; on other systems a fork with threads is not safe.
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
     others = set(active_children())
     pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(preparer,))
     try:

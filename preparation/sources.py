@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sft.data")
 ROWS_THAT_TELL = 1000
 """The format is chosen by the columns of the first so many rows."""
+ROWS_TILL_GIVEN_UP = 10_000
+"""If none of so many can be read, no format can be chosen."""
 _OUR_CODE = ("preparation", "prepared_data", "prompting", "sources")
 """The rooms that decide how a row is prepared: a change there makes cached rows stale."""
 
@@ -203,12 +205,13 @@ def find_source_format(source: Source) -> tuple[RecordFormat, Iterator[Chunk]]:
             rows += 1
             seen.update(list(row.record or ()))
             first_problem = first_problem or (row.source, row.problem)
-        if rows >= ROWS_THAT_TELL and seen:
+        if rows >= ROWS_THAT_TELL and (seen or rows >= ROWS_TILL_GIVEN_UP):
             break
     if not seen:
         place, problem = first_problem
         message = problem.message if problem is not None else "an object without fields"
-        raise DataError(f"{place}: {message}. No row there can be used.")
+        which = "No row there" if rows < ROWS_TILL_GIVEN_UP else f"None of the first {rows:,} rows there"
+        raise DataError(f"{place}: {message}. {which} can be used.")
     return _choose_format(source, _our_columns(source, seen)), chain(looked_at, chunks)
 
 

@@ -12,15 +12,19 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft_errors import DataError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 logger = logging.getLogger("sft.data")
 UNUSED_DAYS = 30
 """Entries that no run has used for so long are deleted when a new one is made."""
 _SECONDS_A_DAY = 86_400
 _SECONDS_TILL_TOLD = 3.0
+_SECONDS_BETWEEN_WORDS = 60.0
 _OURS = re.compile(r"sft-[0-9a-f]{32}(\.lock|\.unfinished)?")
 """Names that this module gives. Whatever else lies in the folder is somebody's."""
 
@@ -48,7 +52,7 @@ def find_or_make(folder: Path, key: str, make: Callable[[Path], None]) -> tuple[
     Raises:
         DataError: if the cache cannot be written.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     entry = folder / key
     try:
@@ -57,11 +61,7 @@ def find_or_make(folder: Path, key: str, make: Callable[[Path], None]) -> tuple[
             return entry, True
         lock_file = folder / f"{key}.lock"
         lock = FileLock(str(lock_file))
-        try:
-            lock.acquire(timeout=_SECONDS_TILL_TOLD)
-        except Timeout:
-            logger.info("Another process is preparing the same data; waiting for it.")
-            lock.acquire()
+        _wait_for(lock)
         try:
             lock_file.touch()  # or it would look unused
             return entry, _make_unless_there(entry, make)
@@ -71,6 +71,21 @@ def find_or_make(folder: Path, key: str, make: Callable[[Path], None]) -> tuple[
         raise DataError(
             f"data_cache_dir: {folder} cannot be written: {error.strerror or error}. Make room, or name another folder."
         ) from None
+
+
+def _wait_for(lock: "FileLock") -> None:
+    """Takes the lock, however long another process holds it; says so now and then."""
+    from filelock import Timeout
+
+    since, patience = time.monotonic(), _SECONDS_TILL_TOLD
+    while True:
+        try:
+            lock.acquire(timeout=patience)
+            return
+        except Timeout:
+            waited = f" ({time.monotonic() - since:.0f} s)" if patience > _SECONDS_TILL_TOLD else ""
+            logger.info("Another process is preparing the same data; waiting for it%s.", waited)
+            patience = _SECONDS_BETWEEN_WORDS
 
 
 def _is_there(entry: Path) -> bool:

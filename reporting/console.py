@@ -31,6 +31,12 @@ def _split_lines(name: str, split: SplitReport) -> list[str]:
         f"{counted(split.tokens, 'token')}, {percent(split.supervised_tokens, split.tokens)} trained, "
         f"longest row {split.longest_row:,}."
     ]
+    if len(split.sources) > 1 or any(source.weight != 1 for source in split.sources):
+        for source in split.sources:
+            lines.append(
+                f"  {source.name}: {source.rows_read:,} read, {source.rows_used:,} used, weight {source.weight:g}: "
+                f"{counted(source.rows_an_epoch, 'row')} an epoch"
+            )
     for reason, count in split.rows_dropped.items():
         places = [str(row.source) for row in split.dropped_examples if row.problem.reason == reason]
         lines.append(f"  dropped {count:,} {reason}: {first_of(places[:SHOWN_PLACES], count)}")
@@ -40,6 +46,9 @@ def _split_lines(name: str, split: SplitReport) -> list[str]:
             f"lose all of the answer, {split.rows_that_lose_the_end:,} its end, "
             f"{split.rows_that_lose_only_prompt:,} only prompt."
         )
+    without_end = split.rows_used - split.rows_with_trained_end
+    if without_end:
+        lines.append(f"  no end token is trained in {counted(without_end, 'row')}: they do not teach where to stop.")
     lines += [f"  {note_text(note, count)}." for note, count in split.notes.items()]
     if split.duplicates:
         pairs = [f"{row} repeats {original}" for row, original in split.duplicate_examples[:SHOWN_PLACES]]

@@ -11,6 +11,7 @@ WIDTH = 100
 
 NOTES = {
     "thoughts_left_out": "the chat template leaves out the thoughts of earlier turns in {rows}; they are not trained",
+    "content_left_out": "the chat template leaves out the text beside tool calls in {rows}; it is not trained",
     "tools_left_out": "the chat template does not write the tools of {rows}; the model does not see them",
 }
 """Note of the renderer -> what it means."""

@@ -146,7 +146,7 @@ def _open(entry: DatasetSource, config: DataConfig, brings_validation: bool) -> 
     validation = ()
     # Rows of a streamed dataset are stored nowhere, and validation data is read again and again.
     if brings_validation and not config.streaming and wanted == "train" and "validation" in splits:
-        validation = (_source(entry, "validation", dataset=splits["validation"]),)
+        validation = (_source(_whole(entry), "validation", dataset=splits["validation"]),)
     return OpenedSources(
         train=(_source(entry, wanted, dataset=splits[wanted]),),
         validation=validation,
@@ -176,12 +176,17 @@ def _open_files(
         raise DataError(f"{path}: no {kind} file among {names}. Name it with train_file (in datasets: path).")
     validation = ()
     if brings_validation and is_folder and wanted == "train" and "validation" in groups:
-        validation = (_source(entry, groups["validation"]),)
+        validation = (_source(_whole(entry), groups["validation"]),)
     return OpenedSources(
         train=(_source(entry, groups[wanted]),),
         validation=validation,
         unused=tuple(str(file) for group in groups.values() for file in group),
     )
+
+
+def _whole(entry: DatasetSource) -> DatasetSource:
+    """An entry for the validation rows beside its training rows: those alone are repeated or thinned."""
+    return replace(entry, weight=1.0, max_rows=None)
 
 
 def _source(entry: DatasetSource, split: str | Sequence[Path], dataset: "Dataset | None" = None) -> Source:

@@ -67,7 +67,9 @@ def read_dataset(dataset: "Dataset | IterableDataset", file: str) -> Iterator[tu
         A stretch of rows, and the share of the dataset that is read once it is, 0 to 1 (0 where that is not known).
     """
     if not hasattr(dataset, "__len__"):
-        entries = ((number, checked_record(record), number) for number, record in enumerate(dataset, start=1))
+        # A line stands for about a KiB, for stretches of a bearable size.
+        records = enumerate(_every_row(dataset), start=1)
+        entries = ((number, checked_record(record), number << 10) for number, record in records)
         yield from ((stretch, 0.0) for stretch, _ in entry_blocks(file, entries))
         return
     total = len(dataset)
@@ -79,6 +81,12 @@ def read_dataset(dataset: "Dataset | IterableDataset", file: str) -> Iterator[tu
         end = start + len(records)
         entries = [checked_record(record) for record in records]
         yield Entries(file=file, lines=range(start + 1, end + 1), entries=entries), end / total
+
+
+def _every_row(dataset: "IterableDataset") -> Iterator[dict]:
+    """All rows: in a worker of a data loader, `__iter__` would give those of the worker's own share alone."""
+    for batch in dataset.iter(batch_size=64):
+        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
 def _first_line(error: Exception) -> str:

@@ -661,8 +661,6 @@ def test_load_config_names_the_line_of_each_wrong_key_of_each_entry(folder):
          ":3: dataset_columns: with datasets, each entry has its own; write it there, as columns."),
         ("datasets: train.jsonl\neval_steps: 5\n",
          ":3: eval_steps: needs validation data; give validation_file or validation_split."),
-        ("datasets: [{name: a/b}]\nload_best_model_at_end: yes\n",
-         ":3: load_best_model_at_end: needs validation data; give validation_file or validation_split."),
     ],
 )  # fmt: skip
 def test_load_config_refuses_datasets_that_do_not_fit(folder, text, problem):

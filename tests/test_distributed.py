@@ -87,6 +87,19 @@ def test_a_bad_row_is_told_once_and_ends_with_exit_code_2(model_folder, tmp_path
     assert "Traceback" not in done.stderr
 
 
+def test_data_that_cannot_be_read_is_told_whichever_process_finds_it(model_folder, tmp_path):
+    data = tmp_path / "train.json"
+    data.write_text('[{"question": "a", "answer": "b"}, {"question": ')
+    done = subprocess.run(
+        [sys.executable, "sft_main.py", "--num_gpus=2", "--use_cpu", f"--train_file={data}", "--report_to=none",
+         f"--model_name_or_path={model_folder('llama')}", f"--output_dir={tmp_path / 'out'}"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("train.json:1: invalid JSON") == 1
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts CPU cores")
 def test_more_processes_than_cores_are_refused_before_any_is_started(model_folder, question_file, tmp_path):
     done = subprocess.run(

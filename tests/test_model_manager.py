@@ -132,11 +132,11 @@ def test_fit_to_tokenizer_adds_embeddings_for_new_tokens_or_refuses():
 
 def test_set_generation_defaults_ends_at_the_turns_end():
     plain = build_tokenizer(None, eos_token="<|endoftext|>")
-    assert set_generation_defaults(build_model("llama"), plain) == [0]
+    assert set_generation_defaults(build_model("llama"), plain, is_chat=False) == [0]
     # The template's end marker is another token than the tokenizer's end: both end an answer.
     two_ends = build_tokenizer(eos_token="<|endoftext|>", additional_special_tokens=["<|im_end|>"])
     model = build_model("llama")
-    assert set_generation_defaults(model, two_ends) == [2, 0]
+    assert set_generation_defaults(model, two_ends, is_chat=True) == [2, 0]
     assert model.generation_config.eos_token_id == [2, 0]
 
 

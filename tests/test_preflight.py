@@ -208,3 +208,24 @@ def test_read_command_takes_a_command_line_apart():
     again = read_command(["--config=a.yaml", "--resume_from_checkpoint", "auto", "--seed", "1"])
     assert again.to_repeat == "python sft_main.py --config=a.yaml --seed 1"
     assert again.show_rows == ()
+
+
+def test_dry_run_says_which_rows_are_not_there(run_sft, tmp_path):
+    run = run_sft("--dry_run", "--show_rows=2,999", train_file=write(tmp_path / "train.jsonl", pairs(3)))
+    assert "Row 999 is not shown: there are 3 training rows." in run.out
+    assert [sample["number"] for sample in preflight(run)["samples"]] == [2]
+
+
+def test_dry_run_that_ends_early_leaves_no_earlier_report(run_sft, tmp_path):
+    run_sft("--dry_run", train_file=write(tmp_path / "train.jsonl", pairs(3)))
+    run = run_sft("--dry_run", train_file=write(tmp_path / "train.jsonl", [{"no": "format"}]))
+    assert run.status == 2
+    assert not (run.output_dir / "preflight.json").exists()
+
+
+def test_a_source_of_which_an_epoch_takes_no_row_is_a_problem(run_sft, tmp_path):
+    first, second = write(tmp_path / "a.jsonl", pairs(9)), write(tmp_path / "b.jsonl", pairs(9, 50))
+    run = run_sft("--dry_run", train_file=None, datasets=f"[{first}, {{path: {second}, weight: 0.01}}]")
+    assert run.status == 2
+    (problem,) = preflight(run)["problems"]
+    assert problem.startswith("datasets[1].weight: with 0.01 an epoch takes none of the 9 rows of ")

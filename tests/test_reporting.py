@@ -144,6 +144,7 @@ def test_data_lines_count_every_row():
         "Train rows: 10 read = 6 used + 4 dropped; 1,200 tokens, 40.0% trained, longest row 32.",
         "  dropped 4 empty_answer: a.jsonl:3, a.jsonl:5, a.jsonl:8, ...",
         "  longer than max_seq_length: 3 rows; 0 lose all of the answer, 2 its end, 1 only prompt.",
+        "  no end token is trained in 2 rows: they do not teach where to stop.",
         "  the chat template leaves out the thoughts of earlier turns in 2 rows; they are not trained.",
         "  duplicates: 1 row: a.jsonl:7 repeats a.jsonl:2.",
         "Validation rows: 5 read = 5 used + 0 dropped; 0 tokens, 0% trained, longest row 0.",
@@ -152,7 +153,8 @@ def test_data_lines_count_every_row():
 
 
 def test_data_lines_are_silent_on_what_is_not_there():
-    clean = SplitReport(sources=(source_report(),), rows_read=6, rows_used=6, tokens=9, supervised_tokens=9)
+    counts = {"rows_read": 6, "rows_used": 6, "rows_with_trained_end": 6, "tokens": 9, "supervised_tokens": 9}
+    clean = SplitReport(sources=(source_report(),), **counts)
     assert data_lines(DataReport(train=clean)) == [
         "Train rows: 6 read = 6 used + 0 dropped; 9 tokens, 100.0% trained, longest row 0."
     ]

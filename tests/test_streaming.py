@@ -175,3 +175,58 @@ def test_a_dataset_of_the_library_is_streamed_without_being_loaded(stream_file, 
     assert data.validation is None  # its rows would have to be kept
     answers = [answer for batch, _ in steps((data, tokenizer), 25, 2) for answer in batch]
     assert sorted(answers) == sorted(f"Answer {i}.<|im_end|>" for i in range(50))
+
+
+def test_workers_share_a_dataset_of_the_library(stream_file, tmp_path):
+    (tmp_path / "data").mkdir()
+    for shard in range(4):
+        rows = "".join(json.dumps(row) + "\n" for row in ROWS[shard::4])
+        (tmp_path / "data" / f"train-{shard}.jsonl").write_text(rows)
+    config = DataConfig(dataset_name=str(tmp_path / "data"), dataset_config_name="default", streaming=True)
+    tokenizer = build_tokenizer()
+    streamed = prepare_data(config, tokenizer, seed=3), tokenizer
+    assert steps(streamed, 25, 2, workers=2) == steps(streamed, 25, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "text"),
+    [
+        ({"on_bad_rows": "error", "on_too_long": "drop"}, 0, "(too_long)"),
+        ({"on_bad_rows": "skip", "on_too_long": "error"}, 2, "more than max_seq_length 64 (too_long)."),
+    ],
+)
+def test_main_keeps_the_rules_for_long_rows_in_a_stream(run_sft, tmp_path, settings, status, text):
+    path = tmp_path / "long.jsonl"
+    rows = [*ROWS[:10], {"question": "q", "answer": "many words " * 60}, *ROWS[11:20]]
+    # Beyond the rows that are looked at beforehand.
+    path.write_text("".join(json.dumps(row) + "\n" for row in [ROWS[0]] * 1000 + rows))
+    run = stream_run(run_sft, str(path), shuffle_block_rows=1, per_device_train_batch_size=340, max_steps=3, **settings)
+    assert run.status == status, run.err
+    assert text in (run.out if status == 0 else run.err)
+    assert "Traceback" not in run.err
+
+
+def test_a_step_without_any_row_has_no_loss_and_changes_nothing(run_sft, stream_file):
+    run = stream_run(run_sft, stream_file, per_device_train_batch_size=1, shuffle_block_rows=1, max_steps=10)
+    assert run.status == 0, run.err
+    losses = {event["step"]: event["loss"] for event in run.metrics if "loss" in event}
+    assert losses[BAD + 1] == 0
+    assert all(loss > 0 for step, loss in losses.items() if step != BAD + 1)
+    assert run.summary["train"]["epochs"] is None
+
+
+def test_a_bad_row_of_a_stream_that_another_process_reads_is_told_once(model_folder, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    # Line 1,202 has slot 1,201: of the second process, and beyond the rows that are looked at beforehand.
+    rows = [*ROWS * 24, ROWS[0], {"question": "q", "answer": ""}, *ROWS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = subprocess.run(
+        [sys.executable, "sft_main.py", f"--train_file={path}", "--streaming", "--max_steps=60", "--use_cpu",
+         f"--model_name_or_path={model_folder('llama')}", "--report_to=none", f"--output_dir={tmp_path / 'out'}",
+         "--sample_prompts=[]", "--max_seq_length=64", "--shuffle_block_rows=1", "--per_device_train_batch_size=20",
+         "--num_gpus=2"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("'answer' is empty (empty_answer)") == 1
+    assert "Traceback" not in done.stderr
