@@ -21,6 +21,8 @@ from sft_errors import ConfigError
 from sft_types import DistributedContext
 
 logger = logging.getLogger("sft.distributed")
+_OUR_LAUNCHER = "SFT_LAUNCHER"
+"""Set for processes that `launch_processes` started."""
 
 
 def is_launched() -> bool:
@@ -129,6 +131,7 @@ def launch_processes(num_processes: int, script: str, arguments: Sequence[str]) 
         max_restarts=0,
         monitor_interval=0.2,
     )
+    os.environ[_OUR_LAUNCHER] = "1"
     with tempfile.TemporaryDirectory(prefix="sft-launch-") as folder:
         # Only with a folder for its logs does the launcher give a child a file for its error.
         launch_config.logs_specs = DefaultLogsSpecs(log_dir=folder)
@@ -136,21 +139,28 @@ def launch_processes(num_processes: int, script: str, arguments: Sequence[str]) 
             elastic_launch(launch_config, sys.executable)("-u", script, *arguments)
         except ChildFailedError as error:
             # A child that was only ended because another failed carries a signal, a negative number.
-            failed = {rank: failure for rank, failure in error.failures.items() if failure.exitcode > 0}
-            told = [failure.message for failure in failed.values() if failure.exitcode == 2]
-            if 0 not in failed and told:
-                sys.stderr.write(told[0] + "\n")  # the first process was ended before it could say it
-            return max((failure.exitcode for failure in failed.values()), default=1)
+            failed = [failure for failure in error.failures.values() if failure.exitcode > 0]
+            told = [failure.message for failure in failed if failure.exitcode == 2]
+            if told:
+                sys.stderr.write(told[0] + "\n")
+            return max((failure.exitcode for failure in failed), default=1)
         except SignalException as signal_error:
             return 128 + int(signal_error.sigval)
     return 0
 
 
-def tell_launcher(problems: Sequence[str]) -> None:
-    """Leaves what is wrong with the launcher, for a process that is not the first one and so says nothing itself."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        Path(file).write_text(json.dumps({"message": "\n".join(problems), "timestamp": 0}), encoding="utf-8")
+def tell_problems(problems: Sequence[str]) -> None:
+    """Writes what is wrong to standard error, a line each, once for all processes.
+
+    Whichever process finds it first ends the others, the first one perhaps before it can say a word. So processes that
+    our launcher started leave it with the launcher.
+    """
+    text = "\n".join(problems)
+    if os.environ.get(_OUR_LAUNCHER):
+        error = json.dumps({"message": text, "timestamp": 0})
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(error, encoding="utf-8")
+    elif rank_of_this_process() == 0:
+        sys.stderr.write(text + "\n")
 
 
 def configure_logging() -> None:

@@ -19,7 +19,7 @@ from distributed_utils import (
     quiet_libraries,
     rank_of_this_process,
     start_distributed,
-    tell_launcher,
+    tell_problems,
 )
 from sft_errors import ConfigError, UserError, located
 
@@ -59,11 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         except UserError as error:
             raise located(error, config.origins) from None
     except UserError as error:
-        if rank_of_this_process() == 0:
-            for problem in error.problems:
-                print(problem, file=sys.stderr)
-        else:
-            tell_launcher(error.problems)
+        tell_problems(error.problems)
         return error.exit_code
     except KeyboardInterrupt:
         if rank_of_this_process() == 0:
@@ -81,8 +77,8 @@ def run(config: SFTConfig, command: Command) -> int:
     quiet_libraries()
     _log_lines(config.notices)
     extra = config.training.extra_training_arguments
-    use_cpu = bool(extra.get("use_cpu", False))
-    context = start_distributed(config.distributed, use_cpu=use_cpu, is_rehearsal=command.dry_run)
+    use_cpu, is_rehearsal = bool(extra.get("use_cpu")), command.dry_run
+    context = start_distributed(config.distributed, use_cpu=use_cpu, is_rehearsal=is_rehearsal)
 
     from transformers import set_seed
 
@@ -104,7 +100,7 @@ def run(config: SFTConfig, command: Command) -> int:
     from training_arguments import build_training_arguments
 
     check_writable(config.training.output_dir)
-    if command.dry_run:
+    if is_rehearsal:
         begin_rehearsal(config, context)
     checkpoint = resolve_checkpoint(config.training.resume_from_checkpoint, config.training.output_dir)
     adapters_only = config.lora is not None
@@ -114,7 +110,7 @@ def run(config: SFTConfig, command: Command) -> int:
         config.data, tokenizer, seed=config.training.seed, order_seed=extra.get("data_seed"),
         sample_prompts=config.logging.sample_prompts, show_rows=command.show_rows,
     )  # fmt: skip
-    problems = check_data(config, data, is_rehearsal=command.dry_run)
+    problems = check_data(config, data, is_rehearsal=is_rehearsal)
     show = partial(show_preflight, config, data, problems, context, show_rows=command.show_rows)
     if not len(data.train):
         return show()
@@ -128,20 +124,19 @@ def run(config: SFTConfig, command: Command) -> int:
     plan = resolve_batch_plan(config.training, data.num_train_rows, context)
     check_steps_are_left(checkpoint, plan.total_steps, plan.steps_per_epoch)
     logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
-    if not command.dry_run:
+    if not is_rehearsal:
         logger.info(plan_line(plan, context.device))
-
     # A rehearsal stands for several processes, but opens no group with them.
-    own = replace(context, world_size=1) if command.dry_run else context
+    own = replace(context, world_size=1) if is_rehearsal else context
     arguments = build_training_arguments(
         config.training,
         config.logging,
         precision,
         own,
         has_validation=data.validation is not None,
-        ddp_backend=None if command.dry_run else config.distributed.ddp_backend,
+        ddp_backend=None if is_rehearsal else config.distributed.ddp_backend,
     )
-    if command.dry_run:
+    if is_rehearsal:
         return show(footprint(model), plan, precision)
     _prepare_output(config, context, checkpoint)
     if context.is_main_process:
