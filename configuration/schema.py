@@ -82,7 +82,7 @@ class DatasetSource:
     format: str | None = None
     """The record format (messages, conversations, alpaca, ...). Default: found by the columns."""
 
-    weight: PositiveFloat = 1.0
+    weight: Annotated[float, Range(above=0, maximum=1000)] = 1.0
     """How often an epoch takes each row of this source: 2 is twice, 0.5 is one half of the rows, chosen by `seed`."""
 
     columns: dict[str, str] = field(default_factory=dict)

@@ -47,6 +47,8 @@ def bad_row_lines(report: DataReport, config: DataConfig) -> list[str]:
         bad = _stopping(split, config)
         rows = [row for row in split.dropped_examples if row.problem.reason in bad]
         lines += [f"{row.source}: {row.problem.message} ({row.problem.reason})." for row in rows[:LISTED_ROWS]]
+        if sum(bad.values()) > LISTED_ROWS:
+            lines.append(f"... and {sum(bad.values()) - LISTED_ROWS:,} more.")
     return lines
 
 
@@ -61,10 +63,10 @@ def _split_problems(name: str, split: SplitReport, config: DataConfig) -> Iterat
         )
     if bad:
         count = sum(bad.values())
-        more = f", the first {LISTED_ROWS} above" if count > LISTED_ROWS else ""
+        longer = ", raise max_seq_length" if "nothing_left_after_truncation" in bad else ""
         yield (
-            f"{count:,} of {split.rows_read:,} {name} rows cannot be used ({_counted(bad)}{more}). Mend them, or write "
-            "on_bad_rows: skip to leave them out and count them."
+            f"{count:,} of {split.rows_read:,} {name} rows cannot be used ({_counted(bad)}). Mend them{longer}, or "
+            "write on_bad_rows: skip to leave them out and count them."
         )
     elif split.rows_used == 0:
         yield (

@@ -26,6 +26,7 @@ from prepared_data.store import (
     CONTENT_LEFT_OUT,
     LOST_END,
     LOST_PROMPT,
+    PROMPT_GOES_FURTHER,
     THOUGHTS_LEFT_OUT,
     TOOLS_LEFT_OUT,
     TRAINED_END,
@@ -51,6 +52,7 @@ NOTE_FLAGS = {
     "thoughts_left_out": THOUGHTS_LEFT_OUT,
     "content_left_out": CONTENT_LEFT_OUT,
     "tools_left_out": TOOLS_LEFT_OUT,
+    "prompt_goes_further": PROMPT_GOES_FURTHER,
 }
 """Notes of the renderer, as they are kept beside a row."""
 

@@ -107,7 +107,7 @@ class SourcePreparation:
         with tempfile.TemporaryDirectory(prefix="sft-data-") as folder:
             self._make("train", first, Path(folder))
             return self._found(
-                first, Path(folder), "train", f", of which the first {ROWS_THAT_TELL:,} rows were looked at"
+                first, Path(folder), "train", f"; at most its first {ROWS_THAT_TELL:,} rows were looked at"
             )
 
     def preparer(self, source: Source, record_format: RecordFormat) -> RowPreparer:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 LOST_PROMPT, LOST_END, TRAINED_END, THOUGHTS_LEFT_OUT, TOOLS_LEFT_OUT, CONTENT_LEFT_OUT = 1, 2, 4, 8, 16, 32
+PROMPT_GOES_FURTHER = 64
 """Bits of `RowColumns.flags`: cut without a loss of anything trained; cut with a loss; an end token is trained; the
 template left out thoughts, tools, or what stands beside tool calls."""
 

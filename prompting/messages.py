@@ -138,16 +138,16 @@ def _wish(item: Mapping[str, Any], key: str, allowed: Mapping[Any, bool], place:
     return allowed[value]
 
 
-def _list_of(value: Any, name: str) -> list[Any]:
+def _list_of(value: Any, name: str, what: str = "messages") -> list[Any]:
     if value is None:
         raise RowRefused("missing_field", f"{name!r} is missing")
     if isinstance(value, str):
         try:  # CSV and some exports keep the list as JSON text
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise RowRefused("wrong_type", f"{name!r} must be a list of messages, found text") from None
+            raise RowRefused("wrong_type", f"{name!r} must be a list of {what}, found text") from None
     if not isinstance(value, list | tuple):
-        raise RowRefused("wrong_type", f"{name!r} must be a list of messages, found {kind_of(value)}")
+        raise RowRefused("wrong_type", f"{name!r} must be a list of {what}, found {kind_of(value)}")
     if not value:
         raise RowRefused("no_answer", f"{name!r} is an empty list")
     return list(value)
@@ -162,6 +162,8 @@ def _openai_message(item: Any, place: str) -> Mapping[str, Any]:
     if role not in ROLES:
         raise RowRefused("unknown_role", f"{place}: role {_shown(role)} is unknown; allowed: {', '.join(ROLES)}")
     tool_calls = item.get("tool_calls")
+    if not tool_calls and item.get("function_call") is not None:
+        tool_calls = [item["function_call"]]  # how the OpenAI API wrote a single call at first
     message: dict[str, Any] = {"role": role, "content": _content_text(item, place, may_be_null=bool(tool_calls))}
     for key in _KEPT_KEYS:
         if item.get(key) is not None:
@@ -169,7 +171,8 @@ def _openai_message(item: Any, place: str) -> Mapping[str, Any]:
                 raise RowRefused("wrong_type", f"{place}: {key} must be text, found {kind_of(item[key])}")
             message[key] = checked_text(item[key], f"{place}.{key}")
     if tool_calls:
-        message["tool_calls"] = [_tool_call(call, f"{place}.tool_calls") for call in _list_of(tool_calls, "tool_calls")]
+        calls = _list_of(tool_calls, f"{place}.tool_calls", "calls")
+        message["tool_calls"] = [_tool_call(call, f"{place}.tool_calls") for call in calls]
     if ("train" in item or "weight" in item) and _is_left_out(item, role, place):
         message["train"] = False
     return message
@@ -184,6 +187,8 @@ def _sharegpt_message(item: Any, place: str) -> Mapping[str, Any]:
     if role is None:
         allowed = ", ".join(_SHAREGPT_ROLES)
         raise RowRefused("unknown_role", f"{place}: from {_shown(item.get('from'))} is unknown; allowed: {allowed}")
+    if role == "assistant" and item.get("tool_calls"):
+        return _openai_message({**item, "role": role, "content": item.get("value")}, place)
     content = _content_text({"content": item.get("value")}, place, may_be_null=False)
     own_role = "assistant" if role == "function_call" else role
     left_out = {"train": False} if _is_left_out(item, own_role, place) else {}

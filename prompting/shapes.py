@@ -12,7 +12,7 @@ import string
 from dataclasses import dataclass
 
 from prompting.marking import answer_in
-from prompting.turns import FoundTurns
+from prompting.turns import PROMPT_GOES_FURTHER, FoundTurns
 from sft_types import Conversation
 
 _MOST_SHAPES = 4096
@@ -29,6 +29,7 @@ class _Shape:
     literal behind it."""
     unmet: tuple[str, ...]
     """A turn that begins with one of these has to be looked at by itself: a generation prompt may reach into it."""
+    notes: tuple[str, ...]
 
 
 class Shapes:
@@ -59,13 +60,15 @@ class Shapes:
         }
         if shape.unmet and any(text.startswith(shape.unmet, start) for start, _ in spans.values()):
             return None
-        return FoundTurns(spans=spans)
+        return FoundTurns(spans=spans, notes=shape.notes)
 
     def learn(self, conversation: Conversation, text: str, turns: FoundTurns) -> None:
         """Remembers the shape of a conversation whose turns were found, if it has one."""
         key = _key(conversation)
-        if len(self._shapes) >= _MOST_SHAPES or not turns.places or turns.notes or not _is_plain(conversation):
+        if len(self._shapes) >= _MOST_SHAPES or not turns.places or not _is_plain(conversation):
             return
+        if set(turns.notes) - {PROMPT_GOES_FURTHER}:
+            return  # others are of the contents
         shape = _shape_of(conversation, text, turns)
         if shape is not None:
             self._shapes[key] = shape
@@ -124,5 +127,6 @@ def _literal_shape(messages, text: str, turns: FoundTurns) -> _Shape | None:
             is_trimmed=is_trimmed,
             turns=tuple(found),
             unmet=tuple(c for unmet in turns.unmet_prompts for c in (*unmet.lstrip()[:1], *string.whitespace)),
+            notes=turns.notes,
         )
     return None

@@ -21,8 +21,10 @@ from prompting.template import ChatTemplate, common_length
 from sft_types import Conversation
 
 Span = tuple[int, int]
-NOTES = ("thoughts_left_out", "content_left_out", "tools_left_out")
-"""What a template may leave out of a text that is trained nevertheless (`content_left_out`: beside tool calls)."""
+PROMPT_GOES_FURTHER = "prompt_goes_further"
+NOTES = ("thoughts_left_out", "content_left_out", "tools_left_out", PROMPT_GOES_FURTHER)
+"""What a template may leave out of a text that is trained nevertheless (`content_left_out`: beside tool calls), and
+whether a generation prompt goes further (`<think>`) than the text of a trained turn does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +111,8 @@ class _Finder:
             self._notes.add("tools_left_out")
         if any(m["role"] == "assistant" and self._lost_thoughts(m) for m in self._messages):
             self._notes.add("thoughts_left_out")
+        if any(prompt.strip() for prompt in self.unmet_prompts):
+            self._notes.add(PROMPT_GOES_FURTHER)
         return tuple(note for note in NOTES if note in self._notes)
 
     # The whole text

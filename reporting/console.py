@@ -14,6 +14,8 @@ LONGEST_SHOWN = 300
 def data_lines(report: DataReport) -> list[str]:
     """What became of every row, in short; the preflight tells it in full."""
     lines: list[str] = []
+    if not report.is_complete:
+        lines.append("The training rows are streamed: their counts below are of the first ones, looked at beforehand.")
     for name, split in zip(("Train", "Validation"), report.splits, strict=False):
         lines += _split_lines(name, split)
     if report.leakage:

@@ -78,17 +78,19 @@ def _rows(report: DataReport) -> Iterator[str]:
         for reason, count in split.rows_dropped.items():
             rows = [row for row in split.dropped_examples if row.problem.reason == reason]
             places = first_of([str(row.source) for row in rows[:SHOWN_PLACES]], count)
-            example = f": {rows[0].problem.message}" if rows else ""
             yield from _labelled("dropped", f"{count:,} {reason}: {places}", depth=2)
-            if example:
-                yield from _labelled("", f"{rows[0].source}{example}")
+            first_with = {row.problem.message: row for row in reversed(rows)}
+            for row in sorted(first_with.values(), key=rows.index):
+                yield from _labelled("", f"{row.source}: {row.problem.message}")
         if len(split.sources) > 1 or any(source.unused_columns for source in split.sources):
             for source in split.sources:
                 yield from _labelled("source", _source_text(source), depth=2)
         yield from _labelled("repeated", _repeated(split.duplicates, split.duplicate_examples, "repeats"), depth=2)
     if report.validation is not None:
         text = _repeated(report.leakage, report.leakage_examples, "is")
-        yield from _labelled("leakage", text if not report.leakage else f"{text} in the training rows", depth=2)
+        where = "in the training rows" if report.is_complete else "in the training rows that were looked at"
+        is_told = report.leakage or not report.is_complete
+        yield from _labelled("leakage", f"{text} {where}" if is_told else text, depth=2)
 
 
 def _source_text(source: SourceReport) -> str:

@@ -10,7 +10,9 @@ WIDTH = 100
 """Columns of a line, where nothing in it is longer."""
 
 NOTES = {
-    "thoughts_left_out": "the chat template leaves out the thoughts of earlier turns in {rows}; they are not trained",
+    "thoughts_left_out": "the chat template leaves out thoughts in {rows}; they are not trained",
+    "prompt_goes_further": "the generation prompt goes further (<think>, say) than {rows}: in use, the model answers "
+    "behind something that it did not see in training",
     "content_left_out": "the chat template leaves out the text beside tool calls in {rows}; it is not trained",
     "tools_left_out": "the chat template does not write the tools of {rows}; the model does not see them",
 }

@@ -614,7 +614,7 @@ def test_load_config_names_the_line_of_each_wrong_key_of_each_entry(folder):
     )
     assert problems_of(text.replace("    <<: {weight: 2}\n", ""), base=MODEL) == [
         f"my.yaml:3: datasets[0].path: there is no 'trian.jsonl' (seen from {folder}). Did you mean 'train.jsonl'?",
-        "my.yaml:5: datasets[1].weight: expected a number above 0, found 'x'.",
+        "my.yaml:5: datasets[1].weight: expected a number above 0 to 1000, found 'x'.",
         "my.yaml:6: datasets[1].format: 'alpacca' is unknown. Did you mean 'alpaca'?",
         "my.yaml:7: datasets[1].columns: expected a mapping like {a: b}, found a list of 1.",
         "my.yaml:9: datasets[2]: unknown key 'pth'. Did you mean 'path'?",
@@ -959,7 +959,10 @@ def test_format_help_lists_every_key_with_type_default_and_meaning():
     assert "  --quantization_config.load_in_4bit  (true or false; default false)\n" in text
     assert "  --datasets  (a list of mappings; default [])\n      Several sources of training rows at once" in text
     assert "\n  datasets[].path  (a path or null; default null)\n      A file, a folder or a glob." in text
-    assert "\n  datasets[].weight  (a number above 0; default 1.0)\n      How often an epoch takes each row" in text
+    assert (
+        "\n  datasets[].weight  (a number above 0 to 1000; default 1.0)\n      How often an epoch takes each row"
+        in text
+    )
     assert all(f"\n  datasets[].{name}  (" in text for name in keys_of(DatasetSource))
     assert max(map(len, text.splitlines())) <= 120
 

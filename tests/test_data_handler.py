@@ -227,7 +227,8 @@ def test_bad_row_lines_name_the_place_of_each(tmp_path, data_chat_tokenizer):
     ]
     assert find_problems(report, config) == [
         "7 of 9 train rows cannot be used (1 empty_answer, 1 invalid_json, 1 wrong_type, 1 missing_field, "
-        "1 not_an_object, 1 nothing_left_after_truncation, 1 not_unicode). Mend them, or write on_bad_rows: skip to "
+        "1 not_an_object, 1 nothing_left_after_truncation, 1 not_unicode). Mend them, raise max_seq_length, or "
+        "write on_bad_rows: skip to "
         "leave them out and count them."
     ]
 
@@ -237,9 +238,10 @@ def test_bad_row_lines_are_the_first_ten(tmp_path, data_chat_tokenizer):
     config = DataConfig(train_file=file)
     report = prepare_data(config, data_chat_tokenizer, seed=0).report
     lines = bad_row_lines(report, config)
-    assert [line.split(":")[1] for line in lines] == ["2", "3", "4", "5", "6", "7", "8", "9", "10", "11"]
+    assert [line.split(":")[1] for line in lines[:-1]] == ["2", "3", "4", "5", "6", "7", "8", "9", "10", "11"]
+    assert lines[-1] == "... and 15 more."
     assert find_problems(report, config) == [
-        "25 of 26 train rows cannot be used (25 invalid_json, the first 10 above). Mend them, or write on_bad_rows: "
+        "25 of 26 train rows cannot be used (25 invalid_json). Mend them, or write on_bad_rows: "
         "skip to leave them out and count them."
     ]
 

@@ -723,7 +723,7 @@ def test_prepare_counts_what_the_template_leaves_out(tmp_path, tokenizer):
 
 def test_note_flags_are_bits_of_their_own_for_every_note():
     assert list(NOTE_FLAGS) == list(NOTES)
-    assert sorted(NOTE_FLAGS.values()) == [8, 16, 32]
+    assert sorted(NOTE_FLAGS.values()) == [8, 16, 32, 64]
 
 
 def test_record_formats_of_the_settings_are_those_that_there_are():
@@ -836,7 +836,7 @@ def test_find_problems_of_weights_that_leave_no_row(tmp_path, tokenizer):
     data = prepare(config, tokenizer)
     assert (len(data.train), data.report.train.rows_used, data.report.train.sources[0].rows_an_epoch) == (0, 4, 0)
     assert find_problems(data.report, config) == [
-        "datasets: with these weights an epoch takes none of 4 train rows. Raise a weight."
+        f"datasets[0].weight: with 0.1 an epoch takes none of the 4 rows of {file}. Raise it, or leave the source out."
     ]
 
 

@@ -657,3 +657,22 @@ def test_shipped_templates_write_and_train(data_with_template, name, text, train
     tokenizer = data_with_template(resolve_chat_template(name, begins_with_bos=False))
     rendered = ChatRenderer(tokenizer).render(_chat("q", "a", "r", "b", system="S"))
     assert (rendered.text, _trained(rendered)) == (text, trained)
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_formats_keep_tool_calls_beside_a_text(key):
+    call = {"type": "function", "function": {"name": "look", "arguments": {"x": 1}}}
+    said = {"messages": ("role", "user", "assistant", "content"), "conversations": ("from", "human", "gpt", "value")}
+    who, asks, answers, what = said[key]
+    turns = [{who: asks, what: "w?"}, {who: answers, what: "I look.", "tool_calls": [call]}]
+    silent = [turns[0], {who: answers, what: "", "tool_calls": [call]}]
+    old = [turns[0], {who: answers, what: "", "function_call": {"name": "look", "arguments": '{"x": 1}'}}]
+    for record in ({key: turns}, {key: silent}, *([{key: old}] if key == "messages" else [])):
+        assert _convert(record).messages[1]["tool_calls"] == [call]
+
+
+def test_render_notes_a_prompt_that_goes_further_also_on_the_quick_path(data_with_template):
+    renderer = ChatRenderer(data_with_template(PROMPT_THINKS))
+    first, second = renderer.render(_chat("a", "b")), renderer.render(_chat("c", "d"))
+    assert first.notes == second.notes == ("prompt_goes_further",)
+    assert _trained(second) == ["d<|im_end|>"]
