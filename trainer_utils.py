@@ -28,7 +28,7 @@ from distributed_utils import tokenize_in_one_thread
 from modeling.supervised_loss import IGNORED, EvaluationSums, supervised_loss_sum
 from reporting.measure import GpuUtilization, peak_memory_bytes, total_memory_bytes
 from reporting.metrics_log import MetricsLog
-from run_state.checkpoints import checkpoint_step, list_checkpoints
+from run_state.checkpoints import check_same_step_size, checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
 from sft_errors import DataError
 from sft_types import BatchPlan, DistributedContext, EvaluationResult, TrainingData, TrainingResult
@@ -308,7 +308,8 @@ def build_trainer(
     """Puts the trainer together.
 
     Raises:
-        ConfigError: if a tracker or the optimizer needs a package that is not installed.
+        ConfigError: if a tracker or the optimizer needs a package that is not installed, or a stream is to go on with
+            another global batch size.
 
     Args:
         checkpoint: what training will go on from; None for a fresh start.
@@ -318,6 +319,8 @@ def build_trainer(
     step = checkpoint_step(checkpoint) if checkpoint else 0
     stream = None
     if data.stream is not None:
+        if checkpoint:
+            check_same_step_size(checkpoint, plan.global_batch_size)
         arguments.ignore_data_skip = True  # the stream itself begins where the checkpoint ends
         stream = MicroBatchStream(
             data.stream,
@@ -345,7 +348,7 @@ def build_trainer(
         resume_step = step if checkpoint else None
         metrics_log = MetricsLog(Path(arguments.output_dir, "metrics.jsonl"), resume_step=resume_step)
     stop = StopCallback(request, context)
-    trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
+    trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch, plan.global_batch_size))
     trainer.add_callback(RecordCallback(metrics_log, plan.total_steps))
     trainer.add_callback(stop)
     return PreparedTraining(trainer=trainer, stop=stop, request=request)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from batching.order import RankBatchSampler
 from reporting.console import evaluation_line, progress_line
@@ -24,16 +25,25 @@ SLOTS_THAT_TELL = 1000
 """Rows of a stream to be read before a share of them means something."""
 
 
-class OrderCallback(TrainerCallback):
-    """Tells the sampler which epoch comes: by the step, so that a resumed run finds the same order."""
+class OrderCallback(TrainerCallback, ExportableState):
+    """Tells the sampler which epoch comes: by the step, so that a resumed run finds the same order.
 
-    def __init__(self, sampler: RankBatchSampler | None, steps_per_epoch: int):
+    Its state goes into each checkpoint's `trainer_state.json` (see `run_state.checkpoints.check_same_step_size`).
+    """
+
+    def __init__(self, sampler: RankBatchSampler | None, steps_per_epoch: int, rows_a_step: int):
         """Args:
         sampler: None for a stream, which has no epochs: there the share of all steps is told in their place.
         steps_per_epoch: of the sampler; all steps of a stream.
+        rows_a_step: the global batch size.
         """
         self._sampler = sampler
         self._steps_per_epoch = steps_per_epoch
+        self._rows_a_step = rows_a_step
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"args": {}, "attributes": {"rows_a_step": self._rows_a_step}}
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._sampler is not None:

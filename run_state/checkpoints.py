@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -74,6 +75,22 @@ def check_steps_are_left(checkpoint: Path | None, total_steps: int, steps_per_ep
         raise ConfigError(
             f"resume_from_checkpoint: {checkpoint} is at step {step} and the run ends at step {total_steps}: nothing "
             "is left to train. Raise max_steps or num_train_epochs, or leave resume_from_checkpoint out."
+        )
+
+
+def check_same_step_size(checkpoint: Path, rows_a_step: int) -> None:
+    """Refuses to go on in a stream with steps of another size: its place there follows from steps times rows.
+
+    Raises:
+        ConfigError: naming both sizes.
+    """
+    state = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
+    before = state.get("stateful_callbacks", {}).get("OrderCallback", {}).get("attributes", {}).get("rows_a_step")
+    if before != rows_a_step:
+        raise ConfigError(
+            f"resume_from_checkpoint: {checkpoint} was trained with {before} rows a step, and this run has "
+            f"{rows_a_step}; a stream would go on in the wrong place. Choose per_device_train_batch_size x "
+            f"gradient_accumulation_steps x processes = {before}."
         )
 
 

@@ -144,6 +144,19 @@ def test_main_resumes_a_stream_to_the_bit(run_sft, stream_file, tmp_path):
     assert [(e["step"], e["loss"], e["epoch"]) for e in again] == [(e["step"], e["loss"], e["epoch"]) for e in tail]
 
 
+def test_main_refuses_to_resume_a_stream_with_steps_of_another_size(run_sft, stream_file, tmp_path):
+    whole = stream_run(run_sft, stream_file, save_steps=5, output_dir=str(tmp_path / "whole"))
+    assert whole.status == 0, whole.err
+    again = {"output_dir": str(tmp_path / "again"), "max_steps": 6,
+             "resume_from_checkpoint": str(tmp_path / "whole" / "checkpoint-5")}  # fmt: skip
+    run = stream_run(run_sft, stream_file, per_device_train_batch_size=2, **again)
+    assert run.status == 2
+    assert "was trained with 4 rows a step, and this run has 2; a stream would go on in the wrong place" in run.err
+    assert run.err.count("\n") == 1
+    split = stream_run(run_sft, stream_file, per_device_train_batch_size=2, gradient_accumulation_steps=2, **again)
+    assert split.status == 0, split.err
+
+
 def test_two_processes_train_on_a_stream_as_one_does(model_folder, stream_file, tmp_path):
     def losses(name, *arguments):
         done = subprocess.run(
