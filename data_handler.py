@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batching.layout import PaddedCollator
 from configuration.schema import DataConfig
 from preparation.counts import PreparedSource, data_report, split_report
 from preparation.examples import first_prompts, given_prompts, previews
@@ -79,7 +78,6 @@ def prepare_data(
     return TrainingData(
         train=epoch_rows,
         validation=validation and validation.rows,
-        collator=PaddedCollator(tokenizer.pad_token_id),
         is_chat=any(format_named(source.format_name).is_chat for source in train.prepared),
         report=replace(report, is_complete=not config.streaming),
         sample_prompts=prompts,

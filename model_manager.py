@@ -17,6 +17,7 @@ from torch import nn
 from configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig, TrainingConfig
 from modeling.adapters import add_adapters
 from modeling.answering import answer_prompt
+from modeling.speed import is_bfloat16_faster_on_cpu
 from prompting.rendering import ChatRenderer
 from prompting.templates import resolve_chat_template
 from sft_errors import ConfigError, ModelError, one_line
@@ -46,6 +47,9 @@ def resolve_precision(
         )
     if training.bf16 is True and on_gpu and not has_bf16:
         raise ConfigError("bf16: true, but this GPU has no bfloat16; write bf16: auto (it will choose fp16).")
+    if context.device == "cpu" and context.world_size == 1 and training.bf16 == "auto":
+        # Several processes would have to agree, and share the cores that are measured.
+        has_bf16 = is_bfloat16_faster_on_cpu()
     if training.bf16 is True or (training.bf16 == "auto" and training.fp16 is not True and has_bf16):
         mixed = "bf16"
     elif training.fp16 is True or (training.fp16 == "auto" and training.bf16 == "auto" and on_gpu):
@@ -226,6 +230,8 @@ def answer_prompts(
 def footprint(model: "PreTrainedModel") -> ModelFootprint:
     """The model's size. A quantized weight counts the parameters it stands for."""
     config = model.config.get_text_config()
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    is_shared = output is not None and getattr(output, "weight", None) is embedding.weight
     # Two 4-bit weights share a byte: bitsandbytes' own attribute tells the true count.
     sizes = [(_true_count(p), p.requires_grad, p.numel() * p.element_size()) for p in model.parameters()]
     return ModelFootprint(
@@ -237,6 +243,7 @@ def footprint(model: "PreTrainedModel") -> ModelFootprint:
         vocab_size=config.vocab_size,
         intermediate_size=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 0,
         num_attention_heads=getattr(config, "num_attention_heads", 0),
+        num_lookup_parameters=0 if is_shared else embedding.weight.numel(),
     )
 
 

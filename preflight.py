@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from batching.memory import estimate_memory
 from config_manager import DataConfig, SFTConfig
 from configuration.checks import NEED_VALIDATION
@@ -17,6 +19,7 @@ from reporting.console import data_lines
 from reporting.environment import gather_environment
 from reporting.preflight import preflight_document, write_preflight
 from reporting.preflight_text import Preflight, preflight_lines
+from row_layout import RowLayout
 from sft_errors import ConfigError, DataError
 from sft_types import BatchPlan, DistributedContext, ModelFootprint, Precision, TrainingData
 from training_callbacks import StreamDrops
@@ -72,19 +75,20 @@ def show_preflight(
     footprint: ModelFootprint | None = None,
     plan: BatchPlan | None = None,
     precision: Precision | None = None,
+    layout: RowLayout | None = None,
     *,
     show_rows: Sequence[int] = (),
 ) -> int:
     """Shows what a run would be, and writes it to `preflight.json`.
 
     Args:
-        footprint, plan, precision: None where no row is left to plan with.
+        footprint, plan, precision, layout: None where no row is left to plan with.
         show_rows: numbers of the rows that were asked for.
 
     Returns:
         The exit status: 0 if a run would be sound, 2 if not.
     """
-    shown = _all_that_is_known(config, data, problems, context, footprint, plan, precision)
+    shown = _all_that_is_known(config, data, problems, context, footprint, plan, precision, layout)
     for line in preflight_lines(shown, colour=sys.stdout.isatty()):
         logger.info(line)
     rows_read = sum(source.rows_read for source in data.report.train.sources)
@@ -106,20 +110,22 @@ def _all_that_is_known(
     footprint: ModelFootprint | None,
     plan: BatchPlan | None,
     precision: Precision | None,
+    layout: RowLayout | None,
 ) -> Preflight:
-    training, longest = config.training, data.report.train.longest_row
+    training, train = config.training, data.report.train
     memory = environment = None
-    if footprint is not None and plan is not None and precision is not None:
+    if footprint is not None and plan is not None and precision is not None and layout is not None:
         memory = estimate_memory(
             footprint,
-            rows=plan.per_device_train_batch_size,
-            longest_row=longest,
+            tokens=_tokens_of_a_batch(data, plan, layout),
+            longest_row=train.longest_row,
             weights=precision.weights,
             mixed=precision.mixed,
             optimizer=training.optim,
             gradient_checkpointing=training.gradient_checkpointing,
             attention=config.model.attn_implementation or "sdpa",
-            supervised_share=data.report.train.supervised_share,
+            supervised_share=train.supervised_share,
+            score_chunk_bytes=layout.output.chunk_bytes,
         )
         environment = gather_environment(
             context,
@@ -138,6 +144,16 @@ def _all_that_is_known(
         problems=problems,
         max_seq_length=config.data.max_seq_length,
     )
+
+
+def _tokens_of_a_batch(data: TrainingData, plan: BatchPlan, layout: RowLayout) -> int:
+    """Tokens of the fullest micro-batch that can come, padding included."""
+    rows, train = plan.per_device_train_batch_size, data.report.train
+    if plan.packs is not None:
+        return rows * plan.packs.capacity
+    if not layout.is_flat or data.stream is not None:
+        return rows * train.longest_row
+    return int(np.sort(data.train.lengths)[-rows:].sum())
 
 
 def _num_checkpoints(config: SFTConfig, plan: BatchPlan) -> int:

@@ -14,17 +14,24 @@ from command_line import Command, read_command
 from config_manager import SFTConfig, config_sha256, config_to_yaml, format_help, load_config
 from distributed_utils import (
     configure_logging,
+    import_libraries,
     is_launched,
     launch_processes,
+    leave_objects_to_the_system,
+    pause_garbage_collection,
     quiet_libraries,
     rank_of_this_process,
     start_distributed,
     tell_problems,
 )
+from heap import reuse_freed_memory
 from sft_errors import ConfigError, UserError, located
 
 if TYPE_CHECKING:
-    from sft_types import BatchPlan, DistributedContext, SampleAnswer, TrainingData, TrainingResult
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from row_layout import RowLayout
+    from sft_types import BatchPlan, DistributedContext, Precision, SampleAnswer, TrainingData, TrainingResult
     from trainer_utils import PreparedTraining, SFTTrainer
 
 USAGE = """\
@@ -54,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
             count = config.distributed.num_gpus
             logger.info("num_gpus is %d: starting %d processes (torchrun).", count, count)
             return launch_processes(count, __file__, arguments)
+        quiet_libraries()
         try:
             return run(config, command)
         except UserError as error:
@@ -74,37 +82,31 @@ def run(config: SFTConfig, command: Command) -> int:
         config: checked settings.
         command: what was typed.
     """
-    quiet_libraries()
     _log_lines(config.notices)
-    extra = config.training.extra_training_arguments
-    use_cpu, is_rehearsal = bool(extra.get("use_cpu")), command.dry_run
-    context = start_distributed(config.distributed, use_cpu=use_cpu, is_rehearsal=is_rehearsal)
-
-    from transformers import set_seed
+    is_rehearsal, extra = command.dry_run, config.training.extra_training_arguments
+    context = start_distributed(config.distributed, use_cpu=bool(extra.get("use_cpu")), is_rehearsal=is_rehearsal)
+    reuse_freed_memory(config.training.reuse_freed_memory, context.device)
+    import_libraries(is_rehearsal=is_rehearsal, optimizer=config.training.optim, quantization=config.quantization)
 
     from batching.plan import resolve_batch_plan
     from data_handler import prepare_data
     from model_manager import (
-        fit_to_tokenizer,
         footprint,
-        load_model,
         load_tokenizer,
         make_adapters_portable,
         resolve_precision,
         set_generation_defaults,
     )
     from preflight import begin_rehearsal, check_data, show_preflight, stream_drops
-    from reporting.console import model_line, plan_line
+    from reporting.console import plan_line
     from run_state.checkpoints import check_steps_are_left, check_writable, resolve_checkpoint
-    from trainer_utils import build_trainer
     from training_arguments import build_training_arguments
 
     check_writable(config.training.output_dir)
     if is_rehearsal:
         begin_rehearsal(config, context)
     checkpoint = resolve_checkpoint(config.training.resume_from_checkpoint, config.training.output_dir)
-    adapters_only = config.lora is not None
-    precision = resolve_precision(config.model, config.training, context, adapters_only=adapters_only)
+    precision = resolve_precision(config.model, config.training, context, adapters_only=config.lora is not None)
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(
         config.data, tokenizer, seed=config.training.seed, order_seed=extra.get("data_seed"),
@@ -114,16 +116,12 @@ def run(config: SFTConfig, command: Command) -> int:
     show = partial(show_preflight, config, data, problems, context, show_rows=command.show_rows)
     if not len(data.train):
         return show()
-    set_seed(config.training.seed)  # adapters and new embeddings start from random numbers
-    checkpointing = config.training.gradient_checkpointing
-    model = load_model(
-        config.model, config.lora, config.quantization, precision, context, gradient_checkpointing=checkpointing
-    )
-    fit_to_tokenizer(model, tokenizer, config.data.max_seq_length, adapters_only=adapters_only)
+    model, layout = load_model_and_layout(config, tokenizer, precision, context)
     eos_token_ids = set_generation_defaults(model, tokenizer, is_chat=data.is_chat)
-    plan = resolve_batch_plan(config.training, data.num_train_rows, context)
+    plan = resolve_batch_plan(
+        config.training, data.num_train_rows, context, lengths=data.train.lengths, longest=config.data.max_seq_length
+    )
     check_steps_are_left(checkpoint, plan.total_steps, plan.steps_per_epoch)
-    logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
     if not is_rehearsal:
         logger.info(plan_line(plan, context.device))
     # A rehearsal stands for several processes, but opens no group with them.
@@ -133,20 +131,52 @@ def run(config: SFTConfig, command: Command) -> int:
         config.logging,
         precision,
         own,
+        micro_batch_size=plan.per_device_train_batch_size,
         has_validation=data.validation is not None,
         ddp_backend=None if is_rehearsal else config.distributed.ddp_backend,
     )
     if is_rehearsal:
-        return show(footprint(model), plan, precision)
+        return show(footprint(model), plan, precision, layout)
+    from trainer_utils import build_trainer  # not above: a dry run does without Trainer
+
     _prepare_output(config, context, checkpoint)
     if context.is_main_process:
         make_adapters_portable(model, tokenizer, config.training.output_dir, gguf_file=config.model.gguf_file)
     prepared = build_trainer(
-        arguments, model, tokenizer, data, plan, context,
+        arguments, model, tokenizer, data, plan, layout, context,
         checkpoint=checkpoint, stream_drops=stream_drops(config.data),
     )  # fmt: skip
     result = _train_between_answers(prepared, data, eos_token_ids, config.logging.sample_max_new_tokens, checkpoint)
     return save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat)
+
+
+def load_model_and_layout(
+    config: SFTConfig, tokenizer: "PreTrainedTokenizerBase", precision: "Precision", context: "DistributedContext"
+) -> tuple["PreTrainedModel", "RowLayout"]:
+    """The model, ready to train, and how rows become its micro-batches; says both in the log."""
+    from transformers import set_seed
+
+    from model_manager import fit_to_tokenizer, footprint, load_model
+    from reporting.console import model_line
+    from row_layout import resolve_layout
+
+    training, longest = config.training, config.data.max_seq_length
+    set_seed(training.seed)  # adapters and new embeddings start from random numbers
+    model = load_model(
+        config.model,
+        config.lora,
+        config.quantization,
+        precision,
+        context,
+        gradient_checkpointing=training.gradient_checkpointing,
+    )
+    fit_to_tokenizer(model, tokenizer, longest, adapters_only=config.lora is not None)
+    layout = resolve_layout(
+        model, config.model, training, precision, context, pad_token_id=tokenizer.pad_token_id, longest=longest
+    )
+    logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
+    logger.info(layout.describe())
+    return model, layout
 
 
 def _train_between_answers(
@@ -264,4 +294,7 @@ def _log_lines(lines: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    pause_garbage_collection()
+    status = main(sys.argv[1:])
+    leave_objects_to_the_system()
+    sys.exit(status)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # the annotations below cost nothing at run time: floor 0 imports neither library
     import numpy as np
-    import torch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,7 +260,6 @@ class TrainingData:
     train: "RowDataset"
     """With a `stream`, only the rows that were looked at beforehand."""
     validation: "RowDataset | None"
-    collator: "Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]"
     report: DataReport
     is_chat: bool = True
     """Whether there are conversations among the training rows; else all of them are plain texts."""
@@ -286,6 +284,18 @@ class Precision:
     """Autocast: `bf16`, `fp16` or `no`."""
 
 
+class PackPattern(Protocol):
+    """How rows share packs of one capacity (see `batching.packing`)."""
+
+    capacity: int
+    """Tokens of a pack at most."""
+    num_packs: int
+
+    @property
+    def fill(self) -> float:
+        """Share of the capacity that is used."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
     """How many rows an optimizer step sees, and how they are split."""
@@ -295,10 +305,17 @@ class BatchPlan:
     world_size: int
     steps_per_epoch: int
     total_steps: int
+    packs: PackPattern | None = None
+    """Where rows are packed: the plan then counts packs wherever it says rows."""
+
+    @property
+    def unit(self) -> str:
+        """What is counted: `rows` or `packs`."""
+        return "rows" if self.packs is None else "packs"
 
     @property
     def global_batch_size(self) -> int:
-        """Rows (an optimizer step)."""
+        """Rows (packs) an optimizer step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
@@ -315,6 +332,8 @@ class ModelFootprint:
     intermediate_size: int = 0
     """Width inside the feed-forward block; 0 where the model does not tell."""
     num_attention_heads: int = 0
+    num_lookup_parameters: int = 0
+    """Of the input embedding, where the output layer does not share it: looked up, never multiplied."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

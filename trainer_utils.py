@@ -21,24 +21,36 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from batching.layout import SupervisedRows
 from batching.order import RankBatchSampler
 from batching.stream import MicroBatchStream
-from distributed_utils import tokenize_in_one_thread
-from modeling.supervised_loss import IGNORED, EvaluationSums, supervised_loss_sum
+from model_manager import footprint
+from modeling.document_attention import documents_apart
+from modeling.flops import training_flops
+from modeling.supervised_loss import EvaluationSums
 from reporting.measure import GpuUtilization, peak_memory_bytes, total_memory_bytes
 from reporting.metrics_log import MetricsLog
+from row_layout import RowLayout, model_inputs, told_of_attention
 from run_state.checkpoints import check_same_step_size, checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
 from sft_errors import DataError
-from sft_types import BatchPlan, DistributedContext, EvaluationResult, TrainingData, TrainingResult
+from sft_types import (
+    BatchPlan,
+    DistributedContext,
+    EvaluationResult,
+    ModelFootprint,
+    TrainingData,
+    TrainingResult,
+)
 from training_arguments import one_line_errors
+from training_batches import evaluation_sampler, moved, rows_loader, stream_loader, training_sampler
 from training_callbacks import OrderCallback, RecordCallback, StopCallback, StreamDrops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("sft.train")
+COUNTED = ("supervised", "tokens", "rows", "laid_out")
+"""Counts of a micro-batch that are added up; see `batching.layout.BatchCounts`."""
 METRICS = tuple(field.name for field in dataclasses.fields(EvaluationResult))
 
 
@@ -47,7 +59,8 @@ class _Progress:
     """What has been trained so far in this process's lifetime, all ranks together; times in seconds."""
 
     counts: torch.Tensor
-    """Supervised tokens, tokens, rows, empty slots of a stream; float64 on the device, so that counting never waits."""
+    """Supervised tokens, tokens, rows, tokens with padding, empty slots of a stream; float64 on the device, so that
+    counting never waits."""
     started: float = 0.0
     paused: float = 0.0
 
@@ -66,6 +79,9 @@ class SFTTrainer(Trainer):
         *,
         context: DistributedContext,
         data: TrainingData,
+        layout: RowLayout,
+        size: ModelFootprint,
+        plan: BatchPlan,
         stream: MicroBatchStream | None = None,
         stream_drops: StreamDrops | None = None,
         **kwargs: Any,
@@ -73,19 +89,25 @@ class SFTTrainer(Trainer):
         """Args:
         context: this process among all.
         data: what to train and evaluate on.
+        layout: how rows become a micro-batch.
+        size: of the model.
+        plan: how many rows, or packs, a step takes.
         stream: micro-batches to train on in place of the rows of `data`.
         stream_drops: is told the rows that a stream lacks.
         kwargs: what transformers' Trainer takes.
         """
         super().__init__(
-            train_dataset=stream or data.train, eval_dataset=data.validation, data_collator=data.collator, **kwargs
+            train_dataset=stream or data.train, eval_dataset=data.validation, data_collator=layout.collator, **kwargs
         )
         # Earlier versions of transformers ask this way whether the loss is scaled.
         self.model_accepts_loss_kwargs = True
         self.context = context
+        self.layout = layout
+        self._size = size
+        self._plan = plan
         counters_device = "cpu" if self.args.device.type == "mps" else self.args.device
-        self.progress = _Progress(counts=torch.zeros(4, dtype=torch.float64, device=counters_device))
-        self._logged = (0.0, [0.0, 0.0, 0.0, 0.0])
+        self.progress = _Progress(counts=torch.zeros(5, dtype=torch.float64, device=counters_device))
+        self._logged = (0.0, [0.0] * 5)
         self._gpu = GpuUtilization(context.device)
         self._stream_drops = stream_drops
         self._stream_group = None
@@ -93,7 +115,7 @@ class SFTTrainer(Trainer):
             self._stream_group = torch.distributed.new_group(backend="gloo")
         self.train_sampler: RankBatchSampler | None = None
         if stream is None:
-            self.train_sampler = self._sampler(data.train, self.args.per_device_train_batch_size, training=True)
+            self.train_sampler = training_sampler(data.train, self.args, plan, context)
         self.remove_callback(PrinterCallback)
 
     # Batches
@@ -101,62 +123,34 @@ class SFTTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """This process's micro-batches, epoch by epoch."""
         if self.train_sampler is None:
-            return self._loader(
-                self.train_dataset, batch_size=None, collate_fn=_as_it_is, worker_init_fn=_start_tokenizing_worker
-            )
-        rows = SupervisedRows(self.train_dataset)
-        return self._loader(rows, batch_sampler=self.train_sampler, collate_fn=self.data_collator)
+            return stream_loader(self.train_dataset, self.args)
+        return rows_loader(self.train_dataset, self.train_sampler, self.data_collator, self.args)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """This process's share of the evaluation rows; every row once over all processes."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        sampler = self._sampler(dataset, self.args.per_device_eval_batch_size, training=False)
-        return self._loader(SupervisedRows(dataset), batch_sampler=sampler, collate_fn=self.data_collator)
-
-    def _sampler(self, dataset: Any, batch_size: int, *, training: bool) -> RankBatchSampler:
-        strategy = self.args.train_sampling_strategy if training else "sequential"
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return RankBatchSampler(
-            len(dataset),
-            batch_size,
-            rank=self.context.rank,
-            world_size=self.context.world_size,
-            seed=seed,
-            strategy=strategy,
-            lengths=dataset.lengths if strategy == "group_by_length" else None,
-            drop_last=training and self.args.dataloader_drop_last,
-        )
-
-    def _loader(self, dataset: Any, **batching: Any) -> DataLoader:
-        workers = self.args.dataloader_num_workers
-        return DataLoader(
-            dataset,
-            **batching,
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-            multiprocessing_context=getattr(self.args, "dataloader_multiprocessing_context", None) if workers else None,
-            in_order=getattr(self.args, "dataloader_in_order", True),
-        )
+        """This process's share of the evaluation rows."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        sampler = evaluation_sampler(rows, self.args.per_device_eval_batch_size, self.context)
+        return rows_loader(rows, sampler, self.data_collator, self.args)
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Mapping[str, torch.Tensor]], num_batches: int, device: torch.device
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor]:
         """The micro-batches of the next step, and how many supervised tokens they hold on all processes."""
         batches = list(islice(epoch_iterator, num_batches))
         dropped = 0 if self.train_sampler is not None else self._take_dropped(batches)
-        supervised = [batch["shift_labels"] != IGNORED for batch in batches]
-        rows = sum(int(mask.any(dim=1).sum()) for mask in supervised)
-        tokens = sum(
-            int(batch["attention_mask"][mask.any(dim=1)].sum()) for batch, mask in zip(batches, supervised, strict=True)
-        )
-        labels = sum(int(mask.sum()) for mask in supervised)
-        counts = torch.tensor([labels, tokens, rows, dropped], dtype=torch.float64, device=self.progress.counts.device)
+        summed = [sum(batch["counts"][name] for batch in batches) for name in COUNTED]
+        counts = torch.tensor([*summed, dropped], dtype=torch.float64)
+        counts = moved(counts, self.progress.counts.device)
         if self.context.world_size > 1:
             torch.distributed.all_reduce(counts)
         self.progress.counts += counts
-        return batches, counts[0].to(device, torch.float32)
+        # All of them now: the device copies later ones while it computes the first.
+        return [moved(batch, device) for batch in batches], counts[0].to(device, torch.float32)
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """What training on a micro-batch costs by the usual formula, without its padding (see `training_flops`)."""
+        counts = inputs["counts"]
+        return training_flops(self._size, tokens=counts["tokens"], squares=counts["squares"])
 
     def _take_dropped(self, batches: list[dict[str, Any]]) -> int:
         """Takes out of a stream's batches what no model takes; returns how many rows this process's batches lack.
@@ -175,7 +169,7 @@ class SFTTrainer(Trainer):
         problems = list(dict.fromkeys(problem for failures, _ in found for problem in failures))
         if problems:
             raise DataError(*problems)
-        slots = self.args.per_device_train_batch_size * len(batches) * self.context.world_size
+        slots = self._plan.per_device_train_batch_size * len(batches) * self.context.world_size
         self._stream_drops.add([row for _, rows in found for row in rows], slots)
         return len(dropped)
 
@@ -192,13 +186,17 @@ class SFTTrainer(Trainer):
 
         Times the number of processes, because DDP averages gradients over them.
         """
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        total = supervised_loss_sum(
-            outputs.logits, inputs["shift_labels"], label_smoothing=self.args.label_smoothing_factor
-        )
+        with told_of_attention():
+            total = self.layout.output.loss_sum(
+                model,
+                model_inputs(inputs),
+                inputs["label_positions"],
+                inputs["targets"],
+                label_smoothing=self.args.label_smoothing_factor,
+            )
         # A step of a stream may have no token at all: its sum is 0 then.
         loss = total * self.context.world_size / num_items_in_batch.clamp(min=1)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {}) if return_outputs else loss
 
     def evaluation_loop(
         self,
@@ -215,11 +213,13 @@ class SFTTrainer(Trainer):
         was_training = model.training
         model.eval()
         sums = EvaluationSums(self.args.device)
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.accelerator.autocast(), documents_apart(model, self.layout.attention):
             for batch in dataloader:
                 inputs = self._prepare_inputs(batch)
-                outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-                sums.add(outputs.logits, inputs["shift_labels"])
+                losses, hits = self.layout.output.losses_and_hits(
+                    model, model_inputs(inputs), inputs["label_positions"], inputs["targets"]
+                )
+                sums.add(losses, hits, inputs["target_rows"], num_rows=inputs["counts"]["rows"])
         model.train(was_training)
         if self.context.world_size > 1:
             torch.distributed.all_reduce(sums.tensor)
@@ -251,7 +251,7 @@ class SFTTrainer(Trainer):
         elapsed = max(seconds - last_seconds, 1e-9)
         values = {n: (new - old) / elapsed for n, new, old in zip(names, counts, last_counts, strict=False)}
         if self.train_sampler is None:
-            values["rows_dropped"] = counts[3]
+            values["rows_dropped"] = counts[4]
         values["peak_memory_bytes"] = peak_memory_bytes(self.context.device)
         total = total_memory_bytes(self.context.device)
         if total:
@@ -260,16 +260,6 @@ class SFTTrainer(Trainer):
         if utilization is not None:
             values["gpu_utilization"] = utilization
         return values
-
-
-def _as_it_is(batch: Any) -> Any:
-    """Batches of a stream are laid out already."""
-    return batch
-
-
-def _start_tokenizing_worker(worker: int) -> None:
-    """The tokenizer's own threads did not survive the fork of a worker process."""
-    tokenize_in_one_thread()
 
 
 class _paused:
@@ -300,6 +290,7 @@ def build_trainer(
     tokenizer: "PreTrainedTokenizerBase",
     data: TrainingData,
     plan: BatchPlan,
+    layout: RowLayout,
     context: DistributedContext,
     *,
     checkpoint: Path | None,
@@ -317,25 +308,19 @@ def build_trainer(
     """
     request = StopRequest()
     step = checkpoint_step(checkpoint) if checkpoint else 0
-    stream = None
     if data.stream is not None:
         if checkpoint:
             check_same_step_size(checkpoint, plan.global_batch_size)
         arguments.ignore_data_skip = True  # the stream itself begins where the checkpoint ends
-        stream = MicroBatchStream(
-            data.stream,
-            data.collator,
-            plan.per_device_train_batch_size,
-            rank=context.rank,
-            world_size=context.world_size,
-            first_micro_batch=step * plan.gradient_accumulation_steps,
-        )
     with one_line_errors():
         trainer = SFTTrainer(
             context=context,
             data=data,
+            layout=layout,
+            size=footprint(model),
+            plan=plan,
             stream_drops=stream_drops,
-            stream=stream,
+            stream=_stream_from(data, plan, layout, context, first_step=step),
             model=model,
             args=arguments,
             processing_class=tokenizer,
@@ -354,6 +339,22 @@ def build_trainer(
     return PreparedTraining(trainer=trainer, stop=stop, request=request)
 
 
+def _stream_from(
+    data: TrainingData, plan: BatchPlan, layout: RowLayout, context: DistributedContext, *, first_step: int
+) -> MicroBatchStream | None:
+    """The micro-batches from a step on, where rows are streamed."""
+    if data.stream is None:
+        return None
+    return MicroBatchStream(
+        data.stream,
+        layout.collator,
+        plan.per_device_train_batch_size,
+        rank=context.rank,
+        world_size=context.world_size,
+        first_micro_batch=first_step * plan.gradient_accumulation_steps,
+    )
+
+
 def evaluate(trainer: SFTTrainer) -> EvaluationResult | None:
     """Evaluates on the validation data; None where there is none."""
     if trainer.eval_dataset is None:
@@ -370,14 +371,14 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
     progress.started, progress.paused = time.perf_counter(), 0.0
     if checkpoint:
         logger.info("Going on from %s.", checkpoint)
-    with prepared.request:
+    with prepared.request, documents_apart(trainer.model, trainer.layout.attention):
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     best = trainer.state.best_model_checkpoint
     if trainer.args.load_best_model_at_end and best and not prepared.stop.stopped:
         logger.info("Loaded the best checkpoint, %s (%s %.4f).", best, trainer.args.metric_for_best_model,
                     trainer.state.best_metric)  # fmt: skip
     seconds = progress.seconds()
-    supervised, tokens, rows, dropped = progress.counts.tolist()
+    supervised, tokens, rows, _, dropped = progress.counts.tolist()
     steps_here = output.global_step - (checkpoint_step(checkpoint) if checkpoint else 0)
     peak, total = peak_memory_bytes(trainer.context.device), total_memory_bytes(trainer.context.device)
     checkpoints = list_checkpoints(trainer.args.output_dir)

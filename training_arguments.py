@@ -27,40 +27,33 @@ def build_training_arguments(
     precision: Precision,
     context: DistributedContext,
     *,
+    micro_batch_size: int,
     has_validation: bool,
     ddp_backend: str | None = None,
 ) -> TrainingArguments:
     """The settings in the installed transformers' words: the only place that speaks them.
 
+    Args:
+        config, logging_config: their sections.
+        precision: the types to compute in.
+        context: this process.
+        micro_batch_size: rows, or packs, of a micro-batch.
+        has_validation: whether there is something to evaluate on.
+        ddp_backend: the communication library.
+
     Raises:
         ConfigError: if they do not go together on this machine.
     """
     extra = _extra_arguments(config)
-    eval_strategy = extra.pop("eval_strategy", "epoch" if config.eval_steps is None else "steps")
     values = {
+        **_optimization(config),
+        **_evaluation_and_saving(config, extra, has_validation=has_validation),
         "output_dir": config.output_dir,
-        "per_device_train_batch_size": config.per_device_train_batch_size,
-        "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "per_device_train_batch_size": micro_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "learning_rate": config.learning_rate,
-        "weight_decay": config.weight_decay,
-        "num_train_epochs": config.num_train_epochs,
-        "max_steps": config.max_steps,
-        # A number of warm-up steps below 1 is a share of all steps.
-        "warmup_steps": config.warmup_steps or config.warmup_ratio,
-        "lr_scheduler_type": config.lr_scheduler_type,
-        "max_grad_norm": config.max_grad_norm,
-        "optim": config.optim,
-        "seed": config.seed,
         "bf16": precision.mixed == "bf16",
         "fp16": precision.mixed == "fp16",
-        "eval_strategy": eval_strategy if has_validation else "no",
-        "eval_steps": config.eval_steps,
-        "save_strategy": extra.pop("save_strategy", "epoch" if config.save_steps is None else "steps"),
-        "save_steps": config.save_steps or 500,
-        "save_total_limit": config.save_total_limit,
-        "load_best_model_at_end": config.load_best_model_at_end,
-        "dataloader_num_workers": config.dataloader_num_workers,
+        "dataloader_num_workers": _num_loader_workers(config, context),
         "dataloader_pin_memory": extra.pop("dataloader_pin_memory", context.device.startswith("cuda")),
         "logging_steps": logging_config.logging_steps,
         "report_to": logging_config.report_to,
@@ -82,6 +75,35 @@ def build_training_arguments(
     return arguments
 
 
+def _optimization(config: TrainingConfig) -> dict[str, Any]:
+    return {
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "num_train_epochs": config.num_train_epochs,
+        "max_steps": config.max_steps,
+        # A number of warm-up steps below 1 is a share of all steps.
+        "warmup_steps": config.warmup_steps or config.warmup_ratio,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "max_grad_norm": config.max_grad_norm,
+        "optim": config.optim,
+        "seed": config.seed,
+    }
+
+
+def _evaluation_and_saving(config: TrainingConfig, extra: dict[str, Any], *, has_validation: bool) -> dict[str, Any]:
+    """When to evaluate and to save; what of it stands in `extra` is taken out."""
+    eval_strategy = extra.pop("eval_strategy", "epoch" if config.eval_steps is None else "steps")
+    return {
+        "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "eval_strategy": eval_strategy if has_validation else "no",
+        "eval_steps": config.eval_steps,
+        "save_strategy": extra.pop("save_strategy", "epoch" if config.save_steps is None else "steps"),
+        "save_steps": config.save_steps or 500,
+        "save_total_limit": config.save_total_limit,
+        "load_best_model_at_end": config.load_best_model_at_end,
+    }
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turns what transformers says of settings that it cannot follow (a missing package, say) into one line.
@@ -101,6 +123,12 @@ def finish_trackers(arguments: TrainingArguments) -> None:
         import wandb
 
         wandb.finish()
+
+
+def _num_loader_workers(config: TrainingConfig, context: DistributedContext) -> int:
+    if config.dataloader_num_workers == "auto":
+        return 2 if context.device.startswith("cuda") else 0
+    return config.dataloader_num_workers
 
 
 def _check_schedule(arguments: TrainingArguments) -> None:
@@ -132,7 +160,11 @@ def _extra_arguments(config: TrainingConfig) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
     # transformers 5.23 renamed it; earlier ones know the old name alone.
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    checkpointing_kwargs = {"use_reentrant": False, **(extra.pop("gradient_checkpointing_kwargs", None) or {})}
+    checkpointing_kwargs = {
+        "use_reentrant": False,
+        "every_n_layers": config.checkpoint_every_n_layers,
+        **(extra.pop("gradient_checkpointing_kwargs", None) or {}),
+    }
     if config.gradient_checkpointing:
         extra |= {checkpointing: True, f"{checkpointing}_kwargs": checkpointing_kwargs}
     if config.load_best_model_at_end or extra.get("save_strategy") == "best" or "metric_for_best_model" in extra:

@@ -1,12 +1,19 @@
 """Rows to the tensors of a micro-batch. The layout decides nothing: what is trained stands in the rows.
 
-Shapes: `B` rows, `T` tokens of the longest row.
+Shapes: `B` rows (documents), `T` tokens of the longest row, `N` tokens of all rows, `S` supervised positions.
+
+Both layouts give, beside what the model takes (`MODEL_INPUTS`), where the `S` tokens to be predicted stand:
+
+- `label_positions` int64 `[S]`: the positions that predict them, counted through the laid out tokens, row by row.
+- `targets` int64 `[S]`: the tokens that they have to predict.
+- `target_rows` int64 `[S]`: the row of each, from 0.
+- `counts`: a `BatchCounts` as plain numbers, so that nothing has to be asked of a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -15,6 +22,26 @@ from torch.utils.data import Dataset as TorchDataset
 from sft_types import RowDataset
 
 IGNORED = -100
+MODEL_INPUTS = (
+    "input_ids", "attention_mask", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+)  # fmt: skip
+"""What of a batch the model is called with, where it is there. The names are transformers' own."""
+
+
+FEWEST_BOUNDARIES = 16
+"""Of a batch that is filled up: so small numbers need no shapes of their own."""
+
+
+class BatchCounts(TypedDict):
+    """What a micro-batch holds. Rows without a supervised token (fillers) count as laid out alone."""
+
+    rows: int
+    tokens: int
+    supervised: int
+    laid_out: int
+    """Tokens that are computed: padding and fillers too."""
+    squares: int
+    """Sum of the squares of the rows' lengths: what attention costs."""
 
 
 class SupervisedRows(TorchDataset):
@@ -34,27 +61,103 @@ class SupervisedRows(TorchDataset):
 
 
 class PaddedCollator:
-    """Lays rows one under another, padded at the right to the longest.
-
-    Gives `input_ids`, `attention_mask` and `shift_labels`, each int64 `[B, T]`. `shift_labels[b, t]` is the token that
-    position `t` has to predict, or -100: already shifted, so that it lies over the logits as it is.
-    """
+    """Lays rows one under another, padded at the right to the longest: `input_ids`, `attention_mask` int64 `[B, T]`."""
 
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         width = max(len(row["input_ids"]) for row in rows)
         input_ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
         attention_mask = np.zeros((len(rows), width), dtype=np.int64)
-        shift_labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
         for index, row in enumerate(rows):
             length = len(row["input_ids"])
             input_ids[index, :length] = row["input_ids"]
             attention_mask[index, :length] = 1
-            shift_labels[index, : length - 1] = row["labels"][1:]
+        starts = np.arange(len(rows), dtype=np.int64) * width
         return {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(attention_mask),
-            "shift_labels": torch.from_numpy(shift_labels),
+            **_what_is_trained(rows, starts, laid_out=input_ids.size),
         }
+
+
+class FlatCollator:
+    """Lays rows one after another in a single row, without padding: the documents of that row.
+
+    Gives `input_ids` and `position_ids` int64 `[1, N]`, the positions beginning at 0 in each document, and the
+    documents' boundaries as flash attention takes them: `cu_seq_lens_q` = `cu_seq_lens_k` int32 `[B + 1]`, and
+    `max_length_q` = `max_length_k`, a bound of their lengths. Attention must keep to the boundaries.
+    """
+
+    def __init__(self, pad_token_id: int, *, fixed_tokens: int | None = None, longest: int | None = None):
+        """Args:
+        pad_token_id: what a batch is filled up with.
+        fixed_tokens: fill every batch up to so many tokens, by documents with nothing to train, so that a compiled
+            model sees few shapes: the boundaries, too, are filled up to a power of two, by empty documents.
+        longest: the bound of lengths to tell; None tells each batch's own.
+        """
+        self.pad_token_id = pad_token_id
+        self.fixed_tokens = fixed_tokens
+        self.longest = longest
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        rows = [*rows, *self._filling(sum(len(row["input_ids"]) for row in rows))]
+        lengths = np.array([len(row["input_ids"]) for row in rows])
+        boundaries = np.zeros(len(rows) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=boundaries[1:])
+        num_tokens = int(boundaries[-1])
+        positions = np.arange(num_tokens) - np.repeat(boundaries[:-1], lengths)
+        if self.fixed_tokens:
+            count = max(1 << len(rows).bit_length(), FEWEST_BOUNDARIES)
+            boundaries = np.pad(boundaries, (0, count - len(boundaries)), mode="edge")
+        input_ids = np.concatenate([row["input_ids"] for row in rows]).astype(np.int64, copy=False)
+        cu_seq_lens = torch.from_numpy(boundaries)
+        longest = self.longest or int(lengths.max())
+        return {
+            "input_ids": torch.from_numpy(input_ids)[None],
+            "position_ids": torch.from_numpy(positions)[None],
+            "cu_seq_lens_q": cu_seq_lens,
+            "cu_seq_lens_k": cu_seq_lens,
+            "max_length_q": longest,
+            "max_length_k": longest,
+            **_what_is_trained(rows, boundaries[: len(rows)].astype(np.int64), laid_out=num_tokens),
+        }
+
+    def _filling(self, num_tokens: int) -> list[dict[str, np.ndarray]]:
+        """Documents with nothing to train that bring a batch to its fixed size, none longer than `longest`."""
+        rest = (self.fixed_tokens or num_tokens) - num_tokens
+        at_most = self.longest or rest
+        lengths = [min(at_most, rest - start) for start in range(0, rest, at_most or 1)]
+        return [
+            {
+                "input_ids": np.full(length, self.pad_token_id, dtype=np.int64),
+                "labels": np.full(length, IGNORED, dtype=np.int64),
+            }
+            for length in lengths
+        ]
+
+
+def _what_is_trained(rows: Sequence[Mapping[str, Any]], starts: np.ndarray, *, laid_out: int) -> dict[str, Any]:
+    """The supervised positions of rows that begin at `starts` `[B]` among the laid out tokens.
+
+    Position `t` predicts token `t + 1`, so a row's first token is never a target.
+    """
+    found = [np.flatnonzero(row["labels"][1:] != IGNORED) for row in rows]
+    numbers = np.array([len(places) for places in found])
+    lengths = np.array([len(row["labels"]) for row in rows])
+    positions = np.concatenate([places + start for places, start in zip(found, starts, strict=True)])
+    targets = np.concatenate([row["labels"][1:][places] for row, places in zip(rows, found, strict=True)])
+    trained = numbers > 0
+    return {
+        "label_positions": torch.from_numpy(positions.astype(np.int64, copy=False)),
+        "targets": torch.from_numpy(targets.astype(np.int64)),
+        "target_rows": torch.from_numpy(np.repeat(np.arange(len(rows)), numbers)),
+        "counts": BatchCounts(
+            rows=int(trained.sum()),
+            tokens=int(lengths[trained].sum()),
+            supervised=int(numbers.sum()),
+            laid_out=laid_out,
+            squares=int((lengths[trained].astype(np.int64) ** 2).sum()),
+        ),
+    }

@@ -1,6 +1,6 @@
 """What training holds in memory at its fullest, by arithmetic: for a sense of size before anything is tried.
 
-Shapes: `B` rows of a micro-batch, `T` tokens of its longest row, `V` vocabulary, `h` hidden size, `I` intermediate
+Shapes: `N` tokens of a micro-batch, `T` tokens of its longest row, `V` vocabulary, `h` hidden size, `I` intermediate
 size of the feed-forward block. The counts are those of a decoder with RMS norms and a gated feed-forward block (four
 tensors of width `I`: gate, up, activation, product). GPT-2's GELU, written out in Python, keeps about as many; a plain
 block with a fused GELU keeps two, so for such a model the estimate is high. Keys and values count as wide as queries,
@@ -63,7 +63,7 @@ _STATES = (
 def estimate_memory(
     footprint: ModelFootprint,
     *,
-    rows: int,
+    tokens: int,
     longest_row: int,
     weights: str,
     mixed: str,
@@ -71,6 +71,7 @@ def estimate_memory(
     gradient_checkpointing: bool,
     attention: str = "sdpa",
     supervised_share: float = 1.0,
+    score_chunk_bytes: int | None = None,
 ) -> MemoryEstimate:
     """What one device holds at its fullest, in bytes: for the order of magnitude, not a promise.
 
@@ -79,7 +80,7 @@ def estimate_memory(
 
     Args:
         footprint: the model's size. Fewer trained parameters than parameters means adapters on frozen weights.
-        rows: `B`.
+        tokens: `N`, of the fullest micro-batch, padding included.
         longest_row: `T`.
         weights: type of the weights in memory: `float32`, `bfloat16`, `float16`.
         mixed: autocast: `bf16`, `fp16` or `no`.
@@ -87,7 +88,8 @@ def estimate_memory(
         gradient_checkpointing: activations are computed again, layer by layer, in the backward pass.
         attention: `eager` keeps the scores of every head, `[B, heads, T, T]`; fused attention does not (Dao et al.,
             2022, FlashAttention).
-        supervised_share: share of the positions whose logits the loss brings to float32.
+        supervised_share: share of the positions that are trained.
+        score_chunk_bytes: the output layer's scores are made a few at a time, which take so much; None: all at once.
     """
     element, trained = _ELEMENT_BYTES[weights], footprint.num_trainable_parameters
     has_adapters = trained < footprint.num_parameters
@@ -101,13 +103,13 @@ def estimate_memory(
         optimizer_bytes=round(trained * optimizer_bytes(optimizer, trained_element)),
         activations_bytes=_activation_bytes(
             footprint,
-            rows,
+            tokens,
             longest_row,
             kind=(mixed != "no", element == 2, has_adapters),
             keeps_scores=attention == "eager",
             gradient_checkpointing=gradient_checkpointing,
         ),
-        logits_bytes=_logits_bytes(footprint, rows * longest_row, element, mixed, supervised_share),
+        logits_bytes=_logits_bytes(footprint, tokens * supervised_share, element, mixed, score_chunk_bytes),
     )
 
 
@@ -125,7 +127,7 @@ def optimizer_bytes(optimizer: str, element_bytes: int = 4) -> float:
 
 def _activation_bytes(
     footprint: ModelFootprint,
-    rows: int,
+    tokens: int,
     longest_row: int,
     *,
     kind: tuple[bool, bool, bool],
@@ -141,7 +143,6 @@ def _activation_bytes(
     is_mixed, is_16_bit, _ = kind
     per_hidden, per_intermediate = _KEPT_BYTES[kind]
     intermediate_size = footprint.intermediate_size or 4 * footprint.hidden_size
-    tokens = rows * longest_row
     layer = tokens * (per_hidden * footprint.hidden_size + per_intermediate * intermediate_size)
     if keeps_scores:
         # The softmax is float32; in 16 bits the product with the values keeps a cast copy of it.
@@ -154,12 +155,19 @@ def _activation_bytes(
     return footprint.num_layers * between_layers + layer
 
 
-def _logits_bytes(footprint: ModelFootprint, tokens: int, element: int, mixed: str, supervised_share: float) -> int:
-    """The whole logits `[B, T, V]`, and of the supervised positions what the loss makes of them.
+def _logits_bytes(
+    footprint: ModelFootprint, supervised: float, element: int, mixed: str, chunk_bytes: int | None
+) -> int:
+    """The output layer's scores of the supervised positions, and what the loss makes of them.
 
-    Held at once when the loss is made: the logits (float32 under autocast, which accelerate casts back; else of the
-    weights' type), their supervised rows in float32, the log-softmax. On the way back the gradients take their place.
-    With every position supervised that is 12 bytes for each of `B * T * V`.
+    Made a few positions at a time, they count as the chunk in work (scores and their gradient) and what is kept for the
+    backward pass: the gradients of the hidden states, and of the output layer's weights where these are trained. Else
+    all scores and their gradient, in the type of the weights (float32 under autocast, which accelerate casts back).
     """
-    whole, supervised = (4, 8) if element == 4 or mixed != "no" else (2, 10)
-    return round(tokens * footprint.vocab_size * (whole + supervised * supervised_share))
+    scores = supervised * footprint.vocab_size
+    if chunk_bytes is None:
+        return round(2 * scores * (4 if element == 4 or mixed != "no" else 2))
+    kept = 4 * supervised * footprint.hidden_size
+    if footprint.num_trainable_parameters == footprint.num_parameters:
+        kept += 4 * footprint.vocab_size * footprint.hidden_size
+    return round(kept + 2 * min(chunk_bytes, 4 * scores))

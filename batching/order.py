@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from batching.packing import PackPlan
+
 MEGA_BATCHES = 50
 """Global micro-batches sorted together by `group_by_length`: enough to find neighbours of like length, few enough to
 keep the order random."""
@@ -103,3 +105,23 @@ class RankBatchSampler:
             ]
             grouped += shuffled + [batch for batch in batches if len(batch) < self._rows_together]
         return np.concatenate(grouped)
+
+
+class PackedBatchSampler(RankBatchSampler):
+    """Micro-batches of packs: as `RankBatchSampler` deals out rows, this deals out packs, each a list of rows."""
+
+    def __init__(self, packs: PackPlan, micro_batch_size: int, **options: object):
+        """Args:
+        packs: the pattern of the packs; each epoch deals the rows out to it anew.
+        micro_batch_size: packs in a micro-batch of one process.
+        options: as for `RankBatchSampler`.
+        """
+        super().__init__(packs.num_packs, micro_batch_size, **options)
+        self._packs = packs
+
+    def __iter__(self) -> Iterator[list[int]]:
+        packs = self._packs.deal(self.seed, self.epoch, shuffle=self.strategy != "sequential")
+        for batch in super().__iter__():
+            # A filler stands for a pack of fillers.
+            rows = [(pack, packs[pack if pack >= 0 else filler(pack)].tolist()) for pack in batch]
+            yield [row if pack >= 0 else filler(row) for pack, of_pack in rows for row in of_pack]

@@ -44,6 +44,7 @@ def find_contradictions(config: SFTConfig) -> Iterator[Contradiction]:
     yield from _check_datasets(config)
     yield from _check_streaming(config)
     yield from _check_training(config)
+    yield from _check_packing(config)
     yield from _check_passed_through(config)
     yield from _check_evaluation_schedule(config)
     yield from _check_logging(config)
@@ -63,6 +64,10 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
         yield "shuffle_block_rows has no effect: streaming is false."
     if data.streaming and training.extra_training_arguments.get("dataloader_drop_last"):
         yield "dataloader_drop_last has no effect: a stream has no last batch."
+    if training.tokens_per_batch and training.per_device_train_batch_size != _default("per_device_train_batch_size"):
+        yield "per_device_train_batch_size has no effect: tokens_per_batch says how large a micro-batch is."
+    if training.checkpoint_every_n_layers != 1 and not training.gradient_checkpointing:
+        yield "checkpoint_every_n_layers has no effect: gradient_checkpointing is false."
     if data.on_bad_rows == "error" and data.max_bad_row_share != _default("max_bad_row_share"):
         yield "max_bad_row_share has no effect: on_bad_rows: error stops at any bad row."
     if training.extra_training_arguments.get("gradient_checkpointing_kwargs") and not training.gradient_checkpointing:
@@ -213,6 +218,26 @@ def _check_training(config: SFTConfig) -> Iterator[Contradiction]:
         )
 
 
+def _check_packing(config: SFTConfig) -> Iterator[Contradiction]:
+    data, training = config.data, config.training
+    if training.packing and training.tokens_per_batch:
+        yield Contradiction("tokens_per_batch", "packs are sized by max_seq_length with packing; choose one.")
+    if training.tokens_per_batch and training.tokens_per_batch < data.max_seq_length:
+        yield Contradiction(
+            "tokens_per_batch",
+            f"is {training.tokens_per_batch}, less than a row may have (max_seq_length {data.max_seq_length}).",
+        )
+    for key in ("packing", "tokens_per_batch"):
+        if not getattr(training, key):
+            continue
+        if data.streaming:
+            yield Contradiction(key, "needs the lengths of all rows beforehand, streaming has none; choose one.")
+        if training.padding_free is False:
+            yield Contradiction(key, "lays rows end to end, which padding_free: false forbids; choose one.")
+        if training.extra_training_arguments.get("train_sampling_strategy") == "group_by_length":
+            yield Contradiction(key, "makes batches of like size itself; leave train_sampling_strategy out.")
+
+
 def _check_passed_through(config: SFTConfig) -> Iterator[Contradiction]:
     """What transformers would refuse only after it is loaded."""
     extra = config.training.extra_training_arguments
@@ -224,7 +249,7 @@ def _check_passed_through(config: SFTConfig) -> Iterator[Contradiction]:
     if metric is not None and str(metric).removeprefix("eval_") not in EVALUATION_METRICS:
         choices = " | ".join(EVALUATION_METRICS)
         yield Contradiction("metric_for_best_model", f"{metric!r} is unknown; choose {choices}.")
-    if extra.get("dataloader_prefetch_factor") is not None and config.training.dataloader_num_workers == 0:
+    if extra.get("dataloader_prefetch_factor") is not None and config.training.dataloader_num_workers in (0, "auto"):
         yield Contradiction("dataloader_prefetch_factor", "needs dataloader_num_workers above 0.")
     cache_steps = extra.get("torch_empty_cache_steps")
     if cache_steps is not None and cache_steps < 1:

@@ -171,7 +171,20 @@ class TrainingConfig:
     """Where the model, checkpoints, metrics and the summary go."""
 
     per_device_train_batch_size: PositiveInt = 8
-    """Rows in a micro-batch on each device."""
+    """Rows in a micro-batch on each device; with `packing`, packs."""
+
+    packing: bool = False
+    """Join rows to packs of up to `max_seq_length` tokens, so that every micro-batch is about equally full. Each row
+    still sees itself alone. A step then has so many packs, and many more rows: mind the learning rate."""
+
+    tokens_per_batch: PositiveInt | None = None
+    """Micro-batches of about this many tokens, as many rows as fit, in place of `per_device_train_batch_size`. At least
+    `max_seq_length`."""
+
+    padding_free: bool | Literal["auto"] = "auto"
+    """Lay the rows of a micro-batch end to end, each seeing itself alone, so that no padding is computed: the same
+    numbers, faster. auto: where the model can (tried on a few tokens), else padded, and the log says why. true: stop
+    where it cannot. false: padded."""
 
     per_device_eval_batch_size: PositiveInt = 8
     """Rows in an evaluation batch on each device. Changes speed and memory, not the result."""
@@ -213,10 +226,23 @@ class TrainingConfig:
     """Mixed precision in float16. auto: on GPUs that have no bfloat16."""
 
     bf16: bool | Literal["auto"] = "auto"
-    """Mixed precision in bfloat16. auto: on GPUs that have it, not on CPU."""
+    """Mixed precision in bfloat16. auto: on GPUs that have it; on a CPU where a short trial finds its products clearly
+    faster (one process only)."""
 
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: much less memory, about a quarter slower."""
+
+    checkpoint_every_n_layers: PositiveInt = 1
+    """With `gradient_checkpointing`: only in every so many-th layer. 1: in all; 2: in half of them, where the memory
+    allows it."""
+
+    torch_compile: bool = False
+    """Compile the model's layers (torch.compile), each kind once. Worth it on GPUs, with `packing` or
+    `tokens_per_batch`: batches then have one size, and nothing is compiled again."""
+
+    reuse_freed_memory: bool | Literal["auto"] = "auto"
+    """Let the C library (glibc) keep freed memory for the next step instead of giving it back to the system and asking
+    for it again: about a quarter faster on CPU, and more memory held. auto: when training on CPU."""
 
     eval_steps: Steps | None = None
     """Evaluate every so many steps (below 1: a share of all steps). Default: at the end of each epoch."""
@@ -233,8 +259,9 @@ class TrainingConfig:
     resume_from_checkpoint: bool | PathText | None = None
     """A checkpoint folder; true: the newest in `output_dir`, which must have one; auto: the newest if there is one."""
 
-    dataloader_num_workers: NonNegativeInt = 0
-    """Processes that lay out batches ahead of need. 0: in the training process."""
+    dataloader_num_workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Processes that lay out batches ahead of need. 0: in the training process. auto: 2 where the training process
+    keeps a GPU busy, 0 on CPU."""
 
     extra_training_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of transformers' TrainingArguments, given at the top level, checked by name and type."""

@@ -35,7 +35,7 @@ from prepared_data.store import (
 from prompting.formats import RecordFormat
 from prompting.messages import RowRefused
 from prompting.rendering import ChatRenderer, render_text
-from prompting.tokenizing import RowTokenizer, RowTooLong, TokenizedRow
+from prompting.tokenizing import RowTokenizer, RowTooLong, TokenizedRow, TokenizedRows
 from sft_errors import DataError
 from sft_types import Conversation, DroppedRow, RawRow, RenderedText, RowPreview, RowSource
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 EXAMPLES_OF_A_REASON = 10
 """Dropped rows of a reason that are remembered with their place; all are counted."""
 CHUNKS_WITHOUT_HELP = 4
-"""So many chunks are prepared in this process before others are started: small data needs none."""
+"""Data of at most so many chunks is prepared in this process: others would not have started by then."""
 NOTE_FLAGS = {
     "thoughts_left_out": THOUGHTS_LEFT_OUT,
     "content_left_out": CONTENT_LEFT_OUT,
@@ -145,18 +145,30 @@ class RowPreparer:
     def __call__(self, chunk: "Chunk") -> PreparedChunk:
         """The prepared rows of a chunk."""
         rows = chunk.rows()
+        conversations, rendered = self._render(rows)
+        whole = [number for number, text in enumerate(rendered) if not isinstance(text, RowRefused)]
+        tokens = self._tokenize([rendered[number] for number in whole])
+        for place, refusal in tokens.refusals.items():
+            rendered[whole[place]] = refusal
         used, refusals = [], Refusals()
-        for number, (row, outcome) in enumerate(zip(rows, self.prepare(rows), strict=True), start=1):
+        for number, (row, outcome) in enumerate(zip(rows, rendered, strict=True)):
             if isinstance(outcome, RowRefused):
                 refusals.add(row.source, outcome)
             else:
-                used.append((number, row.source.line, *outcome))
-        tokens = [row for *_, row in used]
+                used.append(number)
         return PreparedChunk(
-            input_ids=_concatenated([row.input_ids for row in tokens]),
-            labels=_concatenated([row.labels for row in tokens]),
-            lengths=np.fromiter((len(row.input_ids) for row in tokens), dtype=np.int64, count=len(tokens)),
-            columns=_columns_of(used, chunk.file_index),
+            input_ids=tokens.input_ids,
+            labels=tokens.labels,
+            lengths=tokens.lengths,
+            columns=RowColumns(
+                num_supervised=tokens.num_supervised.astype(np.int32),
+                full_length=tokens.full_length.astype(np.int32),
+                flags=_flags([rendered[number] for number in used], tokens),
+                digest=np.asarray([_digest(conversations[number]) for number in used], dtype=np.uint64),
+                number=np.asarray(used, dtype=np.int64) + 1,
+                file=np.full(len(used), chunk.file_index, dtype=np.int32),
+                line=np.asarray([rows[number].source.line for number in used], dtype=np.int64),
+            ),
             rows_read=len(rows),
             refusals=refusals,
             seen_columns=frozenset(chain.from_iterable(row.record for row in rows if row.record is not None)),
@@ -164,13 +176,19 @@ class RowPreparer:
 
     def prepare(self, rows: Sequence[RawRow]) -> list[tuple[Conversation, RenderedText, TokenizedRow] | RowRefused]:
         """Each row's conversation, text and tokens; or why it cannot be used."""
-        conversations = _kept(self.convert, rows)
-        rendered = _kept_all(self._render_all, conversations)
-        tokens = _kept_all(self._tokenize, rendered)
+        conversations, rendered = self._render(rows)
+        tokens = _kept_all(lambda texts: self._tokenize(texts).apart(), rendered)
         return [
             row if isinstance(row, RowRefused) else (conversation, text, row)
             for conversation, text, row in zip(conversations, rendered, tokens, strict=True)
         ]
+
+    def _render(
+        self, rows: Sequence[RawRow]
+    ) -> tuple[list[Conversation | RowRefused], list[RenderedText | RowRefused]]:
+        """Each row's conversation and its text; or why it has none."""
+        conversations = _kept(self.convert, rows)
+        return conversations, _kept_all(self._render_all, conversations)
 
     def convert(self, row: RawRow) -> Conversation:
         """A raw row's conversation.
@@ -212,17 +230,17 @@ def prepare_chunks(
         DataError: if a process is killed, or cannot be started.
     """
     iterator = iter(chunks)
-    for chunk in islice(iterator, CHUNKS_WITHOUT_HELP) if num_workers > 1 else iterator:
-        yield chunk, preparer(chunk)
-    first = next(iterator, None)
-    if first is None:
+    first = list(islice(iterator, CHUNKS_WITHOUT_HELP + 1 if num_workers > 1 else 0))
+    if len(first) <= CHUNKS_WITHOUT_HELP:
+        for chunk in chain(first, iterator):
+            yield chunk, preparer(chunk)
         return
     # A forked process starts at once and shares what is loaded; on other systems a fork with threads is not safe.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     others = set(active_children())
     pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(preparer,))
     try:
-        yield from _in_order(pool, chain([first], iterator), 2 * num_workers)
+        yield from _in_order(pool, chain(first, iterator), 2 * num_workers)
     except BaseException as error:
         # Nobody waits for what they are at; and where not all could be started, nobody else would end them.
         for process in set(active_children()) - others:
@@ -303,27 +321,14 @@ def _kept_all(step: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) 
     return [item if isinstance(item, RowRefused) else next(results) for item in items]
 
 
-def _columns_of(
-    used: Sequence[tuple[int, int, Conversation, RenderedText, TokenizedRow]], file_index: int
-) -> RowColumns:
-    count = len(used)
-    return RowColumns(
-        num_supervised=np.fromiter((row.num_supervised for *_, row in used), dtype=np.int32, count=count),
-        full_length=np.fromiter((row.full_length for *_, row in used), dtype=np.int32, count=count),
-        flags=np.fromiter((_flags(text, row) for *_, text, row in used), dtype=np.uint8, count=count),
-        digest=np.fromiter((_digest(conversation) for _, _, conversation, *_ in used), dtype=np.uint64, count=count),
-        number=np.fromiter((number for number, *_ in used), dtype=np.int64, count=count),
-        file=np.full(count, file_index, dtype=np.int32),
-        line=np.fromiter((line for _, line, *_ in used), dtype=np.int64, count=count),
-    )
-
-
-def _flags(text: RenderedText, row: TokenizedRow) -> int:
-    flags = TRAINED_END if row.has_trained_end else 0
-    if row.was_truncated:
-        flags |= LOST_END if row.lost_its_end else LOST_PROMPT
-    for note in text.notes:
-        flags |= NOTE_FLAGS[note]
+def _flags(texts: Sequence[RenderedText], tokens: TokenizedRows) -> np.ndarray:
+    """`RowColumns.flags` of the rows that are used."""
+    flags = np.where(tokens.has_trained_end, TRAINED_END, 0).astype(np.uint8)
+    lost = np.where(tokens.lost_its_end, LOST_END, LOST_PROMPT).astype(np.uint8)
+    flags |= np.where(tokens.full_length > tokens.lengths, lost, np.uint8(0))
+    for row, text in enumerate(texts):
+        for note in text.notes:
+            flags[row] |= NOTE_FLAGS[note]
     return flags
 
 
@@ -345,7 +350,3 @@ def _digest(conversation: Conversation) -> int:
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _concatenated(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)

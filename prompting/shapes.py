@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import string
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 from prompting.marking import answer_in
 from prompting.turns import PROMPT_GOES_FURTHER, FoundTurns
@@ -46,16 +47,13 @@ class Shapes:
         contents = [message["content"] for message in conversation.messages]
         if shape.is_trimmed:
             contents = [content.strip() for content in contents]
-        parts = [part for pair in zip(shape.literals, contents, strict=False) for part in pair]
-        if "".join(parts) + shape.literals[-1] != text:
+        parts = [*chain.from_iterable(zip(shape.literals, contents, strict=False)), shape.literals[-1]]
+        if "".join(parts) != text:
             return None
-        starts, position = [], 0
-        for literal, content in zip(shape.literals, contents, strict=False):
-            position += len(literal)
-            starts.append(position)
-            position += len(content)
+        ends = list(accumulate(map(len, parts)))
         spans = {
-            index: (starts[index] - before, starts[index] + len(contents[index]) + behind)
+            # Where a content begins, the literal before it ends.
+            index: (ends[2 * index] - before, ends[2 * index + 1] + behind)
             for index, before, behind in shape.turns
         }
         if shape.unmet and any(text.startswith(shape.unmet, start) for start, _ in spans.values()):

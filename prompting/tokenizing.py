@@ -1,14 +1,18 @@
 """Rendered text to `input_ids` and `labels`, by character positions.
 
-Shapes: `T` tokens of a row.
+Rows are tokenized many at a time and their tokens lie one row after another, so that numpy is called a few times for
+all of them: called for each row, it would cost a tenth of the tokenizer's time.
+
+Shapes: `T` tokens of a row, `R` rows, `N` tokens of all of them.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,16 +64,52 @@ class RowTooLong(RowRefused):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizedRows:
+    """Rows as the model sees them, one after another, without those that have nothing left to train on."""
+
+    input_ids: np.ndarray
+    """int32 `[N]`, and so `labels`."""
+    labels: np.ndarray
+    lengths: np.ndarray
+    """int64 `[R]`: tokens of each row."""
+    full_length: np.ndarray
+    """int64 `[R]`: tokens before anything was cut."""
+    num_supervised: np.ndarray
+    """int64 `[R]`, and what follows bool `[R]`: each as `TokenizedRow` has it."""
+    lost_its_end: np.ndarray
+    has_trained_end: np.ndarray
+    refusals: Mapping[int, RowRefused]
+    """Place among the rows that were given, from 0 -> why it is none of these."""
+
+    def apart(self) -> list[TokenizedRow | RowRefused]:
+        """Each row that was given, or why it cannot be used. Copies: one that is kept does not keep the others."""
+        stops = np.cumsum(self.lengths)
+        bounds = zip((stops - self.lengths).tolist(), stops.tolist(), strict=True)
+        used = (
+            TokenizedRow(
+                input_ids=self.input_ids[begin:stop].copy(),
+                labels=self.labels[begin:stop].copy(),
+                full_length=int(self.full_length[row]),
+                lost_its_end=bool(self.lost_its_end[row]),
+                has_trained_end=bool(self.has_trained_end[row]),
+            )
+            for row, (begin, stop) in enumerate(bounds)
+        )
+        return [self.refusals.get(place) or next(used) for place in range(len(self.lengths) + len(self.refusals))]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _PlacedTokens:
-    """A whole row's tokens, `[T]` each; those without characters (begin-of-text that is added) are `[0, 0)`."""
+    """Whole rows' tokens, one row after another, `[N]` each."""
 
     input_ids: np.ndarray
     """int32."""
     starts: np.ndarray
-    """int64: the characters `[start, end)` that a token stands for."""
+    """int64: the characters `[start, end)` that a token stands for, counted through the texts of all rows. A token
+    without characters (begin-of-text that is added) starts where it ends."""
     ends: np.ndarray
-    trained: np.ndarray
-    """bool."""
+    lengths: np.ndarray
+    """int64 `[R]`: tokens of each row."""
 
 
 class RowTokenizer:
@@ -98,17 +138,24 @@ class RowTokenizer:
         self._max_seq_length = max_seq_length
         self._keep_too_long = keep_too_long
         self._ends = np.asarray([tokenizer.eos_token_id] if end_token_ids is None else end_token_ids, dtype=np.int64)
-        self._token_bytes = _ByteLengths.of(tokenizer) if is_chat else None
 
-    def __call__(self, rows: Sequence[RenderedText]) -> list[TokenizedRow | RowRefused]:
-        """For each row its tokens, or why it has nothing left to train on."""
-        return [self._cut(row.input_ids, row.trained) for row in self._placed(rows)]
+    @cached_property
+    def _token_bytes(self) -> "_ByteLengths | None":
+        """How to place tokens without asking for offsets, if that can be done. Made at the first use: it costs more
+        than a hundred rows."""
+        return _ByteLengths.of(self._tokenizer) if self._is_chat else None
+
+    def __call__(self, rows: Sequence[RenderedText]) -> TokenizedRows:
+        """The tokens of all rows."""
+        tokens = self._placed(rows)
+        return self._cut(tokens, self._trained(tokens, rows))
 
     def segments(self, row: RenderedText) -> tuple[Segment, ...]:
         """The text of a row as far as it is kept, cut where training begins and ends: read off the labels."""
-        (placed,) = self._placed([row])
+        placed = self._placed([row])
         limit, text = self._max_seq_length, row.text
-        starts, ends, trained = placed.starts[:limit], placed.ends[:limit], placed.trained[:limit]
+        starts, ends = placed.starts[:limit], placed.ends[:limit]
+        trained = self._trained(placed, [row])[:limit]
         # What is added behind the text has no characters of it.
         is_added = starts >= len(text)
         kept = len(text) if len(placed.starts) <= limit else int(ends.max(initial=0))
@@ -125,29 +172,46 @@ class RowTokenizer:
             segments.append(Segment(text=self._tokenizer.eos_token, trained=True))
         return tuple(segments)
 
-    def _placed(self, rows: Sequence[RenderedText]) -> Iterator[_PlacedTokens]:
-        """Each row's tokens, before anything is cut."""
-        for row, (input_ids, starts, ends) in zip(rows, self._encode([row.text for row in rows]), strict=True):
-            tokens = _PlacedTokens(
-                input_ids=input_ids, starts=starts, ends=ends, trained=_trained_tokens(starts, ends, row.trained_spans)
-            )
-            yield tokens if self._is_chat else _complete_text(self._tokenizer, tokens, len(row.text))
-
-    def _encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Each text's tokens with the characters `[start, end)` that they stand for; int32 and int64, `[T]`."""
-        if not texts:
-            return []
+    def _placed(self, rows: Sequence[RenderedText]) -> _PlacedTokens:
+        """The tokens of all rows, before anything is cut."""
+        texts = [row.text for row in rows]
         if self._token_bytes is None:
-            return self._encode_with_offsets(texts)
+            return _joined(texts, self._encode_with_offsets(texts))
         encodings = self._token_bytes.backend.encode_batch_fast(texts, add_special_tokens=False)
-        results = []
-        for text, encoding in zip(texts, encodings, strict=True):
-            input_ids = np.array(encoding.ids, dtype=np.int32)
-            places = self._token_bytes.places(text, input_ids)
-            results += self._encode_with_offsets([text]) if places is None else [(input_ids, *places)]
-        return results
+        lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(texts))
+        input_ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), dtype=np.int32)
+        fits = self._token_bytes.fits(texts, input_ids, lengths)
+        if fits.all():
+            starts, ends = self._token_bytes.places(texts, input_ids)
+            return _PlacedTokens(input_ids=input_ids, starts=starts, ends=ends, lengths=lengths)
+        own_ids = np.split(input_ids, np.cumsum(lengths)[:-1])
+        return _joined(
+            texts,
+            [
+                (ids, *self._token_bytes.places([text], ids)) if fit else self._encode_with_offsets([text])[0]
+                for text, ids, fit in zip(texts, own_ids, fits, strict=True)
+            ],
+        )
+
+    def _trained(self, tokens: _PlacedTokens, rows: Sequence[RenderedText]) -> np.ndarray:
+        """Which tokens are trained, bool `[N]`: those that stand for a character of a trained span, were it in part;
+        and the end of a plain text."""
+        text_ends = np.cumsum([len(row.text) for row in rows], dtype=np.int64)
+        characters = np.zeros(text_ends[-1] if rows else 0, dtype=bool)
+        for row, text_end in zip(rows, text_ends.tolist(), strict=True):
+            begin = text_end - len(row.text)
+            for start, end in row.trained_spans:
+                characters[begin + start : begin + end] = True
+        before = _counts_before(characters)
+        trained = before[tokens.ends] > before[tokens.starts]
+        if not self._is_chat and self._tokenizer.eos_token_id is not None:
+            trained[np.cumsum(tokens.lengths) - 1] = True
+        return trained
 
     def _encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Each text's tokens, and the characters `[start, end)` of it that they stand for; int32 and int64, `[T]`."""
+        if not texts:
+            return []
         encoded = self._tokenizer(
             list(texts),
             add_special_tokens=not self._is_chat,
@@ -163,34 +227,54 @@ class RowTokenizer:
             for index in np.flatnonzero((starts == ends) & (ends > 0)):
                 # Tokenizers that trim offsets (GPT-NeoX and its kin) leave nothing of a token that is all white space.
                 starts[index] -= text[ends[index] - 1].isspace()
-            results.append((np.asarray(ids, dtype=np.int32), starts, ends))
+            tokens = (np.asarray(ids, dtype=np.int32), starts, ends)
+            results.append(tokens if self._is_chat else _complete_text(self._tokenizer, *tokens, len(text)))
         return results
 
-    def _cut(self, input_ids: np.ndarray, trained: np.ndarray) -> TokenizedRow | RowRefused:
-        if not trained[1:].any():
-            return RowRefused("nothing_to_train", "no token of it is trained")
-        limit, length = self._max_seq_length, len(input_ids)
-        labels = np.where(trained, input_ids, np.int32(IGNORED)).astype(np.int32, copy=False)
-        lost_its_end = bool(trained[limit:].any())
-        if length > limit:
-            loses = "end" if lost_its_end else "prompt"
-            if not trained[1:limit].any():
-                loses = "answer"
-            if not self._keep_too_long:
-                message = f"it has {length:,} tokens, more than max_seq_length {limit:,}"
-                return RowTooLong("too_long", message, length, loses)
-            if loses == "answer":
-                message = f"its {length} tokens are cut to max_seq_length {limit}, before the answer begins"
-                return RowTooLong("nothing_left_after_truncation", message, length, loses)
-            # A copy, or the whole row would stay in memory behind the part that is kept.
-            input_ids, labels = input_ids[:limit].copy(), labels[:limit].copy()
-        return TokenizedRow(
+    def _cut(self, tokens: _PlacedTokens, trained: np.ndarray) -> TokenizedRows:
+        lengths, limit = tokens.lengths, self._max_seq_length
+        stops = np.cumsum(lengths)
+        begins = stops - lengths
+        cuts = np.minimum(begins + limit, stops)
+        predicted = trained.copy()
+        predicted[begins[lengths > 0]] = False  # a row's first token has nothing to be predicted from
+        before = _counts_before(predicted)
+        ends_before = _counts_before(predicted & np.isin(tokens.input_ids, self._ends))
+        num_supervised = before[cuts] - before[begins]
+        num_lost = before[stops] - before[cuts]
+        is_too_long = lengths > limit
+        is_refused = num_supervised + num_lost == 0
+        is_refused |= is_too_long & (num_supervised == 0 if self._keep_too_long else True)
+        input_ids, labels = tokens.input_ids, np.where(trained, tokens.input_ids, np.int32(IGNORED))
+        if is_refused.any() or is_too_long.any():
+            is_kept = np.repeat(~is_refused, lengths) & (np.arange(len(input_ids)) < np.repeat(cuts, lengths))
+            input_ids, labels = input_ids[is_kept], labels[is_kept]
+        used = ~is_refused
+        return TokenizedRows(
             input_ids=input_ids,
             labels=labels,
-            full_length=length,
-            lost_its_end=lost_its_end,
-            has_trained_end=bool((labels[1:, None] == self._ends).any()),
+            lengths=(cuts - begins)[used],
+            full_length=lengths[used],
+            num_supervised=num_supervised[used],
+            lost_its_end=num_lost[used] > 0,
+            has_trained_end=(ends_before[cuts] > ends_before[begins])[used],
+            refusals={
+                row: self._refusal(int(lengths[row]), int(num_supervised[row]), int(num_lost[row]))
+                for row in np.flatnonzero(is_refused).tolist()
+            },
         )
+
+    def _refusal(self, length: int, num_supervised: int, num_lost: int) -> RowRefused:
+        """Why a row of so many tokens is refused, of which a cut leaves and takes so many trained ones."""
+        limit = self._max_seq_length
+        if not num_supervised + num_lost:
+            return RowRefused("nothing_to_train", "no token of it is trained")
+        if not self._keep_too_long:
+            loses = "answer" if not num_supervised else "end" if num_lost else "prompt"
+            message = f"it has {length:,} tokens, more than max_seq_length {limit:,}"
+            return RowTooLong("too_long", message, length, loses)
+        message = f"its {length} tokens are cut to max_seq_length {limit}, before the answer begins"
+        return RowTooLong("nothing_left_after_truncation", message, length, "answer")
 
 
 class _ByteLengths:
@@ -217,64 +301,85 @@ class _ByteLengths:
         backend.no_truncation()
         backend.no_padding()
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        added = {index: token.content for index, token in backend.get_added_tokens_decoder().items()}
         lengths = np.zeros(max(vocabulary.values(), default=0) + 1, dtype=np.int64)
-        for token, index in vocabulary.items():
-            # In the byte-level alphabet a byte is one character.
-            lengths[index] = len(added[index].encode()) if index in added else len(token)
+        # In the byte-level alphabet a byte is one character.
+        lengths[list(vocabulary.values())] = list(map(len, vocabulary))
+        for index, token in backend.get_added_tokens_decoder().items():
+            lengths[index] = len(token.content.encode())
         found = cls(backend, lengths, normalizer == "NFC")
         probe = "A b\u00e9\n\n  c <x> 12\u65e5"
-        direct = backend.encode(probe, add_special_tokens=False).ids
-        same = direct == tokenizer(probe, add_special_tokens=False)["input_ids"]
-        return found if same and found.places(probe, np.asarray(direct)) is not None else None
+        direct = np.asarray(backend.encode(probe, add_special_tokens=False).ids)
+        same = direct.tolist() == tokenizer(probe, add_special_tokens=False)["input_ids"]
+        return found if same and found.fits([probe], direct, np.asarray([len(direct)])).all() else None
 
-    def places(self, text: str, input_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """The characters `[start, end)` of each token, int64 `[T]` each; None where the bytes do not add up to the
-        text's. A token of a part of a character stands for that character."""
+    def fits(self, texts: Sequence[str], input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Whether the bytes of a text's tokens add up to those of the text, bool `[R]`.
+
+        Args:
+            texts: `R` of them.
+            input_ids: their tokens, `[N]`.
+            lengths: tokens of each, `[R]`.
+        """
+        bytes_before = np.concatenate([[0], np.cumsum(self._lengths[input_ids])])
+        stops = np.cumsum(lengths)
+        num_bytes = [len(text) if text.isascii() else self._num_bytes(text) for text in texts]
+        return bytes_before[stops] - bytes_before[stops - lengths] == num_bytes
+
+    def places(self, texts: Sequence[str], input_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The characters `[start, end)` of each token, counted through all texts, int64 `[N]` each; the bytes of each
+        text have to add up. A token of a part of a character stands for that character."""
         lengths = self._lengths[input_ids]
         ends = np.cumsum(lengths)
-        if text.isascii():
-            return (ends - lengths, ends) if len(ends) and ends[-1] == len(text) else None
-        if self._normalizes and not unicodedata.is_normalized("NFC", text):
-            return None
-        data = np.frombuffer(text.encode(), dtype=np.uint8)
-        if not len(ends) or ends[-1] != len(data):
-            return None
+        if all(map(str.isascii, texts)):
+            return ends - lengths, ends
+        data = np.frombuffer("".join(texts).encode(), dtype=np.uint8)
         # Continuation bytes are 10xxxxxx: a character begins with every other byte.
         character = np.cumsum((data & 0xC0) != 0x80)
         return character[ends - lengths] - 1, character[ends - 1]
 
-
-def _trained_tokens(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Which tokens stand for trained characters, `[T]` bool: those that overlap a span.
-
-    A token without characters (begin-of-text that a tokenizer adds) is not trained.
-    """
-    trained = np.zeros(len(starts), dtype=bool)
-    for start, end in spans:
-        trained |= (starts < end) & (ends > start)
-    return trained & (ends > starts)
+    def _num_bytes(self, text: str) -> int:
+        """Bytes that tokens may stand for; -1 where the tokenizer takes other characters than the text's."""
+        if self._normalizes and not unicodedata.is_normalized("NFC", text):
+            return -1
+        return len(text.encode())
 
 
-def _complete_text(tokenizer: "PreTrainedTokenizerBase", tokens: _PlacedTokens, length: int) -> _PlacedTokens:
+def _counts_before(chosen: np.ndarray) -> np.ndarray:
+    """How many are chosen before each place, and before the end: bool `[N]` to int64 `[N + 1]`."""
+    counts = np.zeros(len(chosen) + 1, dtype=np.int64)
+    np.cumsum(chosen, out=counts[1:])
+    return counts
+
+
+def _joined(texts: Sequence[str], rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> _PlacedTokens:
+    """The tokens of all texts, from each one's ids, starts and ends."""
+    lengths = np.asarray([len(ids) for ids, _, _ in rows], dtype=np.int64)
+    begins = np.repeat(np.cumsum([0, *map(len, texts)])[:-1], lengths)
+    none = np.zeros(0, dtype=np.int64)
+    return _PlacedTokens(
+        input_ids=np.concatenate([none.astype(np.int32), *(ids for ids, _, _ in rows)]),
+        starts=np.concatenate([none, *(starts for _, starts, _ in rows)]) + begins,
+        ends=np.concatenate([none, *(ends for _, _, ends in rows)]) + begins,
+        lengths=lengths,
+    )
+
+
+def _complete_text(
+    tokenizer: "PreTrainedTokenizerBase", input_ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Plain text with exactly one begin-of-text (if the tokenizer uses it) and one end-of-text.
 
     Args:
-        tokens: of the whole text.
+        input_ids, starts, ends: tokens of the whole text and their characters, `[T]`.
         length: of the text, in characters: where an end that is added stands.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if len(tokens.input_ids) > 1 and bos is not None and tokens.input_ids[0] == tokens.input_ids[1] == bos:
-        tokens = replace(tokens, **{name: getattr(tokens, name)[1:] for name in _PlacedTokens.__slots__})
+    if len(input_ids) > 1 and bos is not None and input_ids[0] == input_ids[1] == bos:
+        input_ids, starts, ends = input_ids[1:], starts[1:], ends[1:]
     if eos is None:
-        return tokens
-    if len(tokens.input_ids) == 0 or tokens.input_ids[-1] != eos:
-        return _PlacedTokens(
-            input_ids=np.append(tokens.input_ids, np.int32(eos)),
-            starts=np.append(tokens.starts, length),
-            ends=np.append(tokens.ends, length),
-            trained=np.append(tokens.trained, True),
-        )
-    if tokens.ends[-1] == tokens.starts[-1]:  # the tokenizer's own, without a place
-        tokens = replace(tokens, starts=np.append(tokens.starts[:-1], length), ends=np.append(tokens.ends[:-1], length))
-    return replace(tokens, trained=np.append(tokens.trained[:-1], True))
+        return input_ids, starts, ends
+    if len(input_ids) == 0 or input_ids[-1] != eos:
+        return np.append(input_ids, np.int32(eos)), np.append(starts, length), np.append(ends, length)
+    if ends[-1] == starts[-1]:  # the tokenizer's own, without a place
+        return input_ids, np.append(starts[:-1], length), np.append(ends[:-1], length)
+    return input_ids, starts, ends

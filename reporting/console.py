@@ -70,10 +70,13 @@ def model_line(footprint: ModelFootprint, class_name: str, weights: str, mixed: 
 
 def plan_line(plan: BatchPlan, device: str) -> str:
     """How many rows a step sees, and how many steps there are."""
+    packs = ""
+    if plan.packs is not None:
+        packs = f" {plan.packs.num_packs:,} packs of up to {plan.packs.capacity:,} tokens, {plan.packs.fill:.1%} full."
     return (
-        f"Plan: {plan.per_device_train_batch_size} rows x {plan.gradient_accumulation_steps} accumulated x "
-        f"{plan.world_size} processes = {plan.global_batch_size} rows a step; {plan.steps_per_epoch:,} steps an epoch, "
-        f"{plan.total_steps:,} in all; on {device}."
+        f"Plan: {plan.per_device_train_batch_size} {plan.unit} x {plan.gradient_accumulation_steps} accumulated x "
+        f"{plan.world_size} processes = {plan.global_batch_size} {plan.unit} a step; {plan.steps_per_epoch:,} steps an "
+        f"epoch, {plan.total_steps:,} in all; on {device}.{packs}"
     )
 
 

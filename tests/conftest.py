@@ -141,6 +141,7 @@ def run_sft(
             "logging_steps": 1,
             "report_to": "none",
             "sample_max_new_tokens": 4,
+            "bf16": False,  # auto would try out what this machine is fast at
         }
         arguments = [f"--{key}={value}" for key, value in (defaults | settings).items() if value is not None]
         status = main([*arguments, *extra])

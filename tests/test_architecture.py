@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import os
 import subprocess
 import sys
 
@@ -17,7 +19,9 @@ FLOORS = {
     "preparation": 2,
     "training_arguments": 2,
     "training_callbacks": 2,
+    "training_batches": 2,
     "model_manager": 2,
+    "row_layout": 2,
     "prepared_data": 1,
     "prompting": 1,
     "sources": 1,
@@ -29,6 +33,7 @@ FLOORS = {
     "config_manager": 0,
     "configuration": 0,
     "distributed_utils": 0,
+    "heap": 0,
     "sft_types": 0,
     "sft_errors": 0,
 }
@@ -88,6 +93,39 @@ def test_a_configuration_error_imports_neither_torch_nor_transformers():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_dry_run_imports_only_what_it_needs(tmp_path):
+    code = (
+        "import sys, sft_main; status = sft_main.main(sys.argv[1:]); assert status == 0, status; "
+        "spared = ('transformers.trainer', 'datasets', 'matplotlib', 'wandb', 'tensorboard', "
+        "'torch.utils.tensorboard', 'torch._inductor.compile_fx', 'torch._inductor.lowering', 'networkx'); "
+        "found = [name for name in spared if name in sys.modules]; assert not found, found"
+    )
+    command = [sys.executable, "-c", code, "--config_file", "sample_config.yaml", "--dry_run",
+               "--output_dir", str(tmp_path / "out"), "--data_cache_dir", str(tmp_path / "cache")]  # fmt: skip
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "is_compiled"), [("adamw_torch_fused", False), ("adamw_8bit", True), ("paged_lion_32bit", True)]
+)
+def test_libraries_are_imported_without_a_compiler_unless_bitsandbytes_is_used(optimizer, is_compiled):
+    code = (
+        "import gc, os, sys, distributed_utils as d; d.pause_garbage_collection(); "
+        f"d.import_libraries(is_rehearsal=False, optimizer={optimizer!r}, quantization=None); "
+        "assert gc.isenabled() and 'transformers.trainer' in sys.modules; "
+        "assert os.environ.get('TORCHDYNAMO_DISABLE') == '0', 'what was set before comes back'; "
+        "print('torch._inductor.compile_fx' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        env={**os.environ, "TORCHDYNAMO_DISABLE": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    has_bitsandbytes = importlib.util.find_spec("peft") and importlib.util.find_spec("bitsandbytes")
+    assert done.stdout.split() == [str(bool(is_compiled and has_bitsandbytes))]
 
 
 def test_the_environment_is_touched_only_where_it_may_be():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from batching.layout import PaddedCollator, SupervisedRows
-from batching.order import RankBatchSampler, filler
+from batching.layout import FlatCollator, PaddedCollator, SupervisedRows
+from batching.order import PackedBatchSampler, RankBatchSampler, filler
+from batching.packing import plan_packs
 from batching.plan import resolve_batch_plan
 from configuration.schema import TrainingConfig
 from sft_types import DistributedContext
@@ -85,16 +87,111 @@ def test_supervised_rows_ignores_every_label_of_a_filler():
     assert rows[filler(1)]["labels"].tolist() == [-100, -100, -100]
 
 
-def test_padded_collator_shifts_labels_and_pads_at_the_right():
-    rows = [
-        {"input_ids": np.array([5, 6, 7]), "labels": np.array([-100, 6, 7])},
-        {"input_ids": np.array([8, 9]), "labels": np.array([-100, 9])},
+ROWS = [
+    {"input_ids": np.array([5, 6, 7]), "labels": np.array([-100, 6, 7])},
+    {"input_ids": np.array([8, 9]), "labels": np.array([-100, 9])},
+    # A label on the first token is of no use: nothing stands before it that could predict it.
+    {"input_ids": np.array([4, 3]), "labels": np.array([4, -100])},
+]
+COUNTS = {"rows": 2, "tokens": 5, "supervised": 3, "squares": 13}
+
+
+def test_padded_collator_pads_at_the_right_and_finds_what_is_trained():
+    batch = PaddedCollator(pad_token_id=9)(ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9], [4, 3, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
+    # The pad token is a token of the answer too: only the real one is a target.
+    assert batch["label_positions"].tolist() == [0, 1, 3]
+    assert batch["targets"].tolist() == [6, 7, 9]
+    assert batch["target_rows"].tolist() == [0, 0, 1]
+    assert batch["counts"] == {**COUNTS, "laid_out": 9}
+
+
+def test_flat_collator_lays_rows_end_to_end():
+    batch = FlatCollator(pad_token_id=9)(ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 4, 3]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1]]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 7]
+    assert batch["cu_seq_lens_q"].dtype is torch.int32
+    assert batch["max_length_q"] == batch["max_length_k"] == 3
+    assert "attention_mask" not in batch
+    assert batch["label_positions"].tolist() == [0, 1, 3]
+    assert batch["targets"].tolist() == [6, 7, 9]
+    assert batch["target_rows"].tolist() == [0, 0, 1]
+    assert batch["counts"] == {**COUNTS, "laid_out": 7}
+
+
+def test_flat_collator_fills_up_to_a_fixed_size():
+    batch = FlatCollator(pad_token_id=1, fixed_tokens=12, longest=3)(ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 4, 3, 1, 1, 1, 1, 1]]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 7, 10, 12, *[12] * 10]
+    assert batch["max_length_q"] == 3
+    assert batch["counts"] == {**COUNTS, "laid_out": 12}
+    exact = FlatCollator(pad_token_id=1, fixed_tokens=7, longest=3)(ROWS)
+    assert exact["cu_seq_lens_q"].tolist() == [0, 3, 5, 7, *[7] * 12]
+    assert len(FlatCollator(1, fixed_tokens=70, longest=3)(ROWS * 10)["cu_seq_lens_q"]) == 32
+
+
+def packed_rows(sampler, epoch=0):
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+LENGTHS = np.random.default_rng(0).integers(1, 60, 500)
+
+
+def test_packed_batches_hold_every_row_once_and_no_pack_too_full():
+    sampler = PackedBatchSampler(plan_packs(LENGTHS, 64), 3, seed=5)
+    for epoch in (0, 1):
+        batches = packed_rows(sampler, epoch)
+        assert len(batches) == len(sampler)
+        assert sorted(row for batch in batches for row in batch) == list(range(500))
+        assert all(LENGTHS[batch].sum() <= 3 * 64 for batch in batches)
+    assert packed_rows(sampler, 0) != packed_rows(sampler, 1)
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential"])
+def test_packs_of_a_step_do_not_depend_on_how_it_is_split(strategy):
+    packs = plan_packs(LENGTHS, 64)
+    one = packed_rows(PackedBatchSampler(packs, 8, seed=5, strategy=strategy))
+    halves = [
+        packed_rows(PackedBatchSampler(packs, 4, rank=rank, world_size=2, seed=5, strategy=strategy)) for rank in (0, 1)
     ]
-    batch = PaddedCollator(pad_token_id=9)(rows)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-    # The pad token is a token of the answer too: only the real one is a label.
-    assert batch["shift_labels"].tolist() == [[6, 7, -100], [9, -100, -100]]
+    accumulated = packed_rows(PackedBatchSampler(packs, 1, seed=5, strategy=strategy))
+    for step, batch in enumerate(one):
+        both = [row for half in halves for row in half[step] if row >= 0]
+        assert sorted(both) == sorted(batch)
+        assert sorted(row for part in accumulated[8 * step : 8 * step + 8] for row in part) == sorted(batch)
+
+
+def test_a_rank_without_a_pack_gets_a_pack_of_fillers():
+    packs = plan_packs(np.array([5, 5, 5]), 10)
+    own, other = (
+        packed_rows(PackedBatchSampler(packs, 2, rank=rank, world_size=2, strategy="sequential")) for rank in (0, 1)
+    )
+    assert sorted(own[0] + other[0]) == [0, 1, 2]
+    packs = plan_packs(np.array([5, 5, 5, 5, 5]), 10)
+    own, other = (
+        packed_rows(PackedBatchSampler(packs, 1, rank=rank, world_size=2, strategy="sequential")) for rank in (0, 1)
+    )
+    assert [len(own), len(other)] == [2, 2]
+    assert other[1] == [filler(row) for row in own[1]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps_per_epoch", "global_batch_size", "capacity"),
+    [
+        ({"packing": True, "per_device_train_batch_size": 2}, 3, 4, 50),
+        ({"tokens_per_batch": 100}, 3, 2, 100),
+        ({"tokens_per_batch": 100, "gradient_accumulation_steps": 3}, 1, 6, 100),
+    ],
+)
+def test_resolve_batch_plan_counts_packs(settings, steps_per_epoch, global_batch_size, capacity):
+    plan = resolve_batch_plan(
+        TrainingConfig(**settings), 20, DistributedContext(world_size=2), lengths=np.full(20, 25), longest=50
+    )
+    assert (plan.steps_per_epoch, plan.global_batch_size) == (steps_per_epoch, global_batch_size)
+    assert (plan.packs.capacity, plan.packs.fill, plan.unit) == (capacity, 1.0, "packs")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ ADAPTERS = dataclasses.replace(SMALL, num_trainable_parameters=100)
 
 def parts(footprint=SMALL, **changed):
     settings = {
-        "rows": 2, "longest_row": 10, "weights": "float32", "mixed": "no", "optimizer": "adamw_torch_fused",
+        "tokens": 20, "longest_row": 10, "weights": "float32", "mixed": "no", "optimizer": "adamw_torch_fused",
         "gradient_checkpointing": False,
     }  # fmt: skip
     estimate = estimate_memory(footprint, **(settings | changed))
@@ -29,8 +29,8 @@ def parts(footprint=SMALL, **changed):
 
 
 def test_estimate_memory_counts_each_part_in_float32():
-    # 20 tokens; a layer keeps 40 bytes for each of h = 8 and 16 for each of I = 16; 12 bytes for each logit.
-    assert parts() == (4000, 4000, 8000, 2 * 20 * (40 * 8 + 16 * 16), 12 * 20 * 50)
+    # 20 tokens; a layer keeps 40 bytes for each of h = 8 and 16 for each of I = 16; a score and its gradient, 4 each.
+    assert parts() == (4000, 4000, 8000, 2 * 20 * (40 * 8 + 16 * 16), 8 * 20 * 50)
 
 
 def test_estimate_memory_of_adapters_has_gradients_and_states_of_what_is_trained_alone():
@@ -58,16 +58,28 @@ def test_estimate_memory_with_checkpointing_keeps_a_layers_input_and_one_whole_l
 
 
 def test_estimate_memory_of_eager_attention_grows_with_the_square_of_the_row():
-    kept = [parts(longest_row=length, attention="eager")[3] - parts(longest_row=length)[3] for length in (10, 20)]
+    kept = [
+        parts(tokens=2 * length, longest_row=length, attention="eager")[3]
+        - parts(tokens=2 * length, longest_row=length)[3]
+        for length in (10, 20)
+    ]
     assert kept == [2 * 4 * 2 * 2 * 10 * 10, 2 * 4 * 2 * 2 * 20 * 20]  # layers, bytes, heads, rows, T x T
     in_16_bits = parts(mixed="bf16", attention="eager")[3] - parts(mixed="bf16")[3]
     assert in_16_bits == 2 * 6 * 2 * 2 * 10 * 10  # float32 and its cast copy
 
 
-def test_estimate_memory_of_logits_shrinks_with_what_is_supervised_to_the_tensor_itself():
-    assert parts(supervised_share=0.25)[4] == 20 * 50 * (4 + 2)
-    assert parts(supervised_share=0.0)[4] == 20 * 50 * 4
-    assert parts(weights="bfloat16", supervised_share=0.0)[4] == 20 * 50 * 2
+def test_estimate_memory_of_logits_shrinks_with_what_is_supervised():
+    assert parts(supervised_share=0.25)[4] == 5 * 50 * 8
+    assert parts(weights="bfloat16", supervised_share=0.25)[4] == 5 * 50 * 4
+    assert parts(weights="bfloat16", mixed="bf16", supervised_share=0.25)[4] == 5 * 50 * 8
+    assert parts(supervised_share=0.0)[4] == 0
+
+
+def test_estimate_memory_of_logits_made_in_chunks_is_the_chunk_and_the_gradients():
+    of_hidden, of_weights = 4 * 20 * 8, 4 * 50 * 8
+    assert parts(score_chunk_bytes=1000)[4] == of_hidden + of_weights + 2 * 1000
+    assert parts(ADAPTERS, score_chunk_bytes=1000)[4] == of_hidden + 2 * 1000
+    assert parts(ADAPTERS, score_chunk_bytes=10**9)[4] == of_hidden + 2 * 4 * 20 * 50
 
 
 def test_estimate_memory_takes_four_times_the_hidden_size_where_the_model_tells_no_width():
@@ -130,7 +142,7 @@ def test_estimate_memory_is_near_what_autograd_keeps(mixed, attention):
         vocab_size=64, intermediate_size=512, num_attention_heads=4,
     )  # fmt: skip
     estimate = estimate_memory(
-        footprint, rows=4, longest_row=128, weights="float32", mixed=mixed, optimizer="sgd",
+        footprint, tokens=4 * 128, longest_row=128, weights="float32", mixed=mixed, optimizer="sgd",
         gradient_checkpointing=False, attention=attention,
     )  # fmt: skip
     expected = estimate.activations_bytes + estimate.weights_bytes - 4 * count

@@ -20,3 +20,14 @@ def test_bench_prepare_runs(question_file):
     assert result["rows"] == 300
     assert result["rows_per_second"] == round(result["rows_per_second"]) > 0
     assert result["warm_seconds"] > 0
+
+
+def test_bench_startup_runs():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/bench_startup.py", "--repeats=1"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+    assert 0 < result["help_seconds"] < result["dry_run_seconds"]
+    assert result["help_seconds"] < result["first_step_seconds"] < result["whole_run_seconds"]

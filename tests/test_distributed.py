@@ -21,7 +21,7 @@ def runs(model_folder, question_file, tmp_path_factory):
     common = {
         "model_name_or_path": model_folder("llama"), "train_file": question_file, "validation_split": 0.2,
         "max_seq_length": 64, "learning_rate": 1e-2, "num_train_epochs": 2, "logging_steps": 1, "report_to": "none",
-        "eval_steps": 3, "sample_max_new_tokens": 4, "use_cpu": True,
+        "eval_steps": 3, "sample_max_new_tokens": 4, "use_cpu": True, "bf16": False,
     }  # fmt: skip
     config = folder / "config.yaml"
     config.write_text("".join(f"{key}: {value}\n" for key, value in common.items()))

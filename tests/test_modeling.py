@@ -9,63 +9,146 @@ import torch
 from conftest import build_model, build_tokenizer
 
 from modeling.answering import answer_prompt
-from modeling.supervised_loss import EvaluationSums, supervised_loss_sum
+from modeling.flops import training_flops
+from modeling.supervised_loss import EvaluationSums, cross_entropy_sum, linear_cross_entropy_sum, losses_and_hits
+from sft_types import ModelFootprint
 
 
-def batch(rows=4, tokens=6, vocabulary=11, seed=0):
+def batch(positions=14, vocabulary=11, seed=0):
+    """Scores `[S, V]` of supervised positions, and the tokens to predict."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(rows, tokens, vocabulary, generator=generator)
-    labels = torch.randint(0, vocabulary, (rows, tokens), generator=generator)
-    labels[torch.rand(rows, tokens, generator=generator) < 0.4] = -100
-    return logits, labels
+    return torch.randn(positions, vocabulary, generator=generator), torch.randint(
+        0, vocabulary, (positions,), generator=generator
+    )
 
 
-def test_supervised_loss_sum_equals_the_sum_by_hand():
-    logits, labels = batch()
-    log_probabilities = logits.log_softmax(-1)
-    expected = -sum(log_probabilities[b, t, labels[b, t]] for b in range(4) for t in range(6) if labels[b, t] != -100)
-    torch.testing.assert_close(supervised_loss_sum(logits, labels), expected)
+def layer(hidden=5, vocabulary=11, positions=14, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"hidden": (positions, hidden), "weight": (vocabulary, hidden), "bias": (vocabulary,)}
+    return {name: torch.randn(*shape, generator=generator).requires_grad_() for name, shape in shapes.items()}
 
 
-def test_supervised_loss_sum_without_labels_is_zero_and_has_a_gradient():
-    logits, labels = batch()
-    logits.requires_grad_()
-    loss = supervised_loss_sum(logits, torch.full_like(labels, -100))
-    loss.backward()
-    assert loss.item() == 0
-    assert logits.grad.abs().max() == 0
+def with_gradients(loss, tensors):
+    return [loss.detach(), *torch.autograd.grad(loss, list(tensors.values()))]
 
 
-def test_supervised_loss_sum_smooths_as_transformers_does():
-    from transformers.trainer_pt_utils import LabelSmoother
+def test_cross_entropy_sum_equals_the_sum_by_hand():
+    scores, targets = batch()
+    log_probabilities = scores.log_softmax(-1)
+    expected = -sum(log_probabilities[s, targets[s]] for s in range(len(targets)))
+    torch.testing.assert_close(cross_entropy_sum(scores, targets), expected)
 
-    logits, labels = batch()
-    expected = LabelSmoother(epsilon=0.1)({"logits": logits}, labels) * (labels != -100).sum()
-    torch.testing.assert_close(supervised_loss_sum(logits, labels, label_smoothing=0.1), expected)
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk_rows", [1, 4, 14, 100])
+def test_linear_cross_entropy_sum_is_torchs_own_with_every_score(chunk_rows, label_smoothing):
+    _, targets = batch()
+    tensors = layer()
+    found = linear_cross_entropy_sum(**tensors, targets=targets, label_smoothing=label_smoothing, chunk_rows=chunk_rows)
+    expected = torch.nn.functional.cross_entropy(
+        torch.nn.functional.linear(*tensors.values()), targets, reduction="sum", label_smoothing=label_smoothing
+    )
+    # Times a factor, as the mean over the global batch is made of it.
+    torch.testing.assert_close(with_gradients(found * 0.3, tensors), with_gradients(expected * 0.3, tensors))
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cross_entropy_sum_is_torchs_own(label_smoothing):
+    scores, targets = batch()
+    tensors = {"scores": scores.requires_grad_()}
+    found = cross_entropy_sum(scores, targets, label_smoothing=label_smoothing)
+    expected = torch.nn.functional.cross_entropy(scores, targets, reduction="sum", label_smoothing=label_smoothing)
+    torch.testing.assert_close(with_gradients(found * 0.3, tensors), with_gradients(expected * 0.3, tensors))
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_linear_cross_entropy_sum_makes_no_gradient_that_is_not_needed(frozen):
+    tensors = layer()
+    tensors[frozen] = tensors[frozen].detach()
+    linear_cross_entropy_sum(**tensors, targets=batch()[1], chunk_rows=4).backward()
+    assert [name for name, tensor in tensors.items() if tensor.grad is None] == [frozen]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_linear_cross_entropy_sum_under_autocast_is_as_near_as_the_layer_itself(dtype):
+    """Each against float32: the gradient of ours is no further off than that of the layer and loss under autocast."""
+    tensors, (_, targets) = layer(hidden=64, vocabulary=300, positions=50), batch(50, 300)
+    tensors = {name: (tensor.detach() * 0.3).requires_grad_() for name, tensor in tensors.items()}
+    exact = with_gradients(linear_cross_entropy_sum(**tensors, targets=targets), tensors)
+    with torch.autocast("cpu", dtype=dtype):
+        found = with_gradients(linear_cross_entropy_sum(**tensors, targets=targets, chunk_rows=16), tensors)
+        scores = torch.nn.functional.linear(*tensors.values()).float()
+        theirs = with_gradients(torch.nn.functional.cross_entropy(scores, targets, reduction="sum"), tensors)
+    for one, other, right in zip(found, theirs, exact, strict=True):
+        assert one.dtype is right.dtype
+        assert (one - right).norm() <= 1.5 * (other - right).norm() + 1e-4 * right.norm()
+
+
+def test_linear_cross_entropy_sum_keeps_small_float16_gradients():
+    """A softmax over many tokens has values below what float16 can tell from zero."""
+    vocabulary = 40_000
+    hidden = torch.randn(4, 8, dtype=torch.float16).requires_grad_()
+    weight = torch.zeros(vocabulary, 8, dtype=torch.float16).requires_grad_()
+    linear_cross_entropy_sum(hidden, weight, None, torch.tensor([0, 1, 2, 3])).backward()
+    untouched = weight.grad[4:].float()
+    torch.testing.assert_close(
+        untouched, (hidden.detach().float().sum(0) / vocabulary).expand_as(untouched), rtol=0.02, atol=1e-7
+    )
+
+
+def test_linear_cross_entropy_sum_without_targets_is_zero_and_has_a_gradient():
+    tensors = layer(positions=0)
+    loss, *gradients = with_gradients(
+        linear_cross_entropy_sum(**tensors, targets=torch.zeros(0, dtype=torch.long)), tensors
+    )
+    assert loss == 0
+    assert all(gradient.abs().sum() == 0 for gradient in gradients)
+
+
+def test_losses_and_hits_come_in_the_order_of_the_targets():
+    scores, targets = batch()
+    losses, hits = losses_and_hits(iter(scores.split([3, 10, 1])), targets)
+    torch.testing.assert_close(losses, torch.nn.functional.cross_entropy(scores, targets, reduction="none"))
+    assert hits.tolist() == (scores.argmax(-1) == targets).tolist()
 
 
 def test_evaluation_sums_do_not_depend_on_batches():
-    logits, labels = batch(rows=12)
-    whole = EvaluationSums("cpu")
-    whole.add(logits, labels)
-    parts = EvaluationSums("cpu")
-    for start, end in ((0, 1), (1, 8), (8, 12)):
-        parts.add(logits[start:end], labels[start:end])
+    scores, targets = batch(positions=40)
+    losses, hits = losses_and_hits(iter([scores]), targets)
+    rows = torch.arange(40) // 4
+    whole, parts = EvaluationSums("cpu"), EvaluationSums("cpu")
+    whole.add(losses, hits, rows, num_rows=10)
+    for start, end in ((0, 1), (1, 8), (8, 10)):
+        part = slice(4 * start, 4 * end)
+        parts.add(losses[part], hits[part], rows[part] - start, num_rows=end - start)
     assert parts.result().loss == pytest.approx(whole.result().loss, abs=1e-9)
     assert parts.result().token_accuracy == whole.result().token_accuracy
+    assert parts.result().sequence_accuracy == whole.result().sequence_accuracy
 
 
 def test_evaluation_sums_count_tokens_and_sequences():
-    labels = torch.tensor([[1, 2, -100], [3, 0, 1], [-100, -100, -100]])
-    logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 0], [3, 0, 2], [0, 0, 0]]), 4).float() * 50
     sums = EvaluationSums("cpu")
-    sums.add(logits, labels)
+    # Row 1 has no supervised token and does not count; of row 2 one token is wrong.
+    hits = torch.tensor([True, True, True, True, False])
+    losses = torch.tensor([0.5, 0.5, 0.0, 0.0, 4.0])
+    sums.add(losses, hits, torch.tensor([0, 0, 2, 2, 2]), num_rows=2)
+    sums.add(losses[:0], hits[:0], torch.zeros(0, dtype=torch.long), num_rows=0)
     result = sums.result()
     assert result.token_accuracy == 4 / 5
-    assert result.sequence_accuracy == 1 / 2  # the third row has no supervised token and does not count
+    assert result.sequence_accuracy == 1 / 2
     assert sums.num_sequences == 2
-    assert result.loss == pytest.approx(50 / 5, abs=1e-4)
-    assert result.perplexity == pytest.approx(math.exp(result.loss))
+    assert result.loss == 1.0
+    assert result.perplexity == pytest.approx(math.e)
+
+
+@pytest.mark.parametrize(("adapters", "expected"), [(False, 6 * 90 * 10), (True, 4 * 80 * 10 + 6 * 10 * 10)])
+def test_training_flops_by_hand(adapters, expected):
+    size = ModelFootprint(
+        num_parameters=100, num_trainable_parameters=10 if adapters else 100, weight_bytes=400, hidden_size=4,
+        num_layers=2, vocab_size=7, num_lookup_parameters=10,
+    )  # fmt: skip
+    # Two documents of 3 and 7 tokens.
+    assert training_flops(size, tokens=10, squares=9 + 49) == expected + 6 * 2 * 4 * 58
 
 
 def test_answer_prompt_stops_at_the_end_token_and_keeps_the_mode():

@@ -116,7 +116,7 @@ def _marked(rendered):
 
 
 def _tokenized(tokenizer, rendered, max_seq_length=4096, *, is_chat=True):
-    (row,) = RowTokenizer(tokenizer, is_chat=is_chat, max_seq_length=max_seq_length)([rendered])
+    (row,) = RowTokenizer(tokenizer, is_chat=is_chat, max_seq_length=max_seq_length)([rendered]).apart()
     return row
 
 

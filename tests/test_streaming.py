@@ -12,6 +12,7 @@ import pytest
 from conftest import REPOSITORY, build_tokenizer
 from torch.utils.data import DataLoader
 
+from batching.layout import PaddedCollator
 from batching.stream import MicroBatchStream
 from configuration.schema import DataConfig
 from data_handler import prepare_data
@@ -44,13 +45,16 @@ def steps(streamed, count, size, *, rank=0, world_size=1, workers=0, first=0):
     """The answers of each micro-batch, and what it lacks."""
     data, tokenizer = streamed
     stream = MicroBatchStream(
-        data.stream, data.collator, size, rank=rank, world_size=world_size, first_micro_batch=first
+        data.stream, PaddedCollator(0), size, rank=rank, world_size=world_size, first_micro_batch=first
     )
     loader = DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=as_it_is)
     result = []
     for batch in itertools.islice(loader, count):
-        labels = [[token for token in row if token != -100] for row in batch["shift_labels"].tolist()]
-        answers = sorted(tokenizer.decode(row) for row in labels if row)
+        rows = batch["target_rows"].tolist()
+        labels = {row: [] for row in rows}
+        for row, token in zip(rows, batch["targets"].tolist(), strict=True):
+            labels[row].append(token)
+        answers = sorted(tokenizer.decode(row) for row in labels.values())
         result.append((answers, [row.source.line for row in batch["dropped"]]))
     return result
 

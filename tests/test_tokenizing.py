@@ -3,7 +3,7 @@
 import json
 import pickle
 import unicodedata
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -103,6 +103,19 @@ def row_tokenizer(tokenizer, *, is_chat=True, max_seq_length=1000, **options):
     return RowTokenizer(tokenizer, is_chat=is_chat, max_seq_length=max_seq_length, **options)
 
 
+def placed(rows, *texts):
+    """Ids and places of each text, as our code tells them; characters are counted from the text's own beginning."""
+    tokens = rows._placed([RenderedText(text=text, trained_spans=()) for text in texts])
+    results, first, before = [], 0, 0
+    for text, length in zip(texts, tokens.lengths.tolist(), strict=True):
+        own = slice(first, first + length)
+        places = [(array[own] - before).tolist() for array in (tokens.starts, tokens.ends)]
+        results.append((tokens.input_ids[own].tolist(), *places))
+        first, before = first + length, before + len(text)
+    assert first == len(tokens.input_ids)
+    return results
+
+
 def by_offsets(tokenizer, text):
     """Ids and places as the tokenizer itself tells them."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -117,8 +130,7 @@ def test_row_tokenizer_by_bytes_equals_the_offsets(normalizer, text):
     tokenizer = byte_level(normalizer)
     rows = row_tokenizer(tokenizer)
     assert rows._token_bytes is not None, "this tokenizer must go the quick way"
-    ((ids, starts, ends),) = rows._encode([text])
-    assert (ids.tolist(), starts.tolist(), ends.tolist()) == by_offsets(tokenizer, text)
+    assert placed(rows, text) == [by_offsets(tokenizer, text)]
 
 
 def test_row_tokenizer_by_bytes_labels_like_the_offsets():
@@ -132,7 +144,7 @@ def test_row_tokenizer_by_bytes_labels_like_the_offsets():
             token if start < span[1] and end > span[0] else -100
             for token, start, end in zip(ids, starts, ends, strict=True)
         ]
-        (row,) = rows([RenderedText(text=text, trained_spans=(span,))])
+        (row,) = rows([RenderedText(text=text, trained_spans=(span,))]).apart()
         if set(expected[1:]) == {-100}:
             assert row.problem.reason == "nothing_to_train"
         else:
@@ -141,7 +153,7 @@ def test_row_tokenizer_by_bytes_labels_like_the_offsets():
 
 def test_row_tokenizer_trains_every_token_of_a_split_character():
     tokenizer = byte_level()
-    (row,) = row_tokenizer(tokenizer)([RenderedText(text="a\u6c34b", trained_spans=((1, 2),))])
+    (row,) = row_tokenizer(tokenizer)([RenderedText(text="a\u6c34b", trained_spans=((1, 2),))]).apart()
     assert (row.labels != -100).tolist() == [False, True, True, True, False]
     assert tokenizer.decode(row.labels[1:4]) == "\u6c34"
 
@@ -149,15 +161,18 @@ def test_row_tokenizer_trains_every_token_of_a_split_character():
 def test_row_tokenizer_by_bytes_does_not_touch_what_does_not_add_up():
     rows = row_tokenizer(byte_level(normalizers.NFC()))
     by_bytes = rows._token_bytes
+
+    def fits(*texts, of=None):
+        ids = [by_bytes.backend.encode(text, add_special_tokens=False).ids for text in of or texts]
+        lengths = np.asarray([len(own) for own in ids])
+        return by_bytes.fits(texts, np.asarray([*chain(*ids)], dtype=np.int32), lengths).tolist()
+
     decomposed, composed = "cafe\u0301 x", "caf\u00e9 x"
-    ids = by_bytes.backend.encode(decomposed, add_special_tokens=False).ids
-    assert by_bytes.places(decomposed, np.asarray(ids)) is None
-    assert by_bytes.places(composed, np.asarray(ids)) is not None
-    swallowed = by_bytes.backend.encode("a <left>", add_special_tokens=False).ids
-    assert by_bytes.places("a <left>", np.asarray(swallowed)) is None
-    assert by_bytes.places("", np.zeros(0, dtype=np.int64)) is None
-    ((ids, starts, ends),) = rows._encode([""])
-    assert (ids.shape, starts.shape, ends.shape) == ((0,), (0,), (0,))
+    assert fits(decomposed, composed, "a <left>", "", "b") == [False, True, False, True, True]
+    assert fits(composed, of=[decomposed]) == [True]
+    assert fits("ab", "", of=["", "ab"]) == [False, False]
+    assert placed(rows, "") == [([], [], [])]
+    assert placed(rows) == []
 
 
 def test_row_tokenizer_by_bytes_of_random_texts_equals_the_offsets():
@@ -167,11 +182,54 @@ def test_row_tokenizer_by_bytes_of_random_texts_equals_the_offsets():
     pieces += ["<|im_end|>", "<left>", "<both>", "<whole>", "the", " answer", "\u1112\u1161", "\ufeff", "\U0001f1e9"]
     choose = np.random.default_rng(5)
     texts = ["".join(choose.choice(pieces, choose.integers(1, 12))) for _ in range(400)]
-    quick = 0
-    for text, (ids, starts, ends) in zip(texts, rows._encode(texts), strict=True):
-        assert (ids.tolist(), starts.tolist(), ends.tolist()) == by_offsets(tokenizer, text), ascii(text)
-        quick += rows._token_bytes.places(text, ids) is not None
-    assert 100 < quick < 400, "both ways must be taken"
+    expected = [by_offsets(tokenizer, text) for text in texts]
+    assert placed(rows, *texts) == expected
+    ids = [np.asarray(own, dtype=np.int32) for own, _, _ in expected]
+    fits = rows._token_bytes.fits(texts, np.concatenate(ids), np.asarray([len(own) for own in ids]))
+    assert 100 < fits.sum() < 400, "both ways must be taken"
+    quick = [number for number in range(400) if fits[number]]
+    assert placed(rows, *(texts[number] for number in quick)) == [expected[number] for number in quick]
+
+
+def test_row_tokenizer_labels_many_rows_as_it_labels_each():
+    """Rows of all kinds and what becomes of them: cut, refused, without tokens, with characters of several bytes."""
+    choose = np.random.default_rng(11)
+    rendered = []
+    for text in [*NASTY, *NASTY[::-1], "x" * 40, "y"] * 3:
+        begin, end = sorted(choose.integers(0, len(text) + 1, 2).tolist())
+        rendered.append(RenderedText(text=text, trained_spans=((begin, end), (end, len(text)))[: choose.integers(3)]))
+    for normalizer in (None, normalizers.NFC()):
+        for is_chat in (True, False):
+            for keep_too_long in (True, False):
+                tokenizer = byte_level(normalizer)
+                rows = row_tokenizer(tokenizer, is_chat=is_chat, max_seq_length=12, keep_too_long=keep_too_long)
+                together = rows(rendered).apart()
+                alone = [outcome for one in rendered for outcome in rows([one]).apart()]
+                assert len(together) == len(rendered)
+                assert list(map(_as_plain, together)) == list(map(_as_plain, alone))
+                kinds = {type(outcome).__name__ for outcome in together}
+                assert kinds >= {"TokenizedRow", "RowTooLong"}
+
+
+def _as_plain(outcome):
+    if isinstance(outcome, RowRefused):
+        return outcome.problem, getattr(outcome, "full_length", None), getattr(outcome, "loses", None)
+    ends = (outcome.full_length, outcome.lost_its_end, outcome.has_trained_end, outcome.num_supervised)
+    return outcome.input_ids.tolist(), outcome.labels.tolist(), *ends
+
+
+def test_row_tokenizer_counts_the_supervised_tokens_of_each_row():
+    tokens = row_tokenizer(byte_level(), max_seq_length=6)(
+        [RenderedText(text=TEXT, trained_spans=(span,)) for span in [(0, 3), (4, 8), (0, 1), (2, 10), (8, 9)]]
+    )
+    assert sorted(tokens.refusals) == [2, 4]
+    assert tokens.num_supervised.tolist() == [2, 2, 4]
+    assert tokens.num_supervised.tolist() == [
+        row.num_supervised for row in tokens.apart() if not isinstance(row, RowRefused)
+    ]
+    assert tokens.lost_its_end.tolist() == [False, True, True]
+    assert (tokens.lengths.tolist(), tokens.full_length.tolist()) == ([6] * 3, [10] * 3)
+    assert len(tokens.input_ids) == len(tokens.labels) == 18
 
 
 @pytest.mark.parametrize(
@@ -191,8 +249,7 @@ def test_row_tokenizer_takes_the_offsets_of_other_tokenizers(make, text):
     tokenizer = make()
     rows = row_tokenizer(tokenizer)
     assert rows._token_bytes is None
-    ((ids, starts, ends),) = rows._encode([text])
-    assert (ids.tolist(), starts.tolist(), ends.tolist()) == by_offsets(tokenizer, text)
+    assert placed(rows, text) == [by_offsets(tokenizer, text)]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +261,7 @@ def test_row_tokenizer_labels_by_offsets(make, expected):
     tokenizer = make()
     text = f"the question the answer{tokenizer.eos_token}"
     begin = text.index("answer")
-    (row,) = row_tokenizer(tokenizer)([RenderedText(text=text, trained_spans=((begin, len(text)),))])
+    (row,) = row_tokenizer(tokenizer)([RenderedText(text=text, trained_spans=((begin, len(text)),))]).apart()
     assert tokenizer.decode(row.labels[row.labels != -100]).strip() == expected
     assert row.has_trained_end
 
@@ -222,7 +279,7 @@ def test_row_tokenizer_does_not_cut_or_pad_as_a_saved_tokenizer_would():
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.enable_truncation(3)
     tokenizer.backend_tokenizer.enable_padding(length=50)
-    (row,) = row_tokenizer(tokenizer)([RenderedText(text="12345678", trained_spans=((4, 8),))])
+    (row,) = row_tokenizer(tokenizer)([RenderedText(text="12345678", trained_spans=((4, 8),))]).apart()
     assert tokenizer.decode(row.input_ids) == "12345678"
 
 
@@ -234,7 +291,7 @@ TEXT = "0123456789"
 
 def outcome(spans, *, keep_too_long, max_seq_length=6):
     rows = row_tokenizer(byte_level(), max_seq_length=max_seq_length, keep_too_long=keep_too_long)
-    (row,) = rows([RenderedText(text=TEXT, trained_spans=spans)])
+    (row,) = rows([RenderedText(text=TEXT, trained_spans=spans)]).apart()
     return row
 
 
@@ -254,7 +311,7 @@ def test_row_tokenizer_truncates_and_tells_whether_the_end_is_lost(spans, labels
     assert [None if label == -100 else tokenizer.decode([label]) for label in row.labels] == labels
     assert tokenizer.decode(row.input_ids) == "012345"
     assert (row.full_length, row.was_truncated, row.lost_its_end) == (10, True, lost_its_end)
-    assert row.input_ids.base is None, "the whole row must not stay in memory behind the part"
+    assert row.input_ids.base is None, "what was cut off must not stay in memory behind the part"
 
 
 def test_row_tokenizer_refuses_a_row_of_which_the_answer_is_cut_off():
@@ -306,13 +363,13 @@ def test_row_tokenizer_refuses_a_row_without_a_predicted_token(spans):
 )
 def test_row_tokenizer_finds_a_trained_end(text, span, end_token_ids, expected):
     rows = row_tokenizer(byte_level(), end_token_ids=end_token_ids)
-    (row,) = rows([RenderedText(text=text, trained_spans=(span,))])
+    (row,) = rows([RenderedText(text=text, trained_spans=(span,))]).apart()
     assert row.has_trained_end is expected
 
 
 def test_row_tokenizer_finds_no_trained_end_where_it_is_cut_off():
     rows = row_tokenizer(byte_level(), max_seq_length=3)
-    (row,) = rows([RenderedText(text="abc<|im_end|>", trained_spans=((1, 13),))])
+    (row,) = rows([RenderedText(text="abc<|im_end|>", trained_spans=((1, 13),))]).apart()
     assert (row.has_trained_end, row.lost_its_end) == (False, True)
 
 
@@ -327,7 +384,7 @@ def test_row_tokenizer_completes_text_with_one_begin_and_one_end():
     )
     rows = row_tokenizer(tokenizer, is_chat=False)
     texts = ["ab", "<|endoftext|>ab", "ab<|im_end|>"]
-    for row in rows([RenderedText(text=text, trained_spans=((0, len(text)),)) for text in texts]):
+    for row in rows([RenderedText(text=text, trained_spans=((0, len(text)),)) for text in texts]).apart():
         assert tokenizer.decode(row.input_ids) == "<|endoftext|>ab<|im_end|>"
         assert tokenizer.decode(row.labels[1:]) == "ab<|im_end|>"
 
@@ -366,7 +423,7 @@ def test_segments_of_a_chat_are_exact():
         ("caf\u00e9 4<|im_end|>", True),
         ("\n", False),
     ]
-    (row,) = rows([RenderedText(text=text, trained_spans=((begin, len(text) - 1),))])
+    (row,) = rows([RenderedText(text=text, trained_spans=((begin, len(text) - 1),))]).apart()
     assert byte_level().decode(row.labels[row.labels != -100]) == "caf\u00e9 4<|im_end|>"
 
 
@@ -408,7 +465,7 @@ def test_segments_of_text_that_brings_its_end_show_it_once():
 def test_segments_of_text_that_is_cut_have_no_end(limit, expected):
     rows = row_tokenizer(byte_level(), is_chat=False, max_seq_length=limit)
     assert segments_of(rows, TEXT, (0, 10)) == expected
-    (row,) = rows([RenderedText(text=TEXT, trained_spans=((0, 10),))])
+    (row,) = rows([RenderedText(text=TEXT, trained_spans=((0, 10),))]).apart()
     assert len(row.input_ids) == min(limit, 11)
 
 
@@ -420,7 +477,7 @@ def test_segments_of_a_begin_that_the_tokenizer_adds_hold_the_text_alone():
     )
     rows = row_tokenizer(tokenizer, is_chat=False)
     assert segments_of(rows, "ab", (0, 2)) == [("ab", True), ("<|im_end|>", True)]
-    (row,) = rows([RenderedText(text="ab", trained_spans=((0, 2),))])
+    (row,) = rows([RenderedText(text="ab", trained_spans=((0, 2),))]).apart()
     assert tokenizer.decode(row.labels[1:]) == "ab<|im_end|>"
 
 
@@ -435,7 +492,7 @@ def test_segments_say_what_the_labels_say():
         begin, end = sorted(choose.integers(0, len(text), 2).tolist())
         rows = row_tokenizer(tokenizer, max_seq_length=limit)
         rendered = RenderedText(text=text, trained_spans=((begin, end),))
-        (row,) = rows([rendered])
+        (row,) = rows([rendered]).apart()
         if isinstance(row, RowRefused):
             continue
         pieces = rows.segments(rendered)

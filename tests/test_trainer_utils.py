@@ -6,8 +6,12 @@ import pytest
 import torch
 from conftest import build_model, build_tokenizer
 
-from configuration.schema import DataConfig, LoggingConfig, TrainingConfig
+from batching.plan import resolve_batch_plan
+from configuration.schema import DataConfig, LoggingConfig, ModelConfig, TrainingConfig
 from data_handler import prepare_data
+from model_manager import footprint
+from modeling.document_attention import documents_apart
+from row_layout import resolve_layout
 from sft_types import DistributedContext, Precision
 from trainer_utils import SFTTrainer
 from training_arguments import build_training_arguments
@@ -26,10 +30,18 @@ def make_trainer(question_file, tmp_path):
     def make(**settings) -> SFTTrainer:
         config = TrainingConfig(output_dir=str(tmp_path), **settings)
         logging_config = LoggingConfig(report_to=[], logging_steps=1)
-        arguments = build_training_arguments(config, logging_config, FLOAT32, CPU, has_validation=True)
-        return SFTTrainer(
-            context=CPU, data=data, model=build_model("llama"), args=arguments, processing_class=tokenizer
+        model = build_model("llama")
+        layout = resolve_layout(
+            model, ModelConfig(model_name_or_path="m"), config, FLOAT32, CPU, pad_token_id=0, longest=64
         )
+        plan = resolve_batch_plan(config, len(data.train), CPU, lengths=data.train.lengths, longest=64)
+        arguments = build_training_arguments(
+            config, logging_config, FLOAT32, CPU, micro_batch_size=plan.per_device_train_batch_size, has_validation=True
+        )
+        return SFTTrainer(
+            context=CPU, data=data, layout=layout, size=footprint(model), plan=plan, model=model, args=arguments,
+            processing_class=tokenizer,
+        )  # fmt: skip
 
     return make
 
@@ -43,7 +55,8 @@ def gradients_of_one_step(trainer: SFTTrainer) -> tuple[float, dict[str, torch.T
             caught.update({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
 
     trainer.optimizer = Catch(trainer.model.parameters(), lr=0.0)
-    trainer.train()
+    with documents_apart(trainer.model, trainer.layout.attention):
+        trainer.train()
     return trainer.state.log_history[0]["loss"], caught
 
 
@@ -103,12 +116,14 @@ def test_a_token_less_trained_is_a_token_less_counted(make_trainer):
     dataset = trainer.train_dataset
     supervised = sum(sum(label != -100 for label in dataset[int(row)]["labels"][1:]) for row in rows)
     tokens = sum(len(dataset[int(row)]["input_ids"]) for row in rows)
-    assert trainer.progress.counts.tolist() == [supervised, tokens, 12, 0]
+    assert trainer.progress.counts.tolist() == [supervised, tokens, 12, tokens, 0]
 
 
 def arguments_of(**settings):
     config = TrainingConfig(output_dir="out", **settings)
-    return build_training_arguments(config, LoggingConfig(report_to=[]), FLOAT32, CPU, has_validation=True)
+    return build_training_arguments(
+        config, LoggingConfig(report_to=[]), FLOAT32, CPU, micro_batch_size=8, has_validation=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,166 @@
+"""How rows become a micro-batch for this model: laid end to end, or padded; and where its losses come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from batching.layout import IGNORED, MODEL_INPUTS, FlatCollator, PaddedCollator
+from configuration.schema import ModelConfig, TrainingConfig
+from modeling.document_attention import NAME as DOCUMENTS
+from modeling.document_attention import UnsupportedAttention
+from modeling.isolation import find_obstacle
+from modeling.output_layer import OutputLayer, find_output_layer
+from sft_errors import ConfigError
+from sft_types import DistributedContext, Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_KEYS = ("padding_free", "packing", "tokens_per_batch")
+"""Settings that need rows laid end to end, the first that is given being named in an error."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowLayout:
+    """The layout of a run's micro-batches, and what goes with it."""
+
+    collator: FlatCollator | PaddedCollator
+    attention: str | None
+    """What the model's attention is to be while it trains and is evaluated; None: its own."""
+    output: OutputLayer
+    obstacle: str | None = None
+    """Why rows are padded, as a sentence; None where they are laid end to end, or padding was asked for."""
+
+    @property
+    def is_flat(self) -> bool:
+        return isinstance(self.collator, FlatCollator)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        if self.is_flat:
+            return "Rows lie end to end, without padding; each sees itself alone."
+        return f"Rows are padded to the longest of their batch{f': {self.obstacle}' if self.obstacle else ''}."
+
+
+def resolve_layout(
+    model: "PreTrainedModel",
+    config: ModelConfig,
+    training: TrainingConfig,
+    precision: Precision,
+    context: DistributedContext,
+    *,
+    pad_token_id: int,
+    longest: int,
+) -> RowLayout:
+    """Tries out what the model can be given. Moves it to the device on which it will be trained.
+
+    Args:
+        model: loaded, with its adapters.
+        config: the model's section.
+        training: the training section.
+        precision: the types to compute in.
+        context: this process.
+        pad_token_id: what padded rows are padded with.
+        longest: `max_seq_length`.
+
+    Raises:
+        ConfigError: if settings need rows laid end to end, and the model cannot have that.
+    """
+    sharded = bool({"fsdp", "deepspeed"} & training.extra_training_arguments.keys())
+    if not sharded and not getattr(model, "is_quantized", False):
+        model.to(context.device)
+    layer = _TrialCalls(model, precision)
+    wanted = [key for key in _KEYS if getattr(training, key) not in (False, None, "auto")]
+    attention, obstacle = None, None
+    if training.padding_free is not False:
+        attention, obstacle = _attention(config.attn_implementation)
+        obstacle = obstacle or layer.obstacle(attention, longest)
+        if obstacle and wanted:
+            raise ConfigError(f"{wanted[0]}: rows cannot be laid end to end: {obstacle}. Leave it out.")
+    is_flat = training.padding_free is not False and obstacle is None
+    fixed = _fixed_tokens(training, longest) if is_flat and training.torch_compile else None
+    return RowLayout(
+        # A compiled layer takes the bound of lengths for a constant.
+        collator=FlatCollator(pad_token_id, fixed_tokens=fixed, longest=longest if training.torch_compile else None)
+        if is_flat
+        else PaddedCollator(pad_token_id),
+        attention=attention if is_flat else None,
+        output=OutputLayer(model, None if sharded else layer.output_layer()),
+        obstacle=obstacle,
+    )
+
+
+def _attention(asked_for: str | None) -> tuple[str | None, str | None]:
+    """Which attention keeps documents apart, or why none does."""
+    if asked_for is None:
+        return DOCUMENTS, None
+    if asked_for.startswith("flash"):
+        return None, None  # takes the boundaries itself
+    return None, f"attn_implementation: {asked_for} is asked for, which does not keep rows apart"
+
+
+def _fixed_tokens(training: TrainingConfig, longest: int) -> int | None:
+    """Tokens of every batch, where batches are full enough to be filled up to one size."""
+    if training.tokens_per_batch:
+        return training.tokens_per_batch
+    return training.per_device_train_batch_size * longest if training.packing else None
+
+
+class _TrialCalls:
+    """Calls of the model on a few tokens, in the types in which it will be trained."""
+
+    def __init__(self, model: "PreTrainedModel", precision: Precision):
+        self._model = model
+        self._mixed = precision.mixed
+
+    def obstacle(self, attention: str | None, longest: int) -> str | None:
+        with self._autocast():
+            found = find_obstacle(self._model, self._lay_out, attention, longest)
+        return found and f"the model {found}"
+
+    def output_layer(self) -> torch.nn.Linear | None:
+        # Three tokens: a product of one row may be made by another kernel.
+        ids = torch.tensor([[1, 2, 3]], device=self._model.device)
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            with self._autocast():
+                return find_output_layer(self._model, lambda: self._model(input_ids=ids))
+        finally:
+            self._model.train(was_training)
+
+    def _autocast(self) -> Any:
+        if self._mixed == "no":
+            return nullcontext()
+        dtype = torch.bfloat16 if self._mixed == "bf16" else torch.float16
+        return torch.autocast(self._model.device.type, dtype=dtype)
+
+    def _lay_out(self, documents: Sequence[Sequence[int]]) -> dict[str, Any]:
+        rows = [{"input_ids": np.array(ids), "labels": np.full(len(ids), IGNORED)} for ids in documents]
+        batch = model_inputs(FlatCollator(0)(rows))
+        device = self._model.device
+        return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """What of a batch the model is called with."""
+    return {key: batch[key] for key in MODEL_INPUTS if key in batch}
+
+
+@contextmanager
+def told_of_attention() -> Iterator[None]:
+    """Turns what the trial calls could not foresee into one line.
+
+    Raises:
+        ConfigError: if the attention finds that it cannot do what the model asks for.
+    """
+    try:
+        yield
+    except UnsupportedAttention as obstacle:
+        raise ConfigError(f"padding_free: the model {obstacle}. Write padding_free: false.") from None
