@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from batching.layout import IGNORED, MODEL_INPUTS, FlatCollator, PaddedCollator
+from batching.prefixes import FEWEST_SHARED
 from configuration.schema import ModelConfig, TrainingConfig
 from modeling.document_attention import NAME as DOCUMENTS
-from modeling.document_attention import UnsupportedAttention
-from modeling.isolation import find_obstacle
+from modeling.document_attention import UnsupportedAttention, documents_apart
+from modeling.isolation import find_obstacle, tolerance
 from modeling.output_layer import OutputLayer, find_output_layer
 from sft_errors import ConfigError
 from sft_types import DistributedContext, Precision
@@ -44,7 +45,8 @@ class RowLayout:
     def describe(self) -> str:
         """One line for the log."""
         if self.is_flat:
-            return "Rows lie end to end, without padding; each sees itself alone."
+            once = "; leading tokens that rows share are computed once" if self.collator.shares_prefixes else ""
+            return f"Rows lie end to end, without padding; each sees itself alone{once}."
         return f"Rows are padded to the longest of their batch{f': {self.obstacle}' if self.obstacle else ''}."
 
 
@@ -75,25 +77,33 @@ def resolve_layout(
     sharded = bool({"fsdp", "deepspeed"} & training.extra_training_arguments.keys())
     if not sharded and not getattr(model, "is_quantized", False):
         model.to(context.device)
-    layer = _TrialCalls(model, precision)
+    trial = _TrialCalls(model, precision)
     wanted = [key for key in _KEYS if getattr(training, key) not in (False, None, "auto")]
     attention, obstacle = None, None
     if training.padding_free is not False:
         attention, obstacle = _attention(config.attn_implementation)
-        obstacle = obstacle or layer.obstacle(attention, longest)
+        obstacle = obstacle or trial.obstacle(attention, longest)
         if obstacle and wanted:
             raise ConfigError(f"{wanted[0]}: rows cannot be laid end to end: {obstacle}. Leave it out.")
     is_flat = training.padding_free is not False and obstacle is None
-    fixed = _fixed_tokens(training, longest) if is_flat and training.torch_compile else None
     return RowLayout(
-        # A compiled layer takes the bound of lengths for a constant.
-        collator=FlatCollator(pad_token_id, fixed_tokens=fixed, longest=longest if training.torch_compile else None)
+        collator=_flat_collator(training, trial, attention, pad_token_id, longest)
         if is_flat
         else PaddedCollator(pad_token_id),
         attention=attention if is_flat else None,
-        output=OutputLayer(model, None if sharded else layer.output_layer()),
+        output=OutputLayer(model, None if sharded else trial.output_layer()),
         obstacle=obstacle,
     )
+
+
+def _flat_collator(
+    training: TrainingConfig, trial: "_TrialCalls", attention: str | None, pad_token_id: int, longest: int
+) -> FlatCollator:
+    if training.torch_compile:
+        # A compiled layer takes the bound of lengths for a constant, and would be compiled anew for each set of pieces.
+        return FlatCollator(pad_token_id, fixed_tokens=_fixed_tokens(training, longest), longest=longest)
+    shares = training.share_prefixes and attention == DOCUMENTS and trial.can_share_prefixes()
+    return FlatCollator(pad_token_id, shares_prefixes=shares)
 
 
 def _attention(asked_for: str | None) -> tuple[str | None, str | None]:
@@ -124,6 +134,30 @@ class _TrialCalls:
             found = find_obstacle(self._model, self._lay_out, attention, longest)
         return found and f"the model {found}"
 
+    def can_share_prefixes(self) -> bool:
+        """Whether leading tokens that two documents share can stand in the row once.
+
+        Not with dropout: both documents would see the same numbers dropped.
+        """
+        if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self._model.modules()):
+            return False
+        if getattr(self._model.config.get_text_config(), "attention_dropout", 0.0):
+            return False
+        alike = list(range(3, 3 + FEWEST_SHARED))
+        documents = [[*alike, 1, 2], [*alike, 2]]
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            with self._autocast(), torch.no_grad(), documents_apart(self._model, DOCUMENTS):
+                twice = self._model(**self._lay_out(documents)).logits[0].float()
+                once = self._model(**self._lay_out(documents, shares_prefixes=True)).logits[0].float()
+        except (TypeError, ValueError, RuntimeError):
+            return False  # it does not hand the pieces on to its attention
+        finally:
+            self._model.train(was_training)
+        expected = torch.cat([twice[: len(documents[0])], twice[-1:]])
+        return torch.allclose(once, expected, rtol=0, atol=tolerance(self._model) * float(expected.abs().max()))
+
     def output_layer(self) -> torch.nn.Linear | None:
         # Three tokens: a product of one row may be made by another kernel.
         ids = torch.tensor([[1, 2, 3]], device=self._model.device)
@@ -141,9 +175,9 @@ class _TrialCalls:
         dtype = torch.bfloat16 if self._mixed == "bf16" else torch.float16
         return torch.autocast(self._model.device.type, dtype=dtype)
 
-    def _lay_out(self, documents: Sequence[Sequence[int]]) -> dict[str, Any]:
+    def _lay_out(self, documents: Sequence[Sequence[int]], *, shares_prefixes: bool = False) -> dict[str, Any]:
         rows = [{"input_ids": np.array(ids), "labels": np.full(len(ids), IGNORED)} for ids in documents]
-        batch = model_inputs(FlatCollator(0)(rows))
+        batch = model_inputs(FlatCollator(0, shares_prefixes=shares_prefixes)(rows))
         device = self._model.device
         return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
 

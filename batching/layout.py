@@ -19,13 +19,16 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
+from batching.prefixes import cut_into_pieces, find_owners
 from sft_types import RowDataset
 
 IGNORED = -100
 MODEL_INPUTS = (
     "input_ids", "attention_mask", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+    "shared_prefixes",
 )  # fmt: skip
-"""What of a batch the model is called with, where it is there. The names are transformers' own."""
+"""What of a batch the model is called with, where it is there. The names are transformers' own but for the last, which
+is handed on to the attention."""
 
 
 FEWEST_BOUNDARIES = 16
@@ -39,7 +42,7 @@ class BatchCounts(TypedDict):
     tokens: int
     supervised: int
     laid_out: int
-    """Tokens that are computed: padding and fillers too."""
+    """Tokens that are computed: padding and fillers too, shared leading tokens once."""
     squares: int
     """Sum of the squares of the rows' lengths: what attention costs."""
 
@@ -88,41 +91,63 @@ class FlatCollator:
     Gives `input_ids` and `position_ids` int64 `[1, N]`, the positions beginning at 0 in each document, and the
     documents' boundaries as flash attention takes them: `cu_seq_lens_q` = `cu_seq_lens_k` int32 `[B + 1]`, and
     `max_length_q` = `max_length_k`, a bound of their lengths. Attention must keep to the boundaries.
+
+    Where leading tokens are shared, they are laid out once: `N` is less, the boundaries remain those of whole
+    documents, and `shared_prefixes` says how these are made up again.
     """
 
-    def __init__(self, pad_token_id: int, *, fixed_tokens: int | None = None, longest: int | None = None):
+    def __init__(
+        self,
+        pad_token_id: int,
+        *,
+        shares_prefixes: bool = False,
+        fixed_tokens: int | None = None,
+        longest: int | None = None,
+    ):
         """Args:
         pad_token_id: what a batch is filled up with.
+        shares_prefixes: lay out leading tokens that rows share once.
         fixed_tokens: fill every batch up to so many tokens, by documents with nothing to train, so that a compiled
             model sees few shapes: the boundaries, too, are filled up to a power of two, by empty documents.
         longest: the bound of lengths to tell; None tells each batch's own.
         """
         self.pad_token_id = pad_token_id
+        self.shares_prefixes = shares_prefixes
         self.fixed_tokens = fixed_tokens
         self.longest = longest
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows = [*rows, *self._filling(sum(len(row["input_ids"]) for row in rows))]
+        owners, borrowed = find_owners(rows) if self.shares_prefixes else (None, [0] * len(rows))
         lengths = np.array([len(row["input_ids"]) for row in rows])
-        boundaries = np.zeros(len(rows) + 1, dtype=np.int32)
-        np.cumsum(lengths, out=boundaries[1:])
-        num_tokens = int(boundaries[-1])
-        positions = np.arange(num_tokens) - np.repeat(boundaries[:-1], lengths)
-        if self.fixed_tokens:
-            count = max(1 << len(rows).bit_length(), FEWEST_BOUNDARIES)
-            boundaries = np.pad(boundaries, (0, count - len(boundaries)), mode="edge")
-        input_ids = np.concatenate([row["input_ids"] for row in rows]).astype(np.int64, copy=False)
-        cu_seq_lens = torch.from_numpy(boundaries)
+        skipped = np.array(borrowed)
+        laid_out = lengths - skipped
+        starts = np.cumsum(laid_out) - laid_out
+        # A position counts from its document's beginning, be that laid out here or borrowed.
+        positions = np.arange(laid_out.sum()) + np.repeat(skipped - starts, laid_out)
+        input_ids = np.concatenate([row["input_ids"][skip:] for row, skip in zip(rows, borrowed, strict=True)])
         longest = self.longest or int(lengths.max())
+        cu_seq_lens = torch.from_numpy(self._boundaries(lengths))
+        shared = {"shared_prefixes": cut_into_pieces(lengths.tolist(), owners, borrowed)} if any(borrowed) else {}
         return {
-            "input_ids": torch.from_numpy(input_ids)[None],
+            "input_ids": torch.from_numpy(input_ids.astype(np.int64, copy=False))[None],
             "position_ids": torch.from_numpy(positions)[None],
             "cu_seq_lens_q": cu_seq_lens,
             "cu_seq_lens_k": cu_seq_lens,
             "max_length_q": longest,
             "max_length_k": longest,
-            **_what_is_trained(rows, boundaries[: len(rows)].astype(np.int64), laid_out=num_tokens),
+            **shared,
+            **_what_is_trained(rows, starts - skipped, laid_out=int(laid_out.sum())),
         }
+
+    def _boundaries(self, lengths: np.ndarray) -> np.ndarray:
+        """Where each document begins, and the last one ends: int32."""
+        boundaries = np.zeros(len(lengths) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=boundaries[1:])
+        if self.fixed_tokens:
+            count = max(1 << len(lengths).bit_length(), FEWEST_BOUNDARIES)
+            boundaries = np.pad(boundaries, (0, count - len(boundaries)), mode="edge")
+        return boundaries
 
     def _filling(self, num_tokens: int) -> list[dict[str, np.ndarray]]:
         """Documents with nothing to train that bring a batch to its fixed size, none longer than `longest`."""

@@ -229,6 +229,10 @@ class TrainingConfig:
     """Mixed precision in bfloat16. auto: on GPUs that have it; on a CPU where a short trial finds its products clearly
     faster (one process only)."""
 
+    share_prefixes: bool = True
+    """Compute leading tokens that rows of a micro-batch share (a system prompt) once for all of them: the same numbers,
+    less work. Needs rows laid end to end; not with dropout, nor with `torch_compile`."""
+
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: much less memory, about a quarter slower."""
 

@@ -12,12 +12,22 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "sft_documents"
+
+
+class SharedPrefixes(Protocol):
+    """As `batching.prefixes` makes it."""
+
+    lengths: list[int]
+    order: list[int]
+    own: list[int]
+
+
 _UNSERVED = {
     "softcap": "caps its attention scores",
     "s_aux": "has attention sinks",
@@ -66,6 +76,7 @@ def attend_within_documents(
     max_length_q: int | None = None,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
+    shared_prefixes: SharedPrefixes | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in each layer.
@@ -81,6 +92,8 @@ def attend_within_documents(
         max_length_q: a bound of their lengths.
         sliding_window: tokens that a token sees, itself among them.
         is_causal: False is not served.
+        shared_prefixes: where leading tokens of documents stand in the row but once (see `batching.prefixes`): `N` is
+            then less than the boundaries say.
         others: of no effect, or not served.
 
     Returns:
@@ -100,11 +113,28 @@ def attend_within_documents(
     for name, meaning in _UNSERVED.items():
         if others.get(name) is not None:
             raise UnsupportedAttention(meaning)
-    if query.device.type == "cuda":
-        return _on_cuda(query, key, value, dropout, scaling, cu_seq_lens_q, max_length_q), None
-    if query.device.type != "cpu":
+    if query.device.type not in ("cpu", "cuda"):
         raise UnsupportedAttention(f"runs on {query.device.type}, where no attention by documents is at hand")
-    return _on_cpu(query, key, value, dropout, scaling, cu_seq_lens_q), None
+    if shared_prefixes is not None:
+        query, key, value = (_made_whole(tensor, shared_prefixes) for tensor in (query, key, value))
+    if query.device.type == "cuda":
+        attended = _on_cuda(query, key, value, dropout, scaling, cu_seq_lens_q, max_length_q)
+    else:
+        attended = _on_cpu(query, key, value, dropout, scaling, cu_seq_lens_q)
+    return attended if shared_prefixes is None else _own_part(attended, shared_prefixes), None
+
+
+def _made_whole(tensor: torch.Tensor, shared: SharedPrefixes) -> torch.Tensor:
+    """`[1, H, N, D]` with every document whole. Pieces, not an index: the gradient of one that is used often is summed
+    in the same order each time, on a GPU too."""
+    pieces = tensor.split(shared.lengths, dim=2)
+    return torch.cat([pieces[number] for number in shared.order], dim=2)
+
+
+def _own_part(attended: torch.Tensor, shared: SharedPrefixes) -> torch.Tensor:
+    """Of `[1, N, H, D]` with every document whole, what stands in the row itself."""
+    pieces = attended.split([shared.lengths[number] for number in shared.order], dim=1)
+    return torch.cat([pieces[place] for place in shared.own], dim=1)
 
 
 def _on_cpu(

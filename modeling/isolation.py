@@ -56,7 +56,7 @@ def find_obstacle(
             start = sum(_LENGTHS[:number])
             there = logits[start : start + len(document)]
             worst = (there - alone).abs().max() / alone.abs().max().clamp(min=1e-9)
-            if not worst <= _tolerance(model):
+            if not worst <= tolerance(model):
                 return f"gives other scores for a document beside others than alone ({worst:.1e} apart)"
     except UnsupportedAttention as obstacle:
         return str(obstacle)
@@ -95,7 +95,8 @@ def _scores_and_leak(model: Any, flat: Mapping[str, Any]) -> tuple[torch.Tensor,
     return logits.detach(), leak
 
 
-def _tolerance(model: Any) -> float:
+def tolerance(model: Any) -> float:
+    """How far scores may be apart, as a share of the largest, that should be the same: by the type computed in."""
     kind = model.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
     return _TOLERANCE.get(dtype, _TOLERANCE[torch.bfloat16])
