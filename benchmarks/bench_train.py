@@ -5,7 +5,8 @@
 
 The run goes through this project's own rooms, from rows to optimizer steps. `--data` holds `question`/`answer` rows,
 of which just so many are taken as the steps need; without it, documents of random tokens, a quarter of them prompt.
-`--size` builds a Llama-shaped model of random weights. Any key of the configuration can be added: `--set key=value`.
+`--size` builds a Llama-shaped model of random weights; `--write_tiny TO` writes one of two narrow layers with the
+tokenizer of `--model`, in which the output layer is nearly everything, and ends. Any key of the configuration can be added: `--set key=value`.
 
 Timed are the steps after `--warm`. Tokens are those of documents (no padding), supervised ones those that are trained,
 laid out ones all that are computed. Utilization (MFU) is the usual formula (`modeling/flops.py`) over the time, against
@@ -40,6 +41,9 @@ def main() -> None:
     from distributed_utils import quiet_libraries
 
     quiet_libraries()
+    if options.write_tiny:
+        write_tiny_model(options.model, options.write_tiny)
+        return
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
     print("RESULT " + json.dumps(result))
@@ -52,6 +56,7 @@ def parse_options() -> argparse.Namespace:
     source.add_argument("--model", help="a folder with a model and a tokenizer that has a chat template")
     source.add_argument("--size", choices=SIZES, help="a model of random weights")
     parser.add_argument("--data", help="JSON Lines with question and answer; needs --model")
+    parser.add_argument("--write_tiny", metavar="TO", help="needs --model")
     parser.add_argument("--mode", choices=["full", "lora", "qlora"], default="full")
     parser.add_argument("--layout", choices=["padded", "flat", "packed"], default="flat")
     parser.add_argument("--max_length", type=int, default=512)
@@ -191,6 +196,22 @@ def build_random_model(size: str, folder: Path) -> None:
         "{% if message['role'] == 'assistant' %}{{ '</s>' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
     )
+    tokenizer.save_pretrained(folder)
+
+
+def write_tiny_model(like: str, folder: str) -> None:
+    """A random model of 2 layers of width 64, with the tokenizer, and so the vocabulary, of another."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(like)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=AutoConfig.from_pretrained(like).vocab_size, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
