@@ -42,6 +42,11 @@ class RowLayout:
     def is_flat(self) -> bool:
         return isinstance(self.collator, FlatCollator)
 
+    @property
+    def has_one_shape(self) -> bool:
+        """Whether every batch has the same number of tokens."""
+        return isinstance(self.collator, FlatCollator) and self.collator.fixed_tokens is not None
+
     def describe(self) -> str:
         """One line for the log."""
         if self.is_flat:

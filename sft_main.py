@@ -100,7 +100,7 @@ def run(config: SFTConfig, command: Command) -> int:
     from preflight import begin_rehearsal, check_data, show_preflight, stream_drops
     from reporting.console import plan_line
     from run_state.checkpoints import check_steps_are_left, check_writable, resolve_checkpoint
-    from training_arguments import build_training_arguments
+    from training_arguments import build_training_arguments, compile_options
 
     check_writable(config.training.output_dir)
     if is_rehearsal:
@@ -144,7 +144,7 @@ def run(config: SFTConfig, command: Command) -> int:
         make_adapters_portable(model, tokenizer, config.training.output_dir, gguf_file=config.model.gguf_file)
     prepared = build_trainer(
         arguments, model, tokenizer, data, plan, layout, context,
-        checkpoint=checkpoint, stream_drops=stream_drops(config.data),
+        checkpoint=checkpoint, stream_drops=stream_drops(config.data), compiling=compile_options(config.training),
     )  # fmt: skip
     result = _train_between_answers(prepared, data, eos_token_ids, config.logging.sample_max_new_tokens, checkpoint)
     return save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat)

@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from batching.order import RankBatchSampler
 from batching.stream import MicroBatchStream
 from model_manager import footprint
+from modeling.compiling import compile_layers
 from modeling.document_attention import documents_apart
 from modeling.flops import training_flops
 from modeling.supervised_loss import EvaluationSums
@@ -213,7 +214,12 @@ class SFTTrainer(Trainer):
         was_training = model.training
         model.eval()
         sums = EvaluationSums(self.args.device)
-        with torch.no_grad(), self.accelerator.autocast(), documents_apart(model, self.layout.attention):
+        with (
+            torch.no_grad(),
+            self.accelerator.autocast(),
+            documents_apart(model, self.layout.attention),
+            torch.compiler.set_stance("force_eager"),  # these batches have shapes of their own
+        ):
             for batch in dataloader:
                 inputs = self._prepare_inputs(batch)
                 losses, hits = self.layout.output.losses_and_hits(
@@ -295,6 +301,7 @@ def build_trainer(
     *,
     checkpoint: Path | None,
     stream_drops: StreamDrops | None = None,
+    compiling: Mapping[str, Any] | None = None,
 ) -> PreparedTraining:
     """Puts the trainer together.
 
@@ -305,7 +312,11 @@ def build_trainer(
     Args:
         checkpoint: what training will go on from; None for a fresh start.
         stream_drops: what becomes of rows of a stream that cannot be used.
+        compiling: options of `torch.compile` for the model's layers; None leaves them as they are.
     """
+    if compiling is not None:
+        count = compile_layers(model, has_one_shape=layout.has_one_shape, **compiling)
+        logger.info("Compiling %d layers, at the first steps.", count)
     request = StopRequest()
     step = checkpoint_step(checkpoint) if checkpoint else 0
     if data.stream is not None:

@@ -19,6 +19,8 @@ from sft_errors import ConfigError, one_line
 from sft_types import DistributedContext, Precision
 
 logger = logging.getLogger("sft.train")
+_COMPILATION = {"torch_compile_backend": "backend", "torch_compile_mode": "mode"}
+"""Fields of `TrainingArguments` -> options of `torch.compile`."""
 
 
 def build_training_arguments(
@@ -125,6 +127,14 @@ def finish_trackers(arguments: TrainingArguments) -> None:
         wandb.finish()
 
 
+def compile_options(config: TrainingConfig) -> dict[str, Any] | None:
+    """What `torch.compile` is told of the layers; None where they are not compiled."""
+    if not config.torch_compile:
+        return None
+    given = {option: config.extra_training_arguments.get(key) for key, option in _COMPILATION.items()}
+    return {option: value for option, value in given.items() if value is not None}
+
+
 def _num_loader_workers(config: TrainingConfig, context: DistributedContext) -> int:
     if config.dataloader_num_workers == "auto":
         return 2 if context.device.startswith("cuda") else 0
@@ -160,6 +170,8 @@ def _extra_arguments(config: TrainingConfig) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
     # transformers 5.23 renamed it; earlier ones know the old name alone.
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    for key in _COMPILATION:  # or Trainer would compile the model as a whole: see `compile_options`
+        extra.pop(key, None)
     checkpointing_kwargs = {
         "use_reentrant": False,
         "every_n_layers": config.checkpoint_every_n_layers,

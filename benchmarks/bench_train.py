@@ -6,7 +6,8 @@
 The run goes through this project's own rooms, from rows to optimizer steps. `--data` holds `question`/`answer` rows,
 of which just so many are taken as the steps need; without it, documents of random tokens, a quarter of them prompt.
 `--size` builds a Llama-shaped model of random weights; `--write_tiny TO` writes one of two narrow layers with the
-tokenizer of `--model`, in which the output layer is nearly everything, and ends. Any key of the configuration can be added: `--set key=value`.
+tokenizer of `--model`, in which the output layer is nearly everything, and ends. Any key of the configuration can be
+added: `--set key=value`.
 
 Timed are the steps after `--warm`. Tokens are those of documents (no padding), supervised ones those that are trained,
 laid out ones all that are computed. Utilization (MFU) is the usual formula (`modeling/flops.py`) over the time, against

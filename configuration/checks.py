@@ -44,7 +44,7 @@ def find_contradictions(config: SFTConfig) -> Iterator[Contradiction]:
     yield from _check_datasets(config)
     yield from _check_streaming(config)
     yield from _check_training(config)
-    yield from _check_packing(config)
+    yield from _check_speed(config)
     yield from _check_passed_through(config)
     yield from _check_evaluation_schedule(config)
     yield from _check_logging(config)
@@ -64,6 +64,8 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
         yield "shuffle_block_rows has no effect: streaming is false."
     if data.streaming and training.extra_training_arguments.get("dataloader_drop_last"):
         yield "dataloader_drop_last has no effect: a stream has no last batch."
+    if training.torch_compile and not (training.packing or training.tokens_per_batch):
+        yield "torch_compile: without packing or tokens_per_batch, batches differ in size and are compiled for again."
     if training.tokens_per_batch and training.per_device_train_batch_size != _default("per_device_train_batch_size"):
         yield "per_device_train_batch_size has no effect: tokens_per_batch says how large a micro-batch is."
     if training.checkpoint_every_n_layers != 1 and not training.gradient_checkpointing:
@@ -218,8 +220,11 @@ def _check_training(config: SFTConfig) -> Iterator[Contradiction]:
         )
 
 
-def _check_packing(config: SFTConfig) -> Iterator[Contradiction]:
+def _check_speed(config: SFTConfig) -> Iterator[Contradiction]:
     data, training = config.data, config.training
+    kwargs = training.extra_training_arguments.get("gradient_checkpointing_kwargs") or {}
+    if training.checkpoint_every_n_layers != 1 and "every_n_layers" in kwargs:
+        yield Contradiction("checkpoint_every_n_layers", "gradient_checkpointing_kwargs says it too; choose one.")
     if training.packing and training.tokens_per_batch:
         yield Contradiction("tokens_per_batch", "packs are sized by max_seq_length with packing; choose one.")
     if training.tokens_per_batch and training.tokens_per_batch < data.max_seq_length:
@@ -245,6 +250,9 @@ def _check_passed_through(config: SFTConfig) -> Iterator[Contradiction]:
     if sampling not in SAMPLING_STRATEGIES:
         choices = " | ".join(SAMPLING_STRATEGIES)
         yield Contradiction("train_sampling_strategy", f"{sampling!r} is unknown; choose {choices}.")
+    for key in ("torch_compile_backend", "torch_compile_mode"):
+        if extra.get(key) is not None and not config.training.torch_compile:
+            yield Contradiction(key, "belongs to torch_compile, which is false; add torch_compile: true.")
     metric = extra.get("metric_for_best_model")
     if metric is not None and str(metric).removeprefix("eval_") not in EVALUATION_METRICS:
         choices = " | ".join(EVALUATION_METRICS)

@@ -153,6 +153,10 @@ HINTS: dict[str, str] = {
     "quantization": "quantization_config",
     "bnb_config": "quantization_config",
     "template": "chat_template",
+    "neat_packing": "packing",
+    "sample_packing": "packing",
+    "enable_liger_kernel": "use_liger_kernel",
+    "flash_attn": "attn_implementation",
 }
 """What other trainers call our keys: a suggestion only, since meanings differ in detail."""
 

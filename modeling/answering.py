@@ -34,15 +34,17 @@ def answer_prompt(
     was_training = model.training
     model.eval()
     try:
-        output = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=eos_token_ids or None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        # Compiled layers would be compiled anew for every length that comes.
+        with torch.compiler.set_stance("force_eager"):
+            output = model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=eos_token_ids or None,
+                pad_token_id=tokenizer.pad_token_id,
+            )
     finally:
         model.train(was_training)
     new_tokens = output[0, inputs["input_ids"].shape[1] :].tolist()

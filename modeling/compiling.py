@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import collections
+import shutil
 from typing import Any
 
 from torch import nn
+
+from sft_errors import ConfigError
 
 
 def compile_layers(model: nn.Module, *, has_one_shape: bool, **options: Any) -> int:
@@ -17,11 +20,23 @@ def compile_layers(model: nn.Module, *, has_one_shape: bool, **options: Any) -> 
         model: with its adapters, if it has any.
         has_one_shape: every batch has the same number of tokens; else shapes that vary are compiled once for all.
         options: of `torch.compile`: `backend`, `mode`.
+
+    Raises:
+        ConfigError: if there is nothing to compile with, or nothing to compile.
     """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and options.get("backend", "inductor") == "inductor" and not _has_compiler():
+        raise ConfigError("torch_compile: on CPU it needs a C++ compiler (g++), and there is none. Leave it out.")
     layers = _repeated_layers(model)
+    if not layers:
+        raise ConfigError(f"torch_compile: {type(model).__name__} has no repeated layers to compile. Leave it out.")
     for layer in layers:
         layer.compile(dynamic=False if has_one_shape else None, **options)
     return len(layers)
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
 def _repeated_layers(model: nn.Module) -> list[nn.Module]:

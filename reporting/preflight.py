@@ -8,7 +8,7 @@ from typing import Any
 
 from reporting.metrics_log import json_safe
 from reporting.preflight_text import Preflight
-from reporting.summary import pairs_of_places, split_counts, write_json
+from reporting.summary import pairs_of_places, plan_document, split_counts, write_json
 from sft_types import BatchPlan, LengthReport, MemoryEstimate, RowPreview, SplitReport
 
 
@@ -81,8 +81,7 @@ def _sample(preview: RowPreview) -> dict[str, Any]:
 def _plan(plan: BatchPlan, train: SplitReport, memory: MemoryEstimate | None) -> dict[str, Any]:
     rows_an_epoch = sum(source.rows_an_epoch for source in train.sources)
     return {
-        **dataclasses.asdict(plan),
-        "global_batch_size": plan.global_batch_size,
+        **plan_document(plan),
         "rows_per_epoch": rows_an_epoch,
         "tokens_per_epoch": train.tokens_an_epoch,
         "supervised_tokens_per_epoch": train.supervised_tokens_an_epoch,

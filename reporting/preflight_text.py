@@ -177,11 +177,16 @@ def _plan(preflight: Preflight) -> Iterator[str]:
         return
     yield from _labelled(
         "a step",
-        f"{plan.global_batch_size:,} rows = {plan.per_device_train_batch_size} a device x "
+        f"{plan.global_batch_size:,} {plan.unit} = {plan.per_device_train_batch_size} a device x "
         f"{plan.gradient_accumulation_steps} accumulated x {counted(plan.world_size, 'process')}"
-        f"; about {_tokens_a_step(train.tokens, plan, train):,} tokens, "
-        f"{_tokens_a_step(train.supervised_tokens, plan, train):,} of them trained",
+        f"; about {_tokens_a_step(train.tokens, train.tokens_an_epoch, plan, train):,} tokens, "
+        f"{_tokens_a_step(train.supervised_tokens, train.supervised_tokens_an_epoch, plan, train):,} of them trained",
     )
+    if plan.packs is not None:
+        packs = plan.packs
+        yield from _labelled(
+            "packs", f"{packs.num_packs:,} packs of up to {packs.capacity:,} tokens an epoch, {packs.fill:.1%} full"
+        )
     steps = counted(plan.total_steps, "step")
     if preflight.report.is_complete:
         yield from _labelled(
@@ -197,8 +202,10 @@ def _plan(preflight: Preflight) -> Iterator[str]:
         yield from _labelled("disk", _disk_text(preflight.environment))
 
 
-def _tokens_a_step(tokens: int, plan: BatchPlan, train: SplitReport) -> int:
-    """Of rows of mean length."""
+def _tokens_a_step(tokens: int, an_epoch: int, plan: BatchPlan, train: SplitReport) -> int:
+    """Of rows of mean length, or of packs of mean fill."""
+    if plan.packs is not None:
+        return round(an_epoch / max(plan.packs.num_packs, 1) * plan.global_batch_size)
     return round(tokens / train.rows_used * plan.global_batch_size) if train.rows_used else 0
 
 

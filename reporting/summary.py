@@ -50,7 +50,7 @@ def build_summary(
             "leakage": report.leakage,
             "is_complete": report.is_complete,
         },
-        "batch_plan": {**dataclasses.asdict(plan), "global_batch_size": plan.global_batch_size},
+        "batch_plan": plan_document(plan),
         "samples": [dataclasses.asdict(sample) for sample in result.samples],
         "device": device,
         "versions": installed_versions(),
@@ -58,6 +58,20 @@ def build_summary(
         "last_checkpoint": result.last_checkpoint,
     }
     return json_safe(summary)
+
+
+def plan_document(plan: BatchPlan) -> dict[str, Any]:
+    """The batch plan in numbers; of packs their sizes, not which rows stand in them."""
+    packs = plan.packs
+    return {
+        "per_device_train_batch_size": plan.per_device_train_batch_size,
+        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "world_size": plan.world_size,
+        "global_batch_size": plan.global_batch_size,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "packs": packs and {"num_packs": packs.num_packs, "capacity": packs.capacity, "fill": packs.fill},
+    }
 
 
 def write_json(document: dict[str, Any], path: str | Path) -> None:

@@ -726,6 +726,32 @@ def test_load_config_refuses_what_streaming_cannot_do(text, problem):
     assert problems_of("streaming: yes\n" + text) == ["my.yaml" + problem]
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("packing: yes\ntokens_per_batch: 2048\n",
+         ":4: tokens_per_batch: packs are sized by max_seq_length with packing; choose one."),
+        ("tokens_per_batch: 512\n",
+         ":3: tokens_per_batch: is 512, less than a row may have (max_seq_length 1024)."),
+        ("packing: yes\npadding_free: no\n",
+         ":3: packing: lays rows end to end, which padding_free: false forbids; choose one."),
+        ("packing: yes\nstreaming: yes\nmax_steps: 5\n",
+         ":3: packing: needs the lengths of all rows beforehand, streaming has none; choose one."),
+        ("tokens_per_batch: 2048\ntrain_sampling_strategy: group_by_length\n",
+         ":3: tokens_per_batch: makes batches of like size itself; leave train_sampling_strategy out."),
+        ("torch_compile_mode: max-autotune\n",
+         ":3: torch_compile_mode: belongs to torch_compile, which is false; add torch_compile: true."),
+        ("gradient_checkpointing: yes\ncheckpoint_every_n_layers: 2\n"
+         "gradient_checkpointing_kwargs: {every_n_layers: 3}\n",
+         ":4: checkpoint_every_n_layers: gradient_checkpointing_kwargs says it too; choose one."),
+        ("checkpoint_every_n_layers: 0\n",
+         ":3: checkpoint_every_n_layers: expected a whole number from 1 up, found 0."),
+    ],
+)  # fmt: skip
+def test_load_config_refuses_what_does_not_go_together_for_speed(text, problem):
+    assert problems_of(text) == ["my.yaml" + problem]
+
+
 def test_load_config_refuses_weights_of_streamed_sources_at_their_lines():
     entries = "- name: x\n  weight: 2\n- {name: y, weight: 1}\n- {name: z, weight: .5}\n"
     assert problems_of("streaming: yes\nmax_steps: 5\ndatasets:\n" + entries, base=MODEL) == [
@@ -839,6 +865,11 @@ def test_tables_of_names_lead_to_keys_that_exist():
         ("shuffle_block_rows: 5\n", "shuffle_block_rows has no effect: streaming is false."),
         ("max_bad_row_share: 0.2\n",
          "max_bad_row_share has no effect: on_bad_rows: error stops at any bad row."),
+        ("tokens_per_batch: 2048\nper_device_train_batch_size: 2\n", "per_device_train_batch_size has no effect: "
+         "tokens_per_batch says how large a micro-batch is."),
+        ("checkpoint_every_n_layers: 2\n", "checkpoint_every_n_layers has no effect: gradient_checkpointing is false."),
+        ("torch_compile: yes\n", "torch_compile: without packing or tokens_per_batch, batches differ in size and are "
+         "compiled for again."),
     ],
 )  # fmt: skip
 def test_load_config_says_what_has_no_effect(text, notice):
