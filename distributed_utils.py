@@ -14,9 +14,10 @@ import sys
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from configuration.schema import DistributedConfig, QuantizationConfig
 from sft_errors import ConfigError
@@ -262,6 +263,16 @@ def _without_compilation() -> Iterator[None]:
 def tokenize_in_one_thread() -> None:
     """Keeps the tokenizers library from threads of its own in this process, from here on."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def shards_weights(extra_training_arguments: Mapping[str, Any]) -> bool:
+    """Whether FSDP or DeepSpeed will spread the weights over processes: by a key, or by accelerate's launcher."""
+    by_key = any(extra_training_arguments.get(key) for key in ("fsdp", "deepspeed"))
+    by_launcher = any(
+        os.environ.get(name, "false").lower() in ("1", "true", "yes")
+        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    )
+    return by_key or by_launcher
 
 
 def num_usable_cores() -> int:

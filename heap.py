@@ -35,7 +35,7 @@ def reuse_freed_memory(wanted: bool | Literal["auto"], device: str) -> bool:
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, TOP_PAD_BYTES))
     )
     if not done and wanted is True:
-        logger.info("reuse_freed_memory has no effect: this system's C library is not glibc.")
+        logger.info("reuse_freed_memory has no effect: this system's C library would not, or is not glibc.")
     return done
 
 

@@ -124,7 +124,8 @@ def _all_that_is_known(
             optimizer=training.optim,
             gradient_checkpointing=training.gradient_checkpointing,
             attention=config.model.attn_implementation or "sdpa",
-            supervised_share=train.supervised_share,
+            # A padded model's own scores are made for whole columns: hardly fewer than all.
+            supervised_share=train.supervised_share if layout.is_flat or layout.output.chunk_bytes else 1.0,
             score_chunk_bytes=layout.output.chunk_bytes,
         )
         environment = gather_environment(

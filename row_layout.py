@@ -13,6 +13,7 @@ import torch
 from batching.layout import IGNORED, MODEL_INPUTS, FlatCollator, PaddedCollator
 from batching.prefixes import FEWEST_SHARED
 from configuration.schema import ModelConfig, TrainingConfig
+from distributed_utils import shards_weights
 from modeling.document_attention import NAME as DOCUMENTS
 from modeling.document_attention import UnsupportedAttention, documents_apart
 from modeling.isolation import find_obstacle, tolerance
@@ -32,6 +33,7 @@ class RowLayout:
     """The layout of a run's micro-batches, and what goes with it."""
 
     collator: FlatCollator | PaddedCollator
+    evaluation_collator: FlatCollator | PaddedCollator
     attention: str | None
     """What the model's attention is to be while it trains and is evaluated; None: its own."""
     output: OutputLayer
@@ -79,7 +81,7 @@ def resolve_layout(
     Raises:
         ConfigError: if settings need rows laid end to end, and the model cannot have that.
     """
-    sharded = bool({"fsdp", "deepspeed"} & training.extra_training_arguments.keys())
+    sharded = shards_weights(training.extra_training_arguments)
     if not sharded and not getattr(model, "is_quantized", False):
         model.to(context.device)
     trial = _TrialCalls(model, precision)
@@ -87,37 +89,43 @@ def resolve_layout(
     attention, obstacle = None, None
     if training.padding_free is not False:
         attention, obstacle = _attention(config.attn_implementation)
-        obstacle = obstacle or trial.obstacle(attention, longest)
+        obstacle = obstacle or _obstacle_in_settings(training, sharded=sharded) or trial.obstacle(attention, longest)
         if obstacle and wanted:
             raise ConfigError(f"{wanted[0]}: rows cannot be laid end to end: {obstacle}. Leave it out.")
     is_flat = training.padding_free is not False and obstacle is None
+    collator = evaluation_collator = PaddedCollator(pad_token_id)
+    if is_flat:
+        shares = training.share_prefixes and attention == DOCUMENTS and trial.can_share_prefixes()
+        collator = evaluation_collator = FlatCollator(pad_token_id, shares_prefixes=shares)
+        if training.torch_compile:
+            # A compiled layer takes the bound of lengths for a constant, and would be compiled anew for other pieces.
+            fixed = _fixed_tokens(training, longest)
+            collator = FlatCollator(pad_token_id, fixed_tokens=fixed, longest=longest)
     return RowLayout(
-        collator=_flat_collator(training, trial, attention, pad_token_id, longest)
-        if is_flat
-        else PaddedCollator(pad_token_id),
+        collator=collator,
+        evaluation_collator=evaluation_collator,
         attention=attention if is_flat else None,
         output=OutputLayer(model, None if sharded else trial.output_layer()),
         obstacle=obstacle,
     )
 
 
-def _flat_collator(
-    training: TrainingConfig, trial: "_TrialCalls", attention: str | None, pad_token_id: int, longest: int
-) -> FlatCollator:
-    if training.torch_compile:
-        # A compiled layer takes the bound of lengths for a constant, and would be compiled anew for each set of pieces.
-        return FlatCollator(pad_token_id, fixed_tokens=_fixed_tokens(training, longest), longest=longest)
-    shares = training.share_prefixes and attention == DOCUMENTS and trial.can_share_prefixes()
-    return FlatCollator(pad_token_id, shares_prefixes=shares)
-
-
 def _attention(asked_for: str | None) -> tuple[str | None, str | None]:
     """Which attention keeps documents apart, or why none does."""
-    if asked_for is None:
+    if asked_for in (None, "sdpa"):  # which ours is, document by document
         return DOCUMENTS, None
     if asked_for.startswith("flash"):
         return None, None  # takes the boundaries itself
     return None, f"attn_implementation: {asked_for} is asked for, which does not keep rows apart"
+
+
+def _obstacle_in_settings(training: TrainingConfig, *, sharded: bool) -> str | None:
+    """What other settings have against rows laid end to end."""
+    if training.extra_training_arguments.get("neftune_noise_alpha"):
+        return "neftune_noise_alpha scales its noise by the length of the row"
+    if sharded:
+        return "weights are sharded (fsdp, deepspeed), where this was never tried"
+    return None
 
 
 def _fixed_tokens(training: TrainingConfig, longest: int) -> int | None:
@@ -146,18 +154,20 @@ class _TrialCalls:
         """
         if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self._model.modules()):
             return False
-        if getattr(self._model.config.get_text_config(), "attention_dropout", 0.0):
-            return False
         alike = list(range(3, 3 + FEWEST_SHARED))
         documents = [[*alike, 1, 2], [*alike, 2]]
         was_training = self._model.training
-        self._model.eval()
         try:
             with self._autocast(), torch.no_grad(), documents_apart(self._model, DOCUMENTS):
+                self._model.train()  # dropout may also be a function, of which the modules tell nothing
+                drawn = [self._model(**self._lay_out(documents)).logits for _ in range(2)]
+                if not torch.equal(*drawn):
+                    return False
+                self._model.eval()
                 twice = self._model(**self._lay_out(documents)).logits[0].float()
                 once = self._model(**self._lay_out(documents, shares_prefixes=True)).logits[0].float()
-        except (TypeError, ValueError, RuntimeError):
-            return False  # it does not hand the pieces on to its attention
+        except Exception:
+            return False  # it does not hand the pieces on to its attention, in whatever way it says so
         finally:
             self._model.train(was_training)
         expected = torch.cat([twice[: len(documents[0])], twice[-1:]])
@@ -171,6 +181,8 @@ class _TrialCalls:
         try:
             with self._autocast():
                 return find_output_layer(self._model, lambda: self._model(input_ids=ids))
+        except Exception:
+            return None  # no call of our own making is of use then: the scores are taken as the model gives them
         finally:
             self._model.train(was_training)
 

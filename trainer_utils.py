@@ -131,7 +131,7 @@ class SFTTrainer(Trainer):
         """This process's share of the evaluation rows."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         sampler = evaluation_sampler(rows, self.args.per_device_eval_batch_size, self.context)
-        return rows_loader(rows, sampler, self.data_collator, self.args)
+        return rows_loader(rows, sampler, self.layout.evaluation_collator, self.args)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -187,14 +187,12 @@ class SFTTrainer(Trainer):
 
         Times the number of processes, because DDP averages gradients over them.
         """
-        with told_of_attention():
-            total = self.layout.output.loss_sum(
-                model,
-                model_inputs(inputs),
-                inputs["label_positions"],
-                inputs["targets"],
-                label_smoothing=self.args.label_smoothing_factor,
-            )
+        total = self.layout.output.loss_sum(
+            model,
+            model_inputs(inputs),
+            inputs,
+            label_smoothing=self.args.label_smoothing_factor,
+        )
         # A step of a stream may have no token at all: its sum is 0 then.
         loss = total * self.context.world_size / num_items_in_batch.clamp(min=1)
         return (loss, {}) if return_outputs else loss
@@ -215,16 +213,15 @@ class SFTTrainer(Trainer):
         model.eval()
         sums = EvaluationSums(self.args.device)
         with (
+            told_of_attention(),
             torch.no_grad(),
             self.accelerator.autocast(),
             documents_apart(model, self.layout.attention),
             torch.compiler.set_stance("force_eager"),  # these batches have shapes of their own
         ):
             for batch in dataloader:
-                inputs = self._prepare_inputs(batch)
-                losses, hits = self.layout.output.losses_and_hits(
-                    model, model_inputs(inputs), inputs["label_positions"], inputs["targets"]
-                )
+                inputs = moved(batch, self.args.device)
+                losses, hits = self.layout.output.losses_and_hits(model, model_inputs(inputs), inputs)
                 sums.add(losses, hits, inputs["target_rows"], num_rows=inputs["counts"]["rows"])
         model.train(was_training)
         if self.context.world_size > 1:
@@ -382,7 +379,7 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
     progress.started, progress.paused = time.perf_counter(), 0.0
     if checkpoint:
         logger.info("Going on from %s.", checkpoint)
-    with prepared.request, documents_apart(trainer.model, trainer.layout.attention):
+    with told_of_attention(), prepared.request, documents_apart(trainer.model, trainer.layout.attention):
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     best = trainer.state.best_model_checkpoint
     if trainer.args.load_best_model_at_end and best and not prepared.stop.stopped:

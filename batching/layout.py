@@ -64,7 +64,12 @@ class SupervisedRows(TorchDataset):
 
 
 class PaddedCollator:
-    """Lays rows one under another, padded at the right to the longest: `input_ids`, `attention_mask` int64 `[B, T]`."""
+    """Lays rows one under another, padded at the right to the longest.
+
+    Gives `input_ids` and `attention_mask` int64 `[B, T]`. `kept_columns` int64 `[K]` are the columns in which any row
+    has a supervised position, `kept_positions` int64 `[S]` these positions counted through the rows of those columns
+    alone: for a model whose scores have to be taken as it gives them.
+    """
 
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
@@ -78,10 +83,15 @@ class PaddedCollator:
             input_ids[index, :length] = row["input_ids"]
             attention_mask[index, :length] = 1
         starts = np.arange(len(rows), dtype=np.int64) * width
+        trained = _what_is_trained(rows, starts, laid_out=input_ids.size)
+        columns, places = np.unique(trained["label_positions"].numpy() % width, return_inverse=True)
+        row_starts = trained["target_rows"].numpy() * len(columns)
         return {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(attention_mask),
-            **_what_is_trained(rows, starts, laid_out=input_ids.size),
+            **trained,
+            "kept_columns": torch.from_numpy(columns),
+            "kept_positions": torch.from_numpy(row_starts + places),
         }
 
 

@@ -220,7 +220,7 @@ def trainer_of(config, options, precision, context, data, layout, model, tokeniz
     """The trainer, put together as a run does."""
     from batching.plan import resolve_batch_plan
     from trainer_utils import build_trainer
-    from training_arguments import build_training_arguments
+    from training_arguments import build_training_arguments, compile_options
 
     plan = resolve_batch_plan(
         config.training, data.num_train_rows, context, lengths=data.train.lengths, longest=options.max_length
@@ -230,7 +230,17 @@ def trainer_of(config, options, precision, context, data, layout, model, tokeniz
         micro_batch_size=plan.per_device_train_batch_size, has_validation=False,
     )  # fmt: skip
     Path(config.training.output_dir).mkdir(parents=True, exist_ok=True)
-    return build_trainer(arguments, model, tokenizer, data, plan, layout, context, checkpoint=None)
+    return build_trainer(
+        arguments,
+        model,
+        tokenizer,
+        data,
+        plan,
+        layout,
+        context,
+        checkpoint=None,
+        compiling=compile_options(config.training),
+    )
 
 
 def add_timer(trainer: Any) -> Any:

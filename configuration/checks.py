@@ -64,6 +64,8 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
         yield "shuffle_block_rows has no effect: streaming is false."
     if data.streaming and training.extra_training_arguments.get("dataloader_drop_last"):
         yield "dataloader_drop_last has no effect: a stream has no last batch."
+    if training.extra_training_arguments.get("use_liger_kernel"):
+        yield "use_liger_kernel: Liger's layers are used; its loss is not, as this project makes its own in chunks."
     if training.torch_compile and not (training.packing or training.tokens_per_batch):
         yield "torch_compile: without packing or tokens_per_batch, batches differ in size and are compiled for again."
     if training.tokens_per_batch and training.per_device_train_batch_size != _default("per_device_train_batch_size"):

@@ -70,6 +70,7 @@ MANAGED: dict[str, str] = {
     "logging_nan_inf_filter": "a loss that is not a number is shown, never hidden",
     "auto_find_batch_size": "it would change the global batch; set per_device_train_batch_size and "
     "gradient_accumulation_steps",
+    "ddp_static_graph": "the loss is made inside the model, where a static graph does not look for it",
     "accelerator_config": "batches are laid out by this project, the same on any number of processes",
     "prediction_loss_only": "evaluation keeps sums, never predictions",
     "batch_eval_metrics": "evaluation keeps sums, never predictions",

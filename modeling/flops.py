@@ -11,7 +11,8 @@ def training_flops(footprint: ModelFootprint, *, tokens: int, squares: int) -> i
     Two operations for each weight and token forward, twice that backward (Kaplan et al., 2020, section 2.1); frozen
     weights need no gradient of their own, which saves a third. Causal attention over a document of `n` tokens adds
     `6 * layers * width * n**2` (Chowdhery et al., 2022, PaLM, appendix B, halved for the mask). The input embedding is
-    a lookup; the output layer counts in full.
+    a lookup; the output layer counts in full, and leading tokens that are computed once for several documents count for
+    each: the figure says what was achieved, not what was computed.
 
     Args:
         footprint: the model's size.

@@ -34,13 +34,13 @@ def find_obstacle(
         attention: the attention that is to keep them apart (see `documents_apart`); None for the model's own.
         longest: tokens of the longest document that will come.
     """
-    chunk = getattr(model.config.get_text_config(), "attention_chunk_size", None)
-    if chunk is not None and chunk < longest:  # made by a mask alone, which a few tokens do not show
-        return f"attends within chunks of {chunk} tokens"
-    documents = _documents(model)
-    flat = dict(lay_out(documents))
+    narrow = _narrow_attention(model.config.get_text_config(), longest)
+    if narrow:
+        return narrow
     was_training = model.training
     try:
+        documents = _documents(model)
+        flat = dict(lay_out(documents))
         with documents_apart(model, attention):
             model.train()  # dropout of attention weights shows only then
             with torch.no_grad():
@@ -60,10 +60,24 @@ def find_obstacle(
                 return f"gives other scores for a document beside others than alone ({worst:.1e} apart)"
     except UnsupportedAttention as obstacle:
         return str(obstacle)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # code that comes with a model may fail in any way; the log tells this one
         return f"does not take several documents in one row: {one_line(error)}"
     finally:
         model.train(was_training)
+    return None
+
+
+def _narrow_attention(config: Any, longest: int) -> str | None:
+    """What the configuration says of attention that sees less than a whole document.
+
+    Some models make that by their mask alone, which neither a few tokens nor the attention's arguments show.
+    """
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk and chunk < longest:
+        return f"attends within chunks of {chunk} tokens"
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if window and window < longest and (not kinds or any("sliding" in kind for kind in kinds)):
+        return f"attends within a sliding window of {window} tokens"
     return None
 
 

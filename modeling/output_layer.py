@@ -2,7 +2,8 @@
 
 The model is called as it stands, wrapped by whatever wraps it. At the door of its output layer the hidden states of
 the supervised positions are taken, and the layer itself is given none; so the scores of all other positions are never
-made. This is a forward pre-hook that lasts for one call: inside it the weights are there even where they are sharded.
+made. This is a forward pre-hook that lasts for one call. (With sharded weights, where it was never tried, the model's
+own scores are taken.)
 
 Shapes: `B` rows, `T` tokens, `S` supervised positions, `h` hidden size, `V` vocabulary.
 """
@@ -48,52 +49,53 @@ class OutputLayer:
         return None if self._layer is None else chunk_bytes(self._layer.weight.device.type)
 
     def loss_sum(
-        self, model: Any, inputs: Mapping[str, Any], label_positions: torch.Tensor, targets: torch.Tensor,
-        *, label_smoothing: float = 0.0,
-    ) -> torch.Tensor:  # fmt: skip
+        self, model: Any, inputs: Mapping[str, Any], batch: Mapping[str, Any], *, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
         """Sum of the cross-entropies of the supervised tokens, in nats; float32 scalar.
 
         Args:
             model: the model, wrapped or not.
             inputs: what it is called with; `input_ids` `[B, T]`.
-            label_positions: int64 `[S]`, into the `B * T` positions.
-            targets: int64 `[S]`.
+            batch: `label_positions` int64 `[S]`, into the `B * T` positions, and `targets` int64 `[S]`; with several
+                rows, `kept_columns` and `kept_positions` too (see `batching.layout`).
             label_smoothing: share of the target spread over the vocabulary.
         """
         if self._layer is None:
-            logits = self._logits(model, inputs, label_positions)
-            return cross_entropy_sum(logits, targets, label_smoothing=label_smoothing)
+            return cross_entropy_sum(
+                self._logits(model, inputs, batch), batch["targets"], label_smoothing=label_smoothing
+            )
         layer = self._layer
         return self._at_the_door(
-            model, inputs, label_positions,
+            model, inputs, batch["label_positions"],
             lambda hidden: linear_cross_entropy_sum(
-                hidden, layer.weight, layer.bias, targets, label_smoothing=label_smoothing
+                hidden, layer.weight, layer.bias, batch["targets"], label_smoothing=label_smoothing
             ),
         )  # fmt: skip
 
     def losses_and_hits(
-        self, model: Any, inputs: Mapping[str, Any], label_positions: torch.Tensor, targets: torch.Tensor
+        self, model: Any, inputs: Mapping[str, Any], batch: Mapping[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """For evaluation: each token's cross-entropy, and whether it is the most likely one; both `[S]`.
 
         Arguments as for `loss_sum`.
         """
         if self._layer is None:
-            return losses_and_hits(iter([self._logits(model, inputs, label_positions)]), targets)
+            return losses_and_hits(iter([self._logits(model, inputs, batch)]), batch["targets"])
         layer = self._layer
         return self._at_the_door(
-            model, inputs, label_positions,
-            lambda hidden: losses_and_hits(linear_scores(hidden, layer.weight, layer.bias), targets),
+            model, inputs, batch["label_positions"],
+            lambda hidden: losses_and_hits(linear_scores(hidden, layer.weight, layer.bias), batch["targets"]),
         )  # fmt: skip
 
-    def _logits(self, model: Any, inputs: Mapping[str, Any], label_positions: torch.Tensor) -> torch.Tensor:
+    def _logits(self, model: Any, inputs: Mapping[str, Any], batch: Mapping[str, Any]) -> torch.Tensor:
         """The scores of the supervised positions, `[S, V]`."""
-        rows = inputs["input_ids"].shape[0]
-        if self._keeps_positions and rows == 1:
-            logits = model(**inputs, **self._takes_no_cache, logits_to_keep=label_positions).logits
-            return logits[0]
-        logits = model(**inputs, **self._takes_no_cache).logits
-        return logits.flatten(0, 1).index_select(0, label_positions)
+        inputs = {**inputs, **self._takes_no_cache}
+        if not self._keeps_positions:
+            return model(**inputs).logits.flatten(0, 1).index_select(0, batch["label_positions"])
+        if inputs["input_ids"].shape[0] == 1:
+            return model(**inputs, logits_to_keep=batch["label_positions"]).logits[0]
+        logits = model(**inputs, logits_to_keep=batch["kept_columns"]).logits
+        return logits.flatten(0, 1).index_select(0, batch["kept_positions"])
 
     def _at_the_door(
         self,

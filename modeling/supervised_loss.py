@@ -119,8 +119,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient = gradient.to(compute_type)
                 if needs_hidden:
                     torch.mm(gradient, matrix, out=of_hidden[start : start + chunk_rows])
-                if needs_weight and compute_type is torch.float32:
-                    of_weight.addmm_(gradient.t(), part)
+                if needs_weight and compute_type is not torch.bfloat16:
+                    # float16 would overflow in a sum over many rows, and no loss scale could mend it.
+                    of_weight.addmm_(gradient.float().t(), part.float())
                 elif needs_weight:
                     of_weight += gradient.t() @ part
                 if needs_bias:
@@ -221,8 +222,8 @@ class EvaluationSums:
         # A token's loss in float32, their sum in float64: the total does not depend on how rows share batches.
         sums = [losses.to(self._sums.dtype).sum(), hits.sum(), right_rows]
         loss, right, right_rows = (value.to(self._sums) for value in sums)
-        counts = [len(losses), num_rows]
-        self._sums += torch.stack([loss, loss.new_tensor(counts[0]), right, loss.new_tensor(counts[1]), right_rows])
+        tokens, rows_counted = (loss.new_full((), float(count)) for count in (len(losses), num_rows))
+        self._sums += torch.stack([loss, tokens, right, rows_counted, right_rows])
 
     @property
     def tensor(self) -> torch.Tensor:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import REPOSITORY
 
 
@@ -20,6 +21,34 @@ def test_bench_prepare_runs(question_file):
     assert result["rows"] == 300
     assert result["rows_per_second"] == round(result["rows_per_second"]) > 0
     assert result["warm_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "layout"), [("full", "padded"), ("full", "flat"), ("lora", "packed"), ("full", "packed")]
+)
+def test_bench_train_runs(mode, layout):
+    done = subprocess.run(
+        [sys.executable, "benchmarks/bench_train.py", "--size=toy", "--max_length=64", "--document=20", "--batch=2",
+         "--steps=5", "--breakdown", f"--mode={mode}", f"--layout={layout}", "--device=cpu", "--set=bf16=false"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+    assert result["is_flat"] is (layout != "padded")
+    assert result["tokens_per_second"] > result["supervised_tokens_per_second"] > 0
+    assert result["tflops"] > 0
+    assert set(result["breakdown_seconds"]) == {"batch", "forward", "backward", "clip", "optimizer"}
+    assert len(result["losses"]) == 5
+
+
+def test_peers_are_driven_by_a_script_that_runs(question_file):
+    done = subprocess.run(
+        [sys.executable, "benchmarks/peer_train.py", "trainer", "--model=examples/tiny-chat", "--steps=3",
+         f"--data={question_file}"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))["tokens_per_second"] > 0
 
 
 def test_bench_startup_runs():

@@ -28,7 +28,7 @@ def layout_on_gpu(model, *, weights="bfloat16", mixed="no", **settings):
 def loss_and_gradients(model, layout, *, mixed=False):
     batch = moved(layout.collator(rows()), torch.device("cuda:0"))
     with documents_apart(model, layout.attention), torch.autocast("cuda", torch.bfloat16, enabled=mixed):
-        total = layout.output.loss_sum(model, model_inputs(batch), batch["label_positions"], batch["targets"])
+        total = layout.output.loss_sum(model, model_inputs(batch), batch)
     (total / batch["counts"]["supervised"]).backward()
     return float(total.detach()), gradients(model)
 
@@ -83,7 +83,7 @@ def test_a_micro_batch_waits_for_nothing():
     try:
         batch = moved(batch, device)
         with documents_apart(model, layout.attention):
-            total = layout.output.loss_sum(model, model_inputs(batch), batch["label_positions"], batch["targets"])
+            total = layout.output.loss_sum(model, model_inputs(batch), batch)
         total.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -96,6 +96,14 @@ def test_linear_cross_entropy_sum_keeps_small_float16_gradients():
     )
 
 
+def test_linear_cross_entropy_sum_in_float16_sums_many_rows_of_one_token():
+    """Their sum, times the scale that keeps small gradients, would be beyond float16; no loss scale could mend that."""
+    hidden = torch.full((200, 8), 4.0, dtype=torch.float16).requires_grad_()
+    weight = torch.zeros(50, 8, dtype=torch.float16).requires_grad_()
+    linear_cross_entropy_sum(hidden, weight, None, torch.full((200,), 7)).backward()
+    torch.testing.assert_close(weight.grad[7].float(), torch.full((8,), 200 * 4 * (1 / 50 - 1)), rtol=1e-2, atol=0)
+
+
 def test_linear_cross_entropy_sum_without_targets_is_zero_and_has_a_gradient():
     tensors = layer(positions=0)
     loss, *gradients = with_gradients(

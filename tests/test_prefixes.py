@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import ARCHITECTURES, build_model
 from test_same_numbers import assert_same, gradients, layout_of, plain
 
@@ -90,7 +91,7 @@ def test_loss_and_gradient_are_those_of_the_plain_padded_batch(architecture, wit
     batch = layout.collator(rows())
     assert batch["counts"]["laid_out"] == batch["counts"]["tokens"] - 2 * 20 - 11
     with documents_apart(model, layout.attention):
-        total = layout.output.loss_sum(model, model_inputs(batch), batch["label_positions"], batch["targets"])
+        total = layout.output.loss_sum(model, model_inputs(batch), batch)
     loss = total / batch["counts"]["supervised"]
     loss.backward()
     assert_same((loss.detach(), gradients(model)), expected)
@@ -115,4 +116,9 @@ def test_prefixes_are_not_shared_where_dropout_would_be():
     assert not layout_of(build_model("gpt2")).collator.shares_prefixes
     adapted = add_adapters(build_model("llama"), LoRAConfig(r=4, lora_dropout=0.1))
     assert not layout_of(adapted).collator.shares_prefixes
+    few = {"ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}
+    # OPT's dropout is a function: its modules tell nothing of it.
+    opt = transformers.OPTForCausalLM(transformers.OPTConfig(vocab_size=400, hidden_size=32, dropout=0.1, **few))
+    assert layout_of(opt).is_flat
+    assert not layout_of(opt).collator.shares_prefixes
     assert not layout_of(build_model("llama"), share_prefixes=False).collator.shares_prefixes

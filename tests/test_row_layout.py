@@ -34,6 +34,7 @@ def build(name):
         "sinks": lambda: t.GptOssForCausalLM(t.GptOssConfig(**SIZE, head_dim=8, **experts)),
         "caps": lambda: build_model("gemma2"),
         "experts": lambda: t.MixtralForCausalLM(t.MixtralConfig(**SIZE, **experts)),
+        "window of the mask alone": lambda: t.PhimoeForCausalLM(t.PhimoeConfig(**SIZE, **experts, sliding_window=32)),
         "learned positions": lambda: t.OPTForCausalLM(
             t.OPTConfig(**few, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32)
         ),
@@ -47,6 +48,7 @@ def build(name):
         ("narrow window", "the model attends within a sliding window of 63 tokens"),
         ("wide window", None),
         ("chunks", "the model attends within chunks of 32 tokens"),
+        ("window of the mask alone", "the model attends within a sliding window of 32 tokens"),
         ("convolution", "the model lets what stands in one document change another"),
         ("recurrence", "the model lets what stands in one document change another"),
         ("no positions", "the model lets what stands in one document change another"),
@@ -74,6 +76,45 @@ def test_resolve_layout_leaves_the_model_as_it_was():
     assert not model.get_input_embeddings()._forward_hooks
 
 
+@pytest.mark.parametrize(
+    ("settings", "environment"),
+    [({"fsdp": "full_shard"}, {}), ({"deepspeed": "ds.json"}, {}), ({}, {"ACCELERATE_USE_FSDP": "true"})],
+)
+def test_resolve_layout_pads_where_weights_are_sharded(monkeypatch, settings, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    layout = layout_of(build_model("llama"), extra_training_arguments=settings)
+    assert "sharded" in layout.describe()
+    assert layout.output.chunk_bytes is None
+
+
+def test_resolve_layout_takes_no_notice_of_sharding_that_is_switched_off():
+    assert layout_of(build_model("llama"), extra_training_arguments={"fsdp": "", "deepspeed": None}).is_flat
+
+
+def test_resolve_layout_survives_a_model_that_fails_in_its_own_way():
+    model = build_model("llama")
+
+    def forward(input_ids, attention_mask=None, **others):
+        raise KeyError(attention_mask.shape)
+
+    model.forward = forward
+    layout = layout_of(model)
+    assert "does not take several documents in one row" in layout.describe()
+    assert layout.output.chunk_bytes is None
+
+
+def test_resolve_layout_takes_sdpa_for_its_own():
+    assert layout_of(build_model("llama"), ModelConfig(model_name_or_path="m", attn_implementation="sdpa")).is_flat
+
+
+def test_evaluation_batches_are_not_filled_up_for_a_compiler():
+    layout = layout_of(build_model("llama"), torch_compile=True, packing=True, per_device_train_batch_size=4)
+    assert layout.has_one_shape
+    assert layout.collator(rows())["input_ids"].shape == (1, 4 * 64)
+    assert layout.evaluation_collator(rows())["input_ids"].shape == (1, sum(len(row["labels"]) for row in rows()))
+
+
 @pytest.mark.parametrize("setting", [{"padding_free": True}, {"packing": True}, {"tokens_per_batch": 256}])
 def test_resolve_layout_stops_where_settings_need_what_the_model_cannot(setting):
     (key,) = setting
@@ -86,6 +127,13 @@ def test_resolve_layout_pads_for_an_attention_that_was_asked_for():
     layout = layout_of(build_model("llama"), asked)
     assert not layout.is_flat
     assert "attn_implementation: eager" in layout.describe()
+
+
+def test_resolve_layout_pads_where_noise_goes_by_the_length_of_the_row():
+    """transformers divides NEFTune's noise by the square root of the tokens in a row."""
+    layout = layout_of(build_model("llama"), extra_training_arguments={"neftune_noise_alpha": 5.0})
+    assert not layout.is_flat
+    assert "neftune_noise_alpha" in layout.describe()
 
 
 def test_resolve_layout_says_nothing_of_padding_that_was_asked_for():

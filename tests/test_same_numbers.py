@@ -59,7 +59,7 @@ def ours(model, batch_of_rows, **settings):
     layout = layout_of(model, **settings)
     batch = layout.collator(batch_of_rows)
     with documents_apart(model, layout.attention):
-        total = layout.output.loss_sum(model, model_inputs(batch), batch["label_positions"], batch["targets"])
+        total = layout.output.loss_sum(model, model_inputs(batch), batch)
         loss = total / batch["counts"]["supervised"]
         loss.backward()  # inside: checkpointed layers are computed again
     return loss.detach(), gradients(model), layout
@@ -137,7 +137,7 @@ def test_loss_and_gradient_of_a_batch_filled_up_to_a_fixed_size_are_the_same():
     assert batch["counts"]["laid_out"] == 150
     assert batch["counts"]["tokens"] == sum(LENGTHS)
     with documents_apart(model, layout.attention):
-        total = layout.output.loss_sum(model, model_inputs(batch), batch["label_positions"], batch["targets"])
+        total = layout.output.loss_sum(model, model_inputs(batch), batch)
     (total / batch["counts"]["supervised"]).backward()
     expected = plain(build_model("llama").train(), rows())
     assert_same((total.detach() / batch["counts"]["supervised"], gradients(model)), expected)
@@ -151,7 +151,7 @@ def test_a_batch_of_fillers_has_no_loss_and_a_gradient_of_zero_for_every_weight(
     assert batch["counts"] == {"rows": 0, "tokens": 0, "supervised": 0, "laid_out": batch["input_ids"].numel(),
                                "squares": 0}  # fmt: skip
     with documents_apart(model, layout.attention):
-        layout.output.loss_sum(model, model_inputs(batch), batch["label_positions"], batch["targets"]).backward()
+        layout.output.loss_sum(model, model_inputs(batch), batch).backward()
     for name, weight in model.named_parameters():
         assert weight.grad is not None, name  # DDP waits for every one
         assert weight.grad.abs().max() == 0, name
@@ -194,7 +194,7 @@ def test_scores_are_made_for_supervised_positions_alone():
         torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t),
         documents_apart(model, layout.attention),
     ):
-        layout.output.loss_sum(model, model_inputs(batch), batch["label_positions"], batch["targets"])
+        layout.output.loss_sum(model, model_inputs(batch), batch)
     handle.remove()
     assert seen == [(1, 0, 400)]
     assert max(kept) < batch["counts"]["supervised"] * 400
@@ -235,5 +235,5 @@ def test_output_layer_takes_a_model_without_logits_to_keep():
     batch = FlatCollator(0)(rows())
     layout = layout_of(model)
     with documents_apart(model, layout.attention):
-        arguments = (model, model_inputs(batch), batch["label_positions"], batch["targets"])
+        arguments = (model, model_inputs(batch), batch)
         torch.testing.assert_close(output.loss_sum(*arguments), layout.output.loss_sum(*arguments))
