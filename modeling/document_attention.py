@@ -137,6 +137,7 @@ def _own_part(attended: torch.Tensor, shared: SharedPrefixes) -> torch.Tensor:
     return torch.cat([pieces[place] for place in shared.own], dim=1)
 
 
+@torch.compiler.disable  # or compiled layers would be compiled anew for each number of documents
 def _on_cpu(
     query: torch.Tensor,
     key: torch.Tensor,

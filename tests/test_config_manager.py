@@ -745,7 +745,7 @@ def test_load_config_refuses_what_streaming_cannot_do(text, problem):
          "gradient_checkpointing_kwargs: {every_n_layers: 3}\n",
          ":4: checkpoint_every_n_layers: gradient_checkpointing_kwargs says it too; choose one."),
         ("checkpoint_every_n_layers: 0\n",
-         ":3: checkpoint_every_n_layers: expected a whole number from 1 up, found 0."),
+         ":3: checkpoint_every_n_layers: 0 is out of range; give a whole number from 1 up."),
     ],
 )  # fmt: skip
 def test_load_config_refuses_what_does_not_go_together_for_speed(text, problem):

@@ -116,7 +116,9 @@ def test_a_token_less_trained_is_a_token_less_counted(make_trainer):
     dataset = trainer.train_dataset
     supervised = sum(sum(label != -100 for label in dataset[int(row)]["labels"][1:]) for row in rows)
     tokens = sum(len(dataset[int(row)]["input_ids"]) for row in rows)
-    assert trainer.progress.counts.tolist() == [supervised, tokens, 12, tokens, 0]
+    *counted, laid_out, dropped = trainer.progress.counts.tolist()
+    assert (counted, dropped) == ([supervised, tokens, 12], 0)
+    assert 0 < laid_out <= tokens  # leading tokens that rows share are laid out once
 
 
 def arguments_of(**settings):
