@@ -296,5 +296,6 @@ def _log_lines(lines: Sequence[str]) -> None:
 if __name__ == "__main__":
     pause_garbage_collection()
     status = main(sys.argv[1:])
-    leave_objects_to_the_system()
+    if not is_launched():  # a process group is to be ended properly
+        leave_objects_to_the_system()
     sys.exit(status)

@@ -7,7 +7,8 @@ block with a fused GELU keeps two, so for such a model the estimate is high. Key
 which is a little high where heads share them. Not counted: what a library, its kernels and the allocator take for
 themselves (on a GPU about half a GiB to one GiB), and the second set of gradients that DDP's buckets hold.
 
-Measured on CPU, SmolLM2-135M, float32, AdamW, no accumulation: estimate over peak RSS (that of the interpreter and its
+Measured on CPU when all scores were still made at once, and not again since: SmolLM2-135M, float32, AdamW, no
+accumulation: estimate over peak RSS (that of the interpreter and its
 libraries taken off), the C library told to give back what is freed (`MALLOC_MMAP_THRESHOLD_=262144`):
 
     rows x tokens               2 x 512    4 x 1024
