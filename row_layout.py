@@ -91,7 +91,8 @@ def resolve_layout(
         attention, obstacle = _attention(config.attn_implementation)
         obstacle = obstacle or _obstacle_in_settings(training, sharded=sharded) or trial.obstacle(attention, longest)
         if obstacle and wanted:
-            raise ConfigError(f"{wanted[0]}: rows cannot be laid end to end: {obstacle}. Leave it out.")
+            way_out = "Leave it out." if obstacle.startswith("the model") else "Choose one."
+            raise ConfigError(f"{wanted[0]}: rows cannot be laid end to end: {obstacle}. {way_out}")
     is_flat = training.padding_free is not False and obstacle is None
     collator = evaluation_collator = PaddedCollator(pad_token_id)
     if is_flat:

@@ -87,3 +87,5 @@ def test_a_micro_batch_waits_for_nothing():
         total.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(total)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())

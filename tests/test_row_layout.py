@@ -127,6 +127,8 @@ def test_resolve_layout_pads_for_an_attention_that_was_asked_for():
     layout = layout_of(build_model("llama"), asked)
     assert not layout.is_flat
     assert "attn_implementation: eager" in layout.describe()
+    with pytest.raises(ConfigError, match=r"^packing: .*attn_implementation: eager .*Choose one\.$"):
+        layout_of(build_model("llama"), asked, packing=True)
 
 
 def test_resolve_layout_pads_where_noise_goes_by_the_length_of_the_row():
