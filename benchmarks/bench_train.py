@@ -69,6 +69,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--peak_tflops", type=float, help="of the device, by its datasheet")
     parser.add_argument("--breakdown", action="store_true")
+    parser.add_argument("--bare", action="store_true", help="against a bare PyTorch loop on the same batches")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     options = parser.parse_args()
     if options.data and options.size:
@@ -114,9 +115,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "supervised_tokens_per_second": round(counts["supervised"] / seconds, 1),
         "laid_out_tokens_per_second": round(counts["laid_out"] / seconds, 1),
         "median_step_seconds": round(statistics.median(step["seconds"] for step in steps), 4),
-        "tflops": round(counts["flops"] / seconds / 1e12, 3),
-        "measured_peak_tflops": round(peak / 1e12, 3),
-        "share_of_measured_peak": round(counts["flops"] / seconds / peak, 3),
+        "tflops": float(f"{counts['flops'] / seconds / 1e12:.3g}"),
+        "measured_peak_tflops": float(f"{peak / 1e12:.3g}"),
+        "share_of_measured_peak": float(f"{counts['flops'] / seconds / peak:.3g}"),
         "peak_memory_gib": round(peak_memory_bytes(context.device) / 2**30, 2),
         "losses": [round(event["loss"], 4) for event in prepared.trainer.state.log_history if "loss" in event],
     }  # fmt: skip
@@ -124,6 +125,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         result["mfu"] = round(counts["flops"] / seconds / (options.peak_tflops * 1e12), 3)
     if options.breakdown:
         result["breakdown_seconds"] = breakdown(prepared.trainer, options.device)
+    if options.bare:
+        result |= against_bare_loop(prepared.trainer, options)
     return result
 
 
@@ -274,16 +277,64 @@ def add_timer(trainer: Any) -> Any:
     return timer
 
 
-def breakdown(trainer: Any, device: str) -> dict[str, float]:
-    """Median seconds of a step's parts, the device waited for after each."""
+def against_bare_loop(trainer: Any, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a step by Trainer's machinery and by a bare loop, on the same batches, step by step in turn."""
     import torch
 
     from modeling.document_attention import documents_apart
+    from row_layout import model_inputs
+    from training_batches import moved
 
-    def now() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+    model, device = trainer.model, trainer.args.device
+    own = trainer.optimizer
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    bare = torch.optim.AdamW(weights, lr=1e-5, fused=True)
+
+    def bare_step(batch: dict[str, Any]) -> None:
+        with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+            logits = model(**model_inputs(batch), use_cache=False).logits.flatten(0, 1)
+            logits = logits.index_select(0, batch["label_positions"]).float()
+            loss = torch.nn.functional.cross_entropy(logits, batch["targets"])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        bare.step()
+        bare.zero_grad()
+
+    def own_step(batch: dict[str, Any]) -> None:
+        (batch,), tokens = trainer.get_batch_samples(iter([batch]), 1, device)
+        trainer.training_step(trainer.model_wrapped, batch, num_items_in_batch=tokens)
+        trainer.accelerator.clip_grad_norm_(weights, 1.0)
+        own.step()
+        own.zero_grad()
+
+    seconds: dict[str, list[float]] = {"own": [], "bare": []}
+    model.train()
+    with documents_apart(model, trainer.layout.attention):
+        for batch in list(trainer.get_train_dataloader())[: options.steps]:
+            for name, step in (("own", own_step), ("bare", lambda batch: bare_step(moved(batch, device)))):
+                started = waited(options.device)
+                step(batch)
+                seconds[name].append(waited(options.device) - started)
+    medians = {name: statistics.median(values[options.warm :]) for name, values in seconds.items()}
+    return {
+        "own_step_seconds": round(medians["own"], 4),
+        "bare_step_seconds": round(medians["bare"], 4),
+        "times_the_bare_loop": round(medians["bare"] / medians["own"], 3),
+    }
+
+
+def waited(device: str) -> float:
+    """The time, once the device has done what it was given."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def breakdown(trainer: Any, device: str) -> dict[str, float]:
+    """Median seconds of a step's parts, the device waited for after each."""
+    from modeling.document_attention import documents_apart
 
     parts: dict[str, list[float]] = {"batch": [], "forward": [], "backward": [], "clip": [], "optimizer": []}
     batches = iter(trainer.get_train_dataloader())
@@ -291,19 +342,19 @@ def breakdown(trainer: Any, device: str) -> dict[str, float]:
     model.train()
     with documents_apart(trainer.model, trainer.layout.attention):
         for _ in range(4):
-            moments = [now()]
+            moments = [waited(device)]
             (batch,), tokens = trainer.get_batch_samples(batches, 1, trainer.args.device)
-            moments.append(now())
+            moments.append(waited(device))
             with trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(model, batch, num_items_in_batch=tokens)
-            moments.append(now())
+            moments.append(waited(device))
             trainer.accelerator.backward(loss)
-            moments.append(now())
+            moments.append(waited(device))
             trainer.accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            moments.append(now())
+            moments.append(waited(device))
             optimizer.step()
             optimizer.zero_grad()
-            moments.append(now())
+            moments.append(waited(device))
             for name, start, end in zip(parts, moments, moments[1:], strict=False):
                 parts[name].append(end - start)
     return {name: round(statistics.median(seconds[1:]), 4) for name, seconds in parts.items()}

@@ -29,7 +29,8 @@ def test_bench_prepare_runs(question_file):
 def test_bench_train_runs(mode, layout):
     done = subprocess.run(
         [sys.executable, "benchmarks/bench_train.py", "--size=toy", "--max_length=64", "--document=20", "--batch=2",
-         "--steps=5", "--breakdown", f"--mode={mode}", f"--layout={layout}", "--device=cpu", "--set=bf16=false"],
+         "--steps=5", "--breakdown", "--bare", f"--mode={mode}", f"--layout={layout}", "--device=cpu",
+         "--set=bf16=false"],
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -39,6 +40,7 @@ def test_bench_train_runs(mode, layout):
     assert result["tflops"] > 0
     assert set(result["breakdown_seconds"]) == {"batch", "forward", "backward", "clip", "optimizer"}
     assert len(result["losses"]) == 5
+    assert result["times_the_bare_loop"] > 0
 
 
 def test_peers_are_driven_by_a_script_that_runs(question_file):

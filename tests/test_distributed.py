@@ -62,6 +62,51 @@ def test_two_processes_end_with_the_same_weights_as_one(runs):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-3)
 
 
+def test_two_processes_train_as_the_plain_trainer_does_on_padded_rows(runs, tmp_path):
+    """transformers' own Trainer, with nothing of ours but the order of rows, on one process."""
+    import transformers
+
+    from batching.order import RankBatchSampler
+    from config_manager import load_config
+    from data_handler import prepare_data
+
+    (one, _), (two, _) = runs
+    config = load_config(str(one / "resolved_config.yaml"), [])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(one)
+    rows = prepare_data(config.data, tokenizer, seed=config.training.seed, sample_prompts=[]).train
+    sampler = RankBatchSampler(len(rows), 4, seed=config.training.seed)
+    batches = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        batches += list(sampler)
+
+    def collate(chosen):
+        rows_of_batch = [torch.tensor(row["input_ids"], dtype=torch.long) for row in chosen]
+        labels = [torch.tensor(row["labels"], dtype=torch.long) for row in chosen]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {
+            "input_ids": pad(rows_of_batch, batch_first=True, padding_value=tokenizer.pad_token_id),
+            "attention_mask": pad([torch.ones_like(ids) for ids in rows_of_batch], batch_first=True),
+            "labels": pad(labels, batch_first=True, padding_value=-100),
+        }
+
+    class PlainTrainer(transformers.Trainer):
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader(rows, batch_sampler=batches, collate_fn=collate)
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), learning_rate=1e-2, max_steps=len(batches), logging_steps=1, report_to=[],
+        save_strategy="no", use_cpu=True, disable_tqdm=True, weight_decay=0.0,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_pretrained(config.model.model_name_or_path, dtype=torch.float32)
+    trainer = PlainTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    plain = [event["loss"] for event in trainer.state.log_history if "loss" in event]
+    assert losses(two, "loss") == pytest.approx(plain, abs=1e-4)
+    for name, weight in load_file(two / "model.safetensors").items():
+        torch.testing.assert_close(weight, model.state_dict()[name], rtol=1e-3, atol=1e-3)
+
+
 def test_two_processes_write_each_line_once(runs):
     _, (two, done) = runs
     summary = json.loads((two / "run_summary.json").read_text())
