@@ -26,6 +26,10 @@ class ModelError(UserError):
     """The model or tokenizer cannot be loaded or does not fit the settings."""
 
 
+class MemoryShortage(UserError):
+    """The device cannot hold what the settings ask for, however small the parts."""
+
+
 def located(error: UserError, origins: Mapping[str, str]) -> UserError:
     """The error with `file:line: ` before each problem that begins with the name of a key that was given.
 

@@ -307,6 +307,8 @@ class BatchPlan:
     total_steps: int
     packs: PackPattern | None = None
     """Where rows are packed: the plan then counts packs wherever it says rows."""
+    parts: int = 1
+    """Parts in which a micro-batch is computed, since all of it at once ran out of memory."""
 
     @property
     def unit(self) -> str:

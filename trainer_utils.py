@@ -1,15 +1,15 @@
 """Training: the trainer, and one run of it.
 
-`SFTTrainer` changes four things of transformers' Trainer, all by its public overrides: the loss (a mean over the
-supervised tokens of the whole global batch), evaluation (sums over tokens), the order of rows (the same on any number
-of processes), and what is logged.
+`SFTTrainer` changes five things of transformers' Trainer, all by its public overrides: the loss (a mean over the
+supervised tokens of the whole global batch), the gradient of a step (summed over processes once, and made in smaller
+parts where memory runs out), evaluation (sums over tokens), the order of rows (the same on any number of processes),
+and what is logged.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -21,14 +21,17 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from batching.moving import moved
 from batching.order import RankBatchSampler
 from batching.stream import MicroBatchStream
+from device_memory import peak_memory_bytes, total_memory_bytes
+from evaluation_step import EvaluationStep
 from model_manager import footprint
 from modeling.compiling import compile_layers
 from modeling.document_attention import documents_apart
 from modeling.flops import training_flops
+from modeling.gradient_sum import broadcast_weights
 from modeling.supervised_loss import EvaluationSums
-from reporting.measure import GpuUtilization, peak_memory_bytes, total_memory_bytes
 from reporting.metrics_log import MetricsLog
 from row_layout import RowLayout, model_inputs, told_of_attention
 from run_state.checkpoints import check_same_step_size, checkpoint_step, list_checkpoints
@@ -43,30 +46,16 @@ from sft_types import (
     TrainingResult,
 )
 from training_arguments import one_line_errors
-from training_batches import evaluation_sampler, moved, rows_loader, stream_loader, training_sampler
+from training_batches import evaluation_sampler, rows_loader, stream_loader, training_sampler
 from training_callbacks import OrderCallback, RecordCallback, StopCallback, StreamDrops
+from training_progress import COUNTED, TrainingProgress
+from training_step import StepGradient
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("sft.train")
-COUNTED = ("supervised", "tokens", "rows", "laid_out")
-"""Counts of a micro-batch that are added up; see `batching.layout.BatchCounts`."""
 METRICS = tuple(field.name for field in dataclasses.fields(EvaluationResult))
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What has been trained so far in this process's lifetime, all ranks together; times in seconds."""
-
-    counts: torch.Tensor
-    """Supervised tokens, tokens, rows, tokens with padding, empty slots of a stream; float64 on the device, so that
-    counting never waits."""
-    started: float = 0.0
-    paused: float = 0.0
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started - self.paused
 
 
 class SFTTrainer(Trainer):
@@ -106,11 +95,15 @@ class SFTTrainer(Trainer):
         self.layout = layout
         self._size = size
         self._plan = plan
-        counters_device = "cpu" if self.args.device.type == "mps" else self.args.device
-        self.progress = _Progress(counts=torch.zeros(5, dtype=torch.float64, device=counters_device))
-        self._logged = (0.0, [0.0] * 5)
-        self._gpu = GpuUtilization(context.device)
+        self.progress = TrainingProgress(context, self.args.device)
         self._stream_drops = stream_drops
+        self.evaluation_step = EvaluationStep(
+            layout.evaluation_collator, self.args.per_device_eval_batch_size, self.args.device
+        )
+        self.step_gradient: StepGradient | None = None
+        """None where FSDP or DeepSpeed sum the gradients of the weights that they spread."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self.step_gradient = self._own_gradient(context, layout, plan)
         self._stream_group = None
         if stream is not None and context.world_size > 1:
             self._stream_group = torch.distributed.new_group(backend="gloo")
@@ -118,6 +111,15 @@ class SFTTrainer(Trainer):
         if stream is None:
             self.train_sampler = training_sampler(data.train, self.args, plan, context)
         self.remove_callback(PrinterCallback)
+
+    def _own_gradient(self, context: DistributedContext, layout: RowLayout, plan: BatchPlan) -> StepGradient:
+        """Takes the sum over processes from accelerate, which would wrap the model in DistributedDataParallel."""
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        if context.world_size > 1:
+            # Marked as prepared, the model is not wrapped any more.
+            self.accelerator.prepare_model(self.model, evaluation_mode=True)
+            broadcast_weights(weights)
+        return StepGradient(weights, layout.collator, plan.per_device_train_batch_size, context, parts=plan.parts)
 
     # Batches
 
@@ -185,7 +187,7 @@ class SFTTrainer(Trainer):
     ) -> Any:
         """Sum of the micro-batch's token losses over the supervised tokens of the whole global batch.
 
-        Times the number of processes, because DDP averages gradients over them.
+        Times the number of processes where FSDP or DeepSpeed average gradients over them.
         """
         total = self.layout.output.loss_sum(
             model,
@@ -194,8 +196,24 @@ class SFTTrainer(Trainer):
             label_smoothing=self.args.label_smoothing_factor,
         )
         # A step of a stream may have no token at all: its sum is 0 then.
-        loss = total * self.context.world_size / num_items_in_batch.clamp(min=1)
+        times = self.context.world_size if self.step_gradient is None else 1
+        loss = total * times / num_items_in_batch.clamp(min=1)
         return (loss, {}) if return_outputs else loss
+
+    def training_step(
+        self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Adds a micro-batch to the step's gradient; the loss of the step comes with its last one."""
+
+        def run(batch: Mapping[str, Any]) -> torch.Tensor:
+            tensors = {name: value for name, value in batch.items() if name != "rows"}
+            return super(SFTTrainer, self).training_step(model, tensors, num_items_in_batch)
+
+        if self.step_gradient is None:
+            return run(inputs)
+        is_last = self.accelerator.sync_gradients
+        loss = self.step_gradient.add(inputs, run, is_last=is_last, step=self.state.global_step + 1)
+        return loss * self.context.world_size  # the log takes the mean over processes
 
     def evaluation_loop(
         self,
@@ -207,8 +225,12 @@ class SFTTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Token-weighted loss, perplexity, token and sequence accuracy: the same whatever the batches."""
         # Not `accelerator.prepare_model`, as in Trainer's own loop: a model prepared for evaluation is marked as
-        # prepared, and training then never wraps it in DDP; the processes would drift apart in silence.
+        # prepared, and FSDP would then never take it; the processes would drift apart in silence.
         model = self.model
+
+        def losses_and_hits(part: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.layout.output.losses_and_hits(model, model_inputs(part), part)
+
         was_training = model.training
         model.eval()
         sums = EvaluationSums(self.args.device)
@@ -220,9 +242,8 @@ class SFTTrainer(Trainer):
             torch.compiler.set_stance("force_eager"),  # these batches have shapes of their own
         ):
             for batch in dataloader:
-                inputs = moved(batch, self.args.device)
-                losses, hits = self.layout.output.losses_and_hits(model, model_inputs(inputs), inputs)
-                sums.add(losses, hits, inputs["target_rows"], num_rows=inputs["counts"]["rows"])
+                for part, (losses, hits) in self.evaluation_step.run(batch, losses_and_hits):
+                    sums.add(losses, hits, part["target_rows"], num_rows=part["counts"]["rows"])
         model.train(was_training)
         if self.context.world_size > 1:
             torch.distributed.all_reduce(sums.tensor)
@@ -231,11 +252,11 @@ class SFTTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates; the time it takes does not count as training."""
-        with _paused(self.progress):
+        with self.progress.paused():
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with _paused(self.progress):
+        with self.progress.paused():
             super()._save_checkpoint(model, trial)
 
     # Logging
@@ -243,39 +264,8 @@ class SFTTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds speed since the last log, and memory, to what a step logs."""
         if "loss" in logs:
-            logs |= self._speed_and_memory()
+            logs |= self.progress.figures(is_stream=self.train_sampler is None)
         super().log(logs, start_time)
-
-    def _speed_and_memory(self) -> dict[str, float]:
-        seconds, counts = self.progress.seconds(), self.progress.counts.tolist()
-        last_seconds, last_counts = self._logged
-        self._logged = (seconds, counts)
-        names = ("supervised_tokens_per_second", "tokens_per_second", "examples_per_second")
-        elapsed = max(seconds - last_seconds, 1e-9)
-        values = {n: (new - old) / elapsed for n, new, old in zip(names, counts, last_counts, strict=False)}
-        if self.train_sampler is None:
-            values["rows_dropped"] = counts[4]
-        values["peak_memory_bytes"] = peak_memory_bytes(self.context.device)
-        total = total_memory_bytes(self.context.device)
-        if total:
-            values["memory_share"] = values["peak_memory_bytes"] / total
-        utilization = self._gpu.read()
-        if utilization is not None:
-            values["gpu_utilization"] = utilization
-        return values
-
-
-class _paused:
-    """Stops the training clock for as long as the context lasts."""
-
-    def __init__(self, progress: _Progress):
-        self._progress = progress
-
-    def __enter__(self) -> None:
-        self._since = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.paused += time.perf_counter() - self._since
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -376,7 +366,7 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
     # What was drawn before (sample answers, an evaluation) must not change the run.
     set_seed(trainer.args.seed)
     progress = trainer.progress
-    progress.started, progress.paused = time.perf_counter(), 0.0
+    progress.start()
     if checkpoint:
         logger.info("Going on from %s.", checkpoint)
     with told_of_attention(), prepared.request, documents_apart(trainer.model, trainer.layout.attention):

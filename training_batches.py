@@ -1,11 +1,10 @@
-"""From rows to the micro-batches of this process on its device: samplers, loaders, the copy."""
+"""From rows to the micro-batches of this process: samplers and loaders."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
@@ -56,17 +55,6 @@ def stream_loader(stream: MicroBatchStream, arguments: TrainingArguments) -> Dat
         worker_init_fn=_start_tokenizing_worker,
         **_loader_options(arguments),
     )
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """A tensor, or those of a batch, on the device; on a GPU without waiting for the copy."""
-    if isinstance(value, Mapping):
-        return {key: moved(item, device) for key, item in value.items()}
-    if not torch.is_tensor(value) or value.device == device:
-        return value
-    if device.type == "cuda" and not value.is_pinned():
-        value = value.pin_memory()  # of other memory the copy would be waited for
-    return value.to(device, non_blocking=True)
 
 
 def _loader_options(arguments: TrainingArguments) -> dict[str, Any]:

@@ -8,6 +8,8 @@ Both layouts give, beside what the model takes (`MODEL_INPUTS`), where the `S` t
 - `targets` int64 `[S]`: the tokens that they have to predict.
 - `target_rows` int64 `[S]`: the row of each, from 0.
 - `counts`: a `BatchCounts` as plain numbers, so that nothing has to be asked of a GPU.
+- `rows`: the rows themselves, each with its `place` in the micro-batch: should the device not hold all of them at once,
+  they are laid out again in parts (`batching.parts`).
 """
 
 from __future__ import annotations
@@ -56,7 +58,10 @@ class SupervisedRows(TorchDataset):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
+    def __getitem__(self, index: int | tuple[int, int]) -> Mapping[str, Any]:
+        """A row, by its number or by (number, place of its pack in the micro-batch)."""
+        if isinstance(index, tuple):
+            return {**self[index[0]], "place": index[1]}
         if index >= 0:
             return self._dataset[index]
         row = self._dataset[-index - 1]
@@ -92,7 +97,12 @@ class PaddedCollator:
             **trained,
             "kept_columns": torch.from_numpy(columns),
             "kept_positions": torch.from_numpy(row_starts + places),
+            "rows": _with_places(rows),
         }
+
+    def for_parts(self, parts: int) -> "PaddedCollator":
+        """The collator for a micro-batch in so many parts: the same."""
+        return self
 
 
 class FlatCollator:
@@ -126,7 +136,19 @@ class FlatCollator:
         self.fixed_tokens = fixed_tokens
         self.longest = longest
 
+    def for_parts(self, parts: int) -> "FlatCollator":
+        """The collator for a micro-batch in so many parts: of a fixed size, each has its share."""
+        if self.fixed_tokens is None:
+            return self
+        return FlatCollator(
+            self.pad_token_id,
+            shares_prefixes=self.shares_prefixes,
+            fixed_tokens=max(-(-self.fixed_tokens // parts), self.longest or 1),
+            longest=self.longest,
+        )
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        given = _with_places(rows)
         rows = [*rows, *self._filling(sum(len(row["input_ids"]) for row in rows))]
         owners, borrowed = find_owners(rows) if self.shares_prefixes else (None, [0] * len(rows))
         lengths = np.array([len(row["input_ids"]) for row in rows])
@@ -148,6 +170,7 @@ class FlatCollator:
             "max_length_k": longest,
             **shared,
             **_what_is_trained(rows, starts - skipped, laid_out=int(laid_out.sum())),
+            "rows": given,
         }
 
     def _boundaries(self, lengths: np.ndarray) -> np.ndarray:
@@ -171,6 +194,11 @@ class FlatCollator:
             }
             for length in lengths
         ]
+
+
+def _with_places(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows, each with its place: its pack's, where it is in one, else its own."""
+    return [{"place": place, **row} for place, row in enumerate(rows)]
 
 
 def _what_is_trained(rows: Sequence[Mapping[str, Any]], starts: np.ndarray, *, laid_out: int) -> dict[str, Any]:

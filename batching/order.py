@@ -108,7 +108,10 @@ class RankBatchSampler:
 
 
 class PackedBatchSampler(RankBatchSampler):
-    """Micro-batches of packs: as `RankBatchSampler` deals out rows, this deals out packs, each a list of rows."""
+    """Micro-batches of packs: as `RankBatchSampler` deals out rows, this deals out packs.
+
+    Each row of a pack comes with the place of its pack in the micro-batch.
+    """
 
     def __init__(self, packs: PackPlan, micro_batch_size: int, **options: object):
         """Args:
@@ -119,9 +122,13 @@ class PackedBatchSampler(RankBatchSampler):
         super().__init__(packs.num_packs, micro_batch_size, **options)
         self._packs = packs
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         packs = self._packs.deal(self.seed, self.epoch, shuffle=self.strategy != "sequential")
         for batch in super().__iter__():
             # A filler stands for a pack of fillers.
             rows = [(pack, packs[pack if pack >= 0 else filler(pack)].tolist()) for pack in batch]
-            yield [row if pack >= 0 else filler(row) for pack, of_pack in rows for row in of_pack]
+            yield [
+                (row if pack >= 0 else filler(row), place)
+                for place, (pack, of_pack) in enumerate(rows)
+                for row in of_pack
+            ]

@@ -76,7 +76,11 @@ class MicroBatchStream(IterableDataset):
             yield {"failed": error.problems}
 
     def _batch(self, slots: Sequence[Slot]) -> dict[str, Any]:
-        rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in slots if row.dropped is None]
+        rows = [
+            {"input_ids": row.input_ids, "labels": row.labels, "place": place}
+            for place, row in enumerate(slots)
+            if row.dropped is None
+        ]
         if not rows:
             # Every process takes every step: one token that is not trained keeps the place.
             rows = [{"input_ids": np.zeros(1, np.int32), "labels": np.full(1, IGNORED, np.int32)}]

@@ -85,10 +85,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     config = configuration(options, folder)
 
     from data_handler import prepare_data
+    from device_memory import peak_memory_bytes
     from distributed_utils import start_distributed
     from heap import reuse_freed_memory
     from model_manager import footprint, load_tokenizer, resolve_precision
-    from reporting.measure import peak_memory_bytes
     from sft_main import load_model_and_layout
     from trainer_utils import train
 
@@ -281,9 +281,9 @@ def against_bare_loop(trainer: Any, options: argparse.Namespace) -> dict[str, fl
     """Seconds of a step by Trainer's machinery and by a bare loop, on the same batches, step by step in turn."""
     import torch
 
+    from batching.moving import moved
     from modeling.document_attention import documents_apart
     from row_layout import model_inputs
-    from training_batches import moved
 
     model, device = trainer.model, trainer.args.device
     own = trainer.optimizer

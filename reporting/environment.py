@@ -6,8 +6,8 @@ import platform
 import shutil
 from pathlib import Path
 
+from device_memory import total_memory_bytes
 from distributed_utils import num_usable_cores
-from reporting.measure import total_memory_bytes
 from reporting.summary import installed_versions
 from sft_types import DistributedContext, Environment, ModelFootprint
 

@@ -8,11 +8,11 @@ import torch
 from conftest import build_model
 from test_same_numbers import LENGTHS, gradients, rows
 
+from batching.moving import moved
 from configuration.schema import ModelConfig, TrainingConfig
 from modeling.document_attention import documents_apart
 from row_layout import model_inputs, resolve_layout
 from sft_types import DistributedContext, Precision
-from training_batches import moved
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = DistributedContext(device="cuda:0")

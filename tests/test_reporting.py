@@ -8,11 +8,11 @@ import math
 
 import pytest
 
+from device_memory import peak_memory_bytes, total_memory_bytes
 from distributed_utils import num_usable_cores
 from reporting.console import before_and_after_lines, data_lines, sample_lines
 from reporting.curves import draw_curves
 from reporting.environment import gather_environment
-from reporting.measure import peak_memory_bytes, total_memory_bytes
 from reporting.metrics_log import MetricsLog, json_safe, read_metrics
 from reporting.preflight import preflight_document, write_preflight
 from reporting.preflight_text import Preflight, preflight_lines

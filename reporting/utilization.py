@@ -1,34 +1,23 @@
-"""Memory and utilization of this process's device, in bytes and shares."""
+"""How busy the devices are: shares between 0 and 1."""
 
 from __future__ import annotations
 
-import resource
-import sys
-from pathlib import Path
+import time
+
+from distributed_utils import num_usable_cores
 
 
-def peak_memory_bytes(device: str) -> int:
-    """Most memory in use at a time so far: allocated on a GPU, resident (RSS) on CPU."""
-    if device.startswith("cuda"):
-        import torch
+class CpuUtilization:
+    """Share of the time since the last call in which this process kept its CPU cores busy."""
 
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+    def __init__(self) -> None:
+        self._before = (time.perf_counter(), time.process_time())
 
-
-def total_memory_bytes(device: str) -> int | None:
-    """Memory of the GPU, or of this process's share of RAM (the cgroup's limit, where there is one)."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_properties(device).total_memory
-    limits = [_read_number("/sys/fs/cgroup/memory.max"), _read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        limits.append(int(meminfo.read_text().split()[1]) * 1024)
-    known = [limit for limit in limits if limit]
-    return min(known) if known else None
+    def read(self) -> float:
+        """Between 0 and 1."""
+        now = (time.perf_counter(), time.process_time())
+        (since, busy_since), self._before = self._before, now
+        return min((now[1] - busy_since) / max((now[0] - since) * num_usable_cores(), 1e-9), 1.0)
 
 
 class GpuUtilization:
@@ -64,11 +53,3 @@ def pynvml_error() -> type[Exception]:
     except ImportError:
         return ImportError
     return pynvml.NVMLError
-
-
-def _read_number(path: str) -> int | None:
-    file = Path(path)
-    if not file.is_file():
-        return None
-    text = file.read_text().strip()
-    return int(text) if text.isdigit() else None

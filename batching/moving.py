@@ -1,0 +1,19 @@
+"""The copy of a batch to the device that computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """A tensor, or those of a batch, on the device; on a GPU without waiting for the copy."""
+    if isinstance(value, Mapping):
+        return {key: moved(item, device) for key, item in value.items()}
+    if not torch.is_tensor(value) or value.device == device:
+        return value
+    if device.type == "cuda" and not value.is_pinned():
+        value = value.pin_memory()  # of other memory the copy would be waited for
+    return value.to(device, non_blocking=True)

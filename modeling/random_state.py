@@ -1,0 +1,41 @@
+"""The state of all random numbers that a model may draw: taken, and put back."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RandomState:
+    """States of Python's, NumPy's and torch's generators; of the GPU's too where the model is on one."""
+
+    python: Any
+    numpy: Any
+    cpu: torch.Tensor
+    device: str
+    gpu: torch.Tensor | None
+
+    @classmethod
+    def of(cls, device: str) -> "RandomState":
+        """The state now. Waits for no GPU: its generator's state stands in main memory."""
+        gpu = torch.cuda.get_rng_state(device) if device.startswith("cuda") else None
+        return cls(
+            python=random.getstate(),
+            numpy=np.random.get_state(),
+            cpu=torch.get_rng_state(),
+            device=device,
+            gpu=gpu,
+        )
+
+    def restore(self) -> None:
+        """Puts all of it back."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.gpu is not None:
+            torch.cuda.set_rng_state(self.gpu, self.device)
