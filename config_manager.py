@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from configuration.batch_sizes import with_auto_sizes
 from configuration.checks import Contradiction, find_contradictions, find_notices
 from configuration.coercion import NULL_TAG, CoercionError, coerce, describe, found, record_type
 from configuration.did_you_mean import did_you_mean, find_closest
@@ -188,7 +189,8 @@ class _Reader:
             if self._section_is_given(yaml_key):
                 sections[name] = self._build_section(section_type, self.settings, prefix=yaml_key + ".")
         extra = self._extra_training_arguments()
-        sections["training"] = dataclasses.replace(sections["training"], extra_training_arguments=extra)
+        training = dataclasses.replace(sections["training"], extra_training_arguments=extra)
+        sections["training"] = with_auto_sizes(training, self.origins)
         sections["logging"] = _without_none_tracker(sections["logging"])
         config = SFTConfig(**sections, origins=self.origins)
         for contradiction in find_contradictions(config):

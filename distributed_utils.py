@@ -42,6 +42,23 @@ def rank_of_this_process() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def num_processes_here(world_size: int) -> int:
+    """Processes of this run on this machine, of `world_size` in all."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+
+
+def agree_on_smallest(number: int, context: DistributedContext) -> int:
+    """The smallest of the numbers that the processes have; the process group must be open."""
+    if context.world_size == 1:
+        return number
+    import torch
+
+    device = context.device if torch.distributed.get_backend() == "nccl" else "cpu"
+    smallest = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN)
+    return int(smallest)
+
+
 def start_distributed(
     config: DistributedConfig, *, use_cpu: bool = False, is_rehearsal: bool = False
 ) -> DistributedContext:
@@ -60,7 +77,7 @@ def start_distributed(
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    processes_here = num_processes_here(world_size)
     if is_rehearsal and not is_launched():
         return DistributedContext(world_size=config.num_gpus or 1, device=_device_of(0, 1, use_cpu))
     if config.num_gpus is not None and config.num_gpus != processes_here:

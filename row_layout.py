@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from batching.layout import IGNORED, MODEL_INPUTS, FlatCollator, PaddedCollator
+from batching.layout import IGNORED, FlatCollator, PaddedCollator, model_inputs
 from batching.prefixes import FEWEST_SHARED
 from configuration.schema import ModelConfig, TrainingConfig
 from distributed_utils import shards_weights
@@ -48,6 +48,14 @@ class RowLayout:
     def has_one_shape(self) -> bool:
         """Whether every batch has the same number of tokens."""
         return isinstance(self.collator, FlatCollator) and self.collator.fixed_tokens is not None
+
+    def sized(self, micro_batch_size: int) -> "RowLayout":
+        """The layout of micro-batches of so many rows or packs: what has one shape is made for one."""
+        if not self.has_one_shape:
+            return self
+        fixed = self.collator.fixed_tokens * micro_batch_size
+        collator = FlatCollator(self.collator.pad_token_id, fixed_tokens=fixed, longest=self.collator.longest)
+        return replace(self, collator=collator)
 
     def describe(self) -> str:
         """One line for the log."""
@@ -100,8 +108,8 @@ def resolve_layout(
         collator = evaluation_collator = FlatCollator(pad_token_id, shares_prefixes=shares)
         if training.torch_compile:
             # A compiled layer takes the bound of lengths for a constant, and would be compiled anew for other pieces.
-            fixed = _fixed_tokens(training, longest)
-            collator = FlatCollator(pad_token_id, fixed_tokens=fixed, longest=longest)
+            pack = training.tokens_per_batch or (longest if training.packing else None)
+            collator = FlatCollator(pad_token_id, fixed_tokens=pack, longest=longest)
     return RowLayout(
         collator=collator,
         evaluation_collator=evaluation_collator,
@@ -127,13 +135,6 @@ def _obstacle_in_settings(training: TrainingConfig, *, sharded: bool) -> str | N
     if sharded:
         return "weights are sharded (fsdp, deepspeed), where this was never tried"
     return None
-
-
-def _fixed_tokens(training: TrainingConfig, longest: int) -> int | None:
-    """Tokens of every batch, where batches are full enough to be filled up to one size."""
-    if training.tokens_per_batch:
-        return training.tokens_per_batch
-    return training.per_device_train_batch_size * longest if training.packing else None
 
 
 class _TrialCalls:
@@ -198,11 +199,6 @@ class _TrialCalls:
         batch = model_inputs(FlatCollator(0, shares_prefixes=shares_prefixes)(rows))
         device = self._model.device
         return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
-
-
-def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """What of a batch the model is called with."""
-    return {key: batch[key] for key in MODEL_INPUTS if key in batch}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from command_line import Command, read_command
 from config_manager import SFTConfig, config_sha256, config_to_yaml, format_help, load_config
+from configuration.batch_sizes import with_accumulation
 from distributed_utils import (
     configure_logging,
     import_libraries,
@@ -88,7 +89,7 @@ def run(config: SFTConfig, command: Command) -> int:
     reuse_freed_memory(config.training.reuse_freed_memory, context.device)
     import_libraries(is_rehearsal=is_rehearsal, optimizer=config.training.optim, quantization=config.quantization)
 
-    from batching.plan import resolve_batch_plan
+    from batch_sizes import resolve_batches
     from data_handler import prepare_data
     from model_manager import (
         footprint,
@@ -100,7 +101,7 @@ def run(config: SFTConfig, command: Command) -> int:
     from preflight import begin_rehearsal, check_data, show_preflight, stream_drops
     from reporting.console import plan_line
     from run_state.checkpoints import check_steps_are_left, check_writable, resolve_checkpoint
-    from training_arguments import build_training_arguments, compile_options
+    from training_arguments import build_training_arguments, compile_options, set_batch_sizes
 
     check_writable(config.training.output_dir)
     if is_rehearsal:
@@ -118,23 +119,19 @@ def run(config: SFTConfig, command: Command) -> int:
         return show()
     model, layout = load_model_and_layout(config, tokenizer, precision, context)
     eos_token_ids = set_generation_defaults(model, tokenizer, is_chat=data.is_chat)
-    plan = resolve_batch_plan(
-        config.training, data.num_train_rows, context, lengths=data.train.lengths, longest=config.data.max_seq_length
-    )
-    check_steps_are_left(checkpoint, plan.total_steps, plan.steps_per_epoch)
-    if not is_rehearsal:
-        logger.info(plan_line(plan, context.device))
     # A rehearsal stands for several processes, but opens no group with them.
     own = replace(context, world_size=1) if is_rehearsal else context
     arguments = build_training_arguments(
-        config.training,
-        config.logging,
-        precision,
-        own,
-        micro_batch_size=plan.per_device_train_batch_size,
+        with_accumulation(config.training, context.world_size), config.logging, precision, own,
         has_validation=data.validation is not None,
         ddp_backend=None if is_rehearsal else config.distributed.ddp_backend,
-    )
+    )  # fmt: skip
+    plan = resolve_batches(config, data, model, layout, precision, context, checkpoint=checkpoint, own=own)
+    set_batch_sizes(arguments, plan)
+    layout = layout.sized(plan.per_device_train_batch_size)
+    check_steps_are_left(checkpoint, plan.total_steps, plan.steps_per_epoch)
+    if not is_rehearsal:
+        logger.info(plan_line(plan, context.device))
     if is_rehearsal:
         return show(footprint(model), plan, precision, layout)
     from trainer_utils import build_trainer  # not above: a dry run does without Trainer
@@ -237,7 +234,7 @@ def save_and_report(
     draw_curves(
         read_metrics(output / "metrics.jsonl"), output / "training_curves.png", config.logging.run_name or str(output)
     )
-    summary = build_summary(result, data.report, plan, config_sha256(config), context.device)
+    summary = build_summary(result, data.report, trainer.plan_now(), config_sha256(config), context.device)
     write_json(summary, output / "run_summary.json")
     if not completed:
         logger.info("Stopped at step %d of %d, saved in %s.", result.steps, plan.total_steps, result.last_checkpoint)

@@ -307,8 +307,11 @@ class BatchPlan:
     total_steps: int
     packs: PackPattern | None = None
     """Where rows are packed: the plan then counts packs wherever it says rows."""
+    per_device_eval_batch_size: int = 8
     parts: int = 1
     """Parts in which a micro-batch is computed, since all of it at once ran out of memory."""
+    asked: "Mapping[str, Any]" = field(default_factory=dict)
+    """What the settings said of sizes."""
 
     @property
     def unit(self) -> str:
@@ -377,6 +380,8 @@ class TrainingResult:
     """Peak over the memory of the device (or of this process's share of RAM)."""
     rows_dropped: int = 0
     """Rows of a stream that could not be used, all ranks together."""
+    memory_shortages: "Mapping[str, int]" = field(default_factory=dict)
+    """How often memory ran out and smaller parts were taken, in `training` and `evaluation` (on this rank)."""
     eval_before: EvaluationResult | None = None
     eval_after: EvaluationResult | None = None
     samples: tuple[SampleAnswer, ...] = field(default_factory=tuple)

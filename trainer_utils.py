@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from batching.layout import model_inputs
 from batching.moving import moved
 from batching.order import RankBatchSampler
 from batching.stream import MicroBatchStream
@@ -33,7 +34,7 @@ from modeling.flops import training_flops
 from modeling.gradient_sum import broadcast_weights
 from modeling.supervised_loss import EvaluationSums
 from reporting.metrics_log import MetricsLog
-from row_layout import RowLayout, model_inputs, told_of_attention
+from row_layout import RowLayout, told_of_attention
 from run_state.checkpoints import check_same_step_size, checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
 from sft_errors import DataError
@@ -120,6 +121,10 @@ class SFTTrainer(Trainer):
             self.accelerator.prepare_model(self.model, evaluation_mode=True)
             broadcast_weights(weights)
         return StepGradient(weights, layout.collator, plan.per_device_train_batch_size, context, parts=plan.parts)
+
+    def plan_now(self) -> BatchPlan:
+        """The batch plan, with the parts that memory has made necessary."""
+        return self._plan if self.step_gradient is None else replace(self._plan, parts=self.step_gradient.parts)
 
     # Batches
 
@@ -331,7 +336,7 @@ def build_trainer(
         resume_step = step if checkpoint else None
         metrics_log = MetricsLog(Path(arguments.output_dir, "metrics.jsonl"), resume_step=resume_step)
     stop = StopCallback(request, context)
-    trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch, plan.global_batch_size))
+    trainer.add_callback(OrderCallback(trainer.train_sampler, trainer.plan_now))
     trainer.add_callback(RecordCallback(metrics_log, plan.total_steps))
     trainer.add_callback(stop)
     return PreparedTraining(trainer=trainer, stop=stop, request=request)
@@ -390,6 +395,10 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
         tokens_per_second=tokens / seconds,
         supervised_tokens_per_second=supervised / seconds,
         rows_dropped=int(dropped),
+        memory_shortages={
+            "training": trainer.step_gradient.shortages if trainer.step_gradient else 0,
+            "evaluation": trainer.evaluation_step.shortages,
+        },
         peak_memory_bytes=peak,
         memory_share=peak / total if total else None,
         last_checkpoint=str(checkpoints[-1]) if checkpoints else None,

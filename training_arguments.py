@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, get_scheduler
 
+from configuration.batch_sizes import AUTO
 from configuration.schema import LoggingConfig, TrainingConfig
 from distributed_utils import default_wandb_to_offline
 from sft_errors import ConfigError, one_line
-from sft_types import DistributedContext, Precision
+from sft_types import BatchPlan, DistributedContext, Precision
 
 logger = logging.getLogger("sft.train")
 _COMPILATION = {"torch_compile_backend": "backend", "torch_compile_mode": "mode"}
@@ -29,7 +30,6 @@ def build_training_arguments(
     precision: Precision,
     context: DistributedContext,
     *,
-    micro_batch_size: int,
     has_validation: bool,
     ddp_backend: str | None = None,
 ) -> TrainingArguments:
@@ -39,7 +39,6 @@ def build_training_arguments(
         config, logging_config: their sections.
         precision: the types to compute in.
         context: this process.
-        micro_batch_size: rows, or packs, of a micro-batch.
         has_validation: whether there is something to evaluate on.
         ddp_backend: the communication library.
 
@@ -51,7 +50,8 @@ def build_training_arguments(
         **_optimization(config),
         **_evaluation_and_saving(config, extra, has_validation=has_validation),
         "output_dir": config.output_dir,
-        "per_device_train_batch_size": micro_batch_size,
+        # DeepSpeed reads them here; where they are left to a trial, `set_batch_sizes` says them later.
+        "per_device_train_batch_size": _size(config.per_device_train_batch_size, config),
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "bf16": precision.mixed == "bf16",
         "fp16": precision.mixed == "fp16",
@@ -62,8 +62,6 @@ def build_training_arguments(
         "run_name": logging_config.run_name,
         "use_cpu": extra.pop("use_cpu", context.device == "cpu"),
         "ddp_backend": ddp_backend or ("gloo" if context.device == "cpu" and context.world_size > 1 else None),
-        # A PeftModel makes Trainer look for unused parameters: slow, and wrong with checkpointing.
-        "ddp_find_unused_parameters": extra.pop("ddp_find_unused_parameters", False),
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         "remove_unused_columns": False,
@@ -75,6 +73,13 @@ def build_training_arguments(
     _check_schedule(arguments)
     _set_tracker_environment(config, logging_config)
     return arguments
+
+
+def _size(batch_size: int | str, config: TrainingConfig | None = None) -> int:
+    """A batch size so far as it is known; a pack of `tokens_per_batch` is a micro-batch of its own."""
+    if batch_size == AUTO or (config is not None and config.tokens_per_batch):
+        return 1
+    return batch_size
 
 
 def _optimization(config: TrainingConfig) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def _evaluation_and_saving(config: TrainingConfig, extra: dict[str, Any], *, has
     """When to evaluate and to save; what of it stands in `extra` is taken out."""
     eval_strategy = extra.pop("eval_strategy", "epoch" if config.eval_steps is None else "steps")
     return {
-        "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "per_device_eval_batch_size": _size(config.per_device_eval_batch_size),
         "eval_strategy": eval_strategy if has_validation else "no",
         "eval_steps": config.eval_steps,
         "save_strategy": extra.pop("save_strategy", "epoch" if config.save_steps is None else "steps"),
@@ -133,6 +138,24 @@ def compile_options(config: TrainingConfig) -> dict[str, Any] | None:
         return None
     given = {option: config.extra_training_arguments.get(key) for key, option in _COMPILATION.items()}
     return {option: value for option, value in given.items() if value is not None}
+
+
+def checkpointing_options(config: TrainingConfig) -> dict[str, Any] | None:
+    """How activations are computed again; None where they are kept."""
+    if not config.gradient_checkpointing:
+        return None
+    return {
+        "use_reentrant": False,
+        "every_n_layers": config.checkpoint_every_n_layers,
+        **(config.extra_training_arguments.get("gradient_checkpointing_kwargs") or {}),
+    }
+
+
+def set_batch_sizes(arguments: TrainingArguments, plan: BatchPlan) -> None:
+    """Puts the plan's sizes into arguments that were built before there was one."""
+    arguments.per_device_train_batch_size = plan.per_device_train_batch_size
+    arguments.per_device_eval_batch_size = plan.per_device_eval_batch_size
+    arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
 
 
 def _num_loader_workers(config: TrainingConfig, context: DistributedContext) -> int:
@@ -172,13 +195,9 @@ def _extra_arguments(config: TrainingConfig) -> dict[str, Any]:
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     for key in _COMPILATION:  # or Trainer would compile the model as a whole: see `compile_options`
         extra.pop(key, None)
-    checkpointing_kwargs = {
-        "use_reentrant": False,
-        "every_n_layers": config.checkpoint_every_n_layers,
-        **(extra.pop("gradient_checkpointing_kwargs", None) or {}),
-    }
+    extra.pop("gradient_checkpointing_kwargs", None)
     if config.gradient_checkpointing:
-        extra |= {checkpointing: True, f"{checkpointing}_kwargs": checkpointing_kwargs}
+        extra |= {checkpointing: True, f"{checkpointing}_kwargs": checkpointing_options(config)}
     if config.load_best_model_at_end or extra.get("save_strategy") == "best" or "metric_for_best_model" in extra:
         extra["metric_for_best_model"] = extra.get("metric_for_best_model") or "eval_loss"
         lower_is_better = extra["metric_for_best_model"].endswith(("loss", "perplexity"))

@@ -14,9 +14,10 @@ from transformers.trainer_callback import ExportableState
 from batching.order import RankBatchSampler
 from reporting.console import evaluation_line, progress_line
 from reporting.metrics_log import MetricsLog
+from reporting.summary import plan_document
 from run_state.interruption import StopRequest
 from sft_errors import DataError
-from sft_types import DistributedContext, DroppedRow
+from sft_types import BatchPlan, DistributedContext, DroppedRow
 
 logger = logging.getLogger("sft.train")
 TOLD_DROPS = 10
@@ -31,19 +32,20 @@ class OrderCallback(TrainerCallback, ExportableState):
     Its state goes into each checkpoint's `trainer_state.json` (see `run_state.checkpoints.check_same_step_size`).
     """
 
-    def __init__(self, sampler: RankBatchSampler | None, steps_per_epoch: int, rows_a_step: int):
+    def __init__(self, sampler: RankBatchSampler | None, plan: Callable[[], BatchPlan]):
         """Args:
         sampler: None for a stream, which has no epochs: there the share of all steps is told in their place.
-        steps_per_epoch: of the sampler; all steps of a stream.
-        rows_a_step: the global batch size.
+        plan: tells the batch plan as it is by now.
         """
         self._sampler = sampler
-        self._steps_per_epoch = steps_per_epoch
-        self._rows_a_step = rows_a_step
+        self._steps_per_epoch = plan().steps_per_epoch
+        self._plan = plan
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {"args": {}, "attributes": {"rows_a_step": self._rows_a_step}}
+        plan = self._plan()
+        document = {**plan_document(plan), "asked": dict(plan.asked)}
+        return {"args": {}, "attributes": {"rows_a_step": plan.global_batch_size, "plan": document}}
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._sampler is not None:

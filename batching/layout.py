@@ -37,6 +37,11 @@ FEWEST_BOUNDARIES = 16
 """Of a batch that is filled up: so small numbers need no shapes of their own."""
 
 
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch the model is called with."""
+    return {key: batch[key] for key in MODEL_INPUTS if key in batch}
+
+
 class BatchCounts(TypedDict):
     """What a micro-batch holds. Rows without a supervised token (fillers) count as laid out alone."""
 

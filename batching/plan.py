@@ -22,7 +22,7 @@ def resolve_batch_plan(
     """Sizes and steps of a run; the arithmetic of the sampler and the Trainer.
 
     Args:
-        config: the training section.
+        config: the training section; what it leaves to a trial is settled by now.
         num_rows: rows an epoch; None for a stream, whose only end is `max_steps`.
         context: the processes that share a step.
         lengths: tokens of each row, which packs need.
@@ -49,4 +49,5 @@ def resolve_batch_plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         packs=packs,
+        per_device_eval_batch_size=config.per_device_eval_batch_size,
     )

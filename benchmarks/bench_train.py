@@ -229,8 +229,7 @@ def trainer_of(config, options, precision, context, data, layout, model, tokeniz
         config.training, data.num_train_rows, context, lengths=data.train.lengths, longest=options.max_length
     )
     arguments = build_training_arguments(
-        config.training, config.logging, precision, context,
-        micro_batch_size=plan.per_device_train_batch_size, has_validation=False,
+        config.training, config.logging, precision, context, has_validation=False,
     )  # fmt: skip
     Path(config.training.output_dir).mkdir(parents=True, exist_ok=True)
     return build_trainer(
@@ -281,9 +280,9 @@ def against_bare_loop(trainer: Any, options: argparse.Namespace) -> dict[str, fl
     """Seconds of a step by Trainer's machinery and by a bare loop, on the same batches, step by step in turn."""
     import torch
 
+    from batching.layout import model_inputs
     from batching.moving import moved
     from modeling.document_attention import documents_apart
-    from row_layout import model_inputs
 
     model, device = trainer.model, trainer.args.device
     own = trainer.optimizer

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from configuration.batch_sizes import batch_size_contradictions
 from configuration.did_you_mean import did_you_mean
 from configuration.installed_transformers import optimizer_names, scheduler_names
 from configuration.keys import flat_keys
@@ -44,6 +45,7 @@ def find_contradictions(config: SFTConfig) -> Iterator[Contradiction]:
     yield from _check_datasets(config)
     yield from _check_streaming(config)
     yield from _check_training(config)
+    yield from (Contradiction(*found) for found in batch_size_contradictions(config.training))
     yield from _check_speed(config)
     yield from _check_passed_through(config)
     yield from _check_evaluation_schedule(config)

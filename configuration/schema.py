@@ -170,8 +170,22 @@ class TrainingConfig:
     output_dir: PathText = "./sft_output"
     """Where the model, checkpoints, metrics and the summary go."""
 
-    per_device_train_batch_size: PositiveInt = 8
-    """Rows in a micro-batch on each device; with `packing`, packs."""
+    per_device_train_batch_size: PositiveInt | Literal["auto"] = 8
+    """Rows in a micro-batch on each device; with `packing`, packs. auto: what fits into memory and is fast, by a short
+    trial with the longest rows; what `global_batch_size` is given without."""
+
+    global_batch_size: PositiveInt | None = None
+    """Rows (packs) of one step on all devices together, in place of `gradient_accumulation_steps`, which follows from
+    it: the same training on any machine. Default: batch size x accumulation x number of processes."""
+
+    auto_batch_size: bool = False
+    """Both batch sizes are `auto`, of training and of evaluation."""
+
+    target_memory_utilization: Annotated[float, Range(above=0, maximum=1)] = 0.9
+    """Share of the free memory of each device that `auto` may fill."""
+
+    memory_budget_gib: PositiveFloat | None = None
+    """What `auto` may fill, in GiB a device (on CPU: a process, all of it), in place of what is free."""
 
     packing: bool = False
     """Join rows to packs of up to `max_seq_length` tokens, so that every micro-batch is about equally full. Each row
@@ -186,8 +200,8 @@ class TrainingConfig:
     numbers, faster. auto: where the model can (tried on a few tokens), else padded, and the log says why. true: stop
     where it cannot. false: padded."""
 
-    per_device_eval_batch_size: PositiveInt = 8
-    """Rows in an evaluation batch on each device. Changes speed and memory, not the result."""
+    per_device_eval_batch_size: PositiveInt | Literal["auto"] = 8
+    """Rows in an evaluation batch on each device. Changes speed and memory, not the result. auto: as above."""
 
     gradient_accumulation_steps: PositiveInt = 1
     """Micro-batches that make one step. Rows a step: batch size x this x number of processes."""

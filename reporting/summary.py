@@ -51,6 +51,7 @@ def build_summary(
             "is_complete": report.is_complete,
         },
         "batch_plan": plan_document(plan),
+        "memory_shortages": result.memory_shortages,
         "samples": [dataclasses.asdict(sample) for sample in result.samples],
         "device": device,
         "versions": installed_versions(),
@@ -65,11 +66,13 @@ def plan_document(plan: BatchPlan) -> dict[str, Any]:
     packs = plan.packs
     return {
         "per_device_train_batch_size": plan.per_device_train_batch_size,
+        "per_device_eval_batch_size": plan.per_device_eval_batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
         "world_size": plan.world_size,
         "global_batch_size": plan.global_batch_size,
         "steps_per_epoch": plan.steps_per_epoch,
         "total_steps": plan.total_steps,
+        "parts": plan.parts,
         "packs": packs and {"num_packs": packs.num_packs, "capacity": packs.capacity, "fill": packs.fill},
     }
 

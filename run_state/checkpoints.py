@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from sft_errors import ConfigError
 
@@ -78,20 +79,30 @@ def check_steps_are_left(checkpoint: Path | None, total_steps: int, steps_per_ep
         )
 
 
+def saved_batch_plan(checkpoint: Path) -> dict[str, Any] | None:
+    """The batch plan of a checkpoint's run, as `reporting.summary.plan_document` writes it; None if it has none."""
+    return _state_of(checkpoint).get("plan")
+
+
 def check_same_step_size(checkpoint: Path, rows_a_step: int) -> None:
     """Refuses to go on in a stream with steps of another size: its place there follows from steps times rows.
 
     Raises:
         ConfigError: naming both sizes.
     """
-    state = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
-    before = state.get("stateful_callbacks", {}).get("OrderCallback", {}).get("attributes", {}).get("rows_a_step")
+    before = _state_of(checkpoint).get("rows_a_step")
     if before != rows_a_step:
         raise ConfigError(
             f"resume_from_checkpoint: {checkpoint} was trained with {before} rows a step, and this run has "
             f"{rows_a_step}; a stream would go on in the wrong place. Choose per_device_train_batch_size x "
             f"gradient_accumulation_steps x processes = {before}."
         )
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    """What `training_callbacks.OrderCallback` left in a checkpoint."""
+    state = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
+    return state.get("stateful_callbacks", {}).get("OrderCallback", {}).get("attributes", {})
 
 
 def check_writable(output_dir: str | Path) -> None:

@@ -8,10 +8,11 @@ import torch
 from conftest import build_model
 from test_same_numbers import LENGTHS, gradients, rows
 
+from batching.layout import model_inputs
 from batching.moving import moved
 from configuration.schema import ModelConfig, TrainingConfig
 from modeling.document_attention import documents_apart
-from row_layout import model_inputs, resolve_layout
+from row_layout import resolve_layout
 from sft_types import DistributedContext, Precision
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

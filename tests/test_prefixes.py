@@ -9,12 +9,11 @@ import transformers
 from conftest import ARCHITECTURES, build_model
 from test_same_numbers import assert_same, gradients, layout_of, plain
 
-from batching.layout import FlatCollator
+from batching.layout import FlatCollator, model_inputs
 from batching.prefixes import cut_into_pieces, find_owners
 from configuration.schema import LoRAConfig
 from modeling.adapters import add_adapters
 from modeling.document_attention import documents_apart
-from row_layout import model_inputs
 
 
 def row(ids, first_target):

@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, build_model
 
-from batching.layout import FlatCollator, PaddedCollator
+from batching.layout import FlatCollator, PaddedCollator, model_inputs
 from configuration.schema import LoRAConfig, ModelConfig, TrainingConfig
 from modeling.adapters import add_adapters
 from modeling.document_attention import documents_apart
 from modeling.output_layer import OutputLayer
-from row_layout import model_inputs, resolve_layout
+from row_layout import resolve_layout
 from sft_types import DistributedContext, Precision
 
 FLOAT32 = Precision(weights="float32", mixed="no")

@@ -35,9 +35,7 @@ def make_trainer(question_file, tmp_path):
             model, ModelConfig(model_name_or_path="m"), config, FLOAT32, CPU, pad_token_id=0, longest=64
         )
         plan = resolve_batch_plan(config, len(data.train), CPU, lengths=data.train.lengths, longest=64)
-        arguments = build_training_arguments(
-            config, logging_config, FLOAT32, CPU, micro_batch_size=plan.per_device_train_batch_size, has_validation=True
-        )
+        arguments = build_training_arguments(config, logging_config, FLOAT32, CPU, has_validation=True)
         return SFTTrainer(
             context=CPU, data=data, layout=layout, size=footprint(model), plan=plan, model=model, args=arguments,
             processing_class=tokenizer,
@@ -123,9 +121,7 @@ def test_a_token_less_trained_is_a_token_less_counted(make_trainer):
 
 def arguments_of(**settings):
     config = TrainingConfig(output_dir="out", **settings)
-    return build_training_arguments(
-        config, LoggingConfig(report_to=[]), FLOAT32, CPU, micro_batch_size=8, has_validation=True
-    )
+    return build_training_arguments(config, LoggingConfig(report_to=[]), FLOAT32, CPU, has_validation=True)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +135,6 @@ def arguments_of(**settings):
         ({"load_best_model_at_end": True}, "greater_is_better", False),
         ({"extra_training_arguments": {"adam_beta2": 0.95}}, "adam_beta2", 0.95),
         ({"extra_training_arguments": {"eval_strategy": "no"}}, "eval_strategy", "no"),
-        ({}, "ddp_find_unused_parameters", False),
         ({}, "logging_nan_inf_filter", False),
     ],
 )
