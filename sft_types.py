@@ -400,14 +400,8 @@ class MemoryEstimate:
 
     @property
     def total_bytes(self) -> int:
-        return (
-            self.weights_bytes
-            + self.gradients_bytes
-            + self.optimizer_bytes
-            + self.activations_bytes
-            + self.logits_bytes
-            + self.slack_bytes
-        )
+        in_use = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
+        return in_use + self.logits_bytes + self.slack_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,11 +40,12 @@ weights need no input of their own, but adapters beside them do: they save the w
 
 _BUCKET_BYTES = 2**26
 """Gradients are reduced over processes in flat copies of so much, one at a time."""
-_HOLES = {True: 0.85, False: 0.45}
-"""Holes in glibc's heap (2.36) over what layers keep without checkpointing; with adapters, whose every layer makes three
-tensors on the way to one that is kept, and without. Not derived but measured on SmolLM2-135M at 256 to 1,024 tokens:
-with adapters 0.86 to 0.93, with checkpointing 0.75; else 0.4 to 0.6. The same with `M_MMAP_THRESHOLD` at 4 and 32 MiB,
-and with a `M_TOP_PAD` of 1 MiB; none at a threshold of 256 KiB, where each large block comes from the system anew."""
+_HOLES = {"all": 0.45, "adapters": 0.85, "4-bit": 0.85 * 4 / 3}
+"""Holes in glibc's heap (2.36) over what layers keep without checkpointing. Not derived but measured on SmolLM2-135M at
+256 to 1,024 tokens: all weights trained 0.4 to 0.6; adapters, whose layers make three tensors on the way to one that is
+kept, 0.86 to 0.93, with checkpointing 0.75. On 4-bit weights peft copies the layer's product too: four in place of
+three. The same with `M_MMAP_THRESHOLD` at 4 and 32 MiB, and with a `M_TOP_PAD` of 1 MiB; none at a threshold of 256
+KiB, where each large block comes from the system anew."""
 _CPU_LIBRARY_BYTES = 2**24
 """Buffers of the matrix library, which it keeps."""
 _CUDA_BYTES = 3 * 2**28
@@ -115,8 +116,10 @@ def estimate_memory(
         keeps_scores=attention == "eager",
     )
     gradients = trained * trained_element
-    holes = round(_HOLES[has_adapters] * activations(gradient_checkpointing=False))
-    slack = _CUDA_BYTES if device != "cpu" else _heap_slack_bytes(holes, 0 if accumulates else gradients)
+    slack = _CUDA_BYTES
+    if device == "cpu":
+        made = activations(gradient_checkpointing=False)
+        slack = _heap_slack_bytes(footprint, made, element, 0 if accumulates else gradients)
     return MemoryEstimate(
         weights_bytes=_weights_bytes(footprint, element, mixed, has_adapters=has_adapters),
         gradients_bytes=gradients,
@@ -215,12 +218,21 @@ def _bytes_beside_4bit_weights(footprint: ModelFootprint, compute_bytes: int) ->
     return scales + compute_bytes * widest
 
 
-def _heap_slack_bytes(holes: int, gradients_in_holes: int) -> int:
+def _heap_slack_bytes(footprint: ModelFootprint, made: int, element: int, gradients_in_holes: int) -> int:
     """What glibc's heap and the libraries hold beyond what is in use.
 
     glibc asks its free list for more than an aligned block needs, and cuts off what is over, so a freed block does not
     serve for the next one of the same size (sourceware.org bug 14581). Beside what a layer keeps lie holes of what it
     made on the way: with checkpointing too, since its own tensors are freed and the next layer's take new memory.
-    Gradients that come as activations go lie in these holes.
+    Gradients that come as activations go lie in these holes. What weights held before they were quantized stays too.
+
+    Args:
+        footprint: the model's size.
+        made: what all layers keep without checkpointing.
+        element: bytes of a weight as it was loaded.
+        gradients_in_holes: gradients that come as activations go.
     """
-    return _CPU_LIBRARY_BYTES + max(holes - gradients_in_holes, 0)
+    has_adapters = footprint.num_trainable_parameters < footprint.num_parameters
+    kind = "4-bit" if footprint.num_4bit_parameters else "adapters" if has_adapters else "all"
+    before_quantization = element * footprint.num_4bit_parameters
+    return _CPU_LIBRARY_BYTES + before_quantization + max(round(_HOLES[kind] * made) - gradients_in_holes, 0)

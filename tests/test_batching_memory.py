@@ -96,6 +96,8 @@ def test_estimate_memory_of_slack_by_device():
 
 def test_estimate_memory_of_4bit_weights_adds_scales_and_one_matrix():
     quantized = dataclasses.replace(ADAPTERS, num_4bit_parameters=64 * 10, weight_bytes=2000)
+    # The heap keeps what they were before, and holes for one more tensor.
+    assert parts(quantized)[5] == 2**24 + round(0.85 * 4 / 3 * 2 * 20 * (32 * 8 + 16 * 16)) + 4 * 640
     assert parts(quantized)[0] == 2000 + 10 + 4 * 8 * 16
     assert parts(quantized, weights="bfloat16")[0] == 2000 + 10 + 2 * 8 * 16
 
