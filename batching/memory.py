@@ -40,12 +40,12 @@ weights need no input of their own, but adapters beside them do: they save the w
 
 _BUCKET_BYTES = 2**26
 """Gradients are reduced over processes in flat copies of so much, one at a time."""
-_HOLES = {"all": 0.45, "adapters": 0.85, "4-bit": 0.85 * 4 / 3}
-"""Holes in glibc's heap (2.36) over what layers keep without checkpointing. Not derived but measured on SmolLM2-135M at
-256 to 1,024 tokens: all weights trained 0.4 to 0.6; adapters, whose layers make three tensors on the way to one that is
-kept, 0.86 to 0.93, with checkpointing 0.75. On 4-bit weights peft copies the layer's product too: four in place of
-three. The same with `M_MMAP_THRESHOLD` at 4 and 32 MiB, and with a `M_TOP_PAD` of 1 MiB; none at a threshold of 256
-KiB, where each large block comes from the system anew."""
+_HOLES = {"all": (0.45, 0.45), "adapters": (0.9, 0.75), "4-bit": (0.9 * 4 / 3, 0.75 * 4 / 3)}
+"""Holes in glibc's heap (2.36) over what layers keep without checkpointing: without and with it. Not derived but
+measured on SmolLM2-135M at 256 to 1,024 tokens: all weights 0.4 to 0.6; adapters, whose layers make three tensors on
+the way to one that is kept, 0.86 to 0.93, with checkpointing 0.73 to 0.77. On 4-bit weights peft copies the layer's
+product too: four in place of three. The same with `M_MMAP_THRESHOLD` at 4 and 32 MiB, and with a `M_TOP_PAD` of 1 MiB;
+none at a threshold of 256 KiB, where each large block comes from the system anew."""
 _CPU_LIBRARY_BYTES = 2**24
 """Buffers of the matrix library, which it keeps."""
 _CUDA_BYTES = 3 * 2**28
@@ -95,8 +95,7 @@ def estimate_memory(
         mixed: autocast: `bf16`, `fp16` or `no`.
         optimizer: a name that `optim` takes.
         gradient_checkpointing: activations are computed again, layer by layer, in the backward pass.
-        attention: `eager` keeps the scores of every head, `[B, heads, T, T]`; fused attention does not (Dao et al.,
-            2022, FlashAttention).
+        attention: `eager` keeps every head's scores, `[B, heads, T, T]`; fused attention does not (Dao et al., 2022).
         supervised_share: share of the positions that are trained.
         score_chunk_bytes: the output layer's scores are made a few at a time, which take so much; None: all at once.
         device: `cpu`, or the name of a GPU.
@@ -107,19 +106,15 @@ def estimate_memory(
     has_adapters = trained < footprint.num_parameters
     # Adapters are float32 whatever they stand on (peft's `autocast_adapter_dtype`).
     trained_element = 4 if has_adapters else element
-    activations = partial(
-        _activation_bytes,
-        footprint,
-        tokens,
-        longest_row,
-        kind=(mixed != "no", element == 2, has_adapters),
-        keeps_scores=attention == "eager",
-    )
+    kind, keeps_scores = (mixed != "no", element == 2, has_adapters), attention == "eager"
+    activations = partial(_activation_bytes, footprint, tokens, longest_row, kind=kind, keeps_scores=keeps_scores)
     gradients = trained * trained_element
     slack = _CUDA_BYTES
     if device == "cpu":
+        # The heap also keeps what weights held before they were quantized to 4 bits.
         made = activations(gradient_checkpointing=False)
-        slack = _heap_slack_bytes(footprint, made, element, 0 if accumulates else gradients)
+        holes = made * _HOLES[_kind(footprint)][gradient_checkpointing]
+        slack = _heap_slack_bytes(holes, 0 if accumulates else gradients) + element * footprint.num_4bit_parameters
     return MemoryEstimate(
         weights_bytes=_weights_bytes(footprint, element, mixed, has_adapters=has_adapters),
         gradients_bytes=gradients,
@@ -218,21 +213,17 @@ def _bytes_beside_4bit_weights(footprint: ModelFootprint, compute_bytes: int) ->
     return scales + compute_bytes * widest
 
 
-def _heap_slack_bytes(footprint: ModelFootprint, made: int, element: int, gradients_in_holes: int) -> int:
+def _kind(footprint: ModelFootprint) -> str:
+    has_adapters = footprint.num_trainable_parameters < footprint.num_parameters
+    return "4-bit" if footprint.num_4bit_parameters else "adapters" if has_adapters else "all"
+
+
+def _heap_slack_bytes(holes: float, gradients_in_holes: int) -> int:
     """What glibc's heap and the libraries hold beyond what is in use.
 
     glibc asks its free list for more than an aligned block needs, and cuts off what is over, so a freed block does not
     serve for the next one of the same size (sourceware.org bug 14581). Beside what a layer keeps lie holes of what it
     made on the way: with checkpointing too, since its own tensors are freed and the next layer's take new memory.
-    Gradients that come as activations go lie in these holes. What weights held before they were quantized stays too.
-
-    Args:
-        footprint: the model's size.
-        made: what all layers keep without checkpointing.
-        element: bytes of a weight as it was loaded.
-        gradients_in_holes: gradients that come as activations go.
+    Gradients that come as activations go lie in these holes.
     """
-    has_adapters = footprint.num_trainable_parameters < footprint.num_parameters
-    kind = "4-bit" if footprint.num_4bit_parameters else "adapters" if has_adapters else "all"
-    before_quantization = element * footprint.num_4bit_parameters
-    return _CPU_LIBRARY_BYTES + before_quantization + max(round(_HOLES[kind] * made) - gradients_in_holes, 0)
+    return _CPU_LIBRARY_BYTES + max(round(holes) - gradients_in_holes, 0)
