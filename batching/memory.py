@@ -114,6 +114,8 @@ def estimate_memory(
         # The heap also keeps what weights held before they were quantized to 4 bits.
         made = activations(gradient_checkpointing=False)
         holes = made * _HOLES[_kind(footprint)][gradient_checkpointing]
+        # A freed chunk of scores serves again only together with its neighbour: two beside the one in work.
+        holes += 2 * min(score_chunk_bytes or 0, 4 * tokens * supervised_share * footprint.vocab_size)
         slack = _heap_slack_bytes(holes, 0 if accumulates else gradients) + element * footprint.num_4bit_parameters
     return MemoryEstimate(
         weights_bytes=_weights_bytes(footprint, element, mixed, has_adapters=has_adapters),
