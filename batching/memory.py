@@ -114,7 +114,7 @@ def estimate_memory(
         # The heap also keeps what weights held before they were quantized to 4 bits.
         made = activations(gradient_checkpointing=False)
         holes = made * _HOLES[_kind(footprint)][gradient_checkpointing]
-        # A freed chunk of scores serves again only together with its neighbour: two beside the one in work.
+        # Two chunks of scores beside the one in work: chosen by the measured peaks of a model with a small body.
         holes += 2 * min(score_chunk_bytes or 0, 4 * tokens * supervised_share * footprint.vocab_size)
         slack = _heap_slack_bytes(holes, 0 if accumulates else gradients) + element * footprint.num_4bit_parameters
     return MemoryEstimate(
@@ -223,8 +223,8 @@ def _kind(footprint: ModelFootprint) -> str:
 def _heap_slack_bytes(holes: float, gradients_in_holes: int) -> int:
     """What glibc's heap and the libraries hold beyond what is in use.
 
-    glibc asks its free list for more than an aligned block needs, and cuts off what is over, so a freed block does not
-    serve for the next one of the same size (sourceware.org bug 14581). Beside what a layer keeps lie holes of what it
+    The likely cause, not proven here: glibc asks its free list for more than an aligned block needs, and cuts off what
+    is over, so a freed block does not serve for the next one of the same size (sourceware.org bug 14581). Beside what a layer keeps lie holes of what it
     made on the way: with checkpointing too, since its own tensors are freed and the next layer's take new memory.
     Gradients that come as activations go lie in these holes.
     """
