@@ -224,7 +224,8 @@ def _heap_slack_bytes(holes: float, gradients_in_holes: int) -> int:
     """What glibc's heap and the libraries hold beyond what is in use.
 
     The likely cause, not proven here: glibc asks its free list for more than an aligned block needs, and cuts off what
-    is over, so a freed block does not serve for the next one of the same size (sourceware.org bug 14581). Beside what a layer keeps lie holes of what it
+    is over, so a freed block does not serve for the next one of the same size (sourceware.org bug 14581).
+    Beside what a layer keeps lie holes of what it
     made on the way: with checkpointing too, since its own tensors are freed and the next layer's take new memory.
     Gradients that come as activations go lie in these holes.
     """
