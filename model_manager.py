@@ -244,6 +244,7 @@ def footprint(model: "PreTrainedModel") -> ModelFootprint:
         intermediate_size=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 0,
         num_attention_heads=getattr(config, "num_attention_heads", 0),
         num_lookup_parameters=0 if is_shared else embedding.weight.numel(),
+        num_4bit_parameters=sum(_true_count(p) for p in model.parameters() if _true_count(p) != p.numel()),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batching.memory import estimate_memory
+from batching.advice import MemoryFacts, advise, predict
 from config_manager import DataConfig, SFTConfig
 from configuration.checks import NEED_VALIDATION
 from preparation.checks import bad_row_lines, find_problems, stops_run
@@ -21,12 +21,14 @@ from reporting.preflight import preflight_document, write_preflight
 from reporting.preflight_text import Preflight, preflight_lines
 from row_layout import RowLayout
 from sft_errors import ConfigError, DataError
-from sft_types import BatchPlan, DistributedContext, ModelFootprint, Precision, TrainingData
+from sft_types import BatchPlan, DistributedContext, MemoryAdvice, ModelFootprint, Precision, TrainingData
 from training_callbacks import StreamDrops
 
 logger = logging.getLogger("sft.data")
 EXIT_UNSOUND = 2
 REPORT_FILE = "preflight.json"
+USED_SHARE = 0.9
+"""Of a device's memory: the rest is for what no arithmetic foresees."""
 
 
 def check_data(config: SFTConfig, data: TrainingData, *, is_rehearsal: bool) -> list[str]:
@@ -78,17 +80,19 @@ def show_preflight(
     layout: RowLayout | None = None,
     *,
     show_rows: Sequence[int] = (),
+    memory_budget_bytes: int | None = None,
 ) -> int:
     """Shows what a run would be, and writes it to `preflight.json`.
 
     Args:
         footprint, plan, precision, layout: None where no row is left to plan with.
         show_rows: numbers of the rows that were asked for.
+        memory_budget_bytes: what a device may hold; None for `USED_SHARE` of what it has.
 
     Returns:
         The exit status: 0 if a run would be sound, 2 if not.
     """
-    shown = _all_that_is_known(config, data, problems, context, footprint, plan, precision, layout)
+    shown = _all_that_is_known(config, data, problems, context, footprint, plan, precision, layout, memory_budget_bytes)
     for line in preflight_lines(shown, colour=sys.stdout.isatty()):
         logger.info(line)
     rows_read = sum(source.rows_read for source in data.report.train.sources)
@@ -102,6 +106,38 @@ def show_preflight(
     return EXIT_UNSOUND if problems else 0
 
 
+def memory_facts(
+    config: SFTConfig,
+    data: TrainingData,
+    footprint: ModelFootprint,
+    plan: BatchPlan,
+    precision: Precision,
+    layout: RowLayout,
+    context: DistributedContext,
+) -> MemoryFacts:
+    """What the predicted memory of a run depends on."""
+    training, train = config.training, data.report.train
+    return MemoryFacts(
+        footprint=footprint,
+        # Where micro-batches are made by tokens, their number of rows is no setting.
+        per_device_train_batch_size=0 if training.tokens_per_batch else plan.per_device_train_batch_size,
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        tokens=_tokens_of_a_batch(data, plan, layout),
+        longest_row=train.longest_row,
+        max_seq_length=config.data.max_seq_length,
+        weights=precision.weights,
+        mixed=precision.mixed,
+        optimizer=training.optim,
+        gradient_checkpointing=training.gradient_checkpointing,
+        attention=config.model.attn_implementation or "sdpa",
+        # A padded model's own scores are made for whole columns: hardly fewer than all.
+        supervised_share=train.supervised_share if layout.is_flat or layout.output.chunk_bytes else 1.0,
+        score_chunk_bytes=layout.output.chunk_bytes,
+        device=context.device,
+        world_size=plan.world_size,
+    )
+
+
 def _all_that_is_known(
     config: SFTConfig,
     data: TrainingData,
@@ -111,23 +147,14 @@ def _all_that_is_known(
     plan: BatchPlan | None,
     precision: Precision | None,
     layout: RowLayout | None,
+    memory_budget_bytes: int | None,
 ) -> Preflight:
-    training, train = config.training, data.report.train
+    training = config.training
     memory = environment = None
+    advice: tuple[MemoryAdvice, ...] = ()
     if footprint is not None and plan is not None and precision is not None and layout is not None:
-        memory = estimate_memory(
-            footprint,
-            tokens=_tokens_of_a_batch(data, plan, layout),
-            longest_row=train.longest_row,
-            weights=precision.weights,
-            mixed=precision.mixed,
-            optimizer=training.optim,
-            gradient_checkpointing=training.gradient_checkpointing,
-            attention=config.model.attn_implementation or "sdpa",
-            # A padded model's own scores are made for whole columns: hardly fewer than all.
-            supervised_share=train.supervised_share if layout.is_flat or layout.output.chunk_bytes else 1.0,
-            score_chunk_bytes=layout.output.chunk_bytes,
-        )
+        facts = memory_facts(config, data, footprint, plan, precision, layout, context)
+        memory = predict(facts)
         environment = gather_environment(
             context,
             footprint,
@@ -136,6 +163,10 @@ def _all_that_is_known(
             checkpoints_kept=training.save_total_limit,
             num_checkpoints=_num_checkpoints(config, plan),
         )
+        if memory_budget_bytes is None and environment.device_memory_bytes:
+            memory_budget_bytes = int(environment.device_memory_bytes * USED_SHARE)
+        if memory_budget_bytes is not None:
+            advice = advise(facts, memory_budget_bytes)
     return Preflight(
         report=data.report,
         previews=data.previews,
@@ -144,6 +175,8 @@ def _all_that_is_known(
         environment=environment,
         problems=problems,
         max_seq_length=config.data.max_seq_length,
+        memory_budget_bytes=memory_budget_bytes,
+        advice=advice,
     )
 
 

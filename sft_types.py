@@ -339,6 +339,8 @@ class ModelFootprint:
     num_attention_heads: int = 0
     num_lookup_parameters: int = 0
     """Of the input embedding, where the output layer does not share it: looked up, never multiplied."""
+    num_4bit_parameters: int = 0
+    """How many of the parameters are held in 4 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -400,16 +402,24 @@ class MemoryEstimate:
     """What the layers keep of a micro-batch for the backward pass."""
     logits_bytes: int
     """The scores over the vocabulary, and what the loss makes of them."""
+    slack_bytes: int = 0
+    """What allocators and libraries hold beyond what is in use."""
 
     @property
     def total_bytes(self) -> int:
-        return (
-            self.weights_bytes
-            + self.gradients_bytes
-            + self.optimizer_bytes
-            + self.activations_bytes
-            + self.logits_bytes
-        )
+        in_use = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
+        return in_use + self.logits_bytes + self.slack_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryAdvice:
+    """A change of the settings, and what a device would hold at its fullest with it."""
+
+    change: str
+    """In the words of the configuration."""
+    needed_bytes: int
+    fits: bool
+    """False for the least that could be had, where nothing fits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,27 +1,19 @@
-"""What training holds in memory at its fullest, by arithmetic: for a sense of size before anything is tried.
+"""What training holds in memory at its fullest, by arithmetic, before anything is tried.
 
 Shapes: `N` tokens of a micro-batch, `T` tokens of its longest row, `V` vocabulary, `h` hidden size, `I` intermediate
 size of the feed-forward block. The counts are those of a decoder with RMS norms and a gated feed-forward block (four
 tensors of width `I`: gate, up, activation, product). GPT-2's GELU, written out in Python, keeps about as many; a plain
 block with a fused GELU keeps two, so for such a model the estimate is high. Keys and values count as wide as queries,
-which is a little high where heads share them. Not counted: what a library, its kernels and the allocator take for
-themselves (on a GPU about half a GiB to one GiB), and the second set of gradients that DDP's buckets hold.
+which is a little high where heads share them.
 
-Measured on CPU when all scores were still made at once, and not again since: SmolLM2-135M, float32, AdamW, no
-accumulation: estimate over peak RSS (that of the interpreter and its
-libraries taken off), the C library told to give back what is freed (`MALLOC_MMAP_THRESHOLD_=262144`):
-
-    rows x tokens               2 x 512    4 x 1024
-    all weights                 1.16       1.09
-    all weights, checkpointing  1.19       1.15
-    LoRA, r 16                  1.02       1.03
-    LoRA, checkpointing         0.99       1.03
-
-With the C library's own settings the heap is left with holes: 0.84 to 1.03 for all weights, but 0.48 to 0.59 for LoRA,
-whose process thus holds twice what it uses. A GPU's allocator and its kernels differ again (not measured).
+Against the peak resident set on CPU (float32, no accumulation, the heap as a run sets it up) it was held by
+`benchmarks/bench_memory.py`; the table is in `benchmarks/RESULTS.md`. The heap's holes are measured there, not derived.
+Not measured: GPUs, mixed precision, several processes, gradient accumulation.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from sft_types import MemoryEstimate, ModelFootprint
 
@@ -45,6 +37,19 @@ In float32: two norms keep input, normed and output (6h), attention its queries,
 computed in float32 whatever the type; under autocast each linear layer keeps its own cast copy of its input. Frozen
 weights need no input of their own, but adapters beside them do: they save the weights' part, hardly any activations.
 """
+
+_BUCKET_BYTES = 2**26
+"""Gradients are reduced over processes in flat copies of so much, one at a time."""
+_HOLES = {"all": (0.45, 0.45), "adapters": (0.9, 0.75), "4-bit": (0.9 * 4 / 3, 0.75 * 4 / 3)}
+"""Holes in glibc's heap (2.36) over what layers keep without checkpointing: without and with it. Not derived but
+measured on SmolLM2-135M at 256 to 1,024 tokens: all weights 0.4 to 0.6; adapters, whose layers make three tensors on
+the way to one that is kept, 0.86 to 0.93, with checkpointing 0.73 to 0.77. On 4-bit weights peft copies the layer's
+product too: four in place of three. The same with `M_MMAP_THRESHOLD` at 4 and 32 MiB, and with a `M_TOP_PAD` of 1 MiB;
+none at a threshold of 256 KiB, where each large block comes from the system anew."""
+_CPU_LIBRARY_BYTES = 2**24
+"""Buffers of the matrix library, which it keeps."""
+_CUDA_BYTES = 3 * 2**28
+"""Half a GiB to one GiB of context and workspaces; not measured."""
 
 _STATES = (
     ("ademamix", 3.0),
@@ -73,11 +78,14 @@ def estimate_memory(
     attention: str = "sdpa",
     supervised_share: float = 1.0,
     score_chunk_bytes: int | None = None,
+    device: str = "cuda",
+    accumulates: bool = True,
+    world_size: int = 1,
 ) -> MemoryEstimate:
-    """What one device holds at its fullest, in bytes: for the order of magnitude, not a promise.
+    """What one device holds at its fullest, in bytes.
 
-    The parts are added up as if all stood at once, which is so with gradient accumulation; without it gradients come
-    when activations go, and the true peak is lower by up to the smaller of the two.
+    The parts in use are added up as if all stood at once, which is so with gradient accumulation. Without it gradients
+    come when activations go; on CPU they then lie where the heap would have holes (see `_heap_slack_bytes`).
 
     Args:
         footprint: the model's size. Fewer trained parameters than parameters means adapters on frozen weights.
@@ -87,30 +95,35 @@ def estimate_memory(
         mixed: autocast: `bf16`, `fp16` or `no`.
         optimizer: a name that `optim` takes.
         gradient_checkpointing: activations are computed again, layer by layer, in the backward pass.
-        attention: `eager` keeps the scores of every head, `[B, heads, T, T]`; fused attention does not (Dao et al.,
-            2022, FlashAttention).
+        attention: `eager` keeps every head's scores, `[B, heads, T, T]`; fused attention does not (Dao et al., 2022).
         supervised_share: share of the positions that are trained.
         score_chunk_bytes: the output layer's scores are made a few at a time, which take so much; None: all at once.
+        device: `cpu`, or the name of a GPU.
+        accumulates: a step has several micro-batches.
+        world_size: processes that reduce gradients with each other.
     """
     element, trained = _ELEMENT_BYTES[weights], footprint.num_trainable_parameters
     has_adapters = trained < footprint.num_parameters
     # Adapters are float32 whatever they stand on (peft's `autocast_adapter_dtype`).
     trained_element = 4 if has_adapters else element
-    # Autocast keeps a 16-bit copy of each float32 weight until the backward pass is over.
-    num_float32 = footprint.num_parameters if element == 4 else trained if has_adapters else 0
+    kind, keeps_scores = (mixed != "no", element == 2, has_adapters), attention == "eager"
+    activations = partial(_activation_bytes, footprint, tokens, longest_row, kind=kind, keeps_scores=keeps_scores)
+    gradients = trained * trained_element
+    slack = _CUDA_BYTES
+    if device == "cpu":
+        # The heap also keeps what weights held before they were quantized to 4 bits.
+        made = activations(gradient_checkpointing=False)
+        holes = made * _HOLES[_kind(footprint)][gradient_checkpointing]
+        # Two chunks of scores beside the one in work: chosen by the measured peaks of a model with a small body.
+        holes += 2 * min(score_chunk_bytes or 0, 4 * tokens * supervised_share * footprint.vocab_size)
+        slack = _heap_slack_bytes(holes, 0 if accumulates else gradients) + element * footprint.num_4bit_parameters
     return MemoryEstimate(
-        weights_bytes=footprint.weight_bytes + (2 * num_float32 if mixed != "no" else 0),
-        gradients_bytes=trained * trained_element,
+        weights_bytes=_weights_bytes(footprint, element, mixed, has_adapters=has_adapters),
+        gradients_bytes=gradients,
         optimizer_bytes=round(trained * optimizer_bytes(optimizer, trained_element)),
-        activations_bytes=_activation_bytes(
-            footprint,
-            tokens,
-            longest_row,
-            kind=(mixed != "no", element == 2, has_adapters),
-            keeps_scores=attention == "eager",
-            gradient_checkpointing=gradient_checkpointing,
-        ),
+        activations_bytes=activations(gradient_checkpointing=gradient_checkpointing),
         logits_bytes=_logits_bytes(footprint, tokens * supervised_share, element, mixed, score_chunk_bytes),
+        slack_bytes=slack + (_BUCKET_BYTES if world_size > 1 else 0),
     )
 
 
@@ -166,9 +179,54 @@ def _logits_bytes(
     all scores and their gradient, in the type of the weights (float32 under autocast, which accelerate casts back).
     """
     scores = supervised * footprint.vocab_size
+    in_16_bits = element == 2 or mixed != "no"
     if chunk_bytes is None:
-        return round(2 * scores * (4 if element == 4 or mixed != "no" else 2))
+        return round(2 * scores * (2 if element == 2 and mixed == "no" else 4))
     kept = 4 * supervised * footprint.hidden_size
     if footprint.num_trainable_parameters == footprint.num_parameters:
         kept += 4 * footprint.vocab_size * footprint.hidden_size
-    return round(kept + 2 * min(chunk_bytes, 4 * scores))
+    # Beside scores in float32, which become their own gradient, stand those in 16 bits, or the gradient in 16 bits.
+    return round(kept + min(chunk_bytes, 4 * scores) * (1.5 if in_16_bits else 1))
+
+
+def _weights_bytes(footprint: ModelFootprint, element: int, mixed: str, *, has_adapters: bool) -> int:
+    """The weights, with what computing in another type makes of them."""
+    is_mixed = mixed != "no"
+    trained = footprint.num_trainable_parameters
+    # Autocast keeps a 16-bit copy of each float32 weight until the backward pass is over.
+    num_float32 = footprint.num_parameters if element == 4 else trained if has_adapters else 0
+    if footprint.num_4bit_parameters:
+        num_float32 = footprint.num_parameters - footprint.num_4bit_parameters
+    beside = _bytes_beside_4bit_weights(footprint, 4 if element == 4 and not is_mixed else 2)
+    return footprint.weight_bytes + (2 * num_float32 if is_mixed else 0) + beside
+
+
+def _bytes_beside_4bit_weights(footprint: ModelFootprint, compute_bytes: int) -> int:
+    """Scales of 4-bit weights, and the one matrix that is de-quantized at a time, forward and backward alike.
+
+    A scale for each 64 weights, itself in 8 bits with a float32 for each 256 of them (Dettmers et al., 2023, QLoRA,
+    section 3).
+    """
+    in_4_bits = footprint.num_4bit_parameters
+    if not in_4_bits:
+        return 0
+    scales = in_4_bits // 64 + in_4_bits // 64 // 256 * 4
+    widest = footprint.hidden_size * (footprint.intermediate_size or 4 * footprint.hidden_size)
+    return scales + compute_bytes * widest
+
+
+def _kind(footprint: ModelFootprint) -> str:
+    has_adapters = footprint.num_trainable_parameters < footprint.num_parameters
+    return "4-bit" if footprint.num_4bit_parameters else "adapters" if has_adapters else "all"
+
+
+def _heap_slack_bytes(holes: float, gradients_in_holes: int) -> int:
+    """What glibc's heap and the libraries hold beyond what is in use.
+
+    The likely cause, not proven here: glibc asks its free list for more than an aligned block needs, and cuts off what
+    is over, so a freed block does not serve for the next one of the same size (sourceware.org bug 14581).
+    Beside what a layer keeps lie holes of what it
+    made on the way: with checkpointing too, since its own tensors are freed and the next layer's take new memory.
+    Gradients that come as activations go lie in these holes.
+    """
+    return _CPU_LIBRARY_BYTES + max(round(holes) - gradients_in_holes, 0)

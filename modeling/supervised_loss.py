@@ -112,6 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             matrix = weight.to(compute_type)
             offset = None if bias is None else bias.to(compute_type)
             for start in range(0, len(hidden), chunk_rows):
+                scores = gradient = None  # or the last chunk's would still be held while these are made
                 part = hidden[start : start + chunk_rows].to(compute_type)
                 scores = functional.linear(part, matrix, offset).float()
                 total += _loss_and_gradient_(scores, targets[start : start + chunk_rows], label_smoothing)
@@ -175,16 +176,21 @@ def _compute_type(hidden: torch.Tensor) -> torch.dtype:
 def _loss_and_gradient_(scores: torch.Tensor, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
     """The chunk's loss sum; `scores` (float32 `[S', V]`) becomes its gradient, in place.
 
-    With targets `q = (1 - e) * onehot + e / V`: loss `= -sum(q * log p)`, gradient `= p - q`.
+    With targets `q = (1 - e) * onehot + e / V`: loss `= -sum(q * log p)`, gradient `= p - q`. Nothing as large as the
+    scores is made beside them (`logsumexp` would).
     """
     vocab_size = scores.shape[1]
     column = targets[:, None]
-    log_normalizer = scores.logsumexp(dim=1, keepdim=True)
-    loss = (log_normalizer - scores.gather(1, column)).sum()
+    scores.sub_(scores.amax(dim=1, keepdim=True))  # so that no exponential overflows
+    of_targets = scores.gather(1, column)
+    mean_score = scores.mean(dim=1, keepdim=True) if label_smoothing else None
+    normalizer = scores.exp_().sum(dim=1, keepdim=True)
+    log_normalizer = normalizer.log()
+    loss = (log_normalizer - of_targets).sum()
     if label_smoothing:
-        spread = (log_normalizer.sum() * vocab_size - scores.sum()) / vocab_size
+        spread = (log_normalizer - mean_score).sum()
         loss = (1 - label_smoothing) * loss + label_smoothing * spread
-    scores.sub_(log_normalizer).exp_()
+    scores.div_(normalizer)
     scores.scatter_add_(1, column, scores.new_full((1, 1), label_smoothing - 1).expand(len(targets), 1))
     if label_smoothing:
         scores.sub_(label_smoothing / vocab_size)

@@ -9,7 +9,7 @@ from typing import Any
 from reporting.metrics_log import json_safe
 from reporting.preflight_text import Preflight
 from reporting.summary import pairs_of_places, plan_document, split_counts, write_json
-from sft_types import BatchPlan, LengthReport, MemoryEstimate, RowPreview, SplitReport
+from sft_types import BatchPlan, LengthReport, RowPreview, SplitReport
 
 
 def preflight_document(preflight: Preflight) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def preflight_document(preflight: Preflight) -> dict[str, Any]:
         "train": split_counts(train),
         "validation": report.validation and split_counts(report.validation),
         "samples": [_sample(preview) for preview in preflight.previews],
-        "plan": preflight.plan and _plan(preflight.plan, train, preflight.memory),
+        "plan": preflight.plan and _plan(preflight.plan, train, preflight),
         "environment": environment
         and {**dataclasses.asdict(environment), "needed_disk_bytes": environment.needed_disk_bytes},
     }
@@ -78,12 +78,19 @@ def _sample(preview: RowPreview) -> dict[str, Any]:
     return sample
 
 
-def _plan(plan: BatchPlan, train: SplitReport, memory: MemoryEstimate | None) -> dict[str, Any]:
+def _plan(plan: BatchPlan, train: SplitReport, preflight: Preflight) -> dict[str, Any]:
+    memory = preflight.memory
     rows_an_epoch = sum(source.rows_an_epoch for source in train.sources)
     return {
         **plan_document(plan),
         "rows_per_epoch": rows_an_epoch,
         "tokens_per_epoch": train.tokens_an_epoch,
         "supervised_tokens_per_epoch": train.supervised_tokens_an_epoch,
-        "memory": memory and {**dataclasses.asdict(memory), "total_bytes": memory.total_bytes},
+        "memory": memory
+        and {
+            **dataclasses.asdict(memory),
+            "total_bytes": memory.total_bytes,
+            "budget_bytes": preflight.memory_budget_bytes,
+            "advice": [dataclasses.asdict(advice) for advice in preflight.advice],
+        },
     }

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from reporting.memory_text import memory_lines
 from reporting.row_text import row_lines
 from reporting.text import WIDTH, counted, first_of, note_text, percent, printable, size, wrapped
 from sft_types import (
     BatchPlan,
     DataReport,
     Environment,
+    MemoryAdvice,
     MemoryEstimate,
     RowPreview,
     RowSource,
@@ -37,6 +39,10 @@ class Preflight:
     environment: Environment | None
     problems: Sequence[str]
     max_seq_length: int
+    memory_budget_bytes: int | None = None
+    """What a device may hold; None where the system does not tell what there is."""
+    advice: Sequence[MemoryAdvice] = ()
+    """What to change where the prediction is more than that."""
 
 
 def preflight_lines(preflight: Preflight, *, colour: bool) -> list[str]:
@@ -197,7 +203,12 @@ def _plan(preflight: Preflight) -> Iterator[str]:
     else:
         yield from _labelled("in all", steps)
     if preflight.memory is not None:
-        yield from _labelled("memory", _memory_text(preflight.memory, preflight.environment))
+        yield from memory_lines(
+            preflight.memory,
+            preflight.advice,
+            budget_bytes=preflight.memory_budget_bytes,
+            device_memory_bytes=preflight.environment.device_memory_bytes if preflight.environment else None,
+        )
     if preflight.environment is not None:
         yield from _labelled("disk", _disk_text(preflight.environment))
 
@@ -207,26 +218,6 @@ def _tokens_a_step(tokens: int, an_epoch: int, plan: BatchPlan, train: SplitRepo
     if plan.packs is not None:
         return round(an_epoch / max(plan.packs.num_packs, 1) * plan.global_batch_size)
     return round(tokens / train.rows_used * plan.global_batch_size) if train.rows_used else 0
-
-
-def _memory_text(memory: MemoryEstimate, environment: Environment | None) -> str:
-    known = environment.device_memory_bytes if environment is not None else None
-    text = f"about {size(memory.total_bytes)} a device"
-    if known:
-        text += f" of {size(known)} ({memory.total_bytes / known:.0%})"
-    text += (
-        f": weights {size(memory.weights_bytes)}, gradients {size(memory.gradients_bytes)}, optimizer "
-        f"{size(memory.optimizer_bytes)}, activations {size(memory.activations_bytes)}, logits "
-        f"{size(memory.logits_bytes)}"
-    )
-    if environment is not None and environment.device == "cpu":
-        text += ". On a CPU the process may hold up to twice as much"
-    if known and memory.total_bytes > known:
-        text += (
-            ". MORE THAN THERE IS: lower per_device_train_batch_size (with more gradient_accumulation_steps) or "
-            "max_seq_length, or set gradient_checkpointing"
-        )
-    return text
 
 
 def _disk_text(environment: Environment) -> str:

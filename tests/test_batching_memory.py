@@ -14,13 +14,15 @@ SMALL = ModelFootprint(
     num_parameters=1000, num_trainable_parameters=1000, weight_bytes=4000, hidden_size=8, num_layers=2, vocab_size=50,
     intermediate_size=16, num_attention_heads=2,
 )  # fmt: skip
+ACTIVATIONS = 2 * 20 * (40 * 8 + 16 * 16)
+SLACK = 2**24 + round(0.45 * ACTIVATIONS)
 ADAPTERS = dataclasses.replace(SMALL, num_trainable_parameters=100)
 
 
 def parts(footprint=SMALL, **changed):
     settings = {
         "tokens": 20, "longest_row": 10, "weights": "float32", "mixed": "no", "optimizer": "adamw_torch_fused",
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": False, "device": "cpu",
     }  # fmt: skip
     estimate = estimate_memory(footprint, **(settings | changed))
     numbers = dataclasses.astuple(estimate)
@@ -30,11 +32,11 @@ def parts(footprint=SMALL, **changed):
 
 def test_estimate_memory_counts_each_part_in_float32():
     # 20 tokens; a layer keeps 40 bytes for each of h = 8 and 16 for each of I = 16; a score and its gradient, 4 each.
-    assert parts() == (4000, 4000, 8000, 2 * 20 * (40 * 8 + 16 * 16), 8 * 20 * 50)
+    assert parts() == (4000, 4000, 8000, ACTIVATIONS, 8 * 20 * 50, SLACK)
 
 
 def test_estimate_memory_of_adapters_has_gradients_and_states_of_what_is_trained_alone():
-    weights, gradients, optimizer, activations, _ = parts(ADAPTERS)
+    weights, gradients, optimizer, activations, *_ = parts(ADAPTERS)
     assert (weights, gradients, optimizer) == (4000, 400, 800)
     assert activations == 2 * 20 * (32 * 8 + 16 * 16)  # frozen layers keep nearly as much as trained ones
 
@@ -77,9 +79,27 @@ def test_estimate_memory_of_logits_shrinks_with_what_is_supervised():
 
 def test_estimate_memory_of_logits_made_in_chunks_is_the_chunk_and_the_gradients():
     of_hidden, of_weights = 4 * 20 * 8, 4 * 50 * 8
-    assert parts(score_chunk_bytes=1000)[4] == of_hidden + of_weights + 2 * 1000
-    assert parts(ADAPTERS, score_chunk_bytes=1000)[4] == of_hidden + 2 * 1000
-    assert parts(ADAPTERS, score_chunk_bytes=10**9)[4] == of_hidden + 2 * 4 * 20 * 50
+    assert parts(score_chunk_bytes=1000)[4] == of_hidden + of_weights + 1000
+    assert parts(ADAPTERS, score_chunk_bytes=1000)[4] == of_hidden + 1000
+    assert parts(ADAPTERS, score_chunk_bytes=1000, mixed="bf16")[4] == of_hidden + 1500  # and the gradient in 16 bits
+    assert parts(ADAPTERS, score_chunk_bytes=10**9)[4] == of_hidden + 4 * 20 * 50
+
+
+def test_estimate_memory_of_slack_by_device():
+    assert parts(gradient_checkpointing=True)[5] == SLACK  # the heap keeps holes of every layer
+    assert parts(accumulates=False)[5] == SLACK - 4000  # gradients come where activations were
+    assert parts(tokens=1, accumulates=False)[5] == 2**24
+    assert parts(ADAPTERS)[5] == 2**24 + round(0.9 * 2 * 20 * (32 * 8 + 16 * 16))
+    assert parts(device="cuda:0")[5] == 3 * 2**28
+    assert parts(device="cuda:0", world_size=2)[5] == 3 * 2**28 + 2**26
+
+
+def test_estimate_memory_of_4bit_weights_adds_scales_and_one_matrix():
+    quantized = dataclasses.replace(ADAPTERS, num_4bit_parameters=64 * 10, weight_bytes=2000)
+    # The heap keeps what they were before, and holes for one more tensor.
+    assert parts(quantized)[5] == 2**24 + round(1.2 * 2 * 20 * (32 * 8 + 16 * 16)) + 4 * 640
+    assert parts(quantized)[0] == 2000 + 10 + 4 * 8 * 16
+    assert parts(quantized, weights="bfloat16")[0] == 2000 + 10 + 2 * 8 * 16
 
 
 def test_estimate_memory_takes_four_times_the_hidden_size_where_the_model_tells_no_width():

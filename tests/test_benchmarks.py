@@ -62,3 +62,19 @@ def test_bench_startup_runs():
     result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert 0 < result["help_seconds"] < result["dry_run_seconds"]
     assert result["help_seconds"] < result["first_step_seconds"] < result["whole_run_seconds"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_bench_memory_runs():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/bench_memory.py", "--models=toy", "--lengths=32", "--modes", "full", "lora",
+         "--checkpointing=on"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *table, last = done.stdout.splitlines()
+    assert table[0] == "| model | mode | checkpointing | 2 x 32 |"
+    assert [line.split(" | ")[1] for line in table[2:]] == ["full", "lora"]
+    result = json.loads(last.removeprefix("RESULT "))
+    assert result["worst"] < 0.5  # a toy is nearly all libraries
+    assert all(cell["measured_mib"] > cell["before_mib"] for cell in result["cells"])

@@ -27,6 +27,7 @@ from sft_types import (
     Environment,
     EvaluationResult,
     LengthReport,
+    MemoryAdvice,
     MemoryEstimate,
     ModelFootprint,
     RowPreview,
@@ -94,7 +95,7 @@ def preflight(**changed) -> Preflight:
         ),
         "memory": MemoryEstimate(
             weights_bytes=GIB, gradients_bytes=GIB, optimizer_bytes=2 * GIB, activations_bytes=GIB // 2,
-            logits_bytes=GIB // 2,
+            logits_bytes=GIB // 4, slack_bytes=GIB // 4,
         ),
         "environment": Environment(
             device="cuda:0", device_name="Card", device_memory_bytes=10 * GIB, cpu_count=4, num_processes=1,
@@ -270,8 +271,13 @@ def test_preflight_lines_tell_everything():
         "Plan",
         "  a step      2 rows = 2 a device x 1 accumulated x 1 process; about 400 tokens, 160 of them trained",
         "  an epoch    3 steps, 1,200 tokens, 480 of them trained; 9 steps in all",
-        "  memory      about 5.0 GiB a device of 10.0 GiB (50%): weights 1.0 GiB, gradients 1.0 GiB,",
-        "              optimizer 2.0 GiB, activations 512 MiB, logits 512 MiB",
+        "  memory      weights       1.0 GiB",
+        "              gradients     1.0 GiB",
+        "              optimizer     2.0 GiB",
+        "              activations   512 MiB",
+        "              logits        256 MiB",
+        "              slack         256 MiB",
+        "              total         5.0 GiB  a device, of 10.0 GiB (50%)",
         "  disk        7.0 GiB needed, 100.0 GiB free: 2 checkpoints at once of 3.0 GiB, the final model 1.0",
         "              GiB",
         "",
@@ -307,9 +313,22 @@ def test_preflight_lines_tell_the_sources_apart():
 
 def test_preflight_lines_say_what_does_not_fit():
     poor = dataclasses.replace(preflight().environment, device_memory_bytes=4 * GIB, free_disk_bytes=6 * GIB)
-    text = " ".join(" ".join(preflight_lines(preflight(environment=poor), colour=False)).split())
-    assert "about 5.0 GiB a device of 4.0 GiB (125%)" in text
-    assert text.count("MORE THAN THERE IS") == 2
+    advice = (
+        MemoryAdvice(change="gradient_checkpointing: true", needed_bytes=3 * GIB, fits=True),
+        MemoryAdvice(change="lora_config (r: 16, all-linear)", needed_bytes=GIB // 2, fits=True),
+    )
+    shown = preflight(environment=poor, memory_budget_bytes=4 * GIB, advice=advice)
+    lines = preflight_lines(shown, colour=False)
+    total = lines.index("              total         5.0 GiB  a device, of 4.0 GiB (125%)")
+    assert lines[total + 1 : total + 4] == [
+        "              MORE THAN THERE IS: 4.0 GiB may be used. Each of these would fit, the cheapest first:",
+        "                3.0 GiB  gradient_checkpointing: true",
+        "                512 MiB  lora_config (r: 16, all-linear)",
+    ]
+    assert " ".join(lines).count("MORE THAN THERE IS") == 2
+    least = (dataclasses.replace(advice[0], fits=False),)
+    text = "\n".join(preflight_lines(dataclasses.replace(shown, advice=least), colour=False))
+    assert "No change of the settings fits.\n                3.0 GiB  the least: gradient_checkpointing: true" in text
     assert "MORE THAN THERE IS" not in " ".join(preflight_lines(preflight(), colour=False))
 
 
@@ -374,6 +393,7 @@ def test_preflight_document_holds_what_scripts_ask_for():
     assert (plan["global_batch_size"], plan["steps_per_epoch"], plan["total_steps"]) == (2, 3, 9)
     assert (plan["tokens_per_epoch"], plan["supervised_tokens_per_epoch"]) == (1200, 480)
     assert plan["memory"]["total_bytes"] == 5 * GIB
+    assert (plan["memory"]["slack_bytes"], plan["memory"]["advice"]) == (GIB // 4, [])
     assert document["environment"]["needed_disk_bytes"] == 7 * GIB
 
 

@@ -1,0 +1,190 @@
+"""Is the predicted memory the measured one? Each cell trains a few steps in a process of its own, on CPU.
+
+    python benchmarks/bench_memory.py --models DIR [DIR ...] [--lengths 256 512 1024] [--modes full lora qlora]
+    python benchmarks/bench_memory.py --models toy --lengths 32 --batch 2
+
+A model is a folder, or a size of `bench_train.py`. The run goes through this project's own rooms, rows lie end to end,
+every row is of full length, and the heap is set up as a run sets it up (`reuse_freed_memory: auto`).
+
+Measured is the peak resident set (`VmHWM`), set back (`/proc/self/clear_refs`) when everything is imported and the
+rows are prepared, just before the model is loaded. Predicted is the resident set of that moment plus the estimate of
+the dry run (`batching.memory`). The last line is JSON. Needs Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench_train import SIZES, build_random_model, configuration, trainer_of
+
+MODES = ("full", "lora", "qlora")
+
+
+def main() -> None:
+    """Runs the benchmark, or one cell of it."""
+    options = parse_options()
+    if options.cell:
+        print("RESULT " + json.dumps(measure(options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        models = [_folder_of(model, Path(folder)) for model in options.models]
+        results = [
+            run_cell(options, model, mode, checkpointing, length)
+            for model in models
+            for mode in options.modes
+            for checkpointing in options.checkpointing
+            for length in options.lengths
+        ]
+    print("\n".join(table(results)))
+    print("RESULT " + json.dumps({"cells": results, "worst": max(abs(cell["ratio"] - 1) for cell in results)}))
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", required=True, help=f"folders, or any of {', '.join(SIZES)}")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[256, 512, 1024])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--checkpointing", nargs="+", choices=["off", "on"], default=["off", "on"])
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    parser.add_argument("--cell", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run_cell(options: argparse.Namespace, model: str, mode: str, checkpointing: str, length: int) -> dict[str, Any]:
+    """Measures one cell in a new process, whose heap nobody has used."""
+    command = [
+        sys.executable, __file__, "--cell", f"--models={model}", f"--modes={mode}", f"--lengths={length}",
+        f"--checkpointing={checkpointing}", f"--batch={options.batch}", f"--accumulate={options.accumulate}",
+        f"--steps={options.steps}", *(f"--set={setting}" for setting in options.settings),
+    ]  # fmt: skip
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    cell = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+    print(cell_line(cell), file=sys.stderr, flush=True)
+    return cell
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """One cell: predicts, then trains and looks."""
+    from distributed_utils import quiet_libraries
+
+    quiet_libraries()
+    # What `bench_train.configuration` asks for.
+    (options.model,), (options.mode,), (options.max_length,) = options.models, options.modes, options.lengths
+    options.layout, options.device = "flat", "cpu"
+    options.rows = options.steps * options.batch * options.accumulate
+    options.settings = [
+        "bf16=false",
+        f"gradient_checkpointing={str(options.checkpointing == ['on']).lower()}",
+        f"gradient_accumulation_steps={options.accumulate}",
+        *options.settings,
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        options.data = str(Path(folder, "long.jsonl"))
+        row = {"question": "w1 w2", "answer": "w3 " * options.max_length}  # cut to full length, nearly all trained
+        Path(options.data).write_text(json.dumps(row) + "\n", encoding="utf-8")
+        return _train(options, configuration(options, Path(folder)))
+
+
+def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
+    from data_handler import prepare_data
+    from distributed_utils import import_libraries, start_distributed
+    from heap import reuse_freed_memory
+
+    context = start_distributed(config.distributed, use_cpu=True)
+    holds = reuse_freed_memory(config.training.reuse_freed_memory, context.device)
+    import_libraries(is_rehearsal=False, optimizer=config.training.optim, quantization=config.quantization)
+
+    import peft  # noqa: F401
+
+    import trainer_utils
+    from batching.advice import predict
+    from batching.plan import resolve_batch_plan
+    from model_manager import footprint, load_tokenizer, resolve_precision
+    from preflight import memory_facts
+    from sft_main import load_model_and_layout
+
+    precision = resolve_precision(config.model, config.training, context, adapters_only=config.lora is not None)
+    tokenizer = load_tokenizer(config.model)
+    data = prepare_data(config.data, tokenizer, seed=0, sample_prompts=[])
+    gc.collect()
+    set_back_peak()
+    before = resident("VmRSS")
+    model, layout = load_model_and_layout(config, tokenizer, precision, context)
+    loaded = resident("VmHWM")
+    plan = resolve_batch_plan(
+        config.training, data.num_train_rows, context, lengths=data.train.lengths, longest=options.max_length
+    )
+    memory = predict(memory_facts(config, data, footprint(model), plan, precision, layout, context))
+    prepared = trainer_of(config, options, precision, context, data, layout, model, tokenizer)
+    trainer_utils.train(prepared, checkpoint=None)
+    measured, predicted = resident("VmHWM"), before + memory.total_bytes
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "slack")
+    return {
+        "model": Path(options.model).name, "mode": options.mode, "checkpointing": options.checkpointing[0],
+        "length": options.max_length, "batch": options.batch, "keeps_heap": holds, "before_mib": mib(before),
+        "loaded_mib": mib(loaded), "predicted_mib": mib(predicted), "measured_mib": mib(measured),
+        "ratio": round(predicted / measured, 3), "footprint": dataclasses.asdict(footprint(model)),
+        "supervised_share": round(data.report.train.supervised_share, 3), "accumulate": options.accumulate,
+        **{part: mib(getattr(memory, f"{part}_bytes", 0)) for part in parts},
+    }  # fmt: skip
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """The cells as a Markdown table: a row for each model, mode and checkpointing; a column for each length."""
+    lengths = list(dict.fromkeys(cell["length"] for cell in results))
+    rows: dict[tuple[str, ...], dict[int, str]] = {}
+    for cell in results:
+        text = f"{cell['predicted_mib']:,} / {cell['measured_mib']:,} = {cell['ratio']:.2f}"
+        key = (cell["model"], cell["mode"], cell["checkpointing"])
+        rows.setdefault(key, {})[cell["length"]] = text
+    head = ["model", "mode", "checkpointing", *(f"{results[0]['batch']} x {length:,}" for length in lengths)]
+    lines = [head, ["---"] * len(head), *([*key, *(row.get(n, "") for n in lengths)] for key, row in rows.items())]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def cell_line(cell: dict[str, Any]) -> str:
+    """A cell with its parts, for whoever waits."""
+    return " ".join(f"{name}={value}" for name, value in cell.items() if name not in ("keeps_heap", "footprint"))
+
+
+def set_back_peak() -> None:
+    """Makes the present resident set the highest so far (proc(5), `clear_refs`)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def resident(field: str) -> int:
+    """A field of `/proc/self/status` in bytes: `VmRSS` now, `VmHWM` at its highest."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"{field} is not in /proc/self/status: this benchmark needs Linux.")
+
+
+def mib(count: int) -> int:
+    """Bytes as whole MiB."""
+    return round(count / 2**20)
+
+
+def _folder_of(model: str, folder: Path) -> str:
+    """A model's folder; a size is made there first."""
+    if model not in SIZES:
+        return model
+    build_random_model(model, folder / model)
+    return str(folder / model)
+
+
+if __name__ == "__main__":
+    main()
