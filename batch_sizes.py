@@ -8,16 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batching.advice import MemoryFacts, advise, predict
 from batching.fit import BatchFit, Trial, candidate_sizes, fit_batch_size
-from batching.memory import estimate_memory
 from batching.plan import resolve_batch_plan
 from config_manager import SFTConfig, TrainingConfig
 from configuration.batch_sizes import AUTO, with_accumulation
-from device_memory import available_memory_bytes
+from device_memory import available_memory_bytes, process_memory_bytes
 from distributed_utils import agree_on_smallest, num_processes_here, shards_weights
+from machine_types import MemoryLimits
 from memory_probe import MemoryProbe, full_packs, longest_rows
 from model_manager import footprint
 from reporting.console import trial_line
+from reporting.text import size
 from row_layout import RowLayout
 from run_state.checkpoints import saved_batch_plan
 from sft_errors import ConfigError, MemoryShortage
@@ -44,6 +46,7 @@ def resolve_batches(
     *,
     checkpoint: Path | None,
     own: DistributedContext,
+    limits: MemoryLimits,
 ) -> BatchPlan:
     """The plan of the run: sizes as they were set, as the checkpoint's run had them, or as a trial finds them.
 
@@ -56,6 +59,7 @@ def resolve_batches(
         context: the processes that share a step.
         checkpoint: what the run goes on from; None for a fresh start.
         own: the processes that are really there: in a rehearsal this one alone.
+        limits: of each device's memory.
 
     Raises:
         ConfigError: if the sizes do not make up the global batch size, or nothing can be tried here.
@@ -74,7 +78,7 @@ def resolve_batches(
         )
         parts = before["parts"]
     elif AUTO in asked.values():
-        finder = _Finder(config, training, data, model, layout, precision, context, own)
+        finder = _Finder(config, training, data, model, layout, precision, context, own, limits)
         training = finder.settle()
     plan = resolve_batch_plan(
         training, data.num_train_rows, context, lengths=data.train.lengths, longest=config.data.max_seq_length
@@ -110,35 +114,31 @@ def _can_go_on_with(
     return False
 
 
-def memory_budget_bytes(
-    training: TrainingConfig, context: DistributedContext, *, is_needed: bool = False
-) -> int | None:
-    """What this process may hold at its fullest: all that it has on a GPU, the whole process on CPU.
+def memory_limits(training: TrainingConfig, context: DistributedContext) -> MemoryLimits:
+    """What this process may hold at its fullest; to be asked before there is a model.
 
     Args:
         training: the training section.
         context: this process.
-        is_needed: for a trial, which is refused where there is no budget, or no way to keep to it.
-
-    Raises:
-        ConfigError: in that case.
     """
-    if is_needed and shards_weights(training.extra_training_arguments):
-        raise ConfigError(
-            "per_device_train_batch_size: auto tries the whole model on one device, and fsdp or deepspeed spread it "
-            "over several; give a number."
-        )
-    if is_needed and context.device == "mps":
-        raise ConfigError("per_device_train_batch_size: auto knows CPUs and CUDA devices, not Apple's; give a number.")
+    process_bytes = process_memory_bytes(context.device)
     if training.memory_budget_gib is not None:
-        return int(training.memory_budget_gib * 2**30)
+        return MemoryLimits(budget_bytes=int(training.memory_budget_gib * 2**30), process_bytes=process_bytes)
     available = available_memory_bytes(context.device, num_processes_here(context.world_size))
-    if available is None and is_needed:
-        raise ConfigError(
-            "per_device_train_batch_size: auto: this system does not tell how much memory is free; "
-            "set memory_budget_gib."
-        )
-    return available and int(available * training.target_memory_utilization)
+    budget = available and int(available * training.target_memory_utilization)
+    return MemoryLimits(budget_bytes=budget, process_bytes=process_bytes)
+
+
+def _check_can_be_tried(training: TrainingConfig, context: DistributedContext, limits: MemoryLimits) -> None:
+    reason = None
+    if shards_weights(training.extra_training_arguments):
+        reason = "it tries the whole model on one device, and fsdp or deepspeed spread it over several; give a number"
+    elif context.device == "mps":
+        reason = "it knows CPUs and CUDA devices, not Apple's; give a number"
+    elif limits.budget_bytes is None:
+        reason = "this system does not tell how much memory is free; set memory_budget_gib"
+    if reason is not None:
+        raise ConfigError(f"per_device_train_batch_size: auto: {reason}.")
 
 
 class _Finder:
@@ -154,6 +154,7 @@ class _Finder:
         precision: Precision,
         context: DistributedContext,
         own: DistributedContext,
+        limits: MemoryLimits,
     ):
         self._training = training
         self._data = data
@@ -163,7 +164,8 @@ class _Finder:
         self._precision = precision
         self._footprint = footprint(model)
         self._longest = config.data.max_seq_length
-        self._budget = memory_budget_bytes(training, own, is_needed=True)
+        _check_can_be_tried(training, own, limits)
+        self._limits = limits
         self._probe = MemoryProbe(
             model,
             precision,
@@ -182,10 +184,10 @@ class _Finder:
         changes: dict[str, int] = {}
         with self._probe.standing_in_for_training():
             if training.per_device_train_batch_size == AUTO:
-                size = self._training_size()
-                changes["per_device_train_batch_size"] = size
+                rows = self._training_size()
+                changes["per_device_train_batch_size"] = rows
                 if training.global_batch_size is not None:
-                    together = size * self._context.world_size
+                    together = rows * self._context.world_size
                     changes["gradient_accumulation_steps"] = training.global_batch_size // together
             if training.per_device_eval_batch_size == AUTO:
                 changes["per_device_eval_batch_size"] = self._evaluation_size()
@@ -197,18 +199,18 @@ class _Finder:
         a_device = training.global_batch_size and training.global_batch_size // world_size
         most = max(num_units // (world_size * training.gradient_accumulation_steps), 1)
         candidates = candidate_sizes(a_device, a_device or min(most, MOST_ROWS))
-        unit = "packs" if training.packing else "rows"
-        fit = self._fit(candidates, lambda size: self._probe.train(self._training_rows(size)))
+        unit = "pack" if training.packing else "row"
+        fit = self._fit(candidates, lambda count: self._probe.train(self._training_rows(count)))
         if fit.size is None:
-            raise _shortage(fit, unit, self._longest_of(self._data.train))
-        size = agree_on_smallest(fit.size, self._own)
-        _tell("Batch size", fit, size, unit)
+            raise self._shortage(fit, unit, self._longest_of(self._data.train))
+        chosen = agree_on_smallest(fit.size, self._own)
+        _tell("Batch size", fit, chosen, unit)
         if a_device is None:
             logger.info(
                 "A step takes what fits here: write global_batch_size: %d to have the same on any machine.",
-                size * training.gradient_accumulation_steps * world_size,
+                chosen * training.gradient_accumulation_steps * world_size,
             )
-        return size
+        return chosen
 
     def _evaluation_size(self) -> int:
         rows = self._data.validation
@@ -216,19 +218,20 @@ class _Finder:
             return 1
         most = min(max(len(rows) // self._context.world_size, 1), MOST_EVALUATION_ROWS)
         fit = self._fit(
-            candidate_sizes(None, most), lambda size: self._probe.evaluate(longest_rows(rows, size)), trains=False
+            candidate_sizes(None, most), lambda count: self._probe.evaluate(longest_rows(rows, count)), trains=False
         )
-        if fit.size is None:
-            raise _shortage(fit, "rows of evaluation", self._longest_of(rows))
-        size = agree_on_smallest(fit.size, self._own)
-        _tell("Evaluation batch size", fit, size, "rows")
-        return size
+        # Training fits, so one row at a time is worth an attempt, whatever the trial said.
+        chosen = agree_on_smallest(fit.size or 1, self._own)
+        _tell("Evaluation batch size", fit, chosen, "row")
+        return chosen
 
     def _fit(self, candidates: Sequence[int], measure: Callable[[int], Trial], *, trains: bool = True) -> BatchFit:
-        def measured(size: int) -> Trial:
-            return replace(measure(size), size=size)
+        def measured(count: int) -> Trial:
+            return replace(measure(count), size=count)  # of packs, not of the rows in them
 
-        fit = fit_batch_size(candidates, measured, self._budget, predict=lambda size: self._predicted(size, trains))
+        fit = fit_batch_size(
+            candidates, measured, self._limits.budget_bytes, predict=lambda size: self._predicted(size, trains)
+        )
         # All processes stop together where one of them has no room.
         if agree_on_smallest(fit.size or 0, self._own) == 0:
             return replace(fit, size=None)
@@ -249,36 +252,45 @@ class _Finder:
 
     def _predicted(self, size: int, trains: bool) -> int:
         """By arithmetic; without a word on evaluation, where hardly anything is kept."""
-        if not trains:
-            return 0
-        rows = self._training_rows(size)
+        return predict(self._facts(size)).total_bytes if trains else 0
+
+    def _facts(self, count: int) -> MemoryFacts:
+        """What the memory of a micro-batch of so many depends on."""
+        rows, training = self._training_rows(count), self._training
         longest = max(len(row["input_ids"]) for row in rows)
         tokens = sum(len(row["input_ids"]) for row in rows) if self._layout.is_flat else len(rows) * longest
-        return estimate_memory(
-            self._footprint,
+        return MemoryFacts(
+            footprint=self._footprint,
+            per_device_train_batch_size=count,
+            gradient_accumulation_steps=2,  # that gradients stand beside a micro-batch is all that matters here
             tokens=tokens,
             longest_row=longest,
+            max_seq_length=self._longest,
             weights=self._precision.weights,
             mixed=self._precision.mixed,
-            optimizer=self._training.optim,
-            gradient_checkpointing=self._training.gradient_checkpointing,
+            optimizer=training.optim,
+            gradient_checkpointing=training.gradient_checkpointing,
+            device=self._context.device,
             score_chunk_bytes=self._layout.output.chunk_bytes,
-        ).total_bytes
+            world_size=self._context.world_size,
+            process_bytes=self._limits.process_bytes,
+        )
+
+    def _shortage(self, fit: BatchFit, unit: str, longest: int) -> MemoryShortage:
+        """What to say where not even one fits, here or on another process."""
+        peak = fit.trials[0].peak_bytes
+        needs = f"takes {size(peak)}" if peak is not None else "runs out of memory"
+        advice = advise(self._facts(1), fit.budget_bytes)
+        changes = [f"{each.change} ({size(each.needed_bytes)})" for each in advice if each.fits]
+        way_out = f"By arithmetic these fit: {'; '.join(changes)}." if changes else "Raise memory_budget_gib."
+        if not advice:
+            way_out = "Set gradient_checkpointing: true, a smaller max_seq_length, or raise memory_budget_gib."
+        return MemoryShortage(
+            f"per_device_train_batch_size: auto: a single {unit} ({longest:,} tokens) {needs} with model, "
+            f"gradients and optimizer, and the budget is {size(fit.budget_bytes)} a device. {way_out}"
+        )
 
 
-def _tell(what: str, fit: BatchFit, size: int, unit: str) -> None:
-    chosen = next(trial for trial in fit.trials if trial.size == size)
-    tried = [trial.size for trial in fit.trials]
-    logger.info(trial_line(what, size, unit, tried, chosen.peak_bytes, fit.budget_bytes))
-
-
-def _shortage(fit: BatchFit, unit: str, longest: int) -> MemoryShortage:
-    """What to say where not even one fits, here or on another process."""
-    peak = fit.trials[0].peak_bytes
-    needs = f"takes {peak / 2**30:.2f} GiB" if peak is not None else "runs out of memory"
-    return MemoryShortage(
-        f"per_device_train_batch_size: auto: a single one of the {unit} ({longest:,} tokens) {needs}, with the model, "
-        f"its gradients and optimizer, and the budget is {fit.budget_bytes / 2**30:.2f} GiB a device. Set "
-        "gradient_checkpointing: true, lora_config, a smaller max_seq_length, or raise memory_budget_gib; --dry_run "
-        "with per_device_train_batch_size: 1 shows what takes the memory."
-    )
+def _tell(what: str, fit: BatchFit, chosen: int, unit: str) -> None:
+    peak = next(trial.peak_bytes for trial in fit.trials if trial.size == chosen)
+    logger.info(trial_line(what, chosen, unit, [trial.size for trial in fit.trials], peak, fit.budget_bytes))

@@ -57,6 +57,11 @@ def held_memory_bytes(device: str) -> int:
     return status if status is not None else _peak_resident_bytes()
 
 
+def process_memory_bytes(device: str) -> int:
+    """What counts of this process beside its model: all that it holds on CPU, nothing on a GPU."""
+    return 0 if device.startswith("cuda") else held_memory_bytes(device)
+
+
 def reserved_memory_bytes(device: str) -> int | None:
     """What torch's allocator took from the GPU, in use or not; None on CPU."""
     if not device.startswith("cuda"):

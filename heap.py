@@ -39,6 +39,12 @@ def reuse_freed_memory(wanted: bool | Literal["auto"], device: str) -> bool:
     return done
 
 
+def give_back_freed_memory() -> None:
+    """Gives what is free on the heap back to the system, once; does nothing where the C library is not glibc."""
+    if _mallopt() is not None:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _mallopt():
     """glibc's `mallopt(int, int) -> int` (1: done); None with another C library."""
     if not sys.platform.startswith("linux"):

@@ -18,6 +18,7 @@ from batching.layout import FlatCollator, PaddedCollator, model_inputs
 from batching.memory import optimizer_bytes
 from batching.moving import moved
 from device_memory import PeakWatch
+from heap import give_back_freed_memory
 from modeling.checkpointing import checkpointed
 from modeling.document_attention import documents_apart
 from modeling.output_layer import OutputLayer
@@ -84,6 +85,8 @@ class MemoryProbe:
             states.clear()
             if self._device.startswith("cuda"):
                 torch.cuda.empty_cache()
+            else:
+                give_back_freed_memory()
             state.restore()
 
     def _state_bytes(self, weight: torch.Tensor) -> int:
@@ -105,6 +108,8 @@ class MemoryProbe:
             torch.OutOfMemoryError: if it does not fit.
         """
         self._model.eval()
+        for weight in self._model.parameters():
+            weight.grad = None
         return self._trial(rows, trains=False)
 
     def _trial(self, rows: Sequence[Row], *, trains: bool) -> Trial:

@@ -14,6 +14,7 @@ import numpy as np
 from batching.advice import MemoryFacts, advise, predict
 from config_manager import DataConfig, SFTConfig
 from configuration.checks import NEED_VALIDATION
+from machine_types import MemoryAdvice, MemoryLimits
 from preparation.checks import bad_row_lines, find_problems, stops_run
 from reporting.console import data_lines
 from reporting.environment import gather_environment
@@ -21,14 +22,12 @@ from reporting.preflight import preflight_document, write_preflight
 from reporting.preflight_text import Preflight, preflight_lines
 from row_layout import RowLayout
 from sft_errors import ConfigError, DataError
-from sft_types import BatchPlan, DistributedContext, MemoryAdvice, ModelFootprint, Precision, TrainingData
+from sft_types import BatchPlan, DistributedContext, ModelFootprint, Precision, TrainingData
 from training_callbacks import StreamDrops
 
 logger = logging.getLogger("sft.data")
 EXIT_UNSOUND = 2
 REPORT_FILE = "preflight.json"
-USED_SHARE = 0.9
-"""Of a device's memory: the rest is for what no arithmetic foresees."""
 
 
 def check_data(config: SFTConfig, data: TrainingData, *, is_rehearsal: bool) -> list[str]:
@@ -80,19 +79,19 @@ def show_preflight(
     layout: RowLayout | None = None,
     *,
     show_rows: Sequence[int] = (),
-    memory_budget_bytes: int | None = None,
+    limits: MemoryLimits | None = None,
 ) -> int:
     """Shows what a run would be, and writes it to `preflight.json`.
 
     Args:
         footprint, plan, precision, layout: None where no row is left to plan with.
         show_rows: numbers of the rows that were asked for.
-        memory_budget_bytes: what a device may hold; None for `USED_SHARE` of what it has.
+        limits: of each device's memory.
 
     Returns:
         The exit status: 0 if a run would be sound, 2 if not.
     """
-    shown = _all_that_is_known(config, data, problems, context, footprint, plan, precision, layout, memory_budget_bytes)
+    shown = _all_that_is_known(config, data, problems, context, footprint, plan, precision, layout, limits)
     for line in preflight_lines(shown, colour=sys.stdout.isatty()):
         logger.info(line)
     rows_read = sum(source.rows_read for source in data.report.train.sources)
@@ -114,6 +113,8 @@ def memory_facts(
     precision: Precision,
     layout: RowLayout,
     context: DistributedContext,
+    *,
+    process_bytes: int = 0,
 ) -> MemoryFacts:
     """What the predicted memory of a run depends on."""
     training, train = config.training, data.report.train
@@ -135,6 +136,7 @@ def memory_facts(
         score_chunk_bytes=layout.output.chunk_bytes,
         device=context.device,
         world_size=plan.world_size,
+        process_bytes=process_bytes,
     )
 
 
@@ -147,13 +149,15 @@ def _all_that_is_known(
     plan: BatchPlan | None,
     precision: Precision | None,
     layout: RowLayout | None,
-    memory_budget_bytes: int | None,
+    limits: MemoryLimits | None,
 ) -> Preflight:
     training = config.training
+    limits = limits or MemoryLimits(budget_bytes=None, process_bytes=0)
     memory = environment = None
     advice: tuple[MemoryAdvice, ...] = ()
     if footprint is not None and plan is not None and precision is not None and layout is not None:
-        facts = memory_facts(config, data, footprint, plan, precision, layout, context)
+        process_bytes = limits.process_bytes
+        facts = memory_facts(config, data, footprint, plan, precision, layout, context, process_bytes=process_bytes)
         memory = predict(facts)
         environment = gather_environment(
             context,
@@ -163,10 +167,8 @@ def _all_that_is_known(
             checkpoints_kept=training.save_total_limit,
             num_checkpoints=_num_checkpoints(config, plan),
         )
-        if memory_budget_bytes is None and environment.device_memory_bytes:
-            memory_budget_bytes = int(environment.device_memory_bytes * USED_SHARE)
-        if memory_budget_bytes is not None:
-            advice = advise(facts, memory_budget_bytes)
+        if limits.budget_bytes is not None:
+            advice = advise(facts, limits.budget_bytes)
     return Preflight(
         report=data.report,
         previews=data.previews,
@@ -175,7 +177,7 @@ def _all_that_is_known(
         environment=environment,
         problems=problems,
         max_seq_length=config.data.max_seq_length,
-        memory_budget_bytes=memory_budget_bytes,
+        memory_budget_bytes=limits.budget_bytes,
         advice=advice,
     )
 

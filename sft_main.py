@@ -89,7 +89,7 @@ def run(config: SFTConfig, command: Command) -> int:
     reuse_freed_memory(config.training.reuse_freed_memory, context.device)
     import_libraries(is_rehearsal=is_rehearsal, optimizer=config.training.optim, quantization=config.quantization)
 
-    from batch_sizes import resolve_batches
+    from batch_sizes import memory_limits, resolve_batches
     from data_handler import prepare_data
     from model_manager import (
         footprint,
@@ -114,7 +114,8 @@ def run(config: SFTConfig, command: Command) -> int:
         sample_prompts=config.logging.sample_prompts, show_rows=command.show_rows,
     )  # fmt: skip
     problems = check_data(config, data, is_rehearsal=is_rehearsal)
-    show = partial(show_preflight, config, data, problems, context, show_rows=command.show_rows)
+    limits = memory_limits(config.training, context)
+    show = partial(show_preflight, config, data, problems, context, show_rows=command.show_rows, limits=limits)
     if not len(data.train):
         return show()
     model, layout = load_model_and_layout(config, tokenizer, precision, context)
@@ -126,14 +127,15 @@ def run(config: SFTConfig, command: Command) -> int:
         has_validation=data.validation is not None,
         ddp_backend=None if is_rehearsal else config.distributed.ddp_backend,
     )  # fmt: skip
-    plan = resolve_batches(config, data, model, layout, precision, context, checkpoint=checkpoint, own=own)
+    plan = resolve_batches(
+        config, data, model, layout, precision, context, checkpoint=checkpoint, own=own, limits=limits
+    )
     set_batch_sizes(arguments, plan)
     layout = layout.sized(plan.per_device_train_batch_size)
     check_steps_are_left(checkpoint, plan.total_steps, plan.steps_per_epoch)
-    if not is_rehearsal:
-        logger.info(plan_line(plan, context.device))
     if is_rehearsal:
         return show(footprint(model), plan, precision, layout)
+    logger.info(plan_line(plan, context.device))
     from trainer_utils import build_trainer  # not above: a dry run does without Trainer
 
     _prepare_output(config, context, checkpoint)

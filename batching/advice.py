@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from batching.memory import estimate_memory
-from sft_types import MemoryAdvice, MemoryEstimate, ModelFootprint
+from machine_types import MemoryAdvice, MemoryEstimate
+from sft_types import ModelFootprint
 
 LORA_RANK = 16
 _LENGTH_STEP = 64
@@ -39,6 +40,8 @@ class MemoryFacts:
     supervised_share: float = 1.0
     score_chunk_bytes: int | None = None
     world_size: int = 1
+    process_bytes: int = 0
+    """What the process holds without a model, where that counts: on CPU."""
 
     @property
     def has_adapters(self) -> bool:
@@ -47,7 +50,7 @@ class MemoryFacts:
 
 def predict(facts: MemoryFacts) -> MemoryEstimate:
     """What one device holds at its fullest."""
-    return estimate_memory(
+    estimate = estimate_memory(
         facts.footprint,
         tokens=facts.tokens,
         longest_row=facts.longest_row,
@@ -62,6 +65,7 @@ def predict(facts: MemoryFacts) -> MemoryEstimate:
         accumulates=facts.gradient_accumulation_steps > 1,
         world_size=facts.world_size,
     )
+    return replace(estimate, process_bytes=facts.process_bytes)
 
 
 def advise(facts: MemoryFacts, budget_bytes: int) -> tuple[MemoryAdvice, ...]:

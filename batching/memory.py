@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from sft_types import MemoryEstimate, ModelFootprint
+from machine_types import MemoryEstimate
+from sft_types import ModelFootprint
 
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -83,7 +83,8 @@ def plan_line(plan: BatchPlan, device: str) -> str:
 def trial_line(what: str, size: int, unit: str, tried: Sequence[int], peak_bytes: int | None, budget_bytes: int) -> str:
     """A batch size that was found by trial."""
     return (
-        f"{what}: {size} {unit} at a time on each device, found by trial (of {', '.join(map(str, tried))}): at most "
+        f"{what}: {counted(size, unit)} at a time on each device, found by trial (of {', '.join(map(str, tried))}): "
+        "at most "
         f"{(peak_bytes or 0) / 2**30:.2f} GiB with the longest, of a budget of {budget_bytes / 2**30:.2f} GiB."
     )
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from device_memory import total_memory_bytes
 from distributed_utils import num_usable_cores
+from machine_types import Environment
 from reporting.summary import installed_versions
-from sft_types import DistributedContext, Environment, ModelFootprint
+from sft_types import DistributedContext, ModelFootprint
 
 
 def gather_environment(

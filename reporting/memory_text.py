@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from machine_types import MemoryAdvice, MemoryEstimate
 from reporting.text import size, wrapped
-from sft_types import MemoryAdvice, MemoryEstimate
 
 _PARTS = (
     ("weights", "weights_bytes"),
@@ -14,6 +14,7 @@ _PARTS = (
     ("activations", "activations_bytes"),
     ("logits", "logits_bytes"),
     ("slack", "slack_bytes"),
+    ("process", "process_bytes"),
 )
 _MARGIN = " " * 14
 _NAME = 12
@@ -37,7 +38,8 @@ def memory_lines(
     """
     for number, (name, field) in enumerate(_PARTS):
         label = "  memory" if number == 0 else ""
-        yield _row(label, name, getattr(memory, field))
+        if name != "process" or memory.process_bytes:
+            yield _row(label, name, getattr(memory, field))
     total = memory.total_bytes
     of_what_there_is = ""
     if device_memory_bytes:

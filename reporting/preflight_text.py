@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from machine_types import Environment, MemoryAdvice, MemoryEstimate
 from reporting.memory_text import memory_lines
 from reporting.row_text import row_lines
 from reporting.text import WIDTH, counted, first_of, note_text, percent, printable, size, wrapped
 from sft_types import (
     BatchPlan,
     DataReport,
-    Environment,
-    MemoryAdvice,
-    MemoryEstimate,
     RowPreview,
     RowSource,
     SourceReport,

@@ -10,6 +10,7 @@ import pytest
 
 from device_memory import peak_memory_bytes, total_memory_bytes
 from distributed_utils import num_usable_cores
+from machine_types import Environment, MemoryAdvice, MemoryEstimate
 from reporting.console import before_and_after_lines, data_lines, sample_lines
 from reporting.curves import draw_curves
 from reporting.environment import gather_environment
@@ -24,11 +25,8 @@ from sft_types import (
     DataReport,
     DistributedContext,
     DroppedRow,
-    Environment,
     EvaluationResult,
     LengthReport,
-    MemoryAdvice,
-    MemoryEstimate,
     ModelFootprint,
     RowPreview,
     RowProblem,
