@@ -49,8 +49,8 @@ from sft_errors import ConfigError
 
 __all__ = [
     "DataConfig", "DatasetSource", "DistributedConfig", "LoRAConfig", "LoggingConfig", "ModelConfig",
-    "QuantizationConfig", "SFTConfig", "TrainingConfig", "config_sha256", "config_to_yaml", "format_help",
-    "load_config",
+    "QuantizationConfig", "SFTConfig", "TrainingConfig", "config_sha256", "config_to_yaml", "config_values",
+    "format_help", "load_config",
 ]  # fmt: skip
 
 SECRETS = {"hub_token"}
@@ -78,6 +78,12 @@ def config_to_yaml(config: SFTConfig) -> str:
 
     A secret is left out: the file is made to be shown.
     """
+    values = config_values(config)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def config_values(config: SFTConfig) -> dict[str, Any]:
+    """Every key with its value in force, as in `config_to_yaml`: without a secret."""
     values: dict[str, Any] = {}
     for section_name in FLAT_SECTIONS:
         section = getattr(config, section_name)
@@ -86,7 +92,7 @@ def config_to_yaml(config: SFTConfig) -> str:
     values.update({name: value for name, value in extra.items() if name not in SECRETS})
     for yaml_key, (section_name, _) in NESTED_SECTIONS.items():
         values[yaml_key] = _plain(getattr(config, section_name))
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return values
 
 
 def _plain(value: Any) -> Any:

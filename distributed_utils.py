@@ -59,6 +59,35 @@ def agree_on_smallest(number: int, context: DistributedContext) -> int:
     return int(smallest)
 
 
+def open_talk(context: DistributedContext) -> Any:
+    """A group of all processes that talk through main memory, whatever the others' backend; None for one process.
+
+    All processes must call it.
+    """
+    if context.world_size == 1:
+        return None
+    import torch
+
+    return torch.distributed.new_group(backend="gloo")
+
+
+def wait_for_all(problem: str | None, context: DistributedContext, group: Any) -> str | None:
+    """Waits until every process is here, and tells each of them the first problem that any of them has.
+
+    Args:
+        problem: of this process; None if it has none.
+        context: this process.
+        group: of `open_talk`.
+    """
+    if group is None:
+        return problem
+    import torch
+
+    found: list[str | None] = [None] * context.world_size
+    torch.distributed.all_gather_object(found, problem, group=group)
+    return next((each for each in found if each is not None), None)
+
+
 def start_distributed(
     config: DistributedConfig, *, use_cpu: bool = False, is_rehearsal: bool = False
 ) -> DistributedContext:

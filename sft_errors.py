@@ -26,6 +26,10 @@ class ModelError(UserError):
     """The model or tokenizer cannot be loaded or does not fit the settings."""
 
 
+class CheckpointError(UserError):
+    """A checkpoint cannot be written or read; those before it are as they were."""
+
+
 class MemoryShortage(UserError):
     """The device cannot hold what the settings ask for, however small the parts."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,9 @@ from distributed_utils import (
     tell_problems,
 )
 from heap import reuse_freed_memory
-from sft_errors import ConfigError, UserError, located
+from run_state.lock import OutputLock
+from run_state.publish import full_disk
+from sft_errors import CheckpointError, ConfigError, UserError, located
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,9 +66,17 @@ def main(arguments: Sequence[str]) -> int:
             return launch_processes(count, __file__, arguments)
         quiet_libraries()
         try:
-            return run(config, command)
+            with OutputLock() as lock:
+                return run(config, command, lock)
         except UserError as error:
             raise located(error, config.origins) from None
+        except Exception as error:
+            problem = full_disk(error)
+            if problem is None:
+                raise
+            raise CheckpointError(
+                f"{problem}. Checkpoints are untouched: make room and go on with resume_from_checkpoint: auto."
+            ) from error
     except UserError as error:
         tell_problems(error.problems)
         return error.exit_code
@@ -76,12 +86,13 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
 
 
-def run(config: SFTConfig, command: Command) -> int:
+def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     """One run, top to bottom; a dry run ends before anything is trained.
 
     Args:
         config: checked settings.
         command: what was typed.
+        lock: of the output folder, to be taken.
     """
     _log_lines(config.notices)
     is_rehearsal, extra = command.dry_run, config.training.extra_training_arguments
@@ -100,13 +111,17 @@ def run(config: SFTConfig, command: Command) -> int:
     )
     from preflight import begin_rehearsal, check_data, show_preflight, stream_drops
     from reporting.console import plan_line
-    from run_state.checkpoints import check_steps_are_left, check_writable, resolve_checkpoint
-    from training_arguments import build_training_arguments, compile_options, set_batch_sizes
+    from run_facts import check_goes_on, facts_of_run, with_name_of_run
+    from run_state.checkpoints import check_writable, resolve_checkpoint
+    from training_arguments import build_training_arguments, compile_options, name_tracker_run, set_batch_sizes
 
     check_writable(config.training.output_dir)
     if is_rehearsal:
         begin_rehearsal(config, context)
+    elif context.is_main_process:
+        lock.take(config.training.output_dir)
     checkpoint = resolve_checkpoint(config.training.resume_from_checkpoint, config.training.output_dir)
+    config = with_name_of_run(config, checkpoint)
     precision = resolve_precision(config.model, config.training, context, adapters_only=config.lora is not None)
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(
@@ -132,18 +147,21 @@ def run(config: SFTConfig, command: Command) -> int:
     )
     set_batch_sizes(arguments, plan)
     layout = layout.sized(plan.per_device_train_batch_size)
-    check_steps_are_left(checkpoint, plan.total_steps, plan.steps_per_epoch)
+    facts = facts_of_run(config, data, checkpoint)
+    check_goes_on(checkpoint, facts, plan)
     if is_rehearsal:
         return show(footprint(model), plan, precision, layout)
     logger.info(plan_line(plan, context.device))
     from trainer_utils import build_trainer  # not above: a dry run does without Trainer
 
-    _prepare_output(config, context, checkpoint)
+    _prepare_output(config, context, checkpoint, lock)
+    name_tracker_run(arguments, facts["wandb_run_id"])
     if context.is_main_process:
         make_adapters_portable(model, tokenizer, config.training.output_dir, gguf_file=config.model.gguf_file)
     prepared = build_trainer(
         arguments, model, tokenizer, data, plan, layout, context,
         checkpoint=checkpoint, stream_drops=stream_drops(config.data), compiling=compile_options(config.training),
+        facts=facts,
     )  # fmt: skip
     result = _train_between_answers(prepared, data, eos_token_ids, config.logging.sample_max_new_tokens, checkpoint)
     return save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat)
@@ -187,6 +205,7 @@ def _train_between_answers(
 ) -> "TrainingResult":
     """Trains, with an evaluation and answers to the sample prompts before and after."""
     from model_manager import answer_prompts
+    from run_facts import first_evaluation
     from trainer_utils import evaluate, last_evaluation, train
 
     trainer = prepared.trainer
@@ -198,7 +217,9 @@ def _train_between_answers(
             trainer.model, trainer.processing_class, data.sample_prompts, eos_token_ids, longest_answer
         )
 
-    eval_before, answers_before = evaluate(trainer), answers()
+    eval_before = first_evaluation(checkpoint, trainer.facts) or evaluate(trainer)
+    trainer.facts["eval_before"] = eval_before and asdict(eval_before)
+    answers_before = answers()
     result = replace(train(prepared, checkpoint=checkpoint), eval_before=eval_before)
     if result.status == "completed":
         result = replace(result, eval_after=last_evaluation(trainer))
@@ -264,22 +285,30 @@ def _pair_answers(data: "TrainingData", before: list[str], after: list[str]) -> 
     )
 
 
-def _prepare_output(config: SFTConfig, context: "DistributedContext", checkpoint: Path | None) -> None:
-    """Makes the output folder, sets an earlier run's files aside, and writes down the configuration."""
-    from run_state.checkpoints import set_aside_earlier_run
+def _prepare_output(
+    config: SFTConfig, context: "DistributedContext", checkpoint: Path | None, lock: OutputLock
+) -> None:
+    """Makes the output folder, sets aside what this run does not go on from, and writes down the configuration."""
+    from run_facts import goes_on_in
+    from run_state.checkpoints import set_aside_earlier_run, set_aside_newer
+    from run_state.publish import clear_unfinished
 
     if not context.is_main_process:
         return
     output = Path(config.training.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        goes_on_here = checkpoint is not None and checkpoint.resolve().parent == output.resolve()
-        aside = None if goes_on_here else set_aside_earlier_run(output)
+        lock.take(output)
+        clear_unfinished(output)
+        goes_on_here = goes_on_in(output, checkpoint)
+        aside = set_aside_newer(output, checkpoint) if goes_on_here else set_aside_earlier_run(output)
         header = "# The configuration of this run, every key. Runs again from the same folder.\n"
         (output / "resolved_config.yaml").write_text(header + config_to_yaml(config), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"output_dir: {output} cannot be written: {error.strerror}.") from None
-    if aside is not None:
+    if aside is not None and goes_on_here:
+        logger.info("Checkpoints behind %s were moved to %s.", checkpoint.name, aside)
+    elif aside is not None:
         logger.info("%s holds an earlier run: its checkpoints and records were moved to %s.", output, aside)
 
 

@@ -1,9 +1,9 @@
 """Training: the trainer, and one run of it.
 
-`SFTTrainer` changes five things of transformers' Trainer, all by its public overrides: the loss (a mean over the
-supervised tokens of the whole global batch), the gradient of a step (summed over processes once, and made in smaller
-parts where memory runs out), evaluation (sums over tokens), the order of rows (the same on any number of processes),
-and what is logged.
+`SFTTrainer` changes six things of transformers' Trainer, all by its overrides: the loss (a mean over the supervised
+tokens of the whole global batch), the gradient of a step (summed over processes once, and made in smaller parts where
+memory runs out), evaluation (sums over tokens), the order of rows (the same on any number of processes), what is
+logged, and checkpoints (`checkpointed_trainer.py`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from batching.layout import model_inputs
 from batching.moving import moved
 from batching.order import RankBatchSampler
 from batching.stream import MicroBatchStream
+from checkpointed_trainer import CheckpointedTrainer
 from device_memory import peak_memory_bytes, total_memory_bytes
 from evaluation_step import EvaluationStep
 from model_manager import footprint
@@ -32,10 +33,12 @@ from modeling.compiling import compile_layers
 from modeling.document_attention import documents_apart
 from modeling.flops import training_flops
 from modeling.gradient_sum import broadcast_weights
+from modeling.random_state import RandomState
 from modeling.supervised_loss import EvaluationSums
 from reporting.metrics_log import MetricsLog
+from reporting.summary import plan_facts
 from row_layout import RowLayout, told_of_attention
-from run_state.checkpoints import check_same_step_size, checkpoint_step, list_checkpoints
+from run_state.checkpoints import checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
 from sft_errors import DataError
 from sft_types import (
@@ -46,7 +49,7 @@ from sft_types import (
     TrainingData,
     TrainingResult,
 )
-from training_arguments import one_line_errors
+from training_arguments import continue_tensorboard, one_line_errors
 from training_batches import evaluation_sampler, rows_loader, stream_loader, training_sampler
 from training_callbacks import OrderCallback, RecordCallback, StopCallback, StreamDrops
 from training_progress import COUNTED, TrainingProgress
@@ -59,7 +62,7 @@ logger = logging.getLogger("sft.train")
 METRICS = tuple(field.name for field in dataclasses.fields(EvaluationResult))
 
 
-class SFTTrainer(Trainer):
+class SFTTrainer(CheckpointedTrainer):
     """transformers' Trainer with a token-weighted loss and evaluation, and an order of rows of our own."""
 
     # Our loss is already the mean over the accumulated global batch. (transformers >= 5.23 asks.)
@@ -85,14 +88,14 @@ class SFTTrainer(Trainer):
         plan: how many rows, or packs, a step takes.
         stream: micro-batches to train on in place of the rows of `data`.
         stream_drops: is told the rows that a stream lacks.
-        kwargs: what transformers' Trainer takes.
+        kwargs: what `CheckpointedTrainer` takes.
         """
         super().__init__(
-            train_dataset=stream or data.train, eval_dataset=data.validation, data_collator=layout.collator, **kwargs
-        )
+            context=context, train_dataset=stream or data.train, eval_dataset=data.validation,
+            data_collator=layout.collator, **kwargs,
+        )  # fmt: skip
         # Earlier versions of transformers ask this way whether the loss is scaled.
         self.model_accepts_loss_kwargs = True
-        self.context = context
         self.layout = layout
         self._size = size
         self._plan = plan
@@ -256,9 +259,20 @@ class SFTTrainer(Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=sums.num_sequences)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates; the time it takes does not count as training."""
+        """Evaluates; the time it takes does not count as training.
+
+        Random numbers are as before: a run that goes on from a checkpoint made before an evaluation would else draw
+        others than the run that evaluated.
+        """
+        random_state = RandomState.of(self.context.device)
         with self.progress.paused():
-            return super().evaluate(*args, **kwargs)
+            metrics = super().evaluate(*args, **kwargs)
+        random_state.restore()
+        return metrics
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """What the next checkpoint's manifest says beside its files."""
+        return {**super().checkpoint_facts(), "batch_plan": plan_facts(self.plan_now())}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self.progress.paused():
@@ -294,17 +308,18 @@ def build_trainer(
     checkpoint: Path | None,
     stream_drops: StreamDrops | None = None,
     compiling: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> PreparedTraining:
     """Puts the trainer together.
 
     Raises:
-        ConfigError: if a tracker or the optimizer needs a package that is not installed, or a stream is to go on with
-            another global batch size.
+        ConfigError: if a tracker or the optimizer needs a package that is not installed.
 
     Args:
         checkpoint: what training will go on from; None for a fresh start.
         stream_drops: what becomes of rows of a stream that cannot be used.
         compiling: options of `torch.compile` for the model's layers; None leaves them as they are.
+        facts: what checkpoints keep of the run, ready for JSON.
     """
     if compiling is not None:
         count = compile_layers(model, has_one_shape=layout.has_one_shape, **compiling)
@@ -312,8 +327,6 @@ def build_trainer(
     request = StopRequest()
     step = checkpoint_step(checkpoint) if checkpoint else 0
     if data.stream is not None:
-        if checkpoint:
-            check_same_step_size(checkpoint, plan.global_batch_size)
         arguments.ignore_data_skip = True  # the stream itself begins where the checkpoint ends
     with one_line_errors():
         trainer = SFTTrainer(
@@ -324,6 +337,7 @@ def build_trainer(
             plan=plan,
             stream_drops=stream_drops,
             stream=_stream_from(data, plan, layout, context, first_step=step),
+            facts=facts or {},
             model=model,
             args=arguments,
             processing_class=tokenizer,
@@ -333,10 +347,12 @@ def build_trainer(
             trainer.create_optimizer()
     metrics_log = None
     if context.is_main_process:
+        if checkpoint:
+            continue_tensorboard(trainer, step)
         resume_step = step if checkpoint else None
         metrics_log = MetricsLog(Path(arguments.output_dir, "metrics.jsonl"), resume_step=resume_step)
     stop = StopCallback(request, context)
-    trainer.add_callback(OrderCallback(trainer.train_sampler, trainer.plan_now))
+    trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
     trainer.add_callback(RecordCallback(metrics_log, plan.total_steps))
     trainer.add_callback(stop)
     return PreparedTraining(trainer=trainer, stop=stop, request=request)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments, get_scheduler
@@ -18,6 +18,9 @@ from configuration.schema import LoggingConfig, TrainingConfig
 from distributed_utils import default_wandb_to_offline
 from sft_errors import ConfigError, one_line
 from sft_types import BatchPlan, DistributedContext, Precision
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 logger = logging.getLogger("sft.train")
 _COMPILATION = {"torch_compile_backend": "backend", "torch_compile_mode": "mode"}
@@ -122,6 +125,25 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(one_line(error)) from error
+
+
+def name_tracker_run(arguments: TrainingArguments, run_id: str) -> None:
+    """Lets a run that goes on be the same run in wandb: it reads the name there, unless the user set one."""
+    if "wandb" in arguments.report_to:
+        os.environ.setdefault("WANDB_RUN_ID", run_id)
+        os.environ.setdefault("WANDB_RESUME", "allow")
+
+
+def continue_tensorboard(trainer: "Trainer", step: int) -> None:
+    """Tells TensorBoard that what it has behind a step is written again: it shows no step twice then."""
+    if "tensorboard" not in trainer.args.report_to:
+        return
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    writer = SummaryWriter(log_dir=os.environ["TENSORBOARD_LOGGING_DIR"], purge_step=step + 1)
+    trainer.remove_callback(TensorBoardCallback)
+    trainer.add_callback(TensorBoardCallback(writer))
 
 
 def finish_trackers(arguments: TrainingArguments) -> None:

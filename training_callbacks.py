@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from batching.order import RankBatchSampler
 from reporting.console import evaluation_line, progress_line
 from reporting.metrics_log import MetricsLog
-from reporting.summary import plan_document
 from run_state.interruption import StopRequest
 from sft_errors import DataError
-from sft_types import BatchPlan, DistributedContext, DroppedRow
+from sft_types import DistributedContext, DroppedRow
 
 logger = logging.getLogger("sft.train")
 TOLD_DROPS = 10
@@ -26,26 +24,16 @@ SLOTS_THAT_TELL = 1000
 """Rows of a stream to be read before a share of them means something."""
 
 
-class OrderCallback(TrainerCallback, ExportableState):
-    """Tells the sampler which epoch comes: by the step, so that a resumed run finds the same order.
+class OrderCallback(TrainerCallback):
+    """Tells the sampler which epoch comes: by the step, so that a resumed run finds the same order."""
 
-    Its state goes into each checkpoint's `trainer_state.json` (see `run_state.checkpoints.check_same_step_size`).
-    """
-
-    def __init__(self, sampler: RankBatchSampler | None, plan: Callable[[], BatchPlan]):
+    def __init__(self, sampler: RankBatchSampler | None, steps_per_epoch: int):
         """Args:
         sampler: None for a stream, which has no epochs: there the share of all steps is told in their place.
-        plan: tells the batch plan as it is by now.
+        steps_per_epoch: of the batch plan.
         """
         self._sampler = sampler
-        self._steps_per_epoch = plan().steps_per_epoch
-        self._plan = plan
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
-        plan = self._plan()
-        document = {**plan_document(plan), "asked": dict(plan.asked)}
-        return {"args": {}, "attributes": {"rows_a_step": plan.global_batch_size, "plan": document}}
+        self._steps_per_epoch = steps_per_epoch
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._sampler is not None:

@@ -275,7 +275,7 @@ class TrainingConfig:
     """End with the checkpoint of the lowest validation loss (`metric_for_best_model`), not with the last."""
 
     resume_from_checkpoint: bool | PathText | None = None
-    """A checkpoint folder; true: the newest in `output_dir`, which must have one; auto: the newest if there is one."""
+    """A checkpoint folder; true: the newest sound one in `output_dir`, which must have one; auto: if there is one."""
 
     dataloader_num_workers: NonNegativeInt | Literal["auto"] = "auto"
     """Processes that lay out batches ahead of need. 0: in the training process. auto: 2 where the training process

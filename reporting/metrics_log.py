@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,20 @@ class MetricsLog:
         resume_step: keep the lines up to this step, drop later ones (they will be written again); None starts anew.
         """
         self.path = Path(path)
-        kept = []
+        kept: list[dict[str, Any]] = []
         if resume_step is not None and self.path.is_file():
             kept = [
                 line for line in read_metrics(self.path) if line["step"] <= resume_step and "train_runtime" not in line
             ]
-        self.path.write_text("".join(_as_line(line) for line in kept), encoding="utf-8")
+        self._told_to = resume_step if resume_step is not None and kept else 0
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(_as_line(line) for line in kept), encoding="utf-8")
+        os.replace(temporary, self.path)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one event."""
+        """Appends one event; one of a step before the one that the run goes on from stands there already."""
+        if step < self._told_to:
+            return
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(_as_line({"step": step, **values}))
 

@@ -77,6 +77,11 @@ def plan_document(plan: BatchPlan) -> dict[str, Any]:
     }
 
 
+def plan_facts(plan: BatchPlan) -> dict[str, Any]:
+    """The plan as a checkpoint keeps it, with what the settings said of sizes; ready for JSON."""
+    return json_safe({**plan_document(plan), "asked": dict(plan.asked)})
+
+
 def write_json(document: dict[str, Any], path: str | Path) -> None:
     """Writes a document so that a reader never sees half of it."""
     target = Path(path)

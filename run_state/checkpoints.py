@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from run_state.manifest import find_damage, read_manifest
+from run_state.same_run import find_changes
 from sft_errors import ConfigError
 
+logger = logging.getLogger("sft.train")
+
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_STATE_FILE = "trainer_state.json"
-_NEEDED = (_STATE_FILE, "optimizer.pt", "scheduler.pt")
 _OWN_FILES = ("metrics.jsonl", "run_summary.json", "training_curves.png", "resolved_config.yaml")
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoint folders of a run by step, complete or not."""
+    """The checkpoint folders of a run by step, sound or not."""
     folder = Path(output_dir)
     found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and _CHECKPOINT.fullmatch(path.name)]
     return sorted(found, key=checkpoint_step)
@@ -28,39 +31,38 @@ def checkpoint_step(checkpoint: str | Path) -> int:
     return int(Path(checkpoint).name.rpartition("-")[2])
 
 
-def missing_files(checkpoint: str | Path) -> list[str]:
-    """What a checkpoint lacks to be gone on from; empty if it is complete."""
-    folder = Path(checkpoint)
-    missing = [name for name in _NEEDED if not (folder / name).is_file()]
-    weights = ("*.safetensors", "*.bin", "*.distcp")
-    if not any(next(folder.glob(pattern), None) for pattern in weights):
-        missing.append("the weights")
-    return missing
-
-
 def resolve_checkpoint(setting: bool | str | None, output_dir: str) -> Path | None:
-    """The checkpoint that `resume_from_checkpoint` means; None for a fresh start.
+    """The checkpoint that `resume_from_checkpoint` means; None for a fresh start. Changes nothing on disk.
+
+    Newer ones that are damaged are passed over, and told in the log, a line each.
 
     Raises:
-        ConfigError: if it means one and there is none that is complete.
+        ConfigError: if it means one and there is none that is sound.
     """
     if setting is None or setting is False:
         return None
     if isinstance(setting, str) and setting != "auto":
-        missing = missing_files(setting)
-        if missing or not _CHECKPOINT.fullmatch(Path(setting).name):
-            what = f"lacks {', '.join(missing)}" if missing else "is not named checkpoint-STEP"
+        damage = find_damage(Path(setting)) or _not_to_go_on_from(Path(setting))
+        if damage or not _CHECKPOINT.fullmatch(Path(setting).name):
+            what = f"cannot be gone on from: {'; '.join(damage)}" if damage else "is not named checkpoint-STEP"
             raise ConfigError(f"resume_from_checkpoint: {setting} {what}. {_what_there_is(output_dir)}")
         return Path(setting)
-    complete = [path for path in list_checkpoints(output_dir) if not missing_files(path)]
-    if complete:
-        return complete[-1]
+    for path in reversed(list_checkpoints(output_dir)):
+        damage = find_damage(path) or _not_to_go_on_from(path)
+        if not damage:
+            return path
+        for problem in damage:
+            logger.info("%s cannot be gone on from: %s.", path, problem)
     if setting == "auto":
         return None
     raise ConfigError(
         f"resume_from_checkpoint: no complete checkpoint in {output_dir}. "
         "Write auto to start afresh where there is none."
     )
+
+
+def _not_to_go_on_from(checkpoint: Path) -> list[str]:
+    return ["it holds weights alone (save_only_model)"] if read_manifest(checkpoint).get("save_only_model") else []
 
 
 def check_steps_are_left(checkpoint: Path | None, total_steps: int, steps_per_epoch: int) -> None:
@@ -81,28 +83,34 @@ def check_steps_are_left(checkpoint: Path | None, total_steps: int, steps_per_ep
 
 def saved_batch_plan(checkpoint: Path) -> dict[str, Any] | None:
     """The batch plan of a checkpoint's run, as `reporting.summary.plan_document` writes it; None if it has none."""
-    return _state_of(checkpoint).get("plan")
+    return read_manifest(checkpoint).get("batch_plan")
 
 
-def check_same_step_size(checkpoint: Path, rows_a_step: int) -> None:
-    """Refuses to go on in a stream with steps of another size: its place there follows from steps times rows.
+def check_same_run(checkpoint: Path, facts: Mapping[str, Any], plan: Mapping[str, Any], world_size: int) -> None:
+    """Compares this run with the one that a checkpoint is of; tells what has changed, in one line.
+
+    Args:
+        checkpoint: a sound one.
+        facts: of this run: `configuration` and `data`, as in a manifest.
+        plan: its batch plan, as in a manifest.
+        world_size: its number of processes.
 
     Raises:
-        ConfigError: naming both sizes.
+        ConfigError: where going on would corrupt, a line for each reason.
     """
-    before = _state_of(checkpoint).get("rows_a_step")
-    if before != rows_a_step:
-        raise ConfigError(
-            f"resume_from_checkpoint: {checkpoint} was trained with {before} rows a step, and this run has "
-            f"{rows_a_step}; a stream would go on in the wrong place. Choose per_device_train_batch_size x "
-            f"gradient_accumulation_steps x processes = {before}."
-        )
-
-
-def _state_of(checkpoint: Path) -> dict[str, Any]:
-    """What `training_callbacks.OrderCallback` left in a checkpoint."""
-    state = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
-    return state.get("stateful_callbacks", {}).get("OrderCallback", {}).get("attributes", {})
+    saved = read_manifest(checkpoint)
+    refused, told = find_changes(checkpoint, saved, {**facts, "batch_plan": plan})
+    if refused:
+        raise ConfigError(*refused)
+    if told:
+        logger.info("Changed since %s: %s.", checkpoint.name, "; ".join(told))
+    before = saved.get("world_size")
+    if before != world_size:
+        logger.info(
+            "%s was made by %s processes and this run has %s: rows come in the same order, but sums are rounded "
+            "otherwise, and random numbers (dropout) are others.",
+            checkpoint.name, before, world_size,
+        )  # fmt: skip
 
 
 def check_writable(output_dir: str | Path) -> None:
@@ -125,13 +133,28 @@ def set_aside_earlier_run(output_dir: str | Path) -> Path | None:
     Left where they are, old checkpoints of a higher step would be what `auto` finds next time.
     """
     folder = Path(output_dir)
-    earlier = [*list_checkpoints(folder), *(folder / name for name in _OWN_FILES if (folder / name).is_file())]
-    if not earlier:
+    return _move_aside(
+        folder, [*list_checkpoints(folder), *(folder / name for name in _OWN_FILES if (folder / name).is_file())]
+    )
+
+
+def set_aside_newer(output_dir: str | Path, checkpoint: Path) -> Path | None:
+    """Moves aside the checkpoints behind the one to go on from: damaged ones, or a course that is left.
+
+    Returns:
+        Where they are now; None if there were none.
+    """
+    step = checkpoint_step(checkpoint)
+    return _move_aside(Path(output_dir), [p for p in list_checkpoints(output_dir) if checkpoint_step(p) > step])
+
+
+def _move_aside(folder: Path, paths: Sequence[Path]) -> Path | None:
+    if not paths:
         return None
     number = 1 + len(list(folder.glob("earlier-run-*")))
     target = folder / f"earlier-run-{number}"
     target.mkdir()
-    for path in earlier:
+    for path in paths:
         path.rename(target / path.name)
     return target
 

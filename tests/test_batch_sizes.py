@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from data_handler import prepare_data
 from machine_types import MemoryLimits
 from memory_probe import MemoryProbe, full_packs, longest_rows
 from row_layout import resolve_layout
+from run_state.manifest import read_manifest, write_manifest
 from sft_errors import ConfigError, MemoryShortage
 from sft_types import DistributedContext, Precision
 
@@ -251,13 +251,13 @@ def test_auto_trains_to_the_same_loss_curve_as_by_hand(tmp_path, model_folder, q
 def test_a_run_that_goes_on_keeps_the_plan_without_a_trial(tmp_path, model_folder, question_file, capsys):
     settings = ["--global_batch_size=8", "--auto_batch_size", "--save_steps=2"]
     _, before = run(tmp_path, model_folder, question_file, "--max_steps=2", *settings)
-    state = Path(tmp_path / "out/checkpoint-2/trainer_state.json")
+    checkpoint = tmp_path / "out/checkpoint-2"
     # Another size than any trial would choose now, to see that it is kept.
-    document = json.loads(state.read_text())
-    plan = document["stateful_callbacks"]["OrderCallback"]["attributes"]["plan"]
+    facts = read_manifest(checkpoint)
+    plan = facts["batch_plan"]
     size = 4 if plan["per_device_train_batch_size"] != 4 else 2
     plan |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
-    state.write_text(json.dumps(document))
+    write_manifest(checkpoint, facts)
     capsys.readouterr()
     _, after = run(tmp_path, model_folder, question_file, "--max_steps=4", "--resume_from_checkpoint=auto", *settings)
     assert after["batch_plan"]["per_device_train_batch_size"] == size

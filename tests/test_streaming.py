@@ -155,7 +155,7 @@ def test_main_refuses_to_resume_a_stream_with_steps_of_another_size(run_sft, str
              "resume_from_checkpoint": str(tmp_path / "whole" / "checkpoint-5")}  # fmt: skip
     run = stream_run(run_sft, stream_file, per_device_train_batch_size=2, **again)
     assert run.status == 2
-    assert "was trained with 4 rows a step, and this run has 2; a stream would go on in the wrong place" in run.err
+    assert "was trained with 4 rows a step, and this run has 2; it would go on in the wrong place" in run.err
     assert run.err.count("\n") == 1
     split = stream_run(run_sft, stream_file, per_device_train_batch_size=2, gradient_accumulation_steps=2, **again)
     assert split.status == 0, split.err

@@ -1,0 +1,170 @@
+"""Checkpoints that can be trusted: transformers' Trainer writes them aside, and they are named once they are whole.
+
+All by Trainer's overrides. What stands in a checkpoint is Trainer's, less `training_args.bin` (a pickle, which nothing
+here reads, with a token in it where one is set), and a manifest more.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer
+
+from distributed_utils import open_talk, wait_for_all
+from run_state.manifest import find_damage
+from run_state.publish import UNFINISHED, disk_failure, publish, rotate
+from sft_errors import CheckpointError
+from sft_types import DistributedContext
+
+_TRAINER_STATE = "trainer_state.json"
+_PICKLED_ARGUMENTS = "training_args.bin"
+_SETTINGS_OF_GROUPS = ("weight_decay", "betas", "eps", "momentum")
+"""What an optimizer's state holds though it is a setting: as it is set now, not as it was."""
+
+
+class CheckpointedTrainer(Trainer):
+    """Saves checkpoints whole or not at all, on all processes together."""
+
+    def __init__(self, *, context: DistributedContext, facts: Mapping[str, Any], **kwargs: Any):
+        """Args:
+        context: this process among all.
+        facts: what each checkpoint's manifest keeps of the run.
+        kwargs: what transformers' Trainer takes.
+        """
+        super().__init__(**kwargs)
+        self.context = context
+        self.facts = dict(facts)
+        self._talk = open_talk(context)
+        self._published_step: int | None = None
+        self._failures: list[str] = []
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """What the next checkpoint's manifest says beside its files."""
+        return {
+            "step": self.state.global_step,
+            "world_size": self.context.world_size,
+            "save_only_model": self.args.save_only_model,
+            **self.facts,
+        }
+
+    # Saving
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where Trainer writes checkpoints, and looks for those to delete: not where the finished ones are."""
+        return str(Path(self.args.output_dir, UNFINISHED))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Writes a checkpoint aside, and names it once every process has written its part.
+
+        Raises:
+            CheckpointError: on all processes, if any of them cannot write; the checkpoints before it are untouched.
+        """
+        step = self.state.global_step
+        if step == self._published_step:
+            return  # these weights are saved
+        output = Path(self.args.output_dir)
+        aside, target = Path(self._get_output_dir(trial), f"checkpoint-{step}"), output / f"checkpoint-{step}"
+        self._failures = []
+        self._unless_it_fails(lambda: self._write_aside(model, trial, aside, target))
+        self._go_on_together(step)
+        if self.args.should_save:
+            self._unless_it_fails(lambda: publish(aside, target, self.checkpoint_facts()))
+        self._go_on_together(step)
+        self._published_step = step
+        if self.args.should_save:
+            rotate(output, limit=self.args.save_total_limit, best_step=self.state.best_global_step)
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(target))
+
+    def _write_aside(self, model: Any, trial: Any, aside: Path, target: Path) -> None:
+        """Trainer's own saving; then the best checkpoint gets the name in its state that it will have."""
+        super()._save_checkpoint(model, trial)
+        best = self.state.best_global_step
+        best_folder = target.with_name(f"checkpoint-{best}")
+        if best and (best_folder == target or best_folder.is_dir()):
+            self.state.best_model_checkpoint = str(best_folder)
+        if self.args.should_save:
+            self.state.save_to_json(str(aside / _TRAINER_STATE))
+            (aside / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
+
+    def _unless_it_fails(self, write: Any) -> None:
+        """Notes that a disk does not take what is written: the other processes must learn of it before this one ends.
+
+        Raises:
+            Exception: any that is about something else.
+        """
+        try:
+            write()
+        except Exception as error:
+            problem = disk_failure(error, self.args.output_dir)
+            if problem is None:
+                raise
+            self._failures.append(problem)
+
+    def _go_on_together(self, step: int) -> None:
+        problem = wait_for_all(self._failures[0] if self._failures else None, self.context, self._talk)
+        if problem is None:
+            return
+        if self.args.should_save:
+            shutil.rmtree(self._get_output_dir(None), ignore_errors=True)
+        raise CheckpointError(
+            f"output_dir: checkpoint-{step} cannot be written to {self.args.output_dir}: {problem}. The checkpoints "
+            "before it are untouched: make room (or it writable) and go on with resume_from_checkpoint: auto."
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model. Where a checkpoint's cannot be written, Trainer still goes on to its barrier."""
+        if not _internal_call:
+            super().save_model(output_dir)
+            return
+        self._unless_it_fails(lambda: super(CheckpointedTrainer, self).save_model(output_dir, _internal_call=True))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Saves without the token, which Trainer would write down with the other arguments."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Does nothing while a checkpoint is written: it is sent once it has its name."""
+
+    # Loading
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Loads their state, with the settings of this run where they are others than before."""
+        set_now = [dict(group) for group in self.optimizer.param_groups] if self.optimizer is not None else []
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not isinstance(self.lr_scheduler, LambdaLR) or self.is_deepspeed_enabled:
+            return
+        for number, (group, new) in enumerate(zip(self.optimizer.param_groups, set_now, strict=True)):
+            for name in _SETTINGS_OF_GROUPS:
+                if name in new:
+                    group[name] = new[name]
+            base = new.get("initial_lr", new["lr"])
+            factor = self.lr_scheduler.lr_lambdas[number](self.lr_scheduler.last_epoch)
+            group["initial_lr"] = self.lr_scheduler.base_lrs[number] = base
+            group["lr"] = base * factor
+        best = Path(checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_global_step and best.is_dir():
+            self.state.best_model_checkpoint = str(best)  # also where the folder was moved meanwhile
+
+    def _load_best_model(self) -> None:
+        """Loads the best checkpoint, if it is what was written.
+
+        Raises:
+            CheckpointError: if it is not.
+        """
+        best = self.state.best_model_checkpoint
+        damage = find_damage(Path(best))
+        if damage:
+            raise CheckpointError(
+                f"load_best_model_at_end: the best checkpoint, {best}, is damaged: {'; '.join(damage)}. The newest one "
+                "is untouched: go on from it with load_best_model_at_end: false."
+            )
+        super()._load_best_model()

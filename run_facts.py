@@ -1,0 +1,83 @@
+"""What makes a run this run: settings, data, names. Kept in each checkpoint, and compared when a run goes on."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from config_manager import SFTConfig, config_sha256, config_values
+from prepared_data.digest import rows_digest
+from reporting.metrics_log import json_safe
+from reporting.summary import plan_facts
+from run_state.checkpoints import check_same_run, check_steps_are_left
+from run_state.manifest import read_manifest
+from sft_types import BatchPlan, EvaluationResult, TrainingData
+
+
+def facts_of_run(config: SFTConfig, data: TrainingData, checkpoint: Path | None) -> dict[str, Any]:
+    """What each checkpoint's manifest keeps, ready for JSON.
+
+    Args:
+        config: the whole.
+        data: the rows.
+        checkpoint: what the run goes on from. In the same folder it is the same run for the trackers too.
+    """
+    saved = read_manifest(checkpoint) if checkpoint and goes_on_in(config.training.output_dir, checkpoint) else {}
+    facts = {
+        "configuration": config_values(config),
+        "configuration_sha256": config_sha256(config),
+        "data": {
+            "train": rows_digest(data.train),
+            "train_rows": len(data.train),
+            "validation": None if data.validation is None else rows_digest(data.validation),
+        },
+        "wandb_run_id": saved.get("wandb_run_id") or uuid.uuid4().hex[:8],
+    }
+    return json_safe(facts)
+
+
+def goes_on_in(output_dir: str | Path, checkpoint: Path | None) -> bool:
+    """Whether the checkpoint is one of this output folder's own."""
+    return checkpoint is not None and checkpoint.resolve().parent == Path(output_dir).resolve()
+
+
+def with_name_of_run(config: SFTConfig, checkpoint: Path | None) -> SFTConfig:
+    """The configuration with the name that the run has, where none is given now."""
+    if config.logging.run_name is not None or not goes_on_in(config.training.output_dir, checkpoint):
+        return config
+    name = read_manifest(checkpoint).get("configuration", {}).get("run_name")
+    return replace(config, logging=replace(config.logging, run_name=name))
+
+
+def check_goes_on(checkpoint: Path | None, facts: Mapping[str, Any], plan: BatchPlan) -> None:
+    """Refuses to go on from a checkpoint of another run, or one that has nothing left; tells what has changed.
+
+    Args:
+        checkpoint: None for a fresh start.
+        facts: of this run.
+        plan: of this run.
+
+    Raises:
+        ConfigError: naming what is in the way.
+    """
+    if checkpoint is not None:
+        check_same_run(checkpoint, facts, plan_facts(plan), plan.world_size)
+        check_steps_are_left(checkpoint, plan.total_steps, plan.steps_per_epoch)
+
+
+def first_evaluation(checkpoint: Path | None, facts: Mapping[str, Any]) -> EvaluationResult | None:
+    """The evaluation from before the first step, as the checkpoint's run made it; None if it must be made.
+
+    Args:
+        checkpoint: what the run goes on from.
+        facts: of this run: on other validation data, or from another model, the result is another.
+    """
+    saved = read_manifest(checkpoint) if checkpoint else {}
+    if saved.get("eval_before") is None or saved["data"]["validation"] != facts["data"]["validation"]:
+        return None
+    if saved["configuration"]["model_name_or_path"] != facts["configuration"]["model_name_or_path"]:
+        return None
+    return EvaluationResult(**saved["eval_before"])
