@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from run_state.checkpoints import checkpoint_step, list_checkpoints
 from run_state.manifest import write_manifest
 
 logger = logging.getLogger("sft.train")
-UNFINISHED = "checkpoint-unfinished"
+UNFINISHED = ".unfinished"
 """The folder in `output_dir` in which checkpoints are written, and from which old ones are deleted."""
 _NOT_ON_DISK = ("PytorchStreamWriter", "inline_container", "Parent directory")
 """What torch says, as a RuntimeError, where a file cannot be written."""
@@ -58,6 +59,8 @@ def rotate(output_dir: Path, *, limit: int | None, best_step: int | None) -> Non
             shutil.rmtree(doomed)
         except OSError as error:
             logger.info("%s cannot be deleted: %s. Training goes on.", path, error.strerror)
+    with suppress(OSError):  # not empty, or never made
+        (output_dir / UNFINISHED).rmdir()
 
 
 def clear_unfinished(output_dir: str | Path) -> None:

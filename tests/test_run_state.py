@@ -211,7 +211,8 @@ def test_publish_gives_a_whole_checkpoint_its_name(tmp_path):
     publish(*write_aside(tmp_path, 4), {"step": 4})
     assert find_damage(tmp_path / "checkpoint-4") == []
     assert read_manifest(tmp_path / "checkpoint-4")["step"] == 4
-    assert list((tmp_path / UNFINISHED).iterdir()) == []
+    rotate(tmp_path, limit=2, best_step=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])

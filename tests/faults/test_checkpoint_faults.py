@@ -1,0 +1,142 @@
+"""Runs that end in the middle of a save, on one process and on two, and what goes on from them. Takes minutes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoint_helpers import as_if_killed, digests, evaluated, trained
+from conftest import REPOSITORY
+
+from run_state.checkpoints import list_checkpoints
+from run_state.manifest import find_damage
+
+pytestmark = pytest.mark.slow
+
+KINDS = {
+    "full": {},
+    "dropout": {"architecture": "gpt2", "max_seq_length": 96},
+    "adapters": {"lora_config.r": 4, "lora_config.lora_dropout": 0.2},
+    "packed": {"packing": True, "per_device_train_batch_size": 1},
+    "workers": {"architecture": "gpt2", "max_seq_length": 96, "dataloader_num_workers": 2},
+}
+
+
+@pytest.fixture
+def start(model_folder, question_file, tmp_path):
+    """Runs the command in processes of its own: `start(name, processes=2, fail="kill:0:rename", key=value, ...)`."""
+
+    def run(name: str, *, processes: int = 1, fail: str = "", **settings) -> subprocess.CompletedProcess:
+        keys = {
+            "model_name_or_path": model_folder(settings.pop("architecture", "llama")), "train_file": question_file,
+            "max_seq_length": 64, "per_device_train_batch_size": 4 // processes, "learning_rate": 1e-2,
+            "logging_steps": 1, "report_to": "none", "use_cpu": True, "bf16": False, "sample_prompts": "[]",
+            "save_total_limit": "null", "output_dir": tmp_path / name, **settings,
+        }  # fmt: skip
+        arguments = [f"--{key}={value}" for key, value in keys.items()]
+        program = [sys.executable, "tests/run_failing_save.py"]
+        if processes > 1:
+            launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+            program = [*launcher, "tests/run_failing_save.py"]
+        return subprocess.run(
+            [*program, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300,
+            env={**os.environ, "FAIL_SAVE": fail, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_was_killed_goes_on_to_the_bit(start, tmp_path, kind, processes):
+    settings = {"validation_split": 0.25, "num_train_epochs": 2, "save_steps": 1, **KINDS[kind]}
+    if kind == "packed":
+        settings["gradient_accumulation_steps"] = 2 // processes
+    done = start("whole", processes=processes, **settings)
+    assert done.returncode == 0, done.stderr
+    whole = tmp_path / "whole"
+    plan = json.loads((whole / "run_summary.json").read_text())["batch_plan"]
+    edge, last = plan["steps_per_epoch"], plan["total_steps"]
+    for step in (edge - 1, edge) if edge > 1 else (edge,):
+        folder = as_if_killed(whole, tmp_path / f"killed-{step}", step)
+        again = start(folder.name, processes=processes, resume_from_checkpoint="auto", **settings)
+        assert again.returncode == 0, again.stderr
+        assert f"Going on from {folder / f'checkpoint-{step}'}" in again.stdout
+        assert "Changed since" not in again.stdout
+        assert trained(folder) == trained(whole)
+        assert evaluated(folder) == evaluated(whole)
+        assert digests(folder / f"checkpoint-{last}") == digests(whole / f"checkpoint-{last}")
+        ours, theirs = (json.loads((run / "run_summary.json").read_text()) for run in (folder, whole))
+        assert ours["eval_before"] == theirs["eval_before"]
+        assert ours["eval_after"] == theirs["eval_after"]
+
+
+@pytest.fixture
+def uninterrupted(start, tmp_path):
+    """A run of 6 steps with checkpoints at 2, 4 and 6, of which the newest one is kept."""
+    assert start("whole", **ENDED).returncode == 0
+    return tmp_path / "whole"
+
+
+ENDED = {"max_steps": 6, "save_steps": 2, "save_total_limit": 1}
+PLACES = ("weights", "optimizer", "random", "manifest", "fsync", "rename", "published", "deleting")
+
+
+def test_a_save_that_ends_anywhere_leaves_a_checkpoint_to_go_on_from(start, uninterrupted, tmp_path):
+    for how in ("kill", "full"):
+        for place in PLACES:
+            if (how, place) in (("full", "published"), ("full", "deleting")):
+                continue
+            name = f"{how}-{place}"
+            ended = start(name, fail=f"{how}:0:{place}", **ENDED)
+            assert ended.returncode == (-signal.SIGKILL if how == "kill" else 2), (name, ended.stderr)
+            left = list_checkpoints(tmp_path / name)
+            assert left, name
+            assert all(find_damage(path) == [] for path in left), name
+            if how == "full":
+                assert ended.stderr.count("\n") == 1
+                assert "output_dir: checkpoint-4 cannot be written to" in ended.stderr
+                assert "No space left on device" in ended.stderr
+            again = start(name, resume_from_checkpoint="auto", **ENDED)
+            assert again.returncode == 0, (name, again.stderr)
+            assert "cannot be gone on from" not in again.stdout, name
+            assert trained(tmp_path / name) == trained(uninterrupted), name
+            (checkpoint,) = list_checkpoints(tmp_path / name)
+            assert digests(checkpoint) == digests(uninterrupted / "checkpoint-6"), name
+            assert not (tmp_path / name / ".unfinished").exists()
+
+
+@pytest.mark.parametrize(("rank", "place"), [(0, "weights"), (0, "optimizer"), (1, "random"), (0, "rename")])
+def test_a_disk_that_is_full_for_one_process_ends_both_with_one_line(start, tmp_path, rank, place):
+    # A best checkpoint, so that Trainer waits at a barrier of its own in the middle of a save.
+    settings = {**ENDED, "validation_split": 0.25, "eval_steps": 2, "load_best_model_at_end": True}
+    done = start("two", processes=2, fail=f"full:{rank}:{place}", **settings)
+    assert done.returncode != 0
+    assert done.stderr.count("output_dir: checkpoint-4 cannot be written to") == 1
+    assert "OSError" not in done.stderr
+    assert [path.name for path in list_checkpoints(tmp_path / "two")] == ["checkpoint-2"]
+    again = start("two", processes=2, resume_from_checkpoint="auto", **settings)
+    assert again.returncode == 0, again.stderr
+    assert [step for step, *_ in trained(tmp_path / "two")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_goes_on_with_another_number_of_processes_in_the_same_order(start, tmp_path):
+    settings = {"num_train_epochs": 1, "save_steps": 3}
+    assert start("whole", processes=2, **settings).returncode == 0
+    whole = tmp_path / "whole"
+    folder = as_if_killed(whole, tmp_path / "killed", 3)
+    again = start("killed", resume_from_checkpoint="auto", **settings)
+    assert again.returncode == 0, again.stderr
+    assert "checkpoint-3 was made by 2 processes and this run has 1: rows come in the same order" in again.stdout
+    for ours, theirs in zip(trained(folder), trained(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    back = as_if_killed(folder, Path(tmp_path / "back"), 3)
+    refused = start("back", resume_from_checkpoint="auto", **{**settings, "per_device_train_batch_size": 2})
+    assert refused.returncode == 2
+    assert "was trained with 4 rows a step, and this run has 2" in refused.stderr
+    assert back.is_dir()

@@ -1,0 +1,216 @@
+"""Checkpoints of real runs: what goes on from them is the same run; what is damaged or cannot be written is told."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_helpers import trained
+from conftest import REPOSITORY
+
+from run_state.manifest import find_damage, read_manifest
+
+
+@pytest.fixture
+def short_run(run_sft):
+    """A run of 6 steps with checkpoints at 2, 4 and 6; it goes on with further settings."""
+
+    def run(**settings):
+        return run_sft(
+            **{"save_steps": 2, "save_total_limit": "null", "sample_prompts": "[]", "max_steps": 6} | settings
+        )
+
+    return run
+
+
+def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_taken(short_run):
+    first = short_run()
+    steps = trained(first.output_dir)
+    for step, name in ((6, "optimizer.pt"), (4, "trainer_state.json")):
+        path = first.output_dir / f"checkpoint-{step}" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    again = short_run(resume_from_checkpoint="auto")
+    assert again.status == 0, again.err
+    assert "checkpoint-6 cannot be gone on from: optimizer.pt is not what was written" in again.out
+    assert "checkpoint-4 cannot be gone on from: trainer_state.json is not what was written" in again.out
+    assert (first.output_dir / "earlier-run-1" / "checkpoint-6").is_dir()
+    assert trained(again.output_dir) == steps
+    assert find_damage(first.output_dir / "checkpoint-6") == []
+
+
+def test_a_checkpoint_behind_the_one_that_is_named_is_set_aside(short_run):
+    first = short_run()
+    again = short_run(resume_from_checkpoint=str(first.output_dir / "checkpoint-2"), max_steps=4)
+    assert again.status == 0, again.err
+    assert sorted(path.name for path in (first.output_dir / "earlier-run-1").iterdir()) == [
+        "checkpoint-4", "checkpoint-6"
+    ]  # fmt: skip
+    assert [step for step, *_ in trained(again.output_dir)] == [1, 2, 3, 4]
+
+
+def no_room(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_checkpoints(short_run, monkeypatch):
+    saved = torch.save
+
+    def save(state, path, *args, **kwargs):
+        if "checkpoint-4" in str(path) and str(path).endswith("optimizer.pt"):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+        return saved(state, path, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", save)
+        run = short_run()
+    assert run.status == 2
+    assert run.err.count("\n") == 1
+    assert "output_dir: checkpoint-4 cannot be written to" in run.err
+    assert [path.name for path in run.output_dir.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert find_damage(run.output_dir / "checkpoint-2") == []
+    again = short_run(resume_from_checkpoint="auto")
+    assert again.status == 0, again.err
+    assert [step for step, *_ in trained(again.output_dir)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("place", ["weights", "rename", "metrics"])
+def test_a_full_disk_is_told_wherever_it_shows(short_run, monkeypatch, place):
+    import transformers
+
+    from reporting.metrics_log import MetricsLog
+
+    with monkeypatch.context() as patched:
+        if place == "weights":
+            patched.setattr(transformers.PreTrainedModel, "save_pretrained", no_room)
+        elif place == "rename":
+            patched.setattr(os, "rename", no_room)
+        else:
+            patched.setattr(MetricsLog, "write", no_room)
+        run = short_run()
+    assert run.status == 2
+    assert run.err.count("\n") == 1
+    assert "No space left on device" in run.err
+    assert not list(run.output_dir.glob("checkpoint-*"))
+
+
+def test_changed_settings_are_told_in_one_line_and_hold(short_run, run_sft):
+    first = short_run()
+    shutil.rmtree(first.output_dir / "checkpoint-6")
+    again = short_run(
+        resume_from_checkpoint="auto", learning_rate=5e-3, max_steps=8, logging_steps=2, weight_decay=0.5, save_steps=4
+    )
+    assert again.status == 0, again.err
+    (line,) = [line for line in again.out.splitlines() if line.startswith("Changed since checkpoint-4: ")]
+    for change in ("learning_rate 0.01 -> 0.005", "max_steps 6 -> 8", "logging_steps 1 -> 2", "weight_decay 0.0 -> 0.5",
+                   "save_steps 2 -> 4"):  # fmt: skip
+        assert change in line
+    rates = {step: rate for step, _, _, rate in trained(again.output_dir)}
+    assert rates[6] == pytest.approx(5e-3 * 3 / 8)  # after 5 of 8 steps
+    assert rates[8] == pytest.approx(5e-3 * 1 / 8)
+    optimizer = torch.load(again.output_dir / "checkpoint-8" / "optimizer.pt", weights_only=True)
+    assert max(group["weight_decay"] for group in optimizer["param_groups"]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"seed": 1}, "seed: checkpoint-6 was trained with 42, and now it is 1"),
+     ({"per_device_train_batch_size": 2}, "was trained with 4 rows a step, and this run has 2"),
+     ({"max_seq_length": 32}, "max_seq_length: checkpoint-6 was trained with 64"),
+     ({"train_on": "last", "train_file": None}, "was trained on other rows: 24 then, 23 now")],
+)  # fmt: skip
+def test_what_would_corrupt_the_run_is_refused_in_one_line(short_run, question_file, tmp_path, settings, told):
+    short_run(num_train_epochs=4, max_steps=6)
+    if "train_file" in settings:
+        other = tmp_path / "other.jsonl"
+        other.write_text("".join(Path(question_file).read_text().splitlines(keepends=True)[1:]))
+        settings = {**settings, "train_file": str(other)}
+    run = short_run(resume_from_checkpoint="auto", max_steps=8, **settings)
+    assert run.status == 2
+    assert told in run.err
+    assert run.err.count("\n") == 1
+
+
+def test_data_that_was_moved_is_the_same_data(short_run, question_file, tmp_path):
+    short_run()
+    moved = shutil.copy(question_file, tmp_path / "moved.jsonl")
+    run = short_run(resume_from_checkpoint="auto", max_steps=8, train_file=str(moved))
+    assert run.status == 0, run.err
+    assert "Changed since checkpoint-6: max_steps 6 -> 8; train_file " in run.out
+
+
+def test_a_second_run_into_the_same_folder_is_refused(short_run, tmp_path):
+    (tmp_path / "out").mkdir()
+    code = (
+        "import sys\nfrom run_state.lock import OutputLock\nlock = OutputLock()\nlock.take(sys.argv[1])\n"
+        "print('held', flush=True)\nsys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out")], cwd=REPOSITORY, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    holder.stdout.readline()
+    run = short_run()
+    holder.communicate("")
+    assert run.status == 2
+    assert f"is in use by another run (process {holder.pid} on" in run.err
+    assert run.err.count("\n") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    assert short_run().status == 0
+
+
+def test_no_file_holds_a_token_and_no_checkpoint_a_pickle_that_could_run(short_run):
+    run = short_run(hub_token="hf_a_secret_of_mine", report_to="tensorboard")
+    assert run.status == 0, run.err
+    for path in run.output_dir.rglob("*"):
+        if path.is_file():
+            assert b"hf_a_secret_of_mine" not in path.read_bytes(), path
+    for path in run.output_dir.glob("checkpoint-6/*.p*t*"):
+        from transformers.trainer_pt_utils import safe_globals
+
+        with safe_globals():
+            torch.load(path, weights_only=True)
+    assert not list(run.output_dir.rglob("*.bin"))
+
+
+def test_rotation_keeps_the_best_and_its_name_in_the_state(run_sft):
+    run = run_sft(
+        learning_rate=3e-2, lr_scheduler_type="constant", num_train_epochs=6, eval_steps=3, save_steps=3,
+        save_total_limit=1, load_best_model_at_end=True, sample_prompts="[]", validation_split=0.25,
+    )  # fmt: skip
+    assert run.status == 0, run.err
+    left = sorted(run.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    state = json.loads((left[-1] / "trainer_state.json").read_text())
+    best = run.output_dir / f"checkpoint-{state['best_global_step']}"
+    assert state["best_model_checkpoint"] == str(best)
+    assert left == sorted({best, left[-1]}, key=lambda path: int(path.name.rpartition("-")[2]))
+    assert left[-1].name == f"checkpoint-{run.summary['train']['steps']}"
+
+
+def test_trackers_go_on_with_the_same_run(short_run, run_sft, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trackers = {"report_to": "[tensorboard, wandb]"}
+    first = short_run(**trackers, run_name="a-name")
+    assert first.status == 0, first.err
+    shutil.rmtree(first.output_dir / "checkpoint-6")
+    for name in ("WANDB_RUN_ID", "WANDB_RESUME", "TENSORBOARD_LOGGING_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    again = short_run(**trackers, resume_from_checkpoint="auto")
+    assert again.status == 0, again.err
+    assert "Changed since" not in again.out
+    manifest = read_manifest(again.output_dir / "checkpoint-6")
+    assert manifest["configuration"]["run_name"] == "a-name"
+    records = {path.name.partition("-run-")[2].rpartition("-")[2] for path in (again.output_dir / "wandb").glob("off*")}
+    assert records == {manifest["wandb_run_id"]}
+    events = EventAccumulator(str(again.output_dir / "logs")).Reload().Scalars("train/loss")
+    assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
