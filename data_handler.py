@@ -83,7 +83,16 @@ def prepare_data(
         sample_prompts=prompts,
         previews=previews(preparation, train.opened, train.prepared, show_rows),
         stream=_stream(preparation, train, order_seed).read if config.streaming else None,
+        place_of=partial(_place_of, train.prepared, epoch_rows),
     )
+
+
+def _place_of(prepared: Sequence[PreparedSource], rows: PreparedRows, row: int) -> str:
+    """Where a row stands, as `file:line`."""
+    one = rows.select(np.array([row]))
+    columns = one.columns()
+    source = prepared[int(one.part_of_rows()[0])]
+    return f"{source.files[int(columns.file[0])]}:{int(columns.line[0])}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

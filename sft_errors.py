@@ -34,6 +34,10 @@ class MemoryShortage(UserError):
     """The device cannot hold what the settings ask for, however small the parts."""
 
 
+class TrainingError(UserError):
+    """Training cannot go on in a way that makes sense."""
+
+
 def located(error: UserError, origins: Mapping[str, str]) -> UserError:
     """The error with `file:line: ` before each problem that begins with the name of a key that was given.
 

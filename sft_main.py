@@ -161,7 +161,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     prepared = build_trainer(
         arguments, model, tokenizer, data, plan, layout, context,
         checkpoint=checkpoint, stream_drops=stream_drops(config.data), compiling=compile_options(config.training),
-        facts=facts,
+        facts=facts, max_bad_steps=config.training.max_bad_steps,
     )  # fmt: skip
     result = _train_between_answers(prepared, data, eos_token_ids, config.logging.sample_max_new_tokens, checkpoint)
     return save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat)

@@ -268,6 +268,9 @@ class TrainingData:
     stream: "Callable[[int, Callable[[np.ndarray], np.ndarray]], Iterator[Any]] | None" = None
     """Training rows from a slot on, for the slots that a function chooses, prepared while they are read."""
 
+    place_of: "Callable[[int], str] | None" = None
+    """Where a training row stands, as `file:line`, by its number in `train`."""
+
     @property
     def num_train_rows(self) -> int | None:
         """Rows of an epoch; None for a stream."""
@@ -382,6 +385,8 @@ class TrainingResult:
     """Peak over the memory of the device (or of this process's share of RAM)."""
     rows_dropped: int = 0
     """Rows of a stream that could not be used, all ranks together."""
+    bad_steps: int = 0
+    """Steps whose update was left out, since their loss or gradient was no finite number."""
     memory_shortages: "Mapping[str, int]" = field(default_factory=dict)
     """How often memory ran out and smaller parts were taken, in `training` and `evaluation` (on this rank)."""
     eval_before: EvaluationResult | None = None

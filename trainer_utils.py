@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from bad_steps import BadSteps
 from batching.layout import model_inputs
 from batching.moving import moved
 from batching.order import RankBatchSampler
@@ -78,6 +79,7 @@ class SFTTrainer(CheckpointedTrainer):
         plan: BatchPlan,
         stream: MicroBatchStream | None = None,
         stream_drops: StreamDrops | None = None,
+        max_bad_steps: int = 3,
         **kwargs: Any,
     ):
         """Args:
@@ -88,6 +90,7 @@ class SFTTrainer(CheckpointedTrainer):
         plan: how many rows, or packs, a step takes.
         stream: micro-batches to train on in place of the rows of `data`.
         stream_drops: is told the rows that a stream lacks.
+        max_bad_steps: in a row, whose loss or gradient is no finite number.
         kwargs: what `CheckpointedTrainer` takes.
         """
         super().__init__(
@@ -104,6 +107,7 @@ class SFTTrainer(CheckpointedTrainer):
         self.evaluation_step = EvaluationStep(
             layout.evaluation_collator, self.args.per_device_eval_batch_size, self.args.device
         )
+        self.bad_steps = BadSteps(context, device=self.args.device, most_in_a_row=max_bad_steps, place_of=data.place_of)
         self.step_gradient: StepGradient | None = None
         """None where FSDP or DeepSpeed sum the gradients of the weights that they spread."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -123,7 +127,11 @@ class SFTTrainer(CheckpointedTrainer):
             # Marked as prepared, the model is not wrapped any more.
             self.accelerator.prepare_model(self.model, evaluation_mode=True)
             broadcast_weights(weights)
-        return StepGradient(weights, layout.collator, plan.per_device_train_batch_size, context, parts=plan.parts)
+        self.add_callback(self.bad_steps)
+        return StepGradient(
+            weights, layout.collator, plan.per_device_train_batch_size, context, parts=plan.parts,
+            bad_steps=None if self.args.fp16 else self.bad_steps,
+        )  # fmt: skip
 
     def plan_now(self) -> BatchPlan:
         """The batch plan, with the parts that memory has made necessary."""
@@ -308,6 +316,7 @@ def build_trainer(
     checkpoint: Path | None,
     stream_drops: StreamDrops | None = None,
     compiling: Mapping[str, Any] | None = None,
+    max_bad_steps: int = 3,
     facts: Mapping[str, Any] | None = None,
 ) -> PreparedTraining:
     """Puts the trainer together.
@@ -319,6 +328,7 @@ def build_trainer(
         checkpoint: what training will go on from; None for a fresh start.
         stream_drops: what becomes of rows of a stream that cannot be used.
         compiling: options of `torch.compile` for the model's layers; None leaves them as they are.
+        max_bad_steps: in a row, until the run stops.
         facts: what checkpoints keep of the run, ready for JSON.
     """
     if compiling is not None:
@@ -336,6 +346,7 @@ def build_trainer(
             size=footprint(model),
             plan=plan,
             stream_drops=stream_drops,
+            max_bad_steps=max_bad_steps,
             stream=_stream_from(data, plan, layout, context, first_step=step),
             facts=facts or {},
             model=model,
@@ -345,17 +356,21 @@ def build_trainer(
         if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
             # An optimizer whose package is missing is refused here, before anything is written.
             trainer.create_optimizer()
-    metrics_log = None
-    if context.is_main_process:
-        if checkpoint:
-            continue_tensorboard(trainer, step)
-        resume_step = step if checkpoint else None
-        metrics_log = MetricsLog(Path(arguments.output_dir, "metrics.jsonl"), resume_step=resume_step)
+    if checkpoint and context.is_main_process:
+        continue_tensorboard(trainer, step)
+    metrics_log = _metrics_log(arguments.output_dir, checkpoint) if context.is_main_process else None
     stop = StopCallback(request, context)
     trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
     trainer.add_callback(RecordCallback(metrics_log, plan.total_steps))
     trainer.add_callback(stop)
     return PreparedTraining(trainer=trainer, stop=stop, request=request)
+
+
+def _metrics_log(output_dir: str, checkpoint: Path | None) -> MetricsLog:
+    """The run's record, without the steps behind the checkpoint that it goes on from."""
+    return MetricsLog(
+        Path(output_dir, "metrics.jsonl"), resume_step=checkpoint_step(checkpoint) if checkpoint else None
+    )
 
 
 def _stream_from(
@@ -411,6 +426,7 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
         tokens_per_second=tokens / seconds,
         supervised_tokens_per_second=supervised / seconds,
         rows_dropped=int(dropped),
+        bad_steps=trainer.bad_steps.count,
         memory_shortages={
             "training": trainer.step_gradient.shortages if trainer.step_gradient else 0,
             "evaluation": trainer.evaluation_step.shortages,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from bad_steps import BadSteps
 from batching.layout import FlatCollator, PaddedCollator
 from batching.moving import moved
 from batching.parts import next_parts, split_rows
@@ -37,6 +38,7 @@ class StepGradient:
         context: DistributedContext,
         *,
         parts: int = 1,
+        bad_steps: BadSteps | None = None,
     ):
         """Args:
         weights: those that are trained.
@@ -44,6 +46,7 @@ class StepGradient:
         micro_batch_size: rows, or packs, of a whole micro-batch.
         context: this process among all. Where there are several, a process group must be open.
         parts: to begin with.
+        bad_steps: looks at the gradient of each step.
         """
         self._weights = list(weights)
         self._collator = collator
@@ -53,6 +56,7 @@ class StepGradient:
         if context.world_size > 1:
             # What is agreed on stands in main memory: no GPU is waited for.
             self._group = distributed.new_group(backend="gloo")
+        self._bad_steps = bad_steps
         self.parts = parts
         self.shortages = 0
         """How often memory ran out, and the parts became smaller."""
@@ -89,9 +93,13 @@ class StepGradient:
             for each in self._batches:
                 self._try(each, run)
             has_gradient = self._agree()
+        loss = torch.stack(self._losses).sum()
+        if self._bad_steps is not None:
+            self._bad_steps.mark(loss, self._weights)
         if self._context.world_size > 1:
             sum_gradients(self._weights, has_gradient)
-        loss = torch.stack(self._losses).sum()
+        if self._bad_steps is not None:
+            loss = self._bad_steps.look(loss, self._weights, self._batches)
         self._batches, self._losses = [], []
         return loss
 

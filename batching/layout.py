@@ -64,11 +64,11 @@ class SupervisedRows(TorchDataset):
         return len(self._dataset)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Mapping[str, Any]:
-        """A row, by its number or by (number, place of its pack in the micro-batch)."""
+        """A row with its number, by that or by (number, place of its pack in the micro-batch)."""
         if isinstance(index, tuple):
             return {**self[index[0]], "place": index[1]}
         if index >= 0:
-            return self._dataset[index]
+            return {**self._dataset[index], "number": index}
         row = self._dataset[-index - 1]
         return {"input_ids": row["input_ids"], "labels": np.full_like(row["labels"], IGNORED)}
 

@@ -262,6 +262,10 @@ class TrainingConfig:
     """Let the C library (glibc) keep freed memory for the next step instead of giving it back to the system and asking
     for it again: about a quarter faster on CPU, and more memory held. auto: when training on CPU."""
 
+    max_bad_steps: PositiveInt = 3
+    """A step whose loss or gradient is no finite number has its update left out, on all processes; after so many in a
+    row the run stops and names their rows."""
+
     eval_steps: Steps | None = None
     """Evaluate every so many steps (below 1: a share of all steps). Default: at the end of each epoch."""
 

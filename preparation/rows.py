@@ -237,21 +237,17 @@ def prepare_chunks(
         return
     # A forked process starts at once and shares what is loaded; on other systems a fork with threads is not safe.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    others = set(active_children())
     pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(preparer,))
     try:
         yield from _in_order(pool, chain(first, iterator), 2 * num_workers)
-    except BaseException as error:
-        # Nobody waits for what they are at; and where not all could be started, nobody else would end them.
-        for process in set(active_children()) - others:
-            process.terminate()
-        if isinstance(error, BrokenProcessPool):
-            raise DataError(
-                f"preprocessing_num_workers: one of {num_workers} processes that prepared rows was killed (out of "
-                "memory?). Write a smaller number, or make memory free."
-            ) from None
-        raise
+    except BrokenProcessPool:
+        raise DataError(
+            f"preprocessing_num_workers: one of {num_workers} processes that prepared rows was killed (out of "
+            "memory?). Write a smaller number, or make memory free."
+        ) from None
     finally:
+        # Waits for the chunks that are in work, a moment each: a process that were ended while it hands one over would
+        # leave half of it in the pipe, and whoever reads there would wait for the rest for good.
         pool.shutdown(cancel_futures=True)
 
 
@@ -260,10 +256,14 @@ def _in_order(
 ) -> Iterator[tuple["Chunk", PreparedChunk]]:
     """Chunks as the processes of a pool prepare them; that many are sent ahead."""
     waiting: deque[tuple[Chunk, Future]] = deque()
+    others = set(active_children())
     for chunk in chunks:
         try:
             waiting.append((chunk, pool.submit(_prepare_in_worker, chunk)))
         except OSError as error:
+            # Those that could be started have no work yet, and nobody else would end them.
+            for process in set(active_children()) - others:
+                process.terminate()
             raise DataError(
                 f"preprocessing_num_workers: so many processes cannot be started here: {error.strerror}. Write a "
                 "smaller number."

@@ -51,6 +51,7 @@ def build_summary(
             "is_complete": report.is_complete,
         },
         "batch_plan": plan_document(plan),
+        "bad_steps": result.bad_steps,
         "memory_shortages": result.memory_shortages,
         "samples": [dataclasses.asdict(sample) for sample in result.samples],
         "device": device,

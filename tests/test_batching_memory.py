@@ -32,7 +32,7 @@ def parts(footprint=SMALL, **changed):
 
 def test_estimate_memory_counts_each_part_in_float32():
     # 20 tokens; a layer keeps 40 bytes for each of h = 8 and 16 for each of I = 16; a score and its gradient, 4 each.
-    assert parts() == (4000, 4000, 8000, ACTIVATIONS, 8 * 20 * 50, SLACK)
+    assert parts() == (4000, 4000, 8000, ACTIVATIONS, 8 * 20 * 50, SLACK, 0)
 
 
 def test_estimate_memory_of_adapters_has_gradients_and_states_of_what_is_trained_alone():
