@@ -125,7 +125,7 @@ def _device_of(local_rank: int, processes_here: int, use_cpu: bool) -> str:
 def prepare_children(num_processes: int) -> None:
     """Sets the environment that processes started from here on inherit."""
     # torchrun warns and sets 1 where this is not set; the machine's cores, shared fairly, are the better default.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_usable_cores() // num_processes)))
     # After a signal the processes finish their step and save; the launcher's own 30 seconds can be too few for that.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     os.environ[_OUR_LAUNCHER] = str(os.getpid())

@@ -62,7 +62,7 @@ command -v "$python" >/dev/null || fail "there is no $python; set PYTHON to the 
 if [ -z "$gpus" ]; then
   gpus=$(count_gpus)
   if [ "$gpus" = 0 ]; then
-    fail "no GPU found on this machine (by CUDA_VISIBLE_DEVICES and nvidia-smi); for CPU say how many processes: --gpus 1"
+    fail "no GPU found on this machine (CUDA_VISIBLE_DEVICES, nvidia-smi); for CPU say how many processes: --gpus 1"
   fi
 fi
 case "$gpus" in "" | *[!0-9]* | 0) fail "--gpus: expected a whole number from 1 up, found '$gpus'" ;; esac

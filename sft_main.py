@@ -14,6 +14,7 @@ from command_line import Command, read_command
 from config_manager import SFTConfig, config_sha256, config_to_yaml, format_help, load_config
 from configuration.batch_sizes import with_accumulation
 from distributed_utils import (
+    agree_on_smallest,
     configure_logging,
     end_with_launcher,
     import_libraries,
@@ -172,7 +173,8 @@ def run(config: SFTConfig, command: Command) -> int:
     )  # fmt: skip
     result = _train_between_answers(prepared, data, eos_token_ids, config.logging.sample_max_new_tokens, checkpoint)
     with StopRequest():  # what is being written is finished, and then there is nothing left to stop
-        return save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat)
+        status = save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat)
+        return agree_on_smallest(status, context)  # where one leaves, a scheduler may end those that still write
 
 
 def _checkpoint_to_go_on_from(config: SFTConfig) -> Path | None:
