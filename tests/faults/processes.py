@@ -54,7 +54,9 @@ class Process:
         holds = (lambda: what in self.out) if isinstance(what, str) else what
         deadline = time.monotonic() + seconds
         while not holds():
-            assert time.monotonic() < deadline, f"{what} did not come:\n{self.out}\n{self.err}"
+            if time.monotonic() > deadline:
+                os.killpg(self.popen.pid, signal.SIGKILL)
+                raise AssertionError(f"{what} did not come:\n{self.out[-2000:]}\n{self.err}")
             assert self.popen.poll() is None, f"ended with {self.popen.returncode}:\n{self.out}\n{self.err}"
             time.sleep(0.005)
 

@@ -32,7 +32,7 @@ def uninterrupted(tmp_path_factory):
 
 def test_a_killed_launcher_takes_its_processes_with_it(tmp_path):
     process = sft(tmp_path, *settings(tmp_path / "out"), "--max_steps=100000", "--num_gpus=2")
-    process.wait_for("step 2/")
+    process.wait_for("/100000  loss")
     children = process.children()
     assert len(children) == 2
     os.kill(process.popen.pid, signal.SIGKILL)

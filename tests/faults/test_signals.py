@@ -110,7 +110,7 @@ def test_a_second_signal_leaves_at_once(tmp_path, processes):
 
 def test_a_signal_to_one_of_two_processes_is_not_a_reason_to_start_them_again(tmp_path):
     process = sft(tmp_path, *settings(tmp_path / "out", LONG), "--num_gpus=2", "--max_restarts=3")
-    process.wait_for("step 2/")
+    process.wait_for("/100000  loss")
     os.kill(process.children()[1], signal.SIGTERM)
     assert process.end() == 143, process.err
     assert process.out.count("Stopped at step") == 1
