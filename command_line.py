@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from machine_types import LaunchOptions
 from sft_errors import ConfigError
 
 _FILE_OPTIONS = ("--config_file", "--config")
 _SHOWN_BY_DEFAULT = (1, 2, 3)
+_SMALLEST = {"nodes": 1, "node_rank": 0, "max_restarts": 0}
+_LAUNCH_EXAMPLES = {
+    "nodes": "a number of machines: --nodes 2",
+    "node_rank": "the number of this machine, from 0: --node_rank 0",
+    "max_restarts": "a number: --max_restarts 3",
+    "rendezvous": "HOST:PORT of node 0: --rendezvous node1:29500",
+    "log_dir": "a folder: --log_dir logs",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +31,8 @@ class Command:
     dry_run: bool = False
     show_rows: tuple[int, ...] = ()
     """Numbers of training rows, from 1, that a dry run shows."""
+    launch: LaunchOptions = field(default_factory=LaunchOptions)
+    """How processes are started."""
     to_repeat: str = ""
     """The command without a word on resuming, to say how to go on: the caller adds that."""
 
@@ -36,18 +47,22 @@ def read_command(arguments: Sequence[str]) -> Command:
     dry_run = False
     show_rows: tuple[int, ...] | None = None
     overrides: list[str] = []
+    launch: dict[str, str] = {}
     pending = list(arguments)
     while pending:
         argument = pending.pop(0)
         name, equals, value = argument.partition("=")
-        if name in (*_FILE_OPTIONS, "--show_rows"):
+        launch_option = name.removeprefix("--") if name.startswith("--") else ""
+        if name in (*_FILE_OPTIONS, "--show_rows") or launch_option in _LAUNCH_EXAMPLES:
             if not equals:
                 if not pending:
                     example = "rows: --show_rows 3,17" if name == "--show_rows" else f"a file: {name} my.yaml"
-                    raise ConfigError(f"command line: {name} needs {example}")
+                    raise ConfigError(f"command line: {name} needs {_LAUNCH_EXAMPLES.get(launch_option, example)}")
                 value = pending.pop(0)
             if name == "--show_rows":
                 show_rows = _row_numbers(value)
+            elif launch_option in _LAUNCH_EXAMPLES:
+                launch[launch_option] = value
             else:
                 path = value
         elif name == "--dry_run":
@@ -62,8 +77,44 @@ def read_command(arguments: Sequence[str]) -> Command:
         overrides=tuple(overrides),
         dry_run=dry_run,
         show_rows=shown,
+        launch=_launch_options(launch),
         to_repeat=_without_resuming(arguments),
     )
+
+
+def _launch_options(given: dict[str, str]) -> LaunchOptions:
+    """What was typed about processes, checked; all that is wrong at once."""
+    problems: list[str] = []
+    values: dict[str, int | str] = dict(given)
+    for name in _SMALLEST.keys() & given.keys():
+        if given[name].isdecimal() and int(given[name]) >= _SMALLEST[name]:
+            values[name] = int(given[name])
+        else:
+            problems.append(
+                f"command line: --{name}: expected a whole number from {_SMALLEST[name]} up, found {given[name]!r}."
+            )
+    host, _, port = given.get("rendezvous", "").rpartition(":")
+    if "rendezvous" in given and not (host and port.isdecimal() and 0 < int(port) < 65536):
+        problems.append(
+            "command line: --rendezvous: expected HOST:PORT of node 0, as in node1:29500; "
+            f"found {given['rendezvous']!r}."
+        )
+    if problems:
+        raise ConfigError(*sorted(problems))
+    options = LaunchOptions(**values)
+    if options.nodes > 1 and (options.rendezvous is None or options.node_rank is None):
+        raise ConfigError(
+            f"command line: --nodes {options.nodes} needs --node_rank (0 to {options.nodes - 1}, this machine's) and "
+            "--rendezvous HOST:PORT (of node 0, the same on all)."
+        )
+    if options.nodes == 1 and options.rendezvous is not None:
+        raise ConfigError("command line: --rendezvous is for several machines; add --nodes N, or leave it out.")
+    if (options.node_rank or 0) >= options.nodes:
+        raise ConfigError(
+            f"command line: --node_rank is {options.node_rank}, but --nodes is {options.nodes}: "
+            "nodes are counted from 0."
+        )
+    return options
 
 
 def _row_numbers(text: str) -> tuple[int, ...]:

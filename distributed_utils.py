@@ -6,26 +6,31 @@ configuration is sound.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import logging
 import os
+import signal
 import sys
-import tempfile
-import uuid
+import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from configuration.schema import DistributedConfig, QuantizationConfig
-from sft_errors import ConfigError
+from sft_errors import ConfigError, UserError
 from sft_types import DistributedContext
 
 logger = logging.getLogger("sft.distributed")
 _OUR_LAUNCHER = "SFT_LAUNCHER"
-"""Set for processes that `launch_processes` started."""
+"""The process id of our launcher, set for the processes that it starts (see `process_launcher`)."""
+_PR_SET_PDEATHSIG = 1
+"""Linux's `prctl`: which signal this process gets when its parent ends (linux/prctl.h)."""
 _COMPILATION_SWITCH = "TORCHDYNAMO_DISABLE"
 """torch's own, read each time that `torch.compile` is called."""
 _BITSANDBYTES_OPTIMIZERS = ("bnb", "8bit", "paged", "lion", "ademamix")
@@ -89,7 +94,7 @@ def wait_for_all(problem: str | None, context: DistributedContext, group: Any) -
 
 
 def start_distributed(
-    config: DistributedConfig, *, use_cpu: bool = False, is_rehearsal: bool = False
+    config: DistributedConfig, *, use_cpu: bool = False, is_rehearsal: bool = False, nodes: int = 1
 ) -> DistributedContext:
     """Finds this process's place and device.
 
@@ -99,6 +104,7 @@ def start_distributed(
         config: the distributed section.
         use_cpu: stay on the CPU although there is a GPU.
         is_rehearsal: one process stands for all that the configuration asks for; it talks to none.
+        nodes: machines with so many processes each, for a rehearsal.
 
     Raises:
         ConfigError: if the processes started are not those that the configuration asks for, or there is no GPU for
@@ -108,7 +114,7 @@ def start_distributed(
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     processes_here = num_processes_here(world_size)
     if is_rehearsal and not is_launched():
-        return DistributedContext(world_size=config.num_gpus or 1, device=_device_of(0, 1, use_cpu))
+        return DistributedContext(world_size=(config.num_gpus or 1) * nodes, device=_device_of(0, 1, use_cpu))
     if config.num_gpus is not None and config.num_gpus != processes_here:
         raise ConfigError(
             f"num_gpus is {config.num_gpus} but {processes_here} processes were started. "
@@ -145,62 +151,98 @@ def _device_of(local_rank: int, processes_here: int, use_cpu: bool) -> str:
     return f"cuda:{local_rank}"
 
 
-def launch_processes(num_processes: int, script: str, arguments: Sequence[str]) -> int:
-    """Runs `script` in several processes of this machine, as torchrun does, and waits for them.
-
-    torchrun's own launcher is called rather than its command, so that an error that a user can mend ends with our one
-    line and not with torchrun's report of a failed child.
-
-    Returns:
-        The exit status for this process: 0, or the worst among the children.
-
-    Raises:
-        ConfigError: if there are not as many GPUs (CPU cores, where there is no GPU): it would only choke the machine.
-    """
-    import torch
-
-    resume_garbage_collection()
-    cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()
-    if num_processes > max(gpus, cores if gpus == 0 else 0):
-        there = f"{gpus} GPUs" if gpus else f"no GPU and {cores} CPU cores"
-        raise ConfigError(f"num_gpus is {num_processes}, but this machine has {there}; start at most {gpus or cores}.")
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+def prepare_children(num_processes: int) -> None:
+    """Sets the environment that processes started from here on inherit."""
     # torchrun warns and sets 1 where this is not set; the machine's cores, shared fairly, are the better default.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_usable_cores() // num_processes)))
     # After a signal the processes finish their step and save; the launcher's own 30 seconds can be too few for that.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
-    launch_config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
-    os.environ[_OUR_LAUNCHER] = "1"
-    with tempfile.TemporaryDirectory(prefix="sft-launch-") as folder:
-        # Only with a folder for its logs does the launcher give a child a file for its error.
-        launch_config.logs_specs = DefaultLogsSpecs(log_dir=folder)
-        try:
-            elastic_launch(launch_config, sys.executable)("-u", script, *arguments)
-        except ChildFailedError as error:
-            # A child that was only ended because another failed carries a signal, a negative number.
-            failed = [failure for failure in error.failures.values() if failure.exitcode > 0]
-            told = [failure.message for failure in failed if failure.exitcode == 2]
-            if told:
-                sys.stderr.write(told[0] + "\n")
-            return max((failure.exitcode for failure in failed), default=1)
-        except SignalException as signal_error:
-            return 128 + int(signal_error.sigval)
-    return 0
+    os.environ[_OUR_LAUNCHER] = str(os.getpid())
+
+
+def launch_id() -> str | None:
+    """What all processes of a launch share, also after a restart, and no other launch has; None without a launcher."""
+    return os.environ.get("TORCHELASTIC_RUN_ID") if is_launched() else None
+
+
+def default_launch_id() -> str | None:
+    """The same on all nodes of a SLURM job, another when it is started again; None elsewhere."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"{job}-{os.environ.get('SLURM_RESTART_COUNT', '0')}" if job else None
+
+
+def num_restarts() -> int:
+    """How often the launcher started the processes again before this one, because one had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def end_with_launcher() -> None:
+    """Has the system end this process when the launcher that started it is gone, however it went.
+
+    To be called by the entry. A launcher that was killed by SIGKILL could not end its processes.
+    """
+    launcher = os.environ.get(_OUR_LAUNCHER)
+    if not (launcher and is_launched()):
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    else:
+        Thread(target=_end_with_parent, args=(int(launcher),), daemon=True).start()
+    if os.getppid() != int(launcher):  # it went before the system was asked
+        os._exit(1)
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def leave_word(status: int, problems: Sequence[str] = ()) -> None:
+    """Tells our launcher, where it started this process, that it leaves by its own will, with what exit status."""
+    if os.environ.get(_OUR_LAUNCHER) and is_launched():
+        word = json.dumps({"exit_status": status, "problems": list(problems)})
+        _word_file(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(word, encoding="utf-8")
+
+
+def leave_with_the_others(status: int) -> int:
+    """The exit status for a process that leaves together with all others, at the same place of the run.
+
+    Our launcher learns of it by a word. For torchrun's agent a status other than 0 is a failure: it would end the
+    processes that are a moment behind, and start all of them again where restarts are left.
+    """
+    leave_word(status)
+    return 0 if os.environ.get(_OUR_LAUNCHER) and is_launched() else status
+
+
+def words_left(attempt: Path) -> dict[int, tuple[int, list[str]]]:
+    """What the processes of an attempt said on leaving: local rank -> exit status, lines for the user.
+
+    Args:
+        attempt: the launcher's folder of that attempt, with a folder for each local rank.
+    """
+    words = {}
+    for path in sorted(attempt.glob("*/error.json.left")):
+        word = json.loads(path.read_text(encoding="utf-8"))
+        words[int(path.parent.name)] = (word["exit_status"], word["problems"])
+    return words
+
+
+def settled_before() -> tuple[int, list[str]] | None:
+    """What made the processes of the attempt before leave, if starting them again would only repeat it."""
+    if not num_restarts() or not os.environ.get(_OUR_LAUNCHER):
+        return None
+    attempt = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1]
+    words = words_left(attempt.parent / f"attempt_{num_restarts() - 1}")
+    for status, problems in words.values():
+        if status == 2:
+            return status, problems
+    everyone_left = len(words) == num_processes_here(0)
+    return max(words.values()) if everyone_left else None
+
+
+def _word_file(error_file: str) -> Path:
+    return Path(error_file + ".left")
 
 
 def tell_problems(problems: Sequence[str]) -> None:
@@ -209,12 +251,10 @@ def tell_problems(problems: Sequence[str]) -> None:
     Whichever process finds it first ends the others, the first one perhaps before it can say a word. So processes that
     our launcher started leave it with the launcher.
     """
-    text = "\n".join(problems)
-    if os.environ.get(_OUR_LAUNCHER):
-        error = json.dumps({"message": text, "timestamp": 0})
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(error, encoding="utf-8")
+    if os.environ.get(_OUR_LAUNCHER) and is_launched():
+        leave_word(2, problems)
     elif rank_of_this_process() == 0:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write("\n".join(problems) + "\n")
 
 
 def configure_logging() -> None:
@@ -226,6 +266,45 @@ def configure_logging() -> None:
     root.addHandler(handler)
     root.propagate = False
     root.setLevel(logging.INFO if rank_of_this_process() == 0 else logging.CRITICAL)
+
+
+@contextmanager
+def rank_log(log_dir: str | None) -> Iterator[None]:
+    """Keeps this process's log in a file of its own too while it lasts, `rank-N.log`, with times; appended to.
+
+    What the first rank writes still goes to the terminal; all that another one writes goes into its file alone.
+
+    Raises:
+        ConfigError: if the file cannot be written.
+    """
+    if log_dir is None:
+        yield
+        return
+    root, path = logging.getLogger("sft"), Path(log_dir, f"rank-{rank_of_this_process()}.log")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"command line: --log_dir: {path} cannot be written: {error.strerror}.") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    if rank_of_this_process():
+        root.handlers.clear()
+        root.setLevel(logging.INFO)
+        os.dup2(handler.stream.fileno(), 1)
+        os.dup2(handler.stream.fileno(), 2)
+    root.addHandler(handler)
+    try:
+        yield
+    except UserError as error:
+        handler.stream.write("\n".join(error.problems) + "\n")
+        raise
+    except Exception:
+        if rank_of_this_process() == 0:  # the others' tracebacks come into their files by themselves
+            handler.stream.write(traceback.format_exc())
+        raise
+    finally:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def quiet_libraries() -> None:

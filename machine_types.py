@@ -83,3 +83,19 @@ class Environment:
     def needed_disk_bytes(self) -> int:
         """At its fullest, the final model included."""
         return self.checkpoints_at_once * self.checkpoint_bytes + self.final_model_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchOptions:
+    """How the processes of a run are started; typed behind the command: it belongs to the machines, not to the run."""
+
+    nodes: int = 1
+    """Machines that take part. On each, the command is started with the same options, but its own `node_rank`."""
+    node_rank: int | None = None
+    """Which of them this one is, from 0; 0 holds the rendezvous."""
+    rendezvous: str | None = None
+    """`HOST:PORT` of node 0, where the nodes find each other; only for several nodes."""
+    max_restarts: int = 0
+    """How often the processes are started again after one of them died; they go on from the newest checkpoint."""
+    log_dir: str | None = None
+    """Folder for one log file a rank."""

@@ -14,18 +14,27 @@ from command_line import Command, read_command
 from config_manager import SFTConfig, config_sha256, config_to_yaml, format_help, load_config
 from configuration.batch_sizes import with_accumulation
 from distributed_utils import (
+    agree_on_smallest,
     configure_logging,
+    end_with_launcher,
     import_libraries,
     is_launched,
-    launch_processes,
+    launch_id,
     leave_objects_to_the_system,
+    leave_with_the_others,
+    leave_word,
+    num_restarts,
     pause_garbage_collection,
     quiet_libraries,
+    rank_log,
     rank_of_this_process,
+    settled_before,
     start_distributed,
     tell_problems,
 )
 from heap import reuse_freed_memory
+from process_launcher import launch_processes
+from run_state.interruption import Interrupted, LeaveAtOnce, StopRequest, ignore_signals, signal_name
 from run_state.lock import OutputLock
 from run_state.publish import full_disk
 from sft_errors import CheckpointError, ConfigError, UserError, located
@@ -40,34 +49,57 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: python sft_main.py --config_file FILE [--key value ...]
        python sft_main.py --config_file FILE --dry_run [--show_rows 3,17] [--key value ...]
-       ./launch_training.sh --config FILE --gpus N [--key value ...]
+       ./launch_training.sh --config FILE [--gpus N] [--nodes N --node_rank R --rendezvous HOST:PORT] [--key value ...]
 
 --dry_run does everything up to the first step, shows what would be trained on, and writes preflight.json into
 output_dir; exit status 0 if a run would be sound, 2 with the reasons if not. --show_rows chooses the rows it shows.
+--max_restarts N starts the processes again, from the newest checkpoint, where one died; --log_dir DIR keeps a log file
+a rank; --nodes, --node_rank and --rendezvous HOST:PORT join several machines.
+
+Ctrl-C, SIGTERM and SIGUSR1 finish the step and save (exit status 128 + the signal's number); a second one leaves at
+once.
 
 Every key below can stand in the YAML file or on the command line, which wins. Nested keys: --lora_config.r 8."""
-EXIT_INTERRUPTED = 130
 
 logger = logging.getLogger("sft")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit status: 0, 2 for what a user can mend, 130 when interrupted."""
+    """The command. Returns the exit status: 0; 2 for what a user can mend; 128 + its number where a signal ended it."""
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(f"{USAGE}\n{format_help()}")
         return 0 if arguments else 2
     configure_logging()
-    try:
-        command = read_command(arguments)
-        config = load_config(command.config_file, command.overrides)
-        if (config.distributed.num_gpus or 1) > 1 and not is_launched() and not command.dry_run:
-            count = config.distributed.num_gpus
-            logger.info("num_gpus is %d: starting %d processes (torchrun).", count, count)
-            return launch_processes(count, __file__, arguments)
+    with LeaveAtOnce():
+        try:
+            settled = settled_before()
+            if settled is not None:
+                leave_word(*settled)
+                return settled[0]
+            return _launch_or_run(arguments, read_command(arguments))
+        except UserError as error:
+            tell_problems(error.problems)
+            return error.exit_code
+        except Interrupted as interrupted:
+            leave_word(interrupted.exit_code)
+            if rank_of_this_process() == 0:
+                name = signal_name(interrupted.number)
+                print(f"Ended by {name}, before or after training: no checkpoint was to be saved.", file=sys.stderr)
+            return interrupted.exit_code
+
+
+def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
+    config = load_config(command.config_file, command.overrides)
+    count, options = config.distributed.num_gpus or 1, command.launch
+    if (count > 1 or options.nodes > 1 or options.max_restarts) and not is_launched() and not command.dry_run:
+        where = f" on node {options.node_rank} of {options.nodes}" if options.nodes > 1 else ""
+        logger.info("num_gpus is %d: starting %d processes (torchrun)%s.", count, count, where)
+        return launch_processes(count, __file__, arguments, options)
+    with rank_log(options.log_dir):
         quiet_libraries()
         try:
             with OutputLock() as lock:
-                return run(config, command, lock)
+                return leave_with_the_others(run(config, command, lock))
         except UserError as error:
             raise located(error, config.origins) from None
         except Exception as error:
@@ -77,13 +109,6 @@ def main(arguments: Sequence[str]) -> int:
             raise CheckpointError(
                 f"{problem}. Checkpoints are untouched: make room and go on with resume_from_checkpoint: auto."
             ) from error
-    except UserError as error:
-        tell_problems(error.problems)
-        return error.exit_code
-    except KeyboardInterrupt:
-        if rank_of_this_process() == 0:
-            print("Interrupted before a step was finished or saved.", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
@@ -96,7 +121,8 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     """
     _log_lines(config.notices)
     is_rehearsal, extra = command.dry_run, config.training.extra_training_arguments
-    context = start_distributed(config.distributed, use_cpu=bool(extra.get("use_cpu")), is_rehearsal=is_rehearsal)
+    context = start_distributed(config.distributed, use_cpu=bool(extra.get("use_cpu")), is_rehearsal=is_rehearsal,
+                                nodes=command.launch.nodes)  # fmt: skip
     reuse_freed_memory(config.training.reuse_freed_memory, context.device)
     import_libraries(is_rehearsal=is_rehearsal, optimizer=config.training.optim, quantization=config.quantization)
 
@@ -112,7 +138,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     from preflight import begin_rehearsal, check_data, show_preflight, stream_drops
     from reporting.console import plan_line
     from run_facts import check_goes_on, facts_of_run, with_name_of_run
-    from run_state.checkpoints import check_writable, resolve_checkpoint
+    from run_state.checkpoints import check_writable
     from training_arguments import build_training_arguments, compile_options, name_tracker_run, set_batch_sizes
 
     check_writable(config.training.output_dir)
@@ -120,7 +146,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
         begin_rehearsal(config, context)
     elif context.is_main_process:
         lock.take(config.training.output_dir)
-    checkpoint = resolve_checkpoint(config.training.resume_from_checkpoint, config.training.output_dir)
+    checkpoint = _checkpoint_to_go_on_from(config)
     config = with_name_of_run(config, checkpoint)
     precision = resolve_precision(config.model, config.training, context, adapters_only=config.lora is not None)
     tokenizer = load_tokenizer(config.model)
@@ -164,7 +190,30 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
         facts=facts, max_bad_steps=config.training.max_bad_steps,
     )  # fmt: skip
     result = _train_between_answers(prepared, data, eos_token_ids, config.logging.sample_max_new_tokens, checkpoint)
-    return save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat)
+    with StopRequest():  # what is being written is finished, and then there is nothing left to stop
+        status = save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat)
+        return agree_on_smallest(status, context)  # where one leaves, a scheduler may end those that still write
+
+
+def _checkpoint_to_go_on_from(config: SFTConfig) -> Path | None:
+    """As the settings say; where the launcher started the run again, the newest that this launch has saved."""
+    from run_state.checkpoints import resolve_checkpoint
+
+    setting, output_dir = config.training.resume_from_checkpoint, config.training.output_dir
+    if num_restarts():
+        # Another launch's checkpoints lie there still where this one died before it could set them aside.
+        record = Path(output_dir, "resolved_config.yaml")
+        is_ours = record.is_file() and record.read_text(encoding="utf-8").startswith(_record_header())
+        newest = resolve_checkpoint("auto", output_dir) if is_ours else None
+        logger.info("A process died: started again, %s.", f"from {newest}" if newest else "from where it began")
+        if newest is not None:
+            return newest
+    return resolve_checkpoint(setting, output_dir)
+
+
+def _record_header() -> str:
+    launch = f" Launch {launch_id()}." if launch_id() else ""
+    return f"# The configuration of this run, every key. Runs again from the same folder.{launch}\n"
 
 
 def load_model_and_layout(
@@ -251,8 +300,9 @@ def save_and_report(
         save_final_model(trainer.model, trainer.processing_class, str(output))
     if completed and trainer.args.push_to_hub:
         trainer.push_to_hub()
+    status = 0 if completed else 128 + result.stopped_by
     if not context.is_main_process:
-        return 0 if completed else EXIT_INTERRUPTED
+        return status
     finish_trackers(trainer.args)
     draw_curves(
         read_metrics(output / "metrics.jsonl"), output / "training_curves.png", config.logging.run_name or str(output)
@@ -262,7 +312,7 @@ def save_and_report(
     if not completed:
         logger.info("Stopped at step %d of %d, saved in %s.", result.steps, plan.total_steps, result.last_checkpoint)
         logger.info("Go on with: %s --resume_from_checkpoint auto", command)
-        return EXIT_INTERRUPTED
+        return status
     _log_lines(sample_lines(result.samples))
     logger.info("")
     _log_lines(before_and_after_lines(result.eval_before, result.eval_after))
@@ -302,8 +352,7 @@ def _prepare_output(
         clear_unfinished(output)
         goes_on_here = goes_on_in(output, checkpoint)
         aside = set_aside_newer(output, checkpoint) if goes_on_here else set_aside_earlier_run(output)
-        header = "# The configuration of this run, every key. Runs again from the same folder.\n"
-        (output / "resolved_config.yaml").write_text(header + config_to_yaml(config), encoding="utf-8")
+        (output / "resolved_config.yaml").write_text(_record_header() + config_to_yaml(config), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"output_dir: {output} cannot be written: {error.strerror}.") from None
     if aside is not None and goes_on_here:
@@ -323,7 +372,9 @@ def _log_lines(lines: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     pause_garbage_collection()
+    end_with_launcher()
     status = main(sys.argv[1:])
+    ignore_signals(is_launched=is_launched())
     if not is_launched():  # a process group is to be ended properly
         leave_objects_to_the_system()
     sys.exit(status)

@@ -372,6 +372,8 @@ class TrainingResult:
 
     status: str
     """`completed`, or `interrupted` where a signal ended it."""
+    stopped_by: int = 0
+    """Number of that signal; 0 for none."""
     steps: int
     epochs: float | None
     """None for a stream, in which they do not end."""

@@ -418,6 +418,7 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
     checkpoints = list_checkpoints(trainer.args.output_dir)
     return TrainingResult(
         status="interrupted" if prepared.stop.stopped else "completed",
+        stopped_by=prepared.stop.stopped_by,
         steps=output.global_step,
         epochs=float(trainer.state.epoch or 0.0) if trainer.train_sampler is not None else None,
         loss=output.training_loss if steps_here else None,

@@ -120,16 +120,22 @@ class StopCallback(TrainerCallback):
         if context.world_size > 1:
             # A flag in main memory needs no GPU to wait for.
             self._group = torch.distributed.new_group(backend="gloo")
-        self.stopped = False
+        self.stopped_by = 0
+        """Number of the signal that ended training, on whichever rank it came; 0 for none."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended training before its last step."""
+        return self.stopped_by != 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        wanted = self._request.requested
+        number = self._request.number
         if self._group is not None:
-            flag = torch.tensor([int(wanted)])
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self._group)
-            wanted = bool(flag.item())
-        if wanted and state.global_step < state.max_steps:
-            self.stopped = True
+            found = torch.tensor([number])
+            torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=self._group)
+            number = int(found.item())
+        if number and state.global_step < state.max_steps:
+            self.stopped_by = number
             control.should_save = True
             control.should_training_stop = True
 

@@ -285,6 +285,7 @@ def _start_worker(preparer: RowPreparer) -> None:
     _preparer_of_worker = preparer
     # Ctrl-C reaches every process of a terminal, and the parent says what comes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Thread(target=_end_with_parent, daemon=True).start()
     # The tokenizer's threads did not survive the fork; and each worker has one core.
