@@ -157,6 +157,8 @@ def prepare_children(num_processes: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_usable_cores() // num_processes)))
     # After a signal the processes finish their step and save; the launcher's own 30 seconds can be too few for that.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    # Each start gets a store of its own: in a shared one, processes that start again find the addresses of the dead.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ[_OUR_LAUNCHER] = str(os.getpid())
 
 

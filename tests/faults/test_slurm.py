@@ -78,6 +78,7 @@ class Job:
         self.wait_for(
             lambda: self.state()["JobState"] == "PENDING" and self.state()["Restarts"] != before, "the requeue", 120
         )
+        time.sleep(10)  # the node still counts the old processes out
         answer("scontrol", "update", f"JobId={self.number}", "StartTime=now")  # it would stand back two minutes
 
     def end(self) -> str:
