@@ -135,17 +135,12 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
         resolve_precision,
         set_generation_defaults,
     )
-    from preflight import begin_rehearsal, check_data, show_preflight, stream_drops
+    from preflight import check_data, show_preflight, stream_drops
     from reporting.console import plan_line
     from run_facts import check_goes_on, facts_of_run, with_name_of_run
-    from run_state.checkpoints import check_writable
     from training_arguments import build_training_arguments, compile_options, name_tracker_run, set_batch_sizes
 
-    check_writable(config.training.output_dir)
-    if is_rehearsal:
-        begin_rehearsal(config, context)
-    elif context.is_main_process:
-        lock.take(config.training.output_dir)
+    _claim_output(config, context, lock, is_rehearsal=is_rehearsal)
     checkpoint = _checkpoint_to_go_on_from(config)
     config = with_name_of_run(config, checkpoint)
     precision = resolve_precision(config.model, config.training, context, adapters_only=config.lora is not None)
@@ -193,6 +188,18 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     with StopRequest():  # what is being written is finished, and then there is nothing left to stop
         status = save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat)
         return agree_on_smallest(status, context)  # where one leaves, a scheduler may end those that still write
+
+
+def _claim_output(config: SFTConfig, context: "DistributedContext", lock: OutputLock, *, is_rehearsal: bool) -> None:
+    """Makes sure that the output folder can be written, and that no other run writes there."""
+    from preflight import begin_rehearsal
+    from run_state.checkpoints import check_writable
+
+    check_writable(config.training.output_dir)
+    if is_rehearsal:
+        begin_rehearsal(config, context)
+    elif context.is_main_process:
+        lock.take(config.training.output_dir)
 
 
 def _checkpoint_to_go_on_from(config: SFTConfig) -> Path | None:
