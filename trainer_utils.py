@@ -368,9 +368,7 @@ def build_trainer(
 
 def _metrics_log(output_dir: str, checkpoint: Path | None) -> MetricsLog:
     """The run's record, without the steps behind the checkpoint that it goes on from."""
-    return MetricsLog(
-        Path(output_dir, "metrics.jsonl"), resume_step=checkpoint_step(checkpoint) if checkpoint else None
-    )
+    return MetricsLog(Path(output_dir, "metrics.jsonl"), resume_step=checkpoint and checkpoint_step(checkpoint))
 
 
 def _stream_from(
