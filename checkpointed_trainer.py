@@ -29,7 +29,7 @@ _SETTINGS_OF_GROUPS = ("weight_decay", "betas", "eps", "momentum")
 class CheckpointedTrainer(Trainer):
     """Saves checkpoints whole or not at all, on all processes together."""
 
-    def __init__(self, *, context: DistributedContext, facts: Mapping[str, Any], **kwargs: Any):
+    def __init__(self, *, context: DistributedContext, facts: Mapping[str, Any] | None = None, **kwargs: Any):
         """Args:
         context: this process among all.
         facts: what each checkpoint's manifest keeps of the run.
@@ -37,7 +37,7 @@ class CheckpointedTrainer(Trainer):
         """
         super().__init__(**kwargs)
         self.context = context
-        self.facts = dict(facts)
+        self.facts = dict(facts or {})
         self._talk = open_talk(context)
         self._published_step: int | None = None
         self._failures: list[str] = []

@@ -186,8 +186,9 @@ def test_main_keeps_the_best_model(run_sft):
 def test_main_writes_tensorboard_and_offline_wandb(run_sft, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    # A run in this process before may have left its own.
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RESUME"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     run = run_sft(
         report_to="[tensorboard, wandb]", run_name="a-run", wandb_project="a-project", logging_dir=str(tmp_path / "tb"),
