@@ -184,9 +184,11 @@ def test_main_keeps_the_best_model(run_sft):
 
 
 def test_main_writes_tensorboard_and_offline_wandb(run_sft, tmp_path, monkeypatch):
+    import wandb
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # A run in this process before may have left its own.
+    wandb.teardown()
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RESUME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -27,8 +27,11 @@ def make_trainer(question_file, tmp_path):
         DataConfig(train_file=question_file, max_seq_length=64, validation_split=0.3), tokenizer, seed=1
     )
 
+    made = []
+
     def make(**settings) -> SFTTrainer:
-        config = TrainingConfig(output_dir=str(tmp_path), **settings)
+        made.append(settings)  # a folder for each: a checkpoint is never written over another
+        config = TrainingConfig(output_dir=str(tmp_path / str(len(made))), **settings)
         logging_config = LoggingConfig(report_to=[], logging_steps=1)
         model = build_model("llama")
         layout = resolve_layout(
