@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from command_line import Command, read_command
-from config_manager import SFTConfig, config_sha256, config_to_yaml, format_help, load_config
+from config_manager import SFTConfig, config_to_yaml, format_help, load_config
 from configuration.batch_sizes import with_accumulation
 from distributed_utils import (
     agree_on_smallest,
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from row_layout import RowLayout
-    from sft_types import BatchPlan, DistributedContext, Precision, SampleAnswer, TrainingData, TrainingResult
-    from trainer_utils import PreparedTraining, SFTTrainer
+    from sft_types import DistributedContext, Precision, TrainingData, TrainingResult
+    from training_run import PreparedTraining
 
 USAGE = """\
 usage: python sft_main.py --config_file FILE [--key value ...]
@@ -173,7 +173,8 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     if is_rehearsal:
         return show(footprint(model), plan, precision, layout)
     logger.info(plan_line(plan, context.device))
-    from trainer_utils import build_trainer  # not above: a dry run does without Trainer
+    from run_results import save_and_report  # not above: a dry run does without Trainer
+    from training_run import build_trainer
 
     _prepare_output(config, context, checkpoint, lock)
     name_tracker_run(arguments, facts["wandb_run_id"])
@@ -262,7 +263,8 @@ def _train_between_answers(
     """Trains, with an evaluation and answers to the sample prompts before and after."""
     from model_manager import answer_prompts
     from run_facts import first_evaluation
-    from trainer_utils import evaluate, last_evaluation, train
+    from run_results import pair_answers
+    from training_run import evaluate, last_evaluation, train
 
     trainer = prepared.trainer
 
@@ -279,67 +281,8 @@ def _train_between_answers(
     result = replace(train(prepared, checkpoint=checkpoint), eval_before=eval_before)
     if result.status == "completed":
         result = replace(result, eval_after=last_evaluation(trainer))
-        result = replace(result, samples=_pair_answers(data, answers_before, answers()))
+        result = replace(result, samples=pair_answers(data, answers_before, answers()))
     return result
-
-
-def save_and_report(
-    config: SFTConfig,
-    trainer: "SFTTrainer",
-    data: "TrainingData",
-    plan: "BatchPlan",
-    result: "TrainingResult",
-    command: str,
-) -> int:
-    """Saves the model, writes the records, and says what came of it; returns the exit status."""
-    from model_manager import save_final_model
-    from reporting.console import before_and_after_lines, sample_lines
-    from reporting.curves import draw_curves
-    from reporting.metrics_log import read_metrics
-    from reporting.summary import build_summary, write_json
-    from training_arguments import finish_trackers
-
-    context, output = trainer.context, Path(config.training.output_dir)
-    completed = result.status == "completed"
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        trainer.save_model()  # gathers the shards, which takes every process
-    elif completed and context.is_main_process:
-        save_final_model(trainer.model, trainer.processing_class, str(output))
-    if completed and trainer.args.push_to_hub:
-        trainer.push_to_hub()
-    status = 0 if completed else 128 + result.stopped_by
-    if not context.is_main_process:
-        return status
-    finish_trackers(trainer.args)
-    draw_curves(
-        read_metrics(output / "metrics.jsonl"), output / "training_curves.png", config.logging.run_name or str(output)
-    )
-    summary = build_summary(result, data.report, trainer.plan_now(), config_sha256(config), context.device)
-    write_json(summary, output / "run_summary.json")
-    if not completed:
-        logger.info("Stopped at step %d of %d, saved in %s.", result.steps, plan.total_steps, result.last_checkpoint)
-        logger.info("Go on with: %s --resume_from_checkpoint auto", command)
-        return status
-    _log_lines(sample_lines(result.samples))
-    logger.info("")
-    _log_lines(before_and_after_lines(result.eval_before, result.eval_after))
-    logger.info(
-        "Trained %d steps in %.0f s: %.1f examples/s, %s tokens/s, %s of them trained.",
-        result.steps, result.seconds, result.examples_per_second,
-        f"{result.tokens_per_second:,.0f}", f"{result.supervised_tokens_per_second:,.0f}",
-    )  # fmt: skip
-    kind = "adapters" if config.lora is not None else "model"
-    logger.info("Saved the %s, run_summary.json, metrics.jsonl and training_curves.png in %s.", kind, output)
-    return 0
-
-
-def _pair_answers(data: "TrainingData", before: list[str], after: list[str]) -> tuple["SampleAnswer", ...]:
-    from sft_types import SampleAnswer
-
-    return tuple(
-        SampleAnswer(prompt=prompt.shown, before=old, after=new, reference=prompt.reference)
-        for prompt, old, new in zip(data.sample_prompts, before, after, strict=False)
-    )
 
 
 def _prepare_output(

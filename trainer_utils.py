@@ -1,4 +1,4 @@
-"""Training: the trainer, and one run of it.
+"""The trainer.
 
 `SFTTrainer` changes six things of transformers' Trainer, all by its overrides: the loss (a mean over the supervised
 tokens of the whole global batch), the gradient of a step (summed over processes once, and made in smaller parts where
@@ -11,14 +11,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from bad_steps import BadSteps
@@ -27,40 +26,30 @@ from batching.moving import moved
 from batching.order import RankBatchSampler
 from batching.stream import MicroBatchStream
 from checkpointed_trainer import CheckpointedTrainer
-from device_memory import peak_memory_bytes, total_memory_bytes
 from evaluation_step import EvaluationStep
-from model_manager import footprint
-from modeling.compiling import compile_layers
 from modeling.document_attention import documents_apart
 from modeling.flops import training_flops
 from modeling.gradient_sum import broadcast_weights
 from modeling.random_state import RandomState
 from modeling.supervised_loss import EvaluationSums
-from reporting.metrics_log import MetricsLog
 from reporting.summary import plan_facts
 from row_layout import RowLayout, told_of_attention
-from run_state.checkpoints import checkpoint_step, list_checkpoints
-from run_state.interruption import StopRequest
 from sft_errors import DataError
 from sft_types import (
     BatchPlan,
     DistributedContext,
-    EvaluationResult,
     ModelFootprint,
     TrainingData,
-    TrainingResult,
 )
-from training_arguments import continue_tensorboard, one_line_errors
 from training_batches import evaluation_sampler, rows_loader, stream_loader, training_sampler
-from training_callbacks import OrderCallback, RecordCallback, StopCallback, StreamDrops
+from training_callbacks import StreamDrops
 from training_progress import COUNTED, TrainingProgress
 from training_step import StepGradient
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    pass
 
 logger = logging.getLogger("sft.train")
-METRICS = tuple(field.name for field in dataclasses.fields(EvaluationResult))
 
 
 class SFTTrainer(CheckpointedTrainer):
@@ -293,157 +282,3 @@ class SFTTrainer(CheckpointedTrainer):
         if "loss" in logs:
             logs |= self.progress.figures(is_stream=self.train_sampler is None)
         super().log(logs, start_time)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PreparedTraining:
-    """A trainer with what `train` needs beside it."""
-
-    trainer: SFTTrainer
-    stop: StopCallback
-    request: StopRequest
-
-
-def build_trainer(
-    arguments: TrainingArguments,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    data: TrainingData,
-    plan: BatchPlan,
-    layout: RowLayout,
-    context: DistributedContext,
-    *,
-    checkpoint: Path | None,
-    stream_drops: StreamDrops | None = None,
-    compiling: Mapping[str, Any] | None = None,
-    max_bad_steps: int = 3,
-    facts: Mapping[str, Any] | None = None,
-) -> PreparedTraining:
-    """Puts the trainer together.
-
-    Raises:
-        ConfigError: if a tracker or the optimizer needs a package that is not installed.
-
-    Args:
-        checkpoint: what training will go on from; None for a fresh start.
-        stream_drops: what becomes of rows of a stream that cannot be used.
-        compiling: options of `torch.compile` for the model's layers; None leaves them as they are.
-        max_bad_steps: in a row, until the run stops.
-        facts: what checkpoints keep of the run, ready for JSON.
-    """
-    if compiling is not None:
-        count = compile_layers(model, has_one_shape=layout.has_one_shape, **compiling)
-        logger.info("Compiling %d layers, at the first steps.", count)
-    request = StopRequest()
-    step = checkpoint_step(checkpoint) if checkpoint else 0
-    if data.stream is not None:
-        arguments.ignore_data_skip = True  # the stream itself begins where the checkpoint ends
-    with one_line_errors():
-        trainer = SFTTrainer(
-            context=context,
-            data=data,
-            layout=layout,
-            size=footprint(model),
-            plan=plan,
-            stream_drops=stream_drops,
-            max_bad_steps=max_bad_steps,
-            stream=_stream_from(data, plan, layout, context, first_step=step),
-            facts=facts or {},
-            model=model,
-            args=arguments,
-            processing_class=tokenizer,
-        )
-        if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-            # An optimizer whose package is missing is refused here, before anything is written.
-            trainer.create_optimizer()
-    if checkpoint and context.is_main_process:
-        continue_tensorboard(trainer, step)
-    metrics_log = _metrics_log(arguments.output_dir, checkpoint) if context.is_main_process else None
-    stop = StopCallback(request, context)
-    trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
-    trainer.add_callback(RecordCallback(metrics_log, plan.total_steps))
-    trainer.add_callback(stop)
-    return PreparedTraining(trainer=trainer, stop=stop, request=request)
-
-
-def _metrics_log(output_dir: str, checkpoint: Path | None) -> MetricsLog:
-    """The run's record, without the steps behind the checkpoint that it goes on from."""
-    return MetricsLog(Path(output_dir, "metrics.jsonl"), resume_step=checkpoint and checkpoint_step(checkpoint))
-
-
-def _stream_from(
-    data: TrainingData, plan: BatchPlan, layout: RowLayout, context: DistributedContext, *, first_step: int
-) -> MicroBatchStream | None:
-    """The micro-batches from a step on, where rows are streamed."""
-    if data.stream is None:
-        return None
-    return MicroBatchStream(
-        data.stream,
-        layout.collator,
-        plan.per_device_train_batch_size,
-        rank=context.rank,
-        world_size=context.world_size,
-        first_micro_batch=first_step * plan.gradient_accumulation_steps,
-    )
-
-
-def evaluate(trainer: SFTTrainer) -> EvaluationResult | None:
-    """Evaluates on the validation data; None where there is none."""
-    if trainer.eval_dataset is None:
-        return None
-    return _result_of(trainer.evaluate())
-
-
-def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingResult:
-    """Trains to the end, or until a signal asks for it to stop; the best model is loaded where that is asked for."""
-    trainer = prepared.trainer
-    # What was drawn before (sample answers, an evaluation) must not change the run.
-    set_seed(trainer.args.seed)
-    progress = trainer.progress
-    progress.start()
-    if checkpoint:
-        logger.info("Going on from %s.", checkpoint)
-    with told_of_attention(), prepared.request, documents_apart(trainer.model, trainer.layout.attention):
-        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    best = trainer.state.best_model_checkpoint
-    if trainer.args.load_best_model_at_end and best and not prepared.stop.stopped:
-        logger.info("Loaded the best checkpoint, %s (%s %.4f).", best, trainer.args.metric_for_best_model,
-                    trainer.state.best_metric)  # fmt: skip
-    seconds = progress.seconds()
-    supervised, tokens, rows, _, dropped = progress.counts.tolist()
-    steps_here = output.global_step - (checkpoint_step(checkpoint) if checkpoint else 0)
-    peak, total = peak_memory_bytes(trainer.context.device), total_memory_bytes(trainer.context.device)
-    checkpoints = list_checkpoints(trainer.args.output_dir)
-    return TrainingResult(
-        status="interrupted" if prepared.stop.stopped else "completed",
-        stopped_by=prepared.stop.stopped_by,
-        steps=output.global_step,
-        epochs=float(trainer.state.epoch or 0.0) if trainer.train_sampler is not None else None,
-        loss=output.training_loss if steps_here else None,
-        seconds=seconds,
-        examples_per_second=rows / seconds,
-        tokens_per_second=tokens / seconds,
-        supervised_tokens_per_second=supervised / seconds,
-        rows_dropped=int(dropped),
-        bad_steps=trainer.bad_steps.count,
-        memory_shortages={
-            "training": trainer.step_gradient.shortages if trainer.step_gradient else 0,
-            "evaluation": trainer.evaluation_step.shortages,
-        },
-        peak_memory_bytes=peak,
-        memory_share=peak / total if total else None,
-        last_checkpoint=str(checkpoints[-1]) if checkpoints else None,
-    )
-
-
-def last_evaluation(trainer: SFTTrainer) -> EvaluationResult | None:
-    """The model's evaluation as it now is: the last one made, if it was made of these weights, else a new one."""
-    events = [event for event in trainer.state.log_history if "eval_loss" in event]
-    best_was_loaded = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None
-    if events and events[-1]["step"] == trainer.state.global_step and not best_was_loaded:
-        return _result_of(events[-1])
-    return evaluate(trainer)
-
-
-def _result_of(metrics: Mapping[str, float]) -> EvaluationResult:
-    return EvaluationResult(**{name: metrics[f"eval_{name}"] for name in METRICS})

@@ -109,7 +109,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
 
     import peft  # noqa: F401
 
-    import trainer_utils
+    import training_run
     from batching.advice import predict
     from batching.plan import resolve_batch_plan
     from model_manager import footprint, load_tokenizer, resolve_precision
@@ -129,7 +129,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     )
     memory = predict(memory_facts(config, data, footprint(model), plan, precision, layout, context))
     prepared = trainer_of(config, options, precision, context, data, layout, model, tokenizer)
-    trainer_utils.train(prepared, checkpoint=None)
+    training_run.train(prepared, checkpoint=None)
     measured, predicted = resident("VmHWM"), before + memory.total_bytes
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "slack")
     return {

@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from heap import reuse_freed_memory
     from model_manager import footprint, load_tokenizer, resolve_precision
     from sft_main import load_model_and_layout
-    from trainer_utils import train
+    from training_run import train
 
     context = start_distributed(config.distributed, use_cpu=options.device == "cpu")
     holds = reuse_freed_memory(config.training.reuse_freed_memory, context.device)
@@ -222,8 +222,8 @@ def write_tiny_model(like: str, folder: str) -> None:
 def trainer_of(config, options, precision, context, data, layout, model, tokenizer) -> Any:
     """The trainer, put together as a run does."""
     from batching.plan import resolve_batch_plan
-    from trainer_utils import build_trainer
     from training_arguments import build_training_arguments, compile_options
+    from training_run import build_trainer
 
     plan = resolve_batch_plan(
         config.training, data.num_train_rows, context, lengths=data.train.lengths, longest=options.max_length

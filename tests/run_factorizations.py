@@ -20,8 +20,8 @@ from distributed_utils import quiet_libraries, start_distributed
 from model_manager import load_model
 from row_layout import resolve_layout
 from sft_types import Precision
-from trainer_utils import build_trainer, evaluate, train
 from training_arguments import build_training_arguments
+from training_run import build_trainer, evaluate, train
 
 FLOAT32 = Precision(weights="float32", mixed="no")
 GLOBAL_BATCH_SIZE = 16

@@ -15,9 +15,9 @@ def fail_once(rank: str, call: int, place: str) -> None:
         return
     import torch
 
-    import trainer_utils
+    import training_run
 
-    build_trainer = trainer_utils.build_trainer
+    build_trainer = training_run.build_trainer
 
     def build_short_of_memory(arguments, model, *args, **kwargs):
         seen = []
@@ -35,7 +35,7 @@ def fail_once(rank: str, call: int, place: str) -> None:
             layer.register_full_backward_pre_hook(fail)
         return build_trainer(arguments, model, *args, **kwargs)
 
-    trainer_utils.build_trainer = build_short_of_memory
+    training_run.build_trainer = build_short_of_memory
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from modeling.adapters import add_adapters
 from row_layout import resolve_layout
 from sft_errors import MemoryShortage
 from sft_types import DistributedContext, Precision
-from trainer_utils import build_trainer, evaluate, train
 from training_arguments import build_training_arguments
+from training_run import build_trainer, evaluate, train
 
 FLOAT32 = Precision(weights="float32", mixed="no")
 CPU = DistributedContext()

@@ -1,0 +1,68 @@
+"""What a run leaves: the model, the records, and what is said at its end."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from config_manager import SFTConfig, config_sha256
+from model_manager import save_final_model
+from reporting.console import before_and_after_lines, sample_lines
+from reporting.curves import draw_curves
+from reporting.metrics_log import read_metrics
+from reporting.summary import build_summary, write_json
+from sft_types import BatchPlan, SampleAnswer, TrainingData, TrainingResult
+from trainer_utils import SFTTrainer
+from training_arguments import finish_trackers
+
+logger = logging.getLogger("sft")
+
+
+def save_and_report(
+    config: SFTConfig,
+    trainer: SFTTrainer,
+    data: TrainingData,
+    plan: BatchPlan,
+    result: TrainingResult,
+    command: str,
+) -> int:
+    """Saves the model, writes the records, and says what came of it; returns the exit status."""
+    context, output = trainer.context, Path(config.training.output_dir)
+    completed = result.status == "completed"
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.save_model()  # gathers the shards, which takes every process
+    elif completed and context.is_main_process:
+        save_final_model(trainer.model, trainer.processing_class, str(output))
+    if completed and trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    status = 0 if completed else 128 + result.stopped_by
+    if not context.is_main_process:
+        return status
+    finish_trackers(trainer.args)
+    draw_curves(
+        read_metrics(output / "metrics.jsonl"), output / "training_curves.png", config.logging.run_name or str(output)
+    )
+    summary = build_summary(result, data.report, trainer.plan_now(), config_sha256(config), context.device)
+    write_json(summary, output / "run_summary.json")
+    if not completed:
+        logger.info("Stopped at step %d of %d, saved in %s.", result.steps, plan.total_steps, result.last_checkpoint)
+        logger.info("Go on with: %s --resume_from_checkpoint auto", command)
+        return status
+    for line in [*sample_lines(result.samples), "", *before_and_after_lines(result.eval_before, result.eval_after)]:
+        logger.info(line)
+    logger.info(
+        "Trained %d steps in %.0f s: %.1f examples/s, %s tokens/s, %s of them trained.",
+        result.steps, result.seconds, result.examples_per_second,
+        f"{result.tokens_per_second:,.0f}", f"{result.supervised_tokens_per_second:,.0f}",
+    )  # fmt: skip
+    kind = "adapters" if config.lora is not None else "model"
+    logger.info("Saved the %s, run_summary.json, metrics.jsonl and training_curves.png in %s.", kind, output)
+    return 0
+
+
+def pair_answers(data: TrainingData, before: list[str], after: list[str]) -> tuple[SampleAnswer, ...]:
+    """Each prompt with its answers before and after training."""
+    return tuple(
+        SampleAnswer(prompt=prompt.shown, before=old, after=new, reference=prompt.reference)
+        for prompt, old, new in zip(data.sample_prompts, before, after, strict=False)
+    )
