@@ -1,13 +1,15 @@
 """Checkpoints that can be trusted: transformers' Trainer writes them aside, and they are named once they are whole.
 
-All by Trainer's overrides. What stands in a checkpoint is Trainer's, less `training_args.bin` (a pickle, which nothing
-here reads, with a token in it where one is set), and a manifest more.
+The last part of that, reading the files again for their digests and bringing them to the disk, goes on in a thread
+while training does. All by Trainer's overrides. What stands in a checkpoint is Trainer's, less `training_args.bin` (a
+pickle, which nothing here reads, with a token in it where one is set), and a manifest more.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +31,31 @@ _SETTINGS_OF_GROUPS = ("weight_decay", "betas", "eps", "momentum")
 class CheckpointedTrainer(Trainer):
     """Saves checkpoints whole or not at all, on all processes together."""
 
-    def __init__(self, *, context: DistributedContext, facts: Mapping[str, Any] | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        context: DistributedContext,
+        facts: Mapping[str, Any] | None = None,
+        saves_in_background: bool = True,
+        **kwargs: Any,
+    ):
         """Args:
         context: this process among all.
         facts: what each checkpoint's manifest keeps of the run.
+        saves_in_background: False where something reads a checkpoint as soon as Trainer has saved it.
         kwargs: what transformers' Trainer takes.
         """
         super().__init__(**kwargs)
         self.context = context
         self.facts = dict(facts or {})
         self._talk = open_talk(context)
-        self._published_step: int | None = None
+        self._saves_in_background = saves_in_background
+        self._background = ThreadPoolExecutor(1, "checkpoint")
+        self._publishing: Future[None] | None = None
+        """The checkpoint's way to its name, on the process that sees to it."""
+        self._unnamed_step: int | None = None
+        """Of the checkpoint that is written and may have no name yet, on all processes."""
+        self._saved_step: int | None = None
         self._failures: list[str] = []
 
     def checkpoint_facts(self) -> dict[str, Any]:
@@ -58,27 +74,51 @@ class CheckpointedTrainer(Trainer):
         return str(Path(self.args.output_dir, UNFINISHED))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Writes a checkpoint aside, and names it once every process has written its part.
+        """Writes a checkpoint aside; once every process has written its part, it gets its name.
 
         Raises:
             CheckpointError: on all processes, if any of them cannot write; the checkpoints before it are untouched.
         """
         step = self.state.global_step
-        if step == self._published_step:
+        if step == self._saved_step:
             return  # these weights are saved
+        self.finish_saving()
         output = Path(self.args.output_dir)
         aside, target = Path(self._get_output_dir(trial), f"checkpoint-{step}"), output / f"checkpoint-{step}"
-        self._failures = []
         self._unless_it_fails(lambda: self._write_aside(model, trial, aside, target))
         self._go_on_together(step)
         if self.args.should_save:
-            self._unless_it_fails(lambda: publish(aside, target, self.checkpoint_facts()))
-        self._go_on_together(step)
-        self._published_step = step
-        if self.args.should_save:
-            rotate(output, limit=self.args.save_total_limit, best_step=self.state.best_global_step)
+            best, facts = self.state.best_global_step, self.checkpoint_facts()
+            self._publishing = self._background.submit(self._publish, aside, target, facts, best)
+        self._unnamed_step = self._saved_step = step
+        is_last = self.control.should_training_stop or step >= self.state.max_steps
+        if is_last or self.args.push_to_hub or not self._saves_in_background:
+            self.finish_saving()
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(target))
+
+    def _publish(self, aside: Path, target: Path, facts: Mapping[str, Any], best_step: int | None) -> None:
+        publish(aside, target, facts)
+        rotate(target.parent, limit=self.args.save_total_limit, best_step=best_step)
+
+    def finish_saving(self) -> None:
+        """Waits until the checkpoint that was saved last has its name. All processes call it.
+
+        Raises:
+            CheckpointError: on all processes, if it cannot have it.
+        """
+        if self._unnamed_step is None:
+            return
+        step, publishing = self._unnamed_step, self._publishing
+        self._unnamed_step = self._publishing = None
+        if publishing is not None:
+            self._unless_it_fails(publishing.result)
+        self._go_on_together(step)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer looks through checkpoints here, and may load the best."""
+        self.finish_saving()
+        return super()._finalize_training(*args, **kwargs)
 
     def _write_aside(self, model: Any, trial: Any, aside: Path, target: Path) -> None:
         """Trainer's own saving; then the best checkpoint gets the name in its state that it will have."""

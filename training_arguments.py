@@ -146,6 +146,12 @@ def continue_tensorboard(trainer: "Trainer", step: int) -> None:
     trainer.add_callback(TensorBoardCallback(writer))
 
 
+def trackers_take_checkpoints(arguments: TrainingArguments) -> bool:
+    """Whether a tracker may send a checkpoint away as soon as Trainer has saved it."""
+    takes_none = {"tensorboard"} if os.environ.get("WANDB_LOG_MODEL") == "checkpoint" else {"tensorboard", "wandb"}
+    return not takes_none.issuperset(arguments.report_to)
+
+
 def finish_trackers(arguments: TrainingArguments) -> None:
     """Lets trackers write what they still hold: wandb keeps its file open until it is told."""
     if "wandb" in arguments.report_to:

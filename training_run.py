@@ -22,7 +22,7 @@ from run_state.checkpoints import checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
 from sft_types import BatchPlan, DistributedContext, EvaluationResult, TrainingData, TrainingResult
 from trainer_utils import SFTTrainer
-from training_arguments import continue_tensorboard, one_line_errors
+from training_arguments import continue_tensorboard, one_line_errors, trackers_take_checkpoints
 from training_callbacks import OrderCallback, RecordCallback, StopCallback, StreamDrops
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ def build_trainer(
         max_bad_steps: in a row, until the run stops.
         facts: what checkpoints keep of the run, ready for JSON.
     """
-    if compiling is not None:
-        count = compile_layers(model, has_one_shape=layout.has_one_shape, **compiling)
-        logger.info("Compiling %d layers, at the first steps.", count)
+    _compile(model, layout, compiling)
     request = StopRequest()
     step = checkpoint_step(checkpoint) if checkpoint else 0
     if data.stream is not None:
@@ -86,6 +84,7 @@ def build_trainer(
             max_bad_steps=max_bad_steps,
             stream=_stream_from(data, plan, layout, context, first_step=step),
             facts=facts or {},
+            saves_in_background=not trackers_take_checkpoints(arguments),
             model=model,
             args=arguments,
             processing_class=tokenizer,
@@ -101,6 +100,12 @@ def build_trainer(
     trainer.add_callback(RecordCallback(metrics_log, plan.total_steps))
     trainer.add_callback(stop)
     return PreparedTraining(trainer=trainer, stop=stop, request=request)
+
+
+def _compile(model: "PreTrainedModel", layout: RowLayout, options: Mapping[str, Any] | None) -> None:
+    if options is not None:
+        count = compile_layers(model, has_one_shape=layout.has_one_shape, **options)
+        logger.info("Compiling %d layers, at the first steps.", count)
 
 
 def _metrics_log(output_dir: str, checkpoint: Path | None) -> MetricsLog:

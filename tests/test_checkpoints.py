@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,31 @@ def test_a_full_disk_is_told_wherever_it_shows(short_run, monkeypatch, place):
     assert run.err.count("\n") == 1
     assert "No space left on device" in run.err
     assert not list(run.output_dir.glob("checkpoint-*"))
+
+
+def test_training_goes_on_while_a_checkpoint_gets_its_name(short_run, monkeypatch):
+    import checkpointed_trainer
+    from reporting.metrics_log import MetricsLog
+
+    third_step, waited = threading.Event(), []
+    write, publish = MetricsLog.write, checkpointed_trainer.publish
+
+    def write_and_tell(log, step, values):
+        write(log, step, values)
+        if step == 3:
+            third_step.set()
+
+    def publish_late(aside, target, facts):
+        waited.append((target.name, third_step.wait(60)))
+        publish(aside, target, facts)
+
+    monkeypatch.setattr(MetricsLog, "write", write_and_tell)
+    monkeypatch.setattr(checkpointed_trainer, "publish", publish_late)
+    run = short_run(save_total_limit=1, logging_steps=1)
+    assert run.status == 0, run.err
+    assert waited == [("checkpoint-2", True), ("checkpoint-4", True), ("checkpoint-6", True)]
+    assert [path.name for path in run.output_dir.glob("checkpoint-*")] == ["checkpoint-6"]
+    assert find_damage(run.output_dir / "checkpoint-6") == []
 
 
 def test_changed_settings_are_told_in_one_line_and_hold(short_run, run_sft):
