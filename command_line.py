@@ -21,6 +21,28 @@ _LAUNCH_EXAMPLES = {
 }
 
 
+_START_EXAMPLES = {
+    "model": "a folder or a name on the Hub: --model gpt2",
+    "data": "a file: --data my_data.jsonl",
+    "gpus": "a number: --gpus 4",
+    "method": "full, lora or qlora: --method lora",
+    "output_dir": "a folder: --output_dir runs/first",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartOptions:
+    """What is typed behind `--init`, unchecked; None where it is to be asked for, or has a default."""
+
+    config_file: str | None = None
+    model: str | None = None
+    data: str | None = None
+    gpus: str | None = None
+    method: str | None = None
+    output_dir: str | None = None
+    overwrite: bool = False
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
     """A command line, taken apart."""
@@ -29,6 +51,8 @@ class Command:
     overrides: tuple[str, ...]
     """Settings as they were typed, for `load_config`."""
     dry_run: bool = False
+    print_config: bool = False
+    """Show the resolved configuration, and do nothing else."""
     show_rows: tuple[int, ...] = ()
     """Numbers of training rows, from 1, that a dry run shows."""
     launch: LaunchOptions = field(default_factory=LaunchOptions)
@@ -44,7 +68,7 @@ def read_command(arguments: Sequence[str]) -> Command:
         ConfigError: if an option lacks its value, or has one that it cannot have.
     """
     path: str | None = None
-    dry_run = False
+    dry_run = print_config = False
     show_rows: tuple[int, ...] | None = None
     overrides: list[str] = []
     launch: dict[str, str] = {}
@@ -66,7 +90,9 @@ def read_command(arguments: Sequence[str]) -> Command:
             else:
                 path = value
         elif name == "--dry_run":
-            dry_run = _switch(value) if equals else True
+            dry_run = _switch(name, value) if equals else True
+        elif name == "--print_config":
+            print_config = _switch(name, value) if equals else True
         else:
             overrides.append(argument)
     if show_rows is not None and not dry_run:
@@ -76,10 +102,48 @@ def read_command(arguments: Sequence[str]) -> Command:
         config_file=path,
         overrides=tuple(overrides),
         dry_run=dry_run,
+        print_config=print_config,
         show_rows=shown,
         launch=_launch_options(launch),
         to_repeat=_without_resuming(arguments),
     )
+
+
+def read_start(arguments: Sequence[str]) -> StartOptions | None:
+    """What stands behind `--init`; None where that does not stand on the command line.
+
+    Raises:
+        ConfigError: if something stands there that has no place beside it, or an option lacks its value.
+    """
+    names = [argument.partition("=")[0] for argument in arguments]
+    if "--init" not in names:
+        return None
+    given: dict[str, str] = {}
+    overwrite = False
+    pending = list(arguments)
+    while pending:
+        name, equals, value = pending.pop(0).partition("=")
+        key = name.removeprefix("--").replace("-", "_")
+        if name == "--overwrite" and not equals:
+            overwrite = True
+            continue
+        if name == "--init":
+            if not equals and pending and not pending[0].startswith("--"):
+                value = pending.pop(0)
+            given |= {"config_file": value} if value else {}
+            continue
+        if not name.startswith("--") or key not in _START_EXAMPLES:
+            allowed = ", ".join(f"--{option}" for option in (*_START_EXAMPLES, "overwrite"))
+            raise ConfigError(
+                f"command line: {name} has no place beside --init, which takes {allowed}; write settings into the file "
+                "that it makes."
+            )
+        if not equals:
+            if not pending or pending[0].startswith("--"):
+                raise ConfigError(f"command line: {name} needs {_START_EXAMPLES[key]}")
+            value = pending.pop(0)
+        given[key] = value
+    return StartOptions(**given, overwrite=overwrite)
 
 
 def _launch_options(given: dict[str, str]) -> LaunchOptions:
@@ -124,9 +188,9 @@ def _row_numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-def _switch(text: str) -> bool:
+def _switch(name: str, text: str) -> bool:
     if text.lower() not in ("true", "false"):
-        raise ConfigError(f"command line: --dry_run is true or false, found {text!r}.")
+        raise ConfigError(f"command line: {name} is true or false, found {text!r}.")
     return text.lower() == "true"
 
 

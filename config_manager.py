@@ -21,6 +21,7 @@ from configuration.coercion import NULL_TAG, CoercionError, coerce, describe, fo
 from configuration.did_you_mean import did_you_mean, find_closest
 from configuration.installed_transformers import training_arguments_fields
 from configuration.keys import Key, flat_keys, keys_of
+from configuration.printing import yaml_with_origins
 from configuration.reading import (
     COMMAND_LINE,
     Setting,
@@ -50,7 +51,7 @@ from sft_errors import ConfigError
 __all__ = [
     "DataConfig", "DatasetSource", "DistributedConfig", "LoRAConfig", "LoggingConfig", "ModelConfig",
     "QuantizationConfig", "SFTConfig", "TrainingConfig", "config_sha256", "config_to_yaml", "config_values",
-    "format_help", "load_config",
+    "config_with_origins", "format_help", "load_config",
 ]  # fmt: skip
 
 SECRETS = {"hub_token"}
@@ -107,6 +108,11 @@ def _plain(value: Any) -> Any:
 def config_sha256(config: SFTConfig) -> str:
     """Digest of the resolved configuration's YAML text: two runs with the same digest had the same settings."""
     return hashlib.sha256(config_to_yaml(config).encode()).hexdigest()
+
+
+def config_with_origins(config: SFTConfig) -> str:
+    """The configuration as YAML, every key with its value in force and, as a comment, where that comes from."""
+    return yaml_with_origins(config_values(config), config)
 
 
 def format_help() -> str:
@@ -198,7 +204,7 @@ class _Reader:
         training = dataclasses.replace(sections["training"], extra_training_arguments=extra)
         sections["training"] = with_auto_sizes(training, self.origins)
         sections["logging"] = _without_none_tracker(sections["logging"])
-        config = SFTConfig(**sections, origins=self.origins)
+        config = SFTConfig(**sections, origins=self.origins, written=self.written)
         for contradiction in find_contradictions(config):
             if self._follows_from_a_failure(contradiction):
                 continue

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import Command, read_command
-from config_manager import SFTConfig, config_to_yaml, format_help, load_config
+from command_line import Command, StartOptions, read_command, read_start
+from config_manager import SFTConfig, config_to_yaml, config_with_origins, format_help, load_config
 from configuration.batch_sizes import with_accumulation
 from distributed_utils import (
     agree_on_smallest,
@@ -49,10 +49,14 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: python sft_main.py --config_file FILE [--key value ...]
        python sft_main.py --config_file FILE --dry_run [--show_rows 3,17] [--key value ...]
+       python sft_main.py --config_file FILE --print_config [--key value ...]
+       python sft_main.py --init [FILE] [--model NAME] [--data FILE] [--gpus N] [--method full|lora|qlora]
        ./launch_training.sh --config FILE [--gpus N] [--nodes N --node_rank R --rendezvous HOST:PORT] [--key value ...]
 
 --dry_run does everything up to the first step, shows what would be trained on, and writes preflight.json into
 output_dir; exit status 0 if a run would be sound, 2 with the reasons if not. --show_rows chooses the rows it shows.
+--init writes a first configuration, with the reason for each value, for the model, data and machine that it finds; what
+is not given is asked for. --print_config shows every setting in force and where it was given, and does nothing else.
 --max_restarts N starts the processes again, from the newest checkpoint, where one died; --log_dir DIR keeps a log file
 a rank; --nodes, --node_rank and --rendezvous HOST:PORT join several machines.
 
@@ -70,6 +74,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{USAGE}\n{format_help()}")
         return 0 if arguments else 2
     configure_logging()
+    try:
+        if (options := read_start(arguments)) is not None:
+            return _start(options)
+    except UserError as error:
+        tell_problems(error.problems)
+        return error.exit_code
     with LeaveAtOnce():
         try:
             settled = settled_before()
@@ -88,8 +98,23 @@ def main(arguments: Sequence[str]) -> int:
             return interrupted.exit_code
 
 
+def _start(options: StartOptions) -> int:
+    """Writes a first configuration; asks at a terminal what is not given."""
+    try:
+        quiet_libraries()
+        from starting.start import start  # not above: it looks at the model, and so needs transformers
+
+        return start(options, input if sys.stdin.isatty() else None, print)
+    except (KeyboardInterrupt, EOFError):
+        print("\nNothing was written.", file=sys.stderr)
+        return 130
+
+
 def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
     config = load_config(command.config_file, command.overrides)
+    if command.print_config:
+        print(config_with_origins(config))
+        return 0
     count, options = config.distributed.num_gpus or 1, command.launch
     if (count > 1 or options.nodes > 1 or options.max_restarts) and not is_launched() and not command.dry_run:
         where = f" on node {options.node_rank} of {options.nodes}" if options.nodes > 1 else ""

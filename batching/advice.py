@@ -117,10 +117,15 @@ def with_adapters(facts: MemoryFacts, *, rank: int = LORA_RANK) -> MemoryFacts:
 
 
 def with_4bit_weights(facts: MemoryFacts) -> MemoryFacts:
-    """The same run, frozen weights of its layers in 4 bits, others in float32 (Dettmers et al., 2023, QLoRA)."""
+    """The same run, frozen weights of its layers in 4 bits, others in float32 (Dettmers et al., 2023, QLoRA).
+
+    No more are in 4 bits than there are beside the embeddings: heads may share keys and values.
+    """
     size = facts.footprint
     hidden, inner = size.hidden_size, size.intermediate_size or 4 * size.hidden_size
-    in_4_bits = size.num_layers * (4 * hidden**2 + 3 * hidden * inner)
+    embeddings = size.vocab_size * hidden + size.num_lookup_parameters
+    frozen = size.num_parameters - (size.num_trainable_parameters if facts.has_adapters else 0)
+    in_4_bits = min(size.num_layers * (4 * hidden**2 + 3 * hidden * inner), max(frozen - embeddings, 0))
     others = max(size.num_parameters - in_4_bits, 0)
     return replace(
         facts, footprint=replace(size, weight_bytes=4 * others + in_4_bits // 2, num_4bit_parameters=in_4_bits)

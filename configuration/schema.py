@@ -395,6 +395,8 @@ class SFTConfig:
     """Lines to print at the start: what was translated, what has no effect. Not part of the saved file."""
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Key -> `file:line` where it was given, for what turns out to be wrong only later. Not part of the saved file."""
+    written: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Key -> the older name under which it was given. Not part of the saved file."""
 
 
 FLAT_SECTIONS: dict[str, type] = {

@@ -18,6 +18,7 @@ FLOORS = {
     "trainer_utils": 3,
     "data_handler": 3,
     "preflight": 3,
+    "starting": 3,
     "batch_sizes": 3,
     "run_facts": 3,
     "preparation": 2,
@@ -73,7 +74,7 @@ def imports_of(tree: ast.AST, *, at_module_level: bool = False):
 
 def test_every_module_has_a_floor():
     known = {path for path, _ in our_files()}
-    others = {"tests", "examples", "benchmarks"}
+    others = {"tests", "examples", "benchmarks", "docs"}
     strays = [
         path for path in REPOSITORY.rglob("*.py")
         if path not in known and path.relative_to(REPOSITORY).parts[0] not in others

@@ -14,10 +14,12 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
+from batching.advice import MemoryFacts, predict, with_4bit_weights, with_adapters
 from config_manager import load_config
 from configuration.keys import flat_keys, keys_of
 from configuration.schema import NESTED_SECTIONS, DatasetSource
 from sft_main import main
+from sft_types import ModelFootprint
 
 EXAMPLES = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "examples").glob("*.yaml"))
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -81,10 +83,65 @@ def test_sample_config_still_loads_with_a_section_uncommented(tmp_path, monkeypa
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_example_loads_and_shrunk_runs(small_files, model_folder, example):
-    assert load_config(example).model.model_name_or_path
-    small = [f"--model_name_or_path={model_folder('gpt2')}", "--max_seq_length=128", "--num_gpus=1", "--save_steps=2"]
-    small += ["--eval_steps=2"]
+    config = load_config(example)
+    if config.training.optim.startswith("adamw_bnb") or config.quantization is not None:
+        pytest.importorskip("bitsandbytes")
+    architecture = "gpt2" if "gpt" in config.model.model_name_or_path.lower() else "llama"
+    small = [f"--model_name_or_path={model_folder(architecture)}", "--max_seq_length=128", "--num_gpus=1"]
+    small += ["--save_steps=2", "--eval_steps=2"]
+    if config.training.optim.startswith("adamw_bnb"):
+        small.append("--optim=adamw_torch")  # in 8 bits it needs a GPU
     assert main(["--config_file", example, *small, *SHRUNK]) == 0
+
+
+def llama(num_parameters, hidden_size, num_layers, intermediate_size, num_lookup_parameters=0):
+    """The size of a Llama 3, by its published config."""
+    return ModelFootprint(
+        num_parameters=num_parameters, num_trainable_parameters=num_parameters, weight_bytes=4 * num_parameters,
+        hidden_size=hidden_size, num_layers=num_layers, vocab_size=128_256, intermediate_size=intermediate_size,
+        num_attention_heads=32, num_lookup_parameters=num_lookup_parameters,
+    )  # fmt: skip
+
+
+LLAMAS = {
+    "1B": llama(1_235_814_400, 2048, 16, 8192),
+    "8B": llama(8_030_261_248, 4096, 32, 14_336, 128_256 * 4096),
+    "70B": llama(70_553_706_496, 8192, 80, 28_672, 128_256 * 8192),
+}
+
+
+@pytest.mark.parametrize("example", [name for name in EXAMPLES if "llama" in name and "gb.yaml" in name])
+def test_memory_in_a_recipe_is_what_our_arithmetic_predicts(example):
+    """Each figure of the comment: the total, the parts, and the total with another batch size."""
+    config, text = load_config(str(REPOSITORY / example), [f"--dataset_path={REPOSITORY}"]), Path(REPOSITORY, example)
+    comment = " ".join(line.lstrip("# ") for line in text.read_text().splitlines() if line.startswith("#"))
+    size = next(size for size in LLAMAS if f"-{size}-" in config.model.model_name_or_path)
+    training, length = config.training, config.data.max_seq_length
+
+    def predicted(rows):
+        facts = MemoryFacts(
+            footprint=LLAMAS[size], per_device_train_batch_size=rows, gradient_accumulation_steps=2,
+            tokens=rows * length, longest_row=length, max_seq_length=length, weights="float32", mixed="bf16",
+            optimizer=training.optim, gradient_checkpointing=training.gradient_checkpointing, device="cuda",
+            score_chunk_bytes=2**28,
+        )  # fmt: skip
+        facts = with_adapters(facts, rank=config.lora.r) if config.lora is not None else facts
+        return predict(with_4bit_weights(facts) if config.quantization is not None else facts)
+
+    def gib(num_bytes):
+        return f"{num_bytes / 2**30:.1f}"
+
+    rows = training.per_device_train_batch_size
+    estimate = predicted(rows)
+    assert f"Memory: {gib(estimate.total_bytes)} GiB a device, predicted, not measured" in comment
+    assert re.search(rf"weights {gib(estimate.weights_bytes)} ", comment)
+    assert f"activations {gib(estimate.activations_bytes)}" in comment
+    assert f"scores {gib(estimate.logits_bytes)}" in comment
+    others = re.findall(r"per_device_train_batch_size: (\d+), predicted ([\d.]+) GiB", comment)
+    assert all(gib(predicted(int(fewer)).total_bytes) == figure for fewer, figure in others)
+    (gigabytes,) = re.findall(r"one GPU with (\d+) GB", comment)
+    assert estimate.total_bytes < 0.9 * int(gigabytes) * 2**30
+    assert training.global_batch_size % rows == 0
 
 
 def load_entry(entry):
@@ -115,7 +172,7 @@ def test_readme_yaml_runs(small_files, model_folder, snippet):
 
 
 def test_readme_commands_run(small_files):
-    commands = [line for block in snippets("bash") for line in block.splitlines() if "sft_main.py" in line]
+    commands = [line for block in snippets("bash") for line in block.splitlines() if "sft_main.py --config" in line]
     assert len(commands) >= 2
     for command in commands:
         words = shlex.split(command.rpartition("&& ")[2])
