@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, TextIO
 
 from configuration.schema import DistributedConfig, QuantizationConfig
 from sft_errors import ConfigError, UserError
@@ -259,11 +259,15 @@ def tell_problems(problems: Sequence[str]) -> None:
         sys.stderr.write("\n".join(problems) + "\n")
 
 
-def configure_logging() -> None:
-    """One log for all processes: the first one writes, to standard output; the others only what is an error."""
+def configure_logging(stream: TextIO | None = None) -> None:
+    """One log for all processes: the first one writes, the others only what is an error.
+
+    Args:
+        stream: where to; None: standard output.
+    """
     root = logging.getLogger("sft")
     root.handlers.clear()
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(stream or sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(handler)
     root.propagate = False

@@ -76,7 +76,7 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     _check_model_folder(config)
     place = config.tokenizer_name_or_path or config.model_name_or_path
     gguf = {"gguf_file": config.gguf_file} if config.gguf_file and config.tokenizer_name_or_path is None else {}
-    with _one_line_errors("tokenizer", place):
+    with one_line_errors("tokenizer", place):
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=config.trust_remote_code, **gguf)
     if not tokenizer.is_fast:
         raise ModelError(
@@ -317,7 +317,7 @@ def _load_weights(config: ModelConfig, options: dict[str, Any]) -> Any:
     # The GGUF reader draws a progress bar that has no switch.
     quiet = redirect_stderr(io.StringIO()) if config.gguf_file else nullcontext()
     try:
-        with _one_line_errors("model", config.model_name_or_path), quiet:
+        with one_line_errors("model", config.model_name_or_path), quiet:
             model, loading = AutoModelForCausalLM.from_pretrained(
                 config.model_name_or_path, output_loading_info=True, **options
             )
@@ -381,7 +381,7 @@ def _class_name(model: Any) -> str:
 
 
 @contextmanager
-def _one_line_errors(what: str, place: str) -> Iterator[None]:
+def one_line_errors(what: str, place: str) -> Iterator[None]:
     """Turns what the libraries say of a model that is not there, or not theirs, into one line.
 
     Raises:
