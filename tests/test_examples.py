@@ -1,4 +1,4 @@
-"""Every configuration that people copy loads and, shrunk, runs; the README's own snippets too."""
+"""Every configuration that people copy loads and, shrunk, runs; what the README and the pages in docs/ show too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,14 @@ from sft_types import ModelFootprint
 
 EXAMPLES = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "examples").glob("*.yaml"))
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "docs").glob("*.md")))]
 SHRUNK = ["--max_steps=2", "--logging_steps=1", "--report_to=none", "--sample_max_new_tokens=4"]
 
 
-def snippets(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def snippets(language: str, pages=PAGES) -> list[str]:
+    """The blocks of a language, each once, in the README and in docs/."""
+    found = [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)]
+    return list(dict.fromkeys(found))
 
 
 @pytest.fixture
@@ -150,8 +154,8 @@ def load_entry(entry):
 
 
 @pytest.mark.parametrize("snippet", [pytest.param(text, id=text.split(":")[0]) for text in snippets("yaml")])
-def test_readme_yaml_runs(small_files, model_folder, snippet):
-    config = small_files / "readme.yaml"
+def test_shown_yaml_runs(small_files, model_folder, snippet):
+    config = small_files / "shown.yaml"
     given = yaml.safe_load(snippet)
     given.pop("dataset_columns", None)  # names columns that the small file does not have
     data = ["--train_file=my_data.jsonl"]
@@ -171,12 +175,15 @@ def test_readme_yaml_runs(small_files, model_folder, snippet):
     assert main(["--config_file", str(config), *small, *SHRUNK]) == 0
 
 
-def test_readme_commands_run(small_files):
-    commands = [line for block in snippets("bash") for line in block.splitlines() if "sft_main.py --config" in line]
-    assert len(commands) >= 2
+def test_shown_commands_run(small_files):
+    """In the README and in docs/, each once; a line's comment and a continued line's end belong to the shell."""
+    lines = [line for block in snippets("bash") for line in block.replace("\\\n", " ").splitlines()]
+    commands = dict.fromkeys(line.partition("  #")[0] for line in lines if "sft_main.py --config" in line)
+    assert len(commands) >= 3
     for command in commands:
         words = shlex.split(command.rpartition("&& ")[2])
         assert words[:2] == ["python", "sft_main.py"]
+        shutil.rmtree(small_files / "sft_output", ignore_errors=True)
         done = subprocess.run(
             [sys.executable, str(REPOSITORY / "sft_main.py"), *words[2:], *SHRUNK],
             cwd=small_files, capture_output=True, text=True, check=False,
@@ -187,13 +194,14 @@ def test_readme_commands_run(small_files):
 def test_readme_python_uses_the_result(small_files, capsys):
     assert main(["--config_file", "sample_config.yaml", *SHRUNK]) == 0
     capsys.readouterr()
-    (code,) = snippets("python")
+    (code,) = snippets("python", [README])
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()
 
 
-def test_readme_rows_are_read_as_the_format_it_says(small_files, model_folder):
-    table = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| `(\{.*\})` \|$", README, flags=re.MULTILINE)
+def test_shown_rows_are_read_as_the_format_it_says(small_files, model_folder):
+    rows = [re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| `(\{.*\})` \|$", page, flags=re.MULTILINE) for page in PAGES]
+    table = dict.fromkeys(row for found in rows for row in found)
     assert len(table) == 8
     from data_handler import prepare_data
     from model_manager import load_tokenizer
@@ -206,7 +214,7 @@ def test_readme_rows_are_read_as_the_format_it_says(small_files, model_folder):
         assert set(re.findall(r"\w+", columns)) == set(json.loads(row))
 
 
-def test_readme_errors_are_what_the_program_says(tmp_path, capsys):
+def test_shown_errors_are_what_the_program_says(tmp_path, capsys):
     config = tmp_path / "my.yaml"
     lines = [""] * 12
     lines[0], lines[6] = "model_name_or_path: gpt2", "learning_rat: 1"
@@ -216,7 +224,7 @@ def test_readme_errors_are_what_the_program_says(tmp_path, capsys):
     (tmp_path / "README.md").write_text("")
     assert main(["--config_file", str(config), f"--dataset_path={tmp_path}"]) == 2
     said = capsys.readouterr().err.replace(str(config), "my.yaml")
-    (expected,) = [block for block in snippets("text") if "my.yaml" in block]
+    (expected,) = [block for block in snippets("text") if block.startswith("my.yaml:")]
     assert said == expected
 
 
