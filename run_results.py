@@ -42,7 +42,10 @@ def save_and_report(
     draw_curves(
         read_metrics(output / "metrics.jsonl"), output / "training_curves.png", config.logging.run_name or str(output)
     )
-    summary = build_summary(result, data.report, trainer.plan_now(), config_sha256(config), context.device)
+    summary = build_summary(
+        result, data.report, trainer.plan_now(), config_sha256(config), context.device,
+        data_digests=trainer.facts.get("data"),
+    )  # fmt: skip
     write_json(summary, output / "run_summary.json")
     if not completed:
         logger.info("Stopped at step %d of %d, saved in %s.", result.steps, plan.total_steps, result.last_checkpoint)

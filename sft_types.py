@@ -112,6 +112,10 @@ class LengthReport:
     p95: int
     p99: int
     longest: int
+    bin_edges: tuple[int, ...] = ()
+    """Bounds of a histogram, one more than there are bins: a bin holds `bin_edges[i] <= length < bin_edges[i + 1]`."""
+    bin_counts: tuple[int, ...] = ()
+    """Rows in each bin; together all rows that the percentiles are of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,10 @@ from sft_types import DataReport, LengthReport, RowSource, SourceReport, SplitRe
 
 EXAMPLES = 5
 """Duplicates and leaks that are named; all are counted."""
+BINS = 24
+"""Of the histogram of lengths, at most."""
+FAR_LONGER = 8
+"""Times the median: from there on the bins of the histogram grow by a factor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +144,25 @@ def _length_report(full_lengths: np.ndarray) -> LengthReport | None:
         return None
     found = np.percentile(full_lengths, [50, 90, 95, 99, 100], method="inverted_cdf")
     median, p90, p95, p99, longest = (int(length) for length in found)
-    return LengthReport(median=median, p90=p90, p95=p95, p99=p99, longest=longest)
+    edges = _bin_edges(int(full_lengths.min()), median, longest)
+    counts, _ = np.histogram(full_lengths, bins=edges)
+    return LengthReport(
+        median=median, p90=p90, p95=p95, p99=p99, longest=longest,
+        bin_edges=tuple(edges.tolist()), bin_counts=tuple(counts.tolist()),
+    )  # fmt: skip
+
+
+def _bin_edges(shortest: int, median: int, longest: int) -> np.ndarray:
+    """Whole numbers from the shortest length to one above the longest: evenly spaced, or by equal factors.
+
+    Equal factors where a few rows are far longer than the rest, which would else all stand in the first bin.
+    """
+    if longest + 1 - shortest <= BINS:
+        return np.arange(shortest, longest + 2)
+    spaced = np.geomspace if longest > FAR_LONGER * median else np.linspace
+    edges = np.unique(np.round(spaced(max(shortest, 1), longest + 1, BINS + 1)).astype(np.int64))
+    edges[0] = shortest
+    return edges
 
 
 def _duplicates(digests: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,24 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenize
 
 
 def build_summary(
-    result: TrainingResult, report: DataReport, plan: BatchPlan, config_digest: str, device: str
+    result: TrainingResult,
+    report: DataReport,
+    plan: BatchPlan,
+    config_digest: str,
+    device: str,
+    *,
+    data_digests: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The summary's content, ready for JSON."""
+    """The summary's content, ready for JSON.
+
+    Args:
+        result: what training brought back.
+        report: the counts of the data.
+        plan: the batch plan at the end.
+        config_digest: of the configuration.
+        device: of the first process.
+        data_digests: of the rows of each split (see `run_facts.facts_of_run`).
+    """
     train = {
         name: getattr(result, name)
         for name in (
@@ -49,6 +64,7 @@ def build_summary(
             "validation": report.validation and split_counts(report.validation),
             "leakage": report.leakage,
             "is_complete": report.is_complete,
+            "digests": dict(data_digests or {}),
         },
         "batch_plan": plan_document(plan),
         "bad_steps": result.bad_steps,
@@ -128,6 +144,7 @@ def split_counts(split: SplitReport) -> dict[str, Any]:
         "tokens": split.tokens,
         "supervised_tokens": split.supervised_tokens,
         "longest_row": split.longest_row,
+        "lengths": split.lengths and dataclasses.asdict(split.lengths),
     }
 
 

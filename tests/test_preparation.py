@@ -23,6 +23,7 @@ from tokenizers import AddedToken
 from configuration.schema import RECORD_FORMATS, DataConfig, DatasetSource
 from data_handler import prepare_data
 from preparation.checks import bad_row_lines, find_problems
+from preparation.counts import BINS, _length_report
 from preparation.rows import CHUNKS_WITHOUT_HELP, NOTE_FLAGS, Refusals, RowPreparer
 from preparation.sources import SourcePreparation, format_named
 from prompting.formats import FORMATS
@@ -603,11 +604,46 @@ def test_find_problems_of_leakage_up_to_a_share(tmp_path, tokenizer, leaking, sh
     assert find_problems(prepare(config, tokenizer).report, config) == ([] if is_sound else [line])
 
 
+def without_bins(lengths):
+    return replace(lengths, bin_edges=(), bin_counts=())
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [7],
+        [7] * 50,
+        [0, 3],
+        list(range(24)),
+        list(range(25)),
+        [1, 2, 3] * 40 + [100_000],
+        list(range(1, 3000, 7)) + [2**20],
+    ],
+)
+def test_histogram_of_lengths_adds_up_to_the_rows(lengths):
+    found = _length_report(np.asarray(lengths))
+    assert sum(found.bin_counts) == len(lengths)
+    assert len(found.bin_edges) == len(found.bin_counts) + 1 <= BINS + 1
+    assert list(found.bin_edges) == sorted(set(found.bin_edges))
+    assert (found.bin_edges[0], found.bin_edges[-1]) == (min(lengths), max(lengths) + 1)
+    for low, high, count in zip(found.bin_edges, found.bin_edges[1:], found.bin_counts, strict=False):
+        assert count == sum(low <= length < high for length in lengths)
+
+
+def test_histogram_of_lengths_grows_its_bins_where_few_rows_are_far_longer():
+    found = _length_report(np.asarray(list(range(20, 120)) * 10 + [50_000]))
+    assert found.bin_counts[0] < 500
+    even = _length_report(np.asarray(range(100)))
+    widths = np.diff(even.bin_edges)
+    assert widths.max() - widths.min() <= 1
+
+
 def test_prepare_tells_the_lengths_of_rows(tmp_path, tokenizer):
     """Lengths 11 to 110: so many percent of the rows have at most so many tokens and ten."""
     file = texts(tmp_path / "a.txt", np.random.default_rng(0).permutation(100) + 11)
     report = prepare(DataConfig(train_file=file, max_seq_length=200), tokenizer).report.train
-    assert report.lengths == LengthReport(median=60, p90=100, p95=105, p99=109, longest=110)
+    assert without_bins(report.lengths) == LengthReport(median=60, p90=100, p95=105, p99=109, longest=110)
+    assert sum(report.lengths.bin_counts) == 100
     assert (report.tokens, report.longest_row, report.rows_too_long) == (6050, 110, 0)
     assert report.supervised_tokens == 5950  # all but the first of each row, which nothing predicts
 
@@ -617,7 +653,8 @@ def test_prepare_tells_the_lengths_of_whole_rows_whatever_becomes_of_them(tmp_pa
     file = texts(tmp_path / "a.txt", np.arange(100) + 11)
     config = DataConfig(train_file=file, max_seq_length=60, on_too_long=on_too_long)
     report = prepare(config, tokenizer).report.train
-    assert report.lengths == LengthReport(median=60, p90=100, p95=105, p99=109, longest=110)
+    assert without_bins(report.lengths) == LengthReport(median=60, p90=100, p95=105, p99=109, longest=110)
+    assert sum(report.lengths.bin_counts) == 100
     assert (report.rows_too_long, report.rows_that_lose_the_end) == (50, 50)
     assert report.longest_row == 60
     assert (report.rows_used, report.rows_dropped) == (
