@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from config_manager import SFTConfig, config_sha256
 from model_manager import save_final_model
@@ -11,6 +13,7 @@ from reporting.console import before_and_after_lines, sample_lines
 from reporting.curves import draw_curves
 from reporting.metrics_log import read_metrics
 from reporting.summary import build_summary, write_json
+from run_report import HTML_FILE, RunReport
 from sft_types import BatchPlan, SampleAnswer, TrainingData, TrainingResult
 from trainer_utils import SFTTrainer
 from training_arguments import finish_trackers
@@ -25,6 +28,7 @@ def save_and_report(
     plan: BatchPlan,
     result: TrainingResult,
     command: str,
+    report: RunReport,
 ) -> int:
     """Saves the model, writes the records, and says what came of it; returns the exit status."""
     context, output = trainer.context, Path(config.training.output_dir)
@@ -47,6 +51,7 @@ def save_and_report(
         data_digests=trainer.facts.get("data"),
     )  # fmt: skip
     write_json(summary, output / "run_summary.json")
+    report.finish(result)
     if not completed:
         logger.info("Stopped at step %d of %d, saved in %s.", result.steps, plan.total_steps, result.last_checkpoint)
         logger.info("Go on with: %s --resume_from_checkpoint auto", command)
@@ -59,8 +64,20 @@ def save_and_report(
         f"{result.tokens_per_second:,.0f}", f"{result.supervised_tokens_per_second:,.0f}",
     )  # fmt: skip
     kind = "adapters" if config.lora is not None else "model"
-    logger.info("Saved the %s, run_summary.json, metrics.jsonl and training_curves.png in %s.", kind, output)
+    logger.info("Saved the %s and the records in %s. What came of it: %s", kind, output, output / HTML_FILE)
     return 0
+
+
+def attach_report(
+    config: SFTConfig, trainer: SFTTrainer, data: TrainingData, facts: Mapping[str, Any], command: str
+) -> RunReport:
+    """The report of the run, which the trainer keeps up to date from now on."""
+    report = RunReport(
+        config, data, trainer.context, model=trainer.model, plan=trainer.plan_now,
+        bad_steps=lambda: trainer.bad_steps.count, data_digests=facts["data"], command=command,
+    )  # fmt: skip
+    trainer.add_callback(report)
+    return report
 
 
 def pair_answers(data: TrainingData, before: list[str], after: list[str]) -> tuple[SampleAnswer, ...]:

@@ -198,7 +198,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     if is_rehearsal:
         return show(footprint(model), plan, precision, layout)
     logger.info(plan_line(plan, context.device))
-    from run_results import save_and_report  # not above: a dry run does without Trainer
+    from run_results import attach_report, save_and_report  # not above: a dry run does without Trainer
     from training_run import build_trainer
 
     _prepare_output(config, context, checkpoint, lock)
@@ -210,10 +210,12 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
         checkpoint=checkpoint, stream_drops=stream_drops(config.data), compiling=compile_options(config.training),
         facts=facts, max_bad_steps=config.training.max_bad_steps,
     )  # fmt: skip
-    result = _train_between_answers(prepared, data, eos_token_ids, config.logging.sample_max_new_tokens, checkpoint)
-    with StopRequest():  # what is being written is finished, and then there is nothing left to stop
-        status = save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat)
-        return agree_on_smallest(status, context)  # where one leaves, a scheduler may end those that still write
+    report = attach_report(config, prepared.trainer, data, facts, command.to_repeat)
+    with report.told_of_failure():
+        result = _train_between_answers(prepared, data, eos_token_ids, config.logging.sample_max_new_tokens, checkpoint)
+        with StopRequest():  # what is being written is finished, and then there is nothing left to stop
+            status = save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat, report)
+            return agree_on_smallest(status, context)  # where one leaves, a scheduler may end those that still write
 
 
 def _claim_output(config: SFTConfig, context: "DistributedContext", lock: OutputLock, *, is_rehearsal: bool) -> None:

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 from device_memory import total_memory_bytes
-from distributed_utils import num_usable_cores
+from distributed_utils import num_processes_here, num_usable_cores
 from machine_types import Environment
+from reporting.report_records import Machine
 from reporting.summary import installed_versions
 from sft_types import DistributedContext, ModelFootprint
 
@@ -48,6 +49,19 @@ def gather_environment(
         checkpoints_kept=checkpoints_kept,
         num_checkpoints=num_checkpoints,
         final_model_bytes=saved,
+    )
+
+
+def describe_machine(context: DistributedContext) -> Machine:
+    """The machine under this process."""
+    return Machine(
+        device=context.device,
+        device_name=_device_name(context.device),
+        device_memory_bytes=total_memory_bytes(context.device),
+        num_cores=num_usable_cores(),
+        processes_here=num_processes_here(context.world_size),
+        system=platform.platform(),
+        versions=installed_versions(),
     )
 
 

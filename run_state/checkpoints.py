@@ -16,7 +16,9 @@ from sft_errors import ConfigError
 logger = logging.getLogger("sft.train")
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_OWN_FILES = ("metrics.jsonl", "run_summary.json", "training_curves.png", "resolved_config.yaml")
+_OWN_FILES = (
+    "metrics.jsonl", "run_summary.json", "training_curves.png", "resolved_config.yaml", "report.html", "report.md",
+)  # fmt: skip
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:

@@ -24,6 +24,7 @@ FLOORS = {
     "starting": 3,
     "batch_sizes": 3,
     "run_facts": 3,
+    "run_report": 3,
     "preparation": 2,
     "checkpointed_trainer": 2,
     "training_arguments": 2,

@@ -1,0 +1,75 @@
+"""How to have a run again, and how to use what it left: commands and a program to copy."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from reporting.report_records import COMPLETED, FAILED, INTERRUPTED, RUNNING, RunRecords
+
+LONGEST_PROMPT = 200
+
+
+def reproduce_commands(records: RunRecords) -> str:
+    """Commands for a shell: the run again, and how to go on where it did not come to its end."""
+    output = str(records.settings.get("output_dir"))
+    config = shlex.quote(str(Path(output, "resolved_config.yaml")))
+    again = shlex.quote(f"{output.rstrip('/')}-again")
+    versions = records.machine.versions
+    pins = " ".join(f"{name}=={number.partition('+')[0]}" for name, number in versions.items() if name != "python")
+    lines = [
+        "# with the same versions, the same data, from the same folder",
+        f"pip install {pins}",
+        f"python sft_main.py --config_file {config} --output_dir {again}",
+        "# as it was typed",
+        records.command,
+    ]
+    if records.status in (INTERRUPTED, FAILED):
+        lines += ["# to go on from the newest checkpoint", f"{records.command} --resume_from_checkpoint auto"]
+    return "\n".join(lines)
+
+
+_HEAD = """\
+from {package} import {model_class}
+from transformers import AutoTokenizer
+
+folder = {folder!r}
+model = {model_class}.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+"""
+_CHAT = """\
+chat = [{{"role": "user", "content": {prompt!r}}}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+"""
+_TEXT = """\
+inputs = tokenizer({prompt!r}, return_tensors="pt")
+"""
+_TAIL = """\
+answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))"""
+
+
+def use_program(records: RunRecords) -> str:
+    """A Python program that loads the result and lets it answer; empty where none was saved."""
+    if records.status != COMPLETED:
+        return ""
+    is_adapter = bool(records.settings.get("lora_config"))
+    prompt = records.prompts[0].prompt if records.prompts else "Hello."
+    return (_HEAD + (_CHAT if records.is_chat else _TEXT) + _TAIL).format(
+        package="peft" if is_adapter else "transformers",
+        model_class="AutoPeftModelForCausalLM" if is_adapter else "AutoModelForCausalLM",
+        folder=str(records.settings.get("output_dir")),
+        prompt=prompt if len(prompt) <= LONGEST_PROMPT else "Hello.",
+    )
+
+
+def use_note(records: RunRecords) -> str:
+    """What there is to use, in a sentence."""
+    if records.status == COMPLETED:
+        is_adapter = bool(records.settings.get("lora_config"))
+        kind = "The adapters, which load on top of their base model," if is_adapter else "The model"
+        return f"{kind} and the tokenizer with its chat template are saved in the output folder."
+    if records.status == RUNNING:
+        return "The model is saved when the run has come to its end."
+    why = "the run failed" if records.status == FAILED else "the run was stopped"
+    return f"No model was saved: {why}. To go on, see above."
