@@ -139,7 +139,8 @@ def _headline(records: RunRecords, verdicts: tuple[Verdict, ...]) -> str:
     }
     first = verdicts[0]
     wrong = sum(verdict.state in ("bad", "warn") for verdict in verdicts)
-    learned = "It learned." if first.state == GOOD else f"Did it learn? {first.sentence}"
+    sentence, _, _ = first.sentence.partition(". ")
+    learned = "It learned." if first.state == GOOD else f"Did it learn? {sentence.rstrip('.')}."
     rest = "Nothing to mend." if not wrong else f"{counted(wrong, 'thing')} to look at."
     if records.is_running and not wrong:
         rest = "Nothing to mend so far."

@@ -188,9 +188,9 @@ def _data(facts: ReportFacts) -> list[Markup | None]:
         for name, share in facts.trained_shares
     ]
     counts = _card(_table(facts.rows, class_="numbers"), *shares)
-    pictures = map(_histogram, facts.histograms)
+    pictures = element("div", *map(_histogram, facts.histograms), class_="stack") if facts.histograms else None
     return [
-        element("div", counts, *pictures, class_="grid pictures"),
+        element("div", counts, pictures, class_="grid pictures"),
         _card(_table(facts.sources, class_="breaks")),
         _card(element("h3", "Left out"), _table(facts.dropped)) if facts.dropped is not None else None,
     ]

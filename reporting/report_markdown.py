@@ -22,7 +22,7 @@ _SPARKS = 40
 def report_markdown(facts: ReportFacts) -> str:
     """The whole report."""
     lines = [f"# {_text(facts.title)}", "", _text(facts.subtitle), "", f"**{_text(facts.headline)}**", ""]
-    lines += [f"Status: {facts.status}. Written {facts.written_at}.", "", "## Verdicts", ""]
+    lines += [f"Status: {facts.status}. Written {_text(facts.written_at)}.", "", "## Verdicts", ""]
     for verdict in facts.verdicts:
         lines.append(
             f"- {SIGNS[verdict.state]} **{verdict.question}** {_text(verdict.sentence)} {_text(verdict.figures)}"

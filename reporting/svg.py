@@ -101,7 +101,7 @@ def short(value: float) -> str:
         return f"{value / 1e6:.4g}M"
     if size >= 1e4:
         return f"{value / 1e3:.4g}k"
-    if size >= 1e-3 or not size:
+    if size >= 1e-4 or not size:
         return f"{value:,.6g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
@@ -126,9 +126,9 @@ def _scale(values: tuple[float, float], places: tuple[float, float], *, is_log: 
 
 
 def _bounds(low: float, high: float, ticks: Sequence[float], *, is_log: bool) -> tuple[float, float]:
-    """The axis from a little below the lowest value to a little above the highest, its ticks included."""
+    """Where the axis begins and ends: at its outermost ticks, or values."""
     if is_log:
-        return min(low, ticks[0]) / 1.05, max(high, ticks[-1]) * 1.1
+        return min(low, ticks[0]), max(high, ticks[-1])
     low, high = min(low, ticks[0]), max(high, ticks[-1])
     return (low, high) if high > low else (low, low + 1)
 
@@ -148,12 +148,14 @@ def _linear_ticks(low: float, high: float, about: int, *, is_covered: bool = Fal
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten; where they are few, 2 and 5 times them too."""
+    """Powers of ten that cover the values; where they are few, 2 and 5 times them too."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1,) if len(powers) > 3 else (1, 2, 5)
     every = math.ceil(len(powers) / 7)
     ticks = [factor * 10.0**power for power in powers[::every] for factor in factors]
-    return [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001] or [low, high]
+    below = max((tick for tick in ticks if tick <= low), default=ticks[0])
+    above = min((tick for tick in ticks if tick >= high), default=ticks[-1])
+    return [tick for tick in ticks if below <= tick <= above]
 
 
 def _y_axis(ticks: Sequence[float], y_of: Scale) -> Markup:
@@ -174,7 +176,7 @@ def _x_axis(ticks: Sequence[tuple[float, str]], x_of: Scale, title: str) -> Mark
         pieces.append(element("line", class_="axis", x1=_n(x), x2=_n(x), y1=base, y2=base + 4))
         pieces.append(element("text", label, x=_n(x), y=base + 17, text_anchor=anchor))
     middle = (_LEFT + WIDTH - _RIGHT) / 2
-    pieces.append(element("text", title, class_="mark", x=_n(middle), y=HEIGHT - 3, text_anchor="middle"))
+    pieces.append(element("text", title, class_="mark", x=_n(middle), y=HEIGHT - 5, text_anchor="middle"))
     return joined(*pieces)
 
 
