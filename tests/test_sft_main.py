@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -75,6 +76,30 @@ def test_main_summary_has_the_contract_keys(run_sft):
     assert summary["versions"]["torch"] == torch.__version__.partition("+")[0] or summary["versions"]["torch"]
     assert len(summary["config_sha256"]) == 64
     assert (run.output_dir / "training_curves.png").stat().st_size > 10_000
+    assert_the_report_tells(run, summary)
+
+
+def assert_the_report_tells(run, summary):
+    page = ElementTree.fromstring((run.output_dir / "report.html").read_text(encoding="utf-8"))
+    told = "".join(page.find("body").itertext())
+    markdown = (run.output_dir / "report.md").read_text(encoding="utf-8")
+    assert page.findall("head/meta[@http-equiv='refresh']") == []
+    for when in ("eval_before", "eval_after"):
+        assert f"{summary[when]['loss']:.4f}" in told
+        assert f"{summary[when]['loss']:.4f}" in markdown
+    for fact in (
+        "Did it learn?",
+        "5 of 5",
+        summary["config_sha256"],
+        *summary["data"]["digests"]["validation"].split(),
+    ):
+        assert fact in told
+        assert fact in markdown
+    lengths = summary["data"]["train"]["lengths"]
+    assert sum(lengths["bin_counts"]) == summary["data"]["train"]["rows_read"] == 18
+    assert told.count("the data's answer") == len(summary["samples"]) == 3
+    for sample in summary["samples"]:
+        assert sample["after"] in told
 
 
 def test_main_metrics_file_has_a_step_and_known_names_in_each_line(run_sft):
@@ -169,6 +194,7 @@ def test_main_sets_an_earlier_run_aside(run_sft):
     assert second.status == 0
     assert "holds an earlier run" in second.out
     assert (second.output_dir / "earlier-run-1" / "run_summary.json").is_file()
+    assert (second.output_dir / "earlier-run-1" / "report.html").is_file()
     assert (second.output_dir / "earlier-run-1" / "checkpoint-6").is_dir()
 
 
@@ -282,6 +308,9 @@ def test_main_interrupted_says_where_it_stopped_and_goes_on(model_folder, questi
     assert "Traceback" not in err
     summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
     assert summary["status"] == "interrupted"
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"It was stopped by SIGINT at step {summary['train']['steps']:,}." in page
+    assert "No model was saved: the run was stopped." in page
     stopped = summary["train"]["steps"]
     process = start_command(*arguments, f"--max_steps={stopped + 2}", "--resume_from_checkpoint=auto")
     out, err = process.communicate(timeout=120)
