@@ -12,7 +12,7 @@ from reporting.report_curves import Curve, Series
 from sft_types import LengthReport
 
 WIDTH, HEIGHT = 460, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 12, 36
 _POINTS = 400
 """Of a line, at most: a long run has more than a picture can show."""
 _HOVERS = 80

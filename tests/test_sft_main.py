@@ -87,12 +87,8 @@ def assert_the_report_tells(run, summary):
     for when in ("eval_before", "eval_after"):
         assert f"{summary[when]['loss']:.4f}" in told
         assert f"{summary[when]['loss']:.4f}" in markdown
-    for fact in (
-        "Did it learn?",
-        "5 of 5",
-        summary["config_sha256"],
-        *summary["data"]["digests"]["validation"].split(),
-    ):
+    digests = summary["data"]["digests"]
+    for fact in ("Did it learn?", "5 of 5", summary["config_sha256"], digests["train"], digests["validation"]):
         assert fact in told
         assert fact in markdown
     lengths = summary["data"]["train"]["lengths"]
