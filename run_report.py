@@ -20,7 +20,7 @@ from reporting.metrics_log import read_metrics
 from reporting.report_facts import find_facts
 from reporting.report_html import report_html
 from reporting.report_markdown import report_markdown
-from reporting.report_records import COMPLETED, FAILED, INTERRUPTED, RUNNING, RunRecords, answers_of, read_answers
+from reporting.report_records import COMPLETED, FAILED, INTERRUPTED, RUNNING, ReportRecords, answers_of, read_answers
 from run_state.interruption import signal_name
 from sft_errors import one_line
 from sft_types import BatchPlan, DistributedContext, TrainingData, TrainingResult
@@ -63,7 +63,7 @@ class RunReport(TrainerCallback):
         if not self._is_main_process:
             return
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._records = RunRecords(
+        self._records = ReportRecords(
             name=config.logging.run_name or self._output.resolve().name,
             status=RUNNING,
             step=0,
@@ -130,7 +130,7 @@ class RunReport(TrainerCallback):
                 logger.warning("%s cannot be written: %s", self._output / HTML_FILE, problem)
             self._failure = problem
 
-    def _records_now(self, known: Mapping[str, Any]) -> RunRecords:
+    def _records_now(self, known: Mapping[str, Any]) -> ReportRecords:
         metrics = self._output / "metrics.jsonl"
         prompts = read_answers(self._output / "samples.jsonl")
         result = known.get("result")

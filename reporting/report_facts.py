@@ -13,7 +13,7 @@ from reporting.report_records import (
     INTERRUPTED,
     RUNNING,
     AnsweredPrompt,
-    RunRecords,
+    ReportRecords,
     best_evaluation,
     is_number,
 )
@@ -79,7 +79,7 @@ class ReportFacts:
     use_note: str
 
 
-def find_facts(records: RunRecords) -> ReportFacts:
+def find_facts(records: ReportRecords) -> ReportFacts:
     """Everything the report says, as plain text and numbers."""
     verdicts = find_verdicts(records)
     data = records.data
@@ -120,7 +120,7 @@ def _named(data: DataReport) -> Iterator[tuple[str, SplitReport]]:
     return zip(("training", "validation"), data.splits, strict=False)
 
 
-def _subtitle(records: RunRecords) -> str:
+def _subtitle(records: ReportRecords) -> str:
     data = ", ".join(source.name for source in records.data.train.sources)
     how = "adapters (LoRA)" if records.settings.get("lora_config") else "all weights"
     if records.settings.get("quantization_config"):
@@ -128,7 +128,7 @@ def _subtitle(records: RunRecords) -> str:
     return f"{records.settings.get('model_name_or_path')}, {how}, on {data}"
 
 
-def _headline(records: RunRecords, verdicts: tuple[Verdict, ...]) -> str:
+def _headline(records: ReportRecords, verdicts: tuple[Verdict, ...]) -> str:
     """One line: how it stands, and what is wrong."""
     total = records.plan.total_steps
     words = {
@@ -147,7 +147,7 @@ def _headline(records: RunRecords, verdicts: tuple[Verdict, ...]) -> str:
     return f"{words[records.status]} {learned} {rest}"
 
 
-def _scores(records: RunRecords) -> Table | None:
+def _scores(records: ReportRecords) -> Table | None:
     evaluations = [event for event in records.evaluations if is_number(event["eval_loss"])]
     columns: list[tuple[str, Mapping[str, Any]]] = []
     result = records.result
@@ -189,7 +189,7 @@ def _figure(value: Any, form: str) -> str:
     return form.format(value) if abs(value) < 1e8 else f"{value:.1e}"
 
 
-def _training_rows(records: RunRecords) -> Iterator[tuple[str, str]]:
+def _training_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
     plan, result = records.plan, records.result
     yield "steps", f"{records.step:,} of {plan.total_steps:,}"
     epochs = result.epochs if result is not None else records.last_of("epoch")
@@ -218,7 +218,7 @@ def _training_rows(records: RunRecords) -> Iterator[tuple[str, str]]:
     yield "steps left out", f"{records.bad_steps:,}"
 
 
-def _speed_rows(records: RunRecords) -> Iterator[tuple[str, str]]:
+def _speed_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
     names = (
         ("examples/s", "examples_per_second", "{:,.1f}"),
         ("tokens/s", "tokens_per_second", "{:,.0f}"),
@@ -276,7 +276,7 @@ def _dropped_table(data: DataReport) -> Table | None:
     return Table(header=("split", "reason", "rows", "the first"), rows=tuple(rows)) if rows else None
 
 
-def _given_table(records: RunRecords) -> Table:
+def _given_table(records: ReportRecords) -> Table:
     """What was set, and where; nested keys by their path."""
     rows = []
     for key, where in records.given.items():
@@ -288,7 +288,7 @@ def _given_table(records: RunRecords) -> Table:
     return Table(header=("key", "value", "given in"), rows=tuple(rows))
 
 
-def _environment_rows(records: RunRecords) -> Iterator[tuple[str, str]]:
+def _environment_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
     machine = records.machine
     yield "device", f"{machine.device} ({machine.device_name})"
     if machine.device_memory_bytes:
@@ -304,7 +304,7 @@ def _environment_rows(records: RunRecords) -> Iterator[tuple[str, str]]:
     yield from machine.versions.items()
 
 
-def _digests_table(records: RunRecords) -> Table:
+def _digests_table(records: ReportRecords) -> Table:
     rows = [("configuration", records.config_sha256)]
     rows += [
         (f"{name} rows", str(records.data_digests[name]))

@@ -54,7 +54,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunRecords:
+class ReportRecords:
     """A run as it stands: while it trains, at its end, or where it was stopped."""
 
     name: str

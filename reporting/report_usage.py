@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from reporting.report_records import COMPLETED, FAILED, INTERRUPTED, RUNNING, RunRecords
+from reporting.report_records import COMPLETED, FAILED, INTERRUPTED, RUNNING, ReportRecords
 
 LONGEST_PROMPT = 200
 
 
-def reproduce_commands(records: RunRecords) -> str:
+def reproduce_commands(records: ReportRecords) -> str:
     """Commands for a shell: the run again, and how to go on where it did not come to its end."""
     output = str(records.settings.get("output_dir"))
     config = shlex.quote(str(Path(output, "resolved_config.yaml")))
@@ -49,7 +49,7 @@ answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs[
 print(tokenizer.decode(answer, skip_special_tokens=True))"""
 
 
-def use_program(records: RunRecords) -> str:
+def use_program(records: ReportRecords) -> str:
     """A Python program that loads the result and lets it answer; empty where none was saved."""
     if records.status != COMPLETED:
         return ""
@@ -63,12 +63,16 @@ def use_program(records: RunRecords) -> str:
     )
 
 
-def use_note(records: RunRecords) -> str:
+def use_note(records: ReportRecords) -> str:
     """What there is to use, in a sentence."""
     if records.status == COMPLETED:
         is_adapter = bool(records.settings.get("lora_config"))
         kind = "The adapters, which load on top of their base model," if is_adapter else "The model"
-        return f"{kind} and the tokenizer with its chat template are saved in the output folder."
+        folder = shlex.quote(str(records.settings.get("output_dir")))
+        return (
+            f"{kind} and the tokenizer with its chat template are saved in the output folder. To talk to it: python "
+            f"chat.py {folder}"
+        )
     if records.status == RUNNING:
         return "The model is saved when the run has come to its end."
     why = "the run failed" if records.status == FAILED else "the run was stopped"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reporting.data_verdict import DATA_RULE, data_findings
-from reporting.report_records import COMPLETED, FAILED, RUNNING, RunRecords, best_evaluation, is_number
+from reporting.report_records import COMPLETED, FAILED, RUNNING, ReportRecords, best_evaluation, is_number
 from reporting.text import counted, percent, size
 
 GOOD, WARN, BAD, UNKNOWN = "good", "warn", "bad", "unknown"
@@ -41,7 +41,7 @@ class Verdict:
     rule: str
 
 
-def find_verdicts(records: RunRecords) -> tuple[Verdict, ...]:
+def find_verdicts(records: ReportRecords) -> tuple[Verdict, ...]:
     """All verdicts, the one that matters most first."""
     found = [
         learned_verdict(records),
@@ -56,7 +56,7 @@ def find_verdicts(records: RunRecords) -> tuple[Verdict, ...]:
     return tuple(verdict for verdict in found if verdict is not None)
 
 
-def learned_verdict(records: RunRecords) -> Verdict:
+def learned_verdict(records: ReportRecords) -> Verdict:
     """Whether the validation loss fell; by the training loss alone where there is no validation."""
     question = "Did it learn?"
     runaway = _runaway(records)
@@ -80,7 +80,7 @@ def learned_verdict(records: RunRecords) -> Verdict:
     return Verdict(question=question, state=state, sentence=sentence, figures=figures, rule=rule)
 
 
-def _losses_before_and_after(records: RunRecords) -> tuple[float | None, float | None]:
+def _losses_before_and_after(records: ReportRecords) -> tuple[float | None, float | None]:
     """Validation losses: before the first step, and of the model as it is."""
     evaluations = [event for event in records.evaluations if is_number(event["eval_loss"])]
     first = evaluations[0]["eval_loss"] if evaluations and evaluations[0]["step"] == 0 else None
@@ -93,7 +93,7 @@ def _losses_before_and_after(records: RunRecords) -> tuple[float | None, float |
     return first, last
 
 
-def _learned_by_training_loss(question: str, records: RunRecords) -> Verdict:
+def _learned_by_training_loss(question: str, records: ReportRecords) -> Verdict:
     losses = [loss for _, loss in records.training_losses if is_number(loss)]
     rule = (
         f"Without an evaluation before and after, only the training loss is left: mean of the first {WINDOW} logged "
@@ -118,7 +118,7 @@ def _learned_by_training_loss(question: str, records: RunRecords) -> Verdict:
     return Verdict(question=question, state=state, sentence=sentence, figures=figures, rule=rule)
 
 
-def _runaway(records: RunRecords) -> dict[str, str] | None:
+def _runaway(records: ReportRecords) -> dict[str, str] | None:
     """What there is to say of a run whose loss is no number, or ends far above its start."""
     losses = records.training_losses
     rule = (
@@ -146,7 +146,7 @@ def _runaway(records: RunRecords) -> dict[str, str] | None:
     }
 
 
-def overfit_verdict(records: RunRecords) -> Verdict | None:
+def overfit_verdict(records: ReportRecords) -> Verdict | None:
     """Whether the validation loss rose from its best while the training loss went on falling."""
     question = "Does it overfit?"
     rule = (
@@ -174,7 +174,7 @@ def overfit_verdict(records: RunRecords) -> Verdict | None:
 
 
 def _overfit_words(
-    records: RunRecords, rise: float, best: dict, at_best: float | None, at_last: float | None
+    records: ReportRecords, rise: float, best: dict, at_best: float | None, at_last: float | None
 ) -> tuple[str, str]:
     if not (rise >= RISE_NATS and rise >= RISE_SHARE * best["eval_loss"]):
         if sum(event["step"] > 0 for event in records.evaluations) < 2:
@@ -191,7 +191,7 @@ def _overfit_words(
     return BAD, f"Yes, since step {best['step']:,}: it goes on learning its rows, and others less. {advice}."
 
 
-def _training_loss_at(records: RunRecords, step: int) -> float | None:
+def _training_loss_at(records: ReportRecords, step: int) -> float | None:
     """Mean of the last logged training losses up to a step; of the first one for a step before it."""
     losses = [(at, loss) for at, loss in records.training_losses if is_number(loss)]
     if not losses:
@@ -200,7 +200,7 @@ def _training_loss_at(records: RunRecords, step: int) -> float | None:
     return _mean(until[-WINDOW:]) if until else losses[0][1]
 
 
-def ending_verdict(records: RunRecords) -> Verdict:
+def ending_verdict(records: ReportRecords) -> Verdict:
     """Whether all planned steps were trained."""
     total = records.plan.total_steps
     figures = f"{records.step:,} of {counted(total, 'step')} ({percent(records.step, total)})."
@@ -223,7 +223,7 @@ def ending_verdict(records: RunRecords) -> Verdict:
     )  # fmt: skip
 
 
-def length_verdict(records: RunRecords) -> Verdict | None:
+def length_verdict(records: ReportRecords) -> Verdict | None:
     """Whether the validation loss was still falling when a run ended."""
     evaluations = [event for event in records.evaluations if is_number(event["eval_loss"])]
     if records.status != COMPLETED or len([event for event in evaluations if event["step"] > 0]) < 2:
@@ -243,7 +243,7 @@ def length_verdict(records: RunRecords) -> Verdict | None:
     )  # fmt: skip
 
 
-def data_verdict(records: RunRecords) -> Verdict:
+def data_verdict(records: ReportRecords) -> Verdict:
     """Whether the rows are what they should be."""
     dropped_by_stream = records.result.rows_dropped if records.result is not None else 0
     findings = data_findings(records.data, dropped_by_stream)
@@ -264,7 +264,7 @@ def data_verdict(records: RunRecords) -> Verdict:
     )  # fmt: skip
 
 
-def steps_verdict(records: RunRecords) -> Verdict:
+def steps_verdict(records: ReportRecords) -> Verdict:
     """Whether updates were left out, and whether memory ran out."""
     bad, steps = records.bad_steps, records.step
     shortages = sum(records.result.memory_shortages.values()) if records.result is not None else 0
@@ -282,7 +282,7 @@ def steps_verdict(records: RunRecords) -> Verdict:
     )  # fmt: skip
 
 
-def hardware_verdict(records: RunRecords) -> Verdict:
+def hardware_verdict(records: ReportRecords) -> Verdict:
     """Whether the devices were busy."""
     machine = records.machine
     device = "GPU" if machine.has_gpu else "CPU"
@@ -323,7 +323,7 @@ def _hardware_words(device: str, share: float | None) -> tuple[str, str]:
     return BAD, f"No. The {device} was mostly idle: {cause}."
 
 
-def endings_verdict(records: RunRecords) -> Verdict | None:
+def endings_verdict(records: ReportRecords) -> Verdict | None:
     """Whether the latest answers end by themselves; nothing where nobody looked."""
     latest = [prompt.answers[-1].ended for prompt in records.prompts if prompt.answers]
     known = [ended for ended in latest if ended is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reporting.report_records import AnsweredPrompt, Machine, RunRecords, StepAnswer
+from reporting.report_records import AnsweredPrompt, Machine, ReportRecords, StepAnswer
 from sft_types import (
     BatchPlan,
     DataReport,
@@ -119,4 +119,4 @@ def records(**changed):
         "result": result(),
         "written_at": "2026-01-02 03:04:05 UTC",
     }  # fmt: skip
-    return RunRecords(**(values | changed))
+    return ReportRecords(**(values | changed))

@@ -53,6 +53,7 @@ def test_page_says_what_the_run_was():
         "100 of 100", "2 min 5 s", "4 rows = 2 a device x 2 accumulated x 1 process", "The capital of France?",
         "Hm.", "2,000", "500 (25.0%)", "my.yaml:1", "A processor", "torch", "c" * 64, "1" * 64,
         "python sft_main.py --config_file out/resolved_config.yaml --output_dir out-again", "pip install torch==2.13.0",
+        "python chat.py out",
         "AutoModelForCausalLM.from_pretrained(folder)", "Answers in between (1)", "ended by itself",
     ):  # fmt: skip
         assert fact in found, fact
