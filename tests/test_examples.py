@@ -59,7 +59,7 @@ def test_sample_config_runs_as_it_is_but_shorter(small_files):
     assert all(sample["before"] for sample in summary["samples"])
 
 
-def test_sample_config_shows_every_common_key_in_the_order_of_the_guide():
+def test_sample_config_shows_every_common_key_in_order():
     text = (REPOSITORY / "sample_config.yaml").read_text()
     shown = re.findall(r"^#? ?([a-z_0-9]+):", text, flags=re.MULTILINE)
     inner = re.findall(r"^#   ([a-z_0-9]+):", text, flags=re.MULTILINE)
