@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 FLOORS = {
     "sft_main": 5,
     "chat": 5,
+    "compare_runs": 5,
     "talking": 4,
     "run_results": 4,
     "training_run": 4,
