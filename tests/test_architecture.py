@@ -15,6 +15,8 @@ FLOORS = {
     "sft_main": 5,
     "chat": 5,
     "compare_runs": 5,
+    "export_model": 5,
+    "exporting": 4,
     "talking": 4,
     "run_results": 4,
     "training_run": 4,
