@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ def merged(model: Any) -> Any:
         raise ModelError(f"Adapters of the kind {kind} are no part of the weights and cannot be merged.")
     was_tied = _untie(model.get_base_model())
     try:
-        whole = model.merge_and_unload(safe_merge=True)  # safe: says if a weight comes out as no finite number
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on tied weights, which are seen to here
+            whole = model.merge_and_unload(safe_merge=True)  # safe: says if a weight comes out as no finite number
     except ValueError as error:
         raise ModelError(f"The adapters cannot be merged: {one_line(error)}") from error
     if was_tied:
