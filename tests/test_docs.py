@@ -75,3 +75,23 @@ def test_commands_name_scripts_that_are_there(page):
                 assert (REPOSITORY / script).is_file(), f"{page.name}: {line}"
             if line.startswith("./"):
                 assert (REPOSITORY / shlex.split(line)[0]).is_file(), f"{page.name}: {line}"
+
+
+def test_what_is_to_be_seen_is_what_the_program_says():
+    """Each message in troubleshooting stands in the code, but for what is filled in (`...`, numbers, N)."""
+    code = "\n".join(path.read_text(encoding="utf-8") for path in REPOSITORY.rglob("*.py") if "tests" not in path.parts)
+    code = re.sub(r"\"\s*\n\s*f?\"", "", code)  # texts that are written over several lines
+    code = re.sub(r"\{[^{}]*\}", "...", code)
+    text = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    seen = [
+        span
+        for cell in re.findall(r"^\| ([^|]*) \|", text, flags=re.MULTILINE)
+        for span in re.findall("`([^`]+)`", cell)
+    ]
+    assert len(seen) > 25
+    for message in seen:
+        if message in ("ends", "We couldn't connect to"):  # a word of the report; what a library says
+            continue
+        for part in re.split(r"\.\.\.|\[\.\.\.\]|\bN\b|(?<![\w.])\d+", message):
+            part = part.strip(" :`[]()")
+            assert part in code, f"{message!r}: no {part!r} in the code"
