@@ -33,7 +33,7 @@ def yaml_with_origins(values: Mapping[str, Any], config: SFTConfig) -> str:
         lines += [("", ""), ("# Passed on to transformers' TrainingArguments.", "")]
         for name in further:
             lines += _lines_of(name, left.pop(name), config)
-    lines += [("", ""), ("# Adapters and quantization.", "")]
+    lines += [("", ""), ("# Sections of their own.", "")]
     for name, value in left.items():
         lines += _lines_of(name, value, config)
     widths = [len(text) for text, comment in lines if comment and len(text) <= _WIDEST]
