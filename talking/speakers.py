@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from configuration.schema import QuantizationConfig
+from modeling.merging import merged
 from saved_models import (
     SavedModel,
     base_before_training,
@@ -48,7 +49,7 @@ def load_speakers(options: TalkOptions) -> list[Speaker]:
     is_chat = _is_chat(tokenizer, options)
     model = _load(saved, options, quantization)
     if options.merge:
-        model = model.merge_and_unload()
+        model = merged(model)
     check_vocabulary(model, tokenizer, saved.place)
     tuned = Speaker(model, tokenizer, name="model" if compared is None else "tuned", is_chat=is_chat)
     if compared is None:
