@@ -31,12 +31,14 @@ class BadSteps(TrainerCallback):
         device: torch.device,
         most_in_a_row: int,
         place_of: Callable[[int], str] | None,
+        leaves_out_by_hand: bool = False,
     ):
         """Args:
         context: this process; with several, a process group must be open.
         device: of the gradients.
         most_in_a_row: after so many, training cannot be what was meant.
         place_of: where a training row stands, by its number; None for rows without one.
+        leaves_out_by_hand: the optimizer cannot be told; gradients are dropped before it comes to them.
         """
         self._context = context
         self._most_in_a_row = most_in_a_row
@@ -45,6 +47,7 @@ class BadSteps(TrainerCallback):
         self._flag = torch.zeros((), dtype=torch.float32, device=device)
         """1 where the step at hand is bad, else 0."""
         self._is_left_to_optimizer = False
+        self._leaves_out_by_hand = leaves_out_by_hand
         self._rows: list[int] = []
         self._earlier: tuple[int, torch.Tensor, Any, list[int]] | None = None
         """Step, flag in main memory, the event of its copy, rows: what is not told yet."""
@@ -65,14 +68,31 @@ class BadSteps(TrainerCallback):
         Returns:
             The loss to be logged: zero where the update is left out.
         """
-        norms = torch._foreach_norm([weight.grad for weight in weights if weight.grad is not None])
-        if norms:
-            self._flag.copy_(~torch.stack([norm.float() for norm in norms]).isfinite().all())
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        if gradients:
+            self._flag.copy_(~_are_finite(gradients))
+        return self._told_loss(loss, batches)
+
+    def look_at_parts(
+        self, loss: torch.Tensor, weights: Sequence[nn.Parameter], batches: Sequence[Mapping[str, Any]]
+    ) -> torch.Tensor:
+        """Likewise where each process has its own part of the step's gradient: all of them learn of a bad one."""
+        parts = [weight.grad.to_local() for weight in weights if weight.grad is not None]
+        is_good = loss.isfinite() if not parts else loss.isfinite() & _are_finite(parts)
+        is_bad = (~is_good).to("cpu", torch.float32)
+        if self._group is not None:
+            distributed.all_reduce(is_bad, op=distributed.ReduceOp.MAX, group=self._group)
+        self._flag.copy_(is_bad)
+        return self._told_loss(loss, batches)
+
+    def _told_loss(self, loss: torch.Tensor, batches: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         self._rows = [row["number"] for batch in batches for row in batch["rows"] if "number" in row]
         return torch.where(self._flag > 0, torch.zeros_like(loss), loss)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         inner = getattr(optimizer, "optimizer", optimizer)
+        if self._leaves_out_by_hand:
+            return
         # With a GradScaler (fp16) it is the scaler that leaves updates out; it looks for its scale that way.
         if getattr(inner, "_step_supports_amp_scaling", False) and not args.fp16:
             inner.found_inf, inner.grad_scale = self._flag, None
@@ -140,3 +160,8 @@ class BadSteps(TrainerCallback):
             return ""
         more = f" and {len(rows) - TOLD_ROWS} more" if len(rows) > TOLD_ROWS else ""
         return ", ".join(self._place_of(row) for row in rows[:TOLD_ROWS]) + more
+
+
+def _are_finite(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Whether all numbers of all of them are finite; a bool scalar on their device."""
+    return torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors))]).isfinite().all()

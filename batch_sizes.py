@@ -14,7 +14,7 @@ from batching.plan import resolve_batch_plan
 from config_manager import SFTConfig, TrainingConfig
 from configuration.batch_sizes import AUTO, with_accumulation
 from device_memory import available_memory_bytes, process_memory_bytes
-from distributed_utils import agree_on_smallest, num_processes_here, shards_weights
+from distributed_utils import agree_on_smallest, num_processes_here, uses_deepspeed
 from machine_types import MemoryLimits
 from memory_probe import MemoryProbe, full_packs, longest_rows
 from model_manager import footprint
@@ -131,8 +131,8 @@ def memory_limits(training: TrainingConfig, context: DistributedContext) -> Memo
 
 def _check_can_be_tried(training: TrainingConfig, context: DistributedContext, limits: MemoryLimits) -> None:
     reason = None
-    if shards_weights(training.extra_training_arguments):
-        reason = "it tries the whole model on one device, and fsdp or deepspeed spread it over several; give a number"
+    if uses_deepspeed(training.extra_training_arguments):
+        reason = "it tries the whole model on one device, and DeepSpeed spreads it over several; give a number"
     elif context.device == "mps":
         reason = "it knows CPUs and CUDA devices, not Apple's; give a number"
     elif limits.budget_bytes is None:

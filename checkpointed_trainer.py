@@ -13,16 +13,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
 from distributed_utils import open_talk, wait_for_all
+from modeling.sharded_state import (
+    gather_optimizer_state,
+    gather_weights,
+    load_optimizer_parts,
+    load_weight_parts,
+    load_whole_optimizer_state,
+    load_whole_weights,
+    num_parts,
+    save_parts,
+)
+from modeling.sharding import is_spread
 from run_state.manifest import find_damage
 from run_state.publish import UNFINISHED, disk_failure, publish, rotate
 from sft_errors import CheckpointError
 from sft_types import DistributedContext
 
 _TRAINER_STATE = "trainer_state.json"
+_OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
 _PICKLED_ARGUMENTS = "training_args.bin"
 _SETTINGS_OF_GROUPS = ("weight_decay", "betas", "eps", "momentum")
 """What an optimizer's state holds though it is a setting: as it is set now, not as it was."""
@@ -37,17 +50,20 @@ class CheckpointedTrainer(Trainer):
         context: DistributedContext,
         facts: Mapping[str, Any] | None = None,
         saves_in_background: bool = True,
+        keeps_parts: bool = False,
         **kwargs: Any,
     ):
         """Args:
         context: this process among all.
         facts: what each checkpoint's manifest keeps of the run.
         saves_in_background: False where something reads a checkpoint as soon as Trainer has saved it.
+        keeps_parts: where weights are spread over processes, each saves its own part.
         kwargs: what transformers' Trainer takes.
         """
         super().__init__(**kwargs)
         self.context = context
         self.facts = dict(facts or {})
+        self._keeps_parts = keeps_parts
         self._talk = open_talk(context)
         self._saves_in_background = saves_in_background
         self._background = ThreadPoolExecutor(1, "checkpoint")
@@ -66,6 +82,24 @@ class CheckpointedTrainer(Trainer):
             "save_only_model": self.args.save_only_model,
             **self.facts,
         }
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether the weights are spread over the processes."""
+        return is_spread(self.model)
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """Leaves spread weights where they are: on their devices."""
+        if not is_spread(model):
+            super()._move_model_to_device(model, device)
+
+    @property
+    def _has_adapters(self) -> bool:
+        return hasattr(self.model, "peft_config")
+
+    @property
+    def _inner_optimizer(self) -> Any:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     # Saving
 
@@ -160,8 +194,36 @@ class CheckpointedTrainer(Trainer):
         """Saves the model. Where a checkpoint's cannot be written, Trainer still goes on to its barrier."""
         if not _internal_call:
             super().save_model(output_dir)
+        elif not self.is_spread:
+            self._unless_it_fails(lambda: super(CheckpointedTrainer, self).save_model(output_dir, _internal_call=True))
+        elif not self._keeps_parts:  # which are written with the optimizer's
+            weights = self.gather_whole_weights()
+            self._unless_it_fails(lambda: self._save(output_dir, state_dict=weights))
+
+    def gather_whole_weights(self) -> dict[str, Any] | None:
+        """Weights that are spread over processes (of adapters: these alone), on the main process; all must call it.
+
+        None where they are not spread.
+        """
+        if not self.is_spread:
+            return None
+        return gather_weights(self.model, keep=self.args.should_save, trained_only=self._has_adapters)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Saves them; of spread weights, what all processes do together comes before anything is written."""
+        if not self.is_spread:
+            super()._save_optimizer_and_scheduler(output_dir)
             return
-        self._unless_it_fails(lambda: super(CheckpointedTrainer, self).save_model(output_dir, _internal_call=True))
+        folder = Path(output_dir)
+        if self._keeps_parts:
+            place = (self.context.rank, self.context.world_size)
+            save_parts(folder, self.model, self._inner_optimizer, place, trained_only=self._has_adapters)
+        else:
+            state = gather_optimizer_state(self._inner_optimizer, keep=self.args.should_save)
+            if self.args.should_save:
+                torch.save(state, folder / _OPTIMIZER)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), folder / _SCHEDULER)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Saves without the token, which Trainer would write down with the other arguments."""
@@ -176,10 +238,42 @@ class CheckpointedTrainer(Trainer):
 
     # Loading
 
+    def _reads_parts(self, checkpoint: str) -> bool:
+        """Whether weights are read by our own hands: they are spread over processes, or were when they were saved."""
+        return self.is_spread or num_parts(Path(checkpoint)) > 0
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Loads a checkpoint's weights.
+
+        Raises:
+            CheckpointError: if it lacks some of them.
+        """
+        if not self._reads_parts(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        folder = Path(resume_from_checkpoint)
+        load = load_weight_parts if num_parts(folder) else load_whole_weights
+        missing = load(folder, self.model)
+        if missing:
+            raise CheckpointError(
+                f"resume_from_checkpoint: {folder} lacks {len(missing)} weights that are trained, {missing[0]} among "
+                "them: it was saved under other names. Write fsdp.checkpoints: sharded, and start anew."
+            )
+
+    def _load_spread_state(self, folder: Path) -> None:
+        if num_parts(folder):
+            load_optimizer_parts(folder, self._inner_optimizer)
+        else:
+            load_whole_optimizer_state(folder / _OPTIMIZER, self._inner_optimizer)
+        self.lr_scheduler.load_state_dict(torch.load(folder / _SCHEDULER, weights_only=True))
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Loads their state, with the settings of this run where they are others than before."""
         set_now = [dict(group) for group in self.optimizer.param_groups] if self.optimizer is not None else []
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._reads_parts(checkpoint):
+            self._load_spread_state(Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not isinstance(self.lr_scheduler, LambdaLR) or self.is_deepspeed_enabled:
             return
         for number, (group, new) in enumerate(zip(self.optimizer.param_groups, set_now, strict=True)):
@@ -207,4 +301,7 @@ class CheckpointedTrainer(Trainer):
                 f"load_best_model_at_end: the best checkpoint, {best}, is damaged: {'; '.join(damage)}. The newest one "
                 "is untouched: go on from it with load_best_model_at_end: false."
             )
-        super()._load_best_model()
+        if self._reads_parts(best):
+            self._load_from_checkpoint(best)
+        else:
+            super()._load_best_model()

@@ -39,6 +39,7 @@ from configuration.schema import (
     DataConfig,
     DatasetSource,
     DistributedConfig,
+    FSDPConfig,
     LoggingConfig,
     LoRAConfig,
     ModelConfig,
@@ -49,12 +50,17 @@ from configuration.schema import (
 from sft_errors import ConfigError
 
 __all__ = [
-    "DataConfig", "DatasetSource", "DistributedConfig", "LoRAConfig", "LoggingConfig", "ModelConfig",
+    "DataConfig", "DatasetSource", "DistributedConfig", "FSDPConfig", "LoRAConfig", "LoggingConfig", "ModelConfig",
     "QuantizationConfig", "SFTConfig", "TrainingConfig", "config_sha256", "config_to_yaml", "config_values",
     "config_with_origins", "format_help", "load_config",
 ]  # fmt: skip
 
 SECRETS = {"hub_token"}
+_OTHERS_WORDS = {
+    "fsdp": "is a section here, and the rest is found by itself: write fsdp: {} for its defaults, or checkpoints (full "
+    "| sharded) and reshard_after_forward (true | false) below it"
+}
+"""What to say of a section for which other trainers take a text."""
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> SFTConfig:
@@ -258,7 +264,8 @@ class _Reader:
         if not is_off and not isinstance(own.node, yaml.MappingNode):
             self._report(
                 own,
-                f"expected indented `key: value` lines below it, or {{}} for its defaults, or null for none; "
+                _OTHERS_WORDS.get(yaml_key)
+                or f"expected indented `key: value` lines below it, or {{}} for its defaults, or null for none; "
                 f"found {found(own.node)}",
             )
         elif is_off and own is not None and inner is None and own.node.value == "":

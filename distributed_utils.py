@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any, TextIO
@@ -93,6 +94,22 @@ def wait_for_all(problem: str | None, context: DistributedContext, group: Any) -
     return next((each for each in found if each is not None), None)
 
 
+def open_process_group(config: DistributedConfig, context: DistributedContext, timeout_seconds: int | None) -> None:
+    """Opens the group of all processes before accelerate would, which then takes it.
+
+    Args:
+        config: the distributed section.
+        context: this process.
+        timeout_seconds: of an operation in which not all processes take part; None for torch's default.
+    """
+    import torch
+
+    if not torch.distributed.is_initialized():
+        backend = config.ddp_backend or ("gloo" if context.device == "cpu" else "nccl")
+        timeout = None if timeout_seconds is None else timedelta(seconds=timeout_seconds)
+        torch.distributed.init_process_group(backend, timeout=timeout)
+
+
 def start_distributed(
     config: DistributedConfig, *, use_cpu: bool = False, is_rehearsal: bool = False, nodes: int = 1
 ) -> DistributedContext:
@@ -119,6 +136,11 @@ def start_distributed(
         raise ConfigError(
             f"num_gpus is {config.num_gpus} but {processes_here} processes were started. "
             f"Pass --gpus {config.num_gpus}, or set num_gpus: {processes_here}."
+        )
+    if _is_set("ACCELERATE_USE_FSDP"):
+        raise ConfigError(
+            "accelerate's launcher asks for FSDP by settings of its own. Write fsdp: {} into the configuration, and "
+            "start it by ./launch_training.sh --gpus N or torchrun."
         )
     device = _device_of(local_rank, processes_here, use_cpu)
     if config.ddp_backend == "nccl" and device == "cpu":
@@ -396,14 +418,13 @@ def tokenize_in_one_thread() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def shards_weights(extra_training_arguments: Mapping[str, Any]) -> bool:
-    """Whether FSDP or DeepSpeed will spread the weights over processes: by a key, or by accelerate's launcher."""
-    by_key = any(extra_training_arguments.get(key) for key in ("fsdp", "deepspeed"))
-    by_launcher = any(
-        os.environ.get(name, "false").lower() in ("1", "true", "yes")
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    )
-    return by_key or by_launcher
+def uses_deepspeed(extra_training_arguments: Mapping[str, Any]) -> bool:
+    """Whether DeepSpeed will spread state over processes: by a key, or by accelerate's launcher."""
+    return bool(extra_training_arguments.get("deepspeed")) or _is_set("ACCELERATE_USE_DEEPSPEED")
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true", "yes")
 
 
 def num_usable_cores() -> int:

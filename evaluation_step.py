@@ -21,12 +21,21 @@ Result = TypeVar("Result")
 class EvaluationStep:
     """Runs batches on this process's device; once one did not fit, those that follow come in smaller parts too."""
 
-    def __init__(self, collator: FlatCollator | PaddedCollator, batch_size: int, device: torch.device):
+    def __init__(
+        self,
+        collator: FlatCollator | PaddedCollator,
+        batch_size: int,
+        device: torch.device,
+        *,
+        can_be_parted: bool = True,
+    ):
         """Args:
         collator: lays the rows of a part out.
         batch_size: rows of a whole batch.
         device: of this process.
+        can_be_parted: False where all processes compute a batch together, so that none can take another way.
         """
+        self._can_be_parted = can_be_parted
         self._collator = collator
         self._batch_size = batch_size
         self._device = device
@@ -55,8 +64,13 @@ class EvaluationStep:
             yield moved(self._collator(rows), self._device)
 
     def _make_parts_smaller(self, batch: Batch) -> None:
+        longest = max(len(row["input_ids"]) for row in batch["rows"])
+        if not self._can_be_parted:
+            raise MemoryShortage(
+                f"Out of memory on {self._device} in evaluation, and with fsdp it cannot go on in smaller parts. "
+                "Checkpoints are untouched: choose a smaller per_device_eval_batch_size; the result stays the same."
+            )
         if self.parts >= self._batch_size or len(batch["rows"]) == 1:
-            longest = max(len(row["input_ids"]) for row in batch["rows"])
             raise MemoryShortage(
                 f"Out of memory on {self._device} in evaluation, with a single row (of up to {longest:,} tokens) at a "
                 "time. Checkpoints are untouched. Choose a smaller max_seq_length."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,9 +269,20 @@ def make_adapters_portable(
         peft_config.base_model_name_or_path = os.path.abspath(peft_config.base_model_name_or_path)
 
 
-def save_final_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", output_dir: str) -> None:
-    """Saves a model (or its adapters), the tokenizer with its chat template, and the generation config."""
-    model.save_pretrained(output_dir)
+def save_final_model(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    output_dir: str,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Saves a model (or its adapters), the tokenizer with its chat template, and the generation config.
+
+    Args:
+        model, tokenizer: as they are.
+        output_dir: where to.
+        weights: what to save in place of the model's own, which lie spread over processes.
+    """
+    model.save_pretrained(output_dir, state_dict=weights)
     if hasattr(model, "peft_config"):
         model.generation_config.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)

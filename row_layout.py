@@ -13,7 +13,7 @@ import torch
 from batching.layout import IGNORED, FlatCollator, PaddedCollator, model_inputs
 from batching.prefixes import FEWEST_SHARED
 from configuration.schema import ModelConfig, TrainingConfig
-from distributed_utils import shards_weights
+from distributed_utils import uses_deepspeed
 from modeling.document_attention import NAME as DOCUMENTS
 from modeling.document_attention import UnsupportedAttention, documents_apart
 from modeling.isolation import find_obstacle, tolerance
@@ -74,6 +74,7 @@ def resolve_layout(
     *,
     pad_token_id: int,
     longest: int,
+    stays_in_place: bool = False,
 ) -> RowLayout:
     """Tries out what the model can be given. Moves it to the device on which it will be trained.
 
@@ -85,12 +86,14 @@ def resolve_layout(
         context: this process.
         pad_token_id: what padded rows are padded with.
         longest: `max_seq_length`.
+        stays_in_place: the model is tried where it is: its weights are, or will be, spread over devices, none of which
+            may hold all of them.
 
     Raises:
         ConfigError: if settings need rows laid end to end, and the model cannot have that.
     """
-    sharded = shards_weights(training.extra_training_arguments)
-    if not sharded and not getattr(model, "is_quantized", False):
+    sharded = uses_deepspeed(training.extra_training_arguments)
+    if not sharded and not stays_in_place and not getattr(model, "is_quantized", False):
         model.to(context.device)
     trial = _TrialCalls(model, precision)
     wanted = [key for key in _KEYS if getattr(training, key) not in (False, None, "auto")]
@@ -133,7 +136,7 @@ def _obstacle_in_settings(training: TrainingConfig, *, sharded: bool) -> str | N
     if training.extra_training_arguments.get("neftune_noise_alpha"):
         return "neftune_noise_alpha scales its noise by the length of the row"
     if sharded:
-        return "weights are sharded (fsdp, deepspeed), where this was never tried"
+        return "DeepSpeed spreads the weights, where this was never tried"
     return None
 
 

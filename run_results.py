@@ -33,10 +33,12 @@ def save_and_report(
     """Saves the model, writes the records, and says what came of it; returns the exit status."""
     context, output = trainer.context, Path(config.training.output_dir)
     completed = result.status == "completed"
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if completed and trainer.is_deepspeed_enabled:
         trainer.save_model()  # gathers the shards, which takes every process
-    elif completed and context.is_main_process:
-        save_final_model(trainer.model, trainer.processing_class, str(output))
+    elif completed:
+        weights = trainer.gather_whole_weights()
+        if context.is_main_process:
+            save_final_model(trainer.model, trainer.processing_class, str(output), weights)
     if completed and trainer.args.push_to_hub:
         trainer.push_to_hub()
     status = 0 if completed else 128 + result.stopped_by

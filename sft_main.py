@@ -24,6 +24,7 @@ from distributed_utils import (
     leave_with_the_others,
     leave_word,
     num_restarts,
+    open_process_group,
     pause_garbage_collection,
     quiet_libraries,
     rank_log,
@@ -179,10 +180,10 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     show = partial(show_preflight, config, data, problems, context, show_rows=command.show_rows, limits=limits)
     if not len(data.train):
         return show()
-    model, layout = load_model_and_layout(config, tokenizer, precision, context)
-    eos_token_ids = set_generation_defaults(model, tokenizer, is_chat=data.is_chat)
     # A rehearsal stands for several processes, but opens no group with them.
     own = replace(context, world_size=1) if is_rehearsal else context
+    model, layout = load_model_and_layout(config, tokenizer, precision, own)
+    eos_token_ids = set_generation_defaults(model, tokenizer, is_chat=data.is_chat)
     arguments = build_training_arguments(
         with_accumulation(config.training, context.world_size), config.logging, precision, own,
         has_validation=data.validation is not None,
@@ -209,6 +210,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
         arguments, model, tokenizer, data, plan, layout, context,
         checkpoint=checkpoint, stream_drops=stream_drops(config.data), compiling=compile_options(config.training),
         facts=facts, max_bad_steps=config.training.max_bad_steps,
+        keeps_parts=config.fsdp is not None and config.fsdp.checkpoints == "sharded",
     )  # fmt: skip
     report = attach_report(config, prepared.trainer, data, facts, command.to_repeat)
     with report.told_of_failure():
@@ -272,12 +274,35 @@ def load_model_and_layout(
         gradient_checkpointing=training.gradient_checkpointing,
     )
     fit_to_tokenizer(model, tokenizer, longest, adapters_only=config.lora is not None)
+    if config.fsdp is not None:
+        _spread_weights(model, config, precision, context)
     layout = resolve_layout(
-        model, config.model, training, precision, context, pad_token_id=tokenizer.pad_token_id, longest=longest
-    )
+        model, config.model, training, precision, context, pad_token_id=tokenizer.pad_token_id, longest=longest,
+        stays_in_place=config.fsdp is not None,
+    )  # fmt: skip
     logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
     logger.info(layout.describe())
     return model, layout
+
+
+def _spread_weights(
+    model: "PreTrainedModel", config: SFTConfig, precision: "Precision", context: "DistributedContext"
+) -> None:
+    """Spreads the weights over the processes, where there are several; says so in the log."""
+    from modeling.sharding import spread_weights
+
+    if context.world_size == 1:
+        if not (config.distributed.num_gpus or 1) > 1:  # else this is a rehearsal
+            logger.info("fsdp is off: there is one process, and nothing to spread weights over.")
+        return
+    if precision.mixed == "fp16":
+        raise ConfigError("fsdp: computes in bfloat16 or float32, and this GPU has no bfloat16; write fp16: false.")
+    open_process_group(config.distributed, context, config.training.extra_training_arguments.get("ddp_timeout"))
+    count = spread_weights(
+        model, context.device.partition(":")[0], context.world_size,
+        mixed=precision.mixed, reshard_after_forward=config.fsdp.reshard_after_forward,
+    )  # fmt: skip
+    logger.info("Weights are spread over %d processes (FSDP2), %d layers one by one.", context.world_size, count)
 
 
 def _train_between_answers(
@@ -296,7 +321,8 @@ def _train_between_answers(
     trainer = prepared.trainer
 
     def answers() -> list[str]:
-        if not trainer.context.is_main_process:
+        # Spread weights are gathered by all processes together, so all of them answer; one is listened to.
+        if not (trainer.context.is_main_process or trainer.is_spread):
             return []
         return answer_prompts(
             trainer.model, trainer.processing_class, data.sample_prompts, eos_token_ids, longest_answer

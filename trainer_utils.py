@@ -31,6 +31,7 @@ from modeling.document_attention import documents_apart
 from modeling.flops import training_flops
 from modeling.gradient_sum import broadcast_weights
 from modeling.random_state import RandomState
+from modeling.sharding import let_go_of_gathered
 from modeling.supervised_loss import EvaluationSums
 from reporting.summary import plan_facts
 from row_layout import RowLayout, told_of_attention
@@ -41,6 +42,7 @@ from sft_types import (
     ModelFootprint,
     TrainingData,
 )
+from sharded_step import ShardedStep
 from training_batches import evaluation_sampler, rows_loader, stream_loader, training_sampler
 from training_callbacks import StreamDrops
 from training_progress import COUNTED, TrainingProgress
@@ -94,12 +96,19 @@ class SFTTrainer(CheckpointedTrainer):
         self.progress = TrainingProgress(context, self.args.device)
         self._stream_drops = stream_drops
         self.evaluation_step = EvaluationStep(
-            layout.evaluation_collator, self.args.per_device_eval_batch_size, self.args.device
-        )
-        self.bad_steps = BadSteps(context, device=self.args.device, most_in_a_row=max_bad_steps, place_of=data.place_of)
+            layout.evaluation_collator, self.args.per_device_eval_batch_size, self.args.device,
+            can_be_parted=not self.is_spread,
+        )  # fmt: skip
+        self.bad_steps = BadSteps(
+            context, device=self.args.device, most_in_a_row=max_bad_steps, place_of=data.place_of,
+            leaves_out_by_hand=self.is_spread,
+        )  # fmt: skip
         self.step_gradient: StepGradient | None = None
         """None where FSDP or DeepSpeed sum the gradients of the weights that they spread."""
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        self._sharded_step: ShardedStep | None = None
+        if self.is_spread:
+            self._sharded_step = self._summed_in_parts()
+        elif not self.is_deepspeed_enabled:
             self.step_gradient = self._own_gradient(context, layout, plan)
         self._stream_group = None
         if stream is not None and context.world_size > 1:
@@ -121,6 +130,15 @@ class SFTTrainer(CheckpointedTrainer):
             weights, layout.collator, plan.per_device_train_batch_size, context, parts=plan.parts,
             bad_steps=None if self.args.fp16 else self.bad_steps,
         )  # fmt: skip
+
+    def _summed_in_parts(self) -> ShardedStep:
+        """Tells accelerate that the model is prepared: its weights are spread, and gradients sum themselves up."""
+        let_go_of_gathered(self.model)
+        self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        self.add_callback(self.bad_steps)
+        return ShardedStep(
+            lambda: [weight for weight in self.model.parameters() if weight.requires_grad], self.bad_steps
+        )
 
     def plan_now(self) -> BatchPlan:
         """The batch plan, with the parts that memory has made necessary."""
@@ -214,9 +232,11 @@ class SFTTrainer(CheckpointedTrainer):
             tensors = {name: value for name, value in batch.items() if name != "rows"}
             return super(SFTTrainer, self).training_step(model, tensors, num_items_in_batch)
 
+        is_last = self.accelerator.sync_gradients
+        if self._sharded_step is not None:
+            return self._sharded_step.add(inputs, run, is_last=is_last)
         if self.step_gradient is None:
             return run(inputs)
-        is_last = self.accelerator.sync_gradients
         loss = self.step_gradient.add(inputs, run, is_last=is_last, step=self.state.global_step + 1)
         return loss * self.context.world_size  # the log takes the mean over processes
 
@@ -230,7 +250,7 @@ class SFTTrainer(CheckpointedTrainer):
     ) -> EvalLoopOutput:
         """Token-weighted loss, perplexity, token and sequence accuracy: the same whatever the batches."""
         # Not `accelerator.prepare_model`, as in Trainer's own loop: a model prepared for evaluation is marked as
-        # prepared, and FSDP would then never take it; the processes would drift apart in silence.
+        # prepared, and DeepSpeed would then never take it; the processes would drift apart in silence.
         model = self.model
 
         def losses_and_hits(part: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -55,6 +55,7 @@ def build_trainer(
     compiling: Mapping[str, Any] | None = None,
     max_bad_steps: int = 3,
     facts: Mapping[str, Any] | None = None,
+    keeps_parts: bool = False,
 ) -> PreparedTraining:
     """Puts the trainer together.
 
@@ -67,6 +68,7 @@ def build_trainer(
         compiling: options of `torch.compile` for the model's layers; None leaves them as they are.
         max_bad_steps: in a row, until the run stops.
         facts: what checkpoints keep of the run, ready for JSON.
+        keeps_parts: where weights are spread over processes, checkpoints hold them in parts.
     """
     _compile(model, layout, compiling)
     request = StopRequest()
@@ -75,21 +77,14 @@ def build_trainer(
         arguments.ignore_data_skip = True  # the stream itself begins where the checkpoint ends
     with one_line_errors():
         trainer = SFTTrainer(
-            context=context,
-            data=data,
-            layout=layout,
-            size=footprint(model),
-            plan=plan,
-            stream_drops=stream_drops,
-            max_bad_steps=max_bad_steps,
+            context=context, data=data, layout=layout, size=footprint(model), plan=plan,
+            stream_drops=stream_drops, max_bad_steps=max_bad_steps,
             stream=_stream_from(data, plan, layout, context, first_step=step),
-            facts=facts or {},
+            facts=facts or {}, keeps_parts=keeps_parts,
             saves_in_background=not trackers_take_checkpoints(arguments),
-            model=model,
-            args=arguments,
-            processing_class=tokenizer,
-        )
-        if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            model=model, args=arguments, processing_class=tokenizer,
+        )  # fmt: skip
+        if not trainer.is_deepspeed_enabled:
             # An optimizer whose package is missing is refused here, before anything is written.
             trainer.create_optimizer()
     if checkpoint and context.is_main_process:

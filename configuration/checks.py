@@ -14,6 +14,7 @@ from configuration.did_you_mean import did_you_mean
 from configuration.installed_transformers import optimizer_names, scheduler_names
 from configuration.keys import flat_keys
 from configuration.schema import RECORD_FORMATS, DatasetSource, SFTConfig
+from configuration.sharding import deepspeed_contradictions, fsdp_contradictions
 
 TRACKERS = {
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -46,6 +47,8 @@ def find_contradictions(config: SFTConfig) -> Iterator[Contradiction]:
     yield from _check_streaming(config)
     yield from _check_training(config)
     yield from (Contradiction(*found) for found in batch_size_contradictions(config.training))
+    yield from (Contradiction(*found) for found in fsdp_contradictions(config))
+    yield from (Contradiction(*found) for found in deepspeed_contradictions(config))
     yield from _check_speed(config)
     yield from _check_passed_through(config)
     yield from _check_evaluation_schedule(config)

@@ -92,8 +92,9 @@ MANAGED: dict[str, str] = {
     "ignore_data_skip": "a resumed run must see the data where it stopped",
     "length_column_name": "lengths are counted from the rows",
     "parallelism_config": "it is not supported here",
-    "fsdp_min_num_params": "write it into fsdp_config, as min_num_params",
-    "fsdp_transformer_layer_cls_to_wrap": "write it into fsdp_config, as transformer_layer_cls_to_wrap",
+    "fsdp_config": "write fsdp: {}, with checkpoints or reshard_after_forward below it; the rest is found by itself",
+    "fsdp_min_num_params": "which layers are spread is found by itself; write fsdp: {}",
+    "fsdp_transformer_layer_cls_to_wrap": "which layers are spread is found by itself; write fsdp: {}",
     "adafactor": "transformers no longer has it; write optim: adafactor",
     "jit_mode_eval": "transformers no longer has it",
     "ray_scope": "transformers no longer has hyperparameter search among its arguments",
@@ -163,6 +164,10 @@ HINTS: dict[str, str] = {
     "sample_packing": "packing",
     "enable_liger_kernel": "use_liger_kernel",
     "flash_attn": "attn_implementation",
+    "fsdp.activation_checkpointing": "gradient_checkpointing",
+    "fsdp.state_dict_type": "fsdp.checkpoints",
+    "fsdp.fsdp_state_dict_type": "fsdp.checkpoints",
+    "fsdp.fsdp_reshard_after_forward": "fsdp.reshard_after_forward",
 }
 """What other trainers call our keys: a suggestion only, since meanings differ in detail."""
 

@@ -1,7 +1,7 @@
 """Every key of the configuration: its type, its default, its meaning.
 
-The YAML is flat. Each key belongs to the one section that has a field of its name; only `lora_config` and
-`quantization_config` nest. The string under a field is its documentation: `--help` prints it.
+The YAML is flat. Each key belongs to the one section that has a field of its name; only `lora_config`,
+`quantization_config` and `fsdp` nest. The string under a field is its documentation: `--help` prints it.
 """
 
 from __future__ import annotations
@@ -381,6 +381,20 @@ class QuantizationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FSDPConfig:
+    """`fsdp`: spread weights, gradients and optimizer state over all processes (FSDP2), where one GPU is too small for
+    them. `fsdp: {}` takes the defaults; with one process it is off."""
+
+    checkpoints: Literal["full", "sharded"] = "full"
+    """full: the same files as without fsdp, gathered by the first process. sharded: each process writes its own part,
+    which is faster and gathers nothing. Any number of processes goes on from either. The model at the end is whole."""
+
+    reshard_after_forward: bool = True
+    """Let a layer's weights go after its forward pass, and gather them again for the backward pass. false: a third less
+    communication, but all weights stand on each GPU while a step is computed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SFTConfig:
     """The whole, resolved configuration."""
 
@@ -391,6 +405,7 @@ class SFTConfig:
     distributed: DistributedConfig
     lora: LoRAConfig | None = None
     quantization: QuantizationConfig | None = None
+    fsdp: FSDPConfig | None = None
     notices: tuple[str, ...] = ()
     """Lines to print at the start: what was translated, what has no effect. Not part of the saved file."""
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -409,5 +424,6 @@ FLAT_SECTIONS: dict[str, type] = {
 NESTED_SECTIONS: dict[str, tuple[str, type]] = {
     "lora_config": ("lora", LoRAConfig),
     "quantization_config": ("quantization", QuantizationConfig),
+    "fsdp": ("fsdp", FSDPConfig),
 }
 """YAML key -> (field of SFTConfig, section)."""

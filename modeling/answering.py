@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@contextmanager
+def _answering_together(model: Any) -> Iterator[dict[str, Any]]:
+    """What `generate` needs where FSDP2 spreads the weights: all processes go on as long as one of them does.
+
+    The call is made a forward pass of its own: with adapters it goes past the model's own, which gathers its weights.
+    """
+    if not isinstance(model, FSDPModule):
+        yield {}
+        return
+    is_made_one = "generate" in vars(model)  # by Trainer
+    if not is_made_one:
+        register_fsdp_forward_method(model, "generate")
+    try:
+        yield {"synced_gpus": True}
+    finally:
+        if not is_made_one:
+            del model.generate
 
 
 @torch.no_grad()
@@ -35,7 +57,7 @@ def answer_prompt(
     model.eval()
     try:
         # Compiled layers would be compiled anew for every length that comes.
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), _answering_together(model) as together:
             output = model.generate(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
@@ -44,6 +66,7 @@ def answer_prompt(
                 use_cache=True,
                 eos_token_id=eos_token_ids or None,
                 pad_token_id=tokenizer.pad_token_id,
+                **together,
             )
     finally:
         model.train(was_training)

@@ -27,7 +27,7 @@ def compile_layers(model: nn.Module, *, has_one_shape: bool, **options: Any) -> 
     on_cpu = next(model.parameters()).device.type == "cpu"
     if on_cpu and options.get("backend", "inductor") == "inductor" and not _has_compiler():
         raise ConfigError("torch_compile: on CPU it needs a C++ compiler (g++), and there is none. Leave it out.")
-    layers = _repeated_layers(model)
+    layers = repeated_layers(model)
     if not layers:
         raise ConfigError(f"torch_compile: {type(model).__name__} has no repeated layers to compile. Leave it out.")
     for layer in layers:
@@ -39,7 +39,7 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
-def _repeated_layers(model: nn.Module) -> list[nn.Module]:
+def repeated_layers(model: nn.Module) -> list[nn.Module]:
     """The members of the longest list of modules that has one class alone: a decoder's layers."""
     candidates = [
         list(module) for module in model.modules()

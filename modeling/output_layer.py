@@ -133,13 +133,17 @@ def find_output_layer(model: Any, call: Callable[[], Any]) -> nn.Linear | None:
             layer = module
     if type(layer) is not nn.Linear:
         return None
-    seen: list[torch.Tensor] = []
-    with layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])), torch.no_grad():
+    products: list[torch.Tensor] = []
+
+    def multiply(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        # Here and now: where weights are spread over processes, they are whole in a forward pass alone.
+        products.append(functional.linear(arguments[0], layer.weight, layer.bias))
+
+    with layer.register_forward_pre_hook(multiply), torch.no_grad():
         logits = call().logits
-        if len(seen) != 1 or seen[0].dim() != 3:
-            return None
-        product = functional.linear(seen[0], layer.weight, layer.bias)
-    return layer if product.shape == logits.shape and torch.equal(product.float(), logits.float()) else None
+    if len(products) != 1 or products[0].dim() != 3 or products[0].shape != logits.shape:
+        return None
+    return layer if torch.equal(products[0].float(), logits.float()) else None
 
 
 def _base(model: Any) -> Any:

@@ -35,6 +35,7 @@ FLOORS = {
     "training_batches": 2,
     "training_progress": 2,
     "training_step": 2,
+    "sharded_step": 2,
     "bad_steps": 1,
     "evaluation_step": 2,
     "model_manager": 2,

@@ -78,18 +78,18 @@ def test_resolve_layout_leaves_the_model_as_it_was():
 
 @pytest.mark.parametrize(
     ("settings", "environment"),
-    [({"fsdp": "full_shard"}, {}), ({"deepspeed": "ds.json"}, {}), ({}, {"ACCELERATE_USE_FSDP": "true"})],
+    [({"deepspeed": "ds.json"}, {}), ({}, {"ACCELERATE_USE_DEEPSPEED": "true"})],
 )
-def test_resolve_layout_pads_where_weights_are_sharded(monkeypatch, settings, environment):
+def test_resolve_layout_pads_where_deepspeed_spreads_weights(monkeypatch, settings, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     layout = layout_of(build_model("llama"), extra_training_arguments=settings)
-    assert "sharded" in layout.describe()
+    assert "DeepSpeed spreads the weights" in layout.describe()
     assert layout.output.chunk_bytes is None
 
 
 def test_resolve_layout_takes_no_notice_of_sharding_that_is_switched_off():
-    assert layout_of(build_model("llama"), extra_training_arguments={"fsdp": "", "deepspeed": None}).is_flat
+    assert layout_of(build_model("llama"), extra_training_arguments={"deepspeed": None}).is_flat
 
 
 def test_resolve_layout_survives_a_model_that_fails_in_its_own_way():
