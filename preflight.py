@@ -136,6 +136,8 @@ def memory_facts(
         score_chunk_bytes=layout.output.chunk_bytes,
         device=context.device,
         world_size=plan.world_size,
+        spread_over=plan.world_size if config.fsdp is not None else 1,
+        reshard_after_forward=config.fsdp is None or config.fsdp.reshard_after_forward,
         process_bytes=process_bytes,
     )
 

@@ -274,27 +274,31 @@ def load_model_and_layout(
         gradient_checkpointing=training.gradient_checkpointing,
     )
     fit_to_tokenizer(model, tokenizer, longest, adapters_only=config.lora is not None)
-    if config.fsdp is not None:
-        _spread_weights(model, config, precision, context)
+    logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
+    stays_in_place = config.fsdp is not None and _spread_weights(model, config, precision, context)
     layout = resolve_layout(
         model, config.model, training, precision, context, pad_token_id=tokenizer.pad_token_id, longest=longest,
-        stays_in_place=config.fsdp is not None,
+        stays_in_place=stays_in_place,
     )  # fmt: skip
-    logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
     logger.info(layout.describe())
     return model, layout
 
 
 def _spread_weights(
     model: "PreTrainedModel", config: SFTConfig, precision: "Precision", context: "DistributedContext"
-) -> None:
-    """Spreads the weights over the processes, where there are several; says so in the log."""
+) -> bool:
+    """Spreads the weights over the processes, where there are several; says so in the log.
+
+    Returns:
+        Whether they are spread, or would be: a rehearsal of several processes leaves them where they are.
+    """
     from modeling.sharding import spread_weights
 
     if context.world_size == 1:
-        if not (config.distributed.num_gpus or 1) > 1:  # else this is a rehearsal
+        is_rehearsal = (config.distributed.num_gpus or 1) > 1
+        if not is_rehearsal:
             logger.info("fsdp is off: there is one process, and nothing to spread weights over.")
-        return
+        return is_rehearsal
     if precision.mixed == "fp16":
         raise ConfigError("fsdp: computes in bfloat16 or float32, and this GPU has no bfloat16; write fp16: false.")
     open_process_group(config.distributed, context, config.training.extra_training_arguments.get("ddp_timeout"))
@@ -303,6 +307,7 @@ def _spread_weights(
         mixed=precision.mixed, reshard_after_forward=config.fsdp.reshard_after_forward,
     )  # fmt: skip
     logger.info("Weights are spread over %d processes (FSDP2), %d layers one by one.", context.world_size, count)
+    return True
 
 
 def _train_between_answers(
@@ -321,6 +326,8 @@ def _train_between_answers(
     trainer = prepared.trainer
 
     def answers() -> list[str]:
+        if trainer.is_deepspeed_enabled:
+            return []
         # Spread weights are gathered by all processes together, so all of them answer; one is listened to.
         if not (trainer.context.is_main_process or trainer.is_spread):
             return []
@@ -328,7 +335,14 @@ def _train_between_answers(
             trainer.model, trainer.processing_class, data.sample_prompts, eos_token_ids, longest_answer
         )
 
-    eval_before = first_evaluation(checkpoint, trainer.facts) or evaluate(trainer)
+    if trainer.is_deepspeed_enabled:
+        logger.info(
+            "DeepSpeed takes the model when training begins, so there is no evaluation before and there are no sample "
+            "answers; and it sums gradients itself, so a step without a finite one is not left out."
+        )
+        eval_before = None
+    else:
+        eval_before = first_evaluation(checkpoint, trainer.facts) or evaluate(trainer)
     trainer.facts["eval_before"] = eval_before and asdict(eval_before)
     answers_before = answers()
     result = replace(train(prepared, checkpoint=checkpoint), eval_before=eval_before)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from batching.memory import estimate_memory
+from batching.memory import estimate_memory, spread_over
 from machine_types import MemoryAdvice, MemoryEstimate
 from sft_types import ModelFootprint
 
@@ -40,6 +40,9 @@ class MemoryFacts:
     supervised_share: float = 1.0
     score_chunk_bytes: int | None = None
     world_size: int = 1
+    spread_over: int = 1
+    """Devices over which FSDP spreads the state."""
+    reshard_after_forward: bool = True
     process_bytes: int = 0
     """What the process holds without a model, where that counts: on CPU."""
 
@@ -65,6 +68,11 @@ def predict(facts: MemoryFacts) -> MemoryEstimate:
         accumulates=facts.gradient_accumulation_steps > 1,
         world_size=facts.world_size,
     )
+    if facts.spread_over > 1:
+        estimate = spread_over(
+            estimate, facts.footprint, facts.spread_over, weights=facts.weights, mixed=facts.mixed,
+            reshard_after_forward=facts.reshard_after_forward,
+        )  # fmt: skip
     return replace(estimate, process_bytes=facts.process_bytes)
 
 
@@ -176,13 +184,18 @@ def _smaller_batches(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
 
 
 def _other_training(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
+    is_spread = facts.spread_over > 1  # then neither 8-bit optimizers nor 4-bit weights can be had
+    can_be_spread = facts.world_size > 1 and "8bit" not in facts.optimizer and not facts.footprint.num_4bit_parameters
+    if can_be_spread and not is_spread:
+        yield "fsdp: {}", replace(facts, spread_over=facts.world_size)
     if not facts.has_adapters:
-        if "8bit" not in facts.optimizer:
+        if "8bit" not in facts.optimizer and not is_spread:
             yield "optim: adamw_bnb_8bit", replace(facts, optimizer="adamw_bnb_8bit")
         lora = with_adapters(facts)
         yield f"lora_config (r: {LORA_RANK}, all-linear)", lora
-        yield "lora_config and quantization_config (load_in_4bit)", with_4bit_weights(lora)
-    elif not facts.footprint.num_4bit_parameters:
+        if not is_spread:
+            yield "lora_config and quantization_config (load_in_4bit)", with_4bit_weights(lora)
+    elif not facts.footprint.num_4bit_parameters and not is_spread:
         yield "quantization_config (load_in_4bit)", with_4bit_weights(facts)
 
 
@@ -214,6 +227,8 @@ def _words(facts: MemoryFacts) -> str:
         words.append("quantization_config (load_in_4bit)")
     elif not facts.has_adapters:
         words.append(f"optim: {facts.optimizer}")
+    if facts.spread_over > 1:
+        words.append("fsdp: {}")
     if facts.per_device_train_batch_size:
         words.append(f"per_device_train_batch_size: {facts.per_device_train_batch_size}")
         words.append(f"gradient_accumulation_steps: {facts.gradient_accumulation_steps}")

@@ -13,6 +13,7 @@ Not measured: GPUs, mixed precision, several processes, gradient accumulation.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from machine_types import MemoryEstimate
@@ -125,6 +126,41 @@ def estimate_memory(
         activations_bytes=activations(gradient_checkpointing=gradient_checkpointing),
         logits_bytes=_logits_bytes(footprint, tokens * supervised_share, element, mixed, score_chunk_bytes),
         slack_bytes=slack + (_BUCKET_BYTES if world_size > 1 else 0),
+    )
+
+
+def spread_over(
+    estimate: MemoryEstimate,
+    footprint: ModelFootprint,
+    count: int,
+    *,
+    weights: str,
+    mixed: str,
+    reshard_after_forward: bool = True,
+) -> MemoryEstimate:
+    """The same where FSDP spreads weights, gradients and optimizer over `count` devices; by arithmetic, not measured.
+
+    At its fullest a device has its parts, the output layer gathered, and of the layers the one in work and the one that
+    comes next, in the type that is computed in. The gradient of one of them is whole, and once more in float32 on its
+    way to the sum.
+
+    Args:
+        estimate: of `estimate_memory`.
+        footprint, weights, mixed: as there.
+        count: devices.
+        reshard_after_forward: False keeps all layers gathered until their backward pass.
+    """
+    compute = 2 if mixed != "no" else _ELEMENT_BYTES[weights]
+    head = footprint.vocab_size * footprint.hidden_size
+    layer = (footprint.num_parameters - head - footprint.num_lookup_parameters) // footprint.num_layers
+    gathered = head + 2 * layer if reshard_after_forward else footprint.num_parameters
+    trained_share = footprint.num_trainable_parameters / footprint.num_parameters
+    in_work = round(trained_share * max(layer, head) * (compute + 4))
+    return replace(
+        estimate,
+        weights_bytes=footprint.weight_bytes // count + gathered * compute,
+        gradients_bytes=estimate.gradients_bytes // count + in_work,
+        optimizer_bytes=estimate.optimizer_bytes // count,
     )
 
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_sample_config_shows_every_common_key_in_order():
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("key", ["lora_config", "quantization_config"])
+@pytest.mark.parametrize("key", ["lora_config", "quantization_config", "fsdp"])
 def test_sample_config_still_loads_with_a_section_uncommented(tmp_path, monkeypatch, key):
     monkeypatch.chdir(REPOSITORY)
     lines = (REPOSITORY / "sample_config.yaml").read_text().splitlines()
@@ -87,7 +88,9 @@ def test_sample_config_still_loads_with_a_section_uncommented(tmp_path, monkeypa
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_example_loads_and_shrunk_runs(small_files, model_folder, example):
-    config = load_config(example)
+    # Of DeepSpeed, which is not installed, only the file is looked at.
+    without_deepspeed = ["--deepspeed=null"] if "deepspeed" in example else []
+    config = load_config(example, without_deepspeed)
     if config.training.optim.startswith("adamw_bnb") or config.quantization is not None:
         pytest.importorskip("bitsandbytes")
     architecture = "gpt2" if "gpt" in config.model.model_name_or_path.lower() else "llama"
@@ -95,6 +98,9 @@ def test_example_loads_and_shrunk_runs(small_files, model_folder, example):
     small += ["--save_steps=2", "--eval_steps=2"]
     if config.training.optim.startswith("adamw_bnb"):
         small.append("--optim=adamw_torch")  # in 8 bits it needs a GPU
+    if config.training.bf16 is True:
+        small.append("--bf16=auto")
+    small += without_deepspeed
     assert main(["--config_file", example, *small, *SHRUNK]) == 0
 
 
@@ -112,6 +118,35 @@ LLAMAS = {
     "8B": llama(8_030_261_248, 4096, 32, 14_336, 128_256 * 4096),
     "70B": llama(70_553_706_496, 8192, 80, 28_672, 128_256 * 8192),
 }
+
+
+def test_memory_of_the_fsdp_example_is_what_our_arithmetic_predicts():
+    example = REPOSITORY / "examples/fsdp_8b.yaml"
+    config, text = load_config(str(example), [f"--dataset_path={REPOSITORY}"]), example.read_text()
+    comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    training, length = config.training, config.data.max_seq_length
+    rows = training.per_device_train_batch_size
+    facts = MemoryFacts(
+        footprint=LLAMAS["8B"], per_device_train_batch_size=rows, gradient_accumulation_steps=2,
+        tokens=rows * length, longest_row=length, max_seq_length=length, weights="float32", mixed="bf16",
+        optimizer=training.optim, gradient_checkpointing=training.gradient_checkpointing, device="cuda",
+        score_chunk_bytes=2**28, world_size=8, spread_over=8,
+    )  # fmt: skip
+    spread, whole = predict(facts), predict(replace(facts, spread_over=1))
+    parts = (spread.weights_bytes, spread.gradients_bytes, spread.optimizer_bytes, spread.activations_bytes)
+    for count in (spread.total_bytes, whole.total_bytes, *parts):
+        assert f" {count / 2**30:.1f}" in comment
+    assert predict(replace(facts, spread_over=4)).total_bytes < 80 * 2**30
+
+
+def test_the_deepspeed_example_names_its_package_and_its_file(small_files):
+    from config_manager import ConfigError
+
+    with pytest.raises(ConfigError) as raised:
+        load_config("examples/deepspeed_zero3.yaml", ["--deepspeed=examples/no.json"])
+    assert any("there is no file 'examples/no.json'" in problem for problem in raised.value.problems)
+    document = json.loads((REPOSITORY / "examples/deepspeed_zero3.json").read_text())
+    assert document["zero_optimization"]["stage"] == 3
 
 
 @pytest.mark.parametrize("example", [name for name in EXAMPLES if "llama" in name and "gb.yaml" in name])
