@@ -189,9 +189,8 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
         has_validation=data.validation is not None,
         ddp_backend=None if is_rehearsal else config.distributed.ddp_backend,
     )  # fmt: skip
-    plan = resolve_batches(
-        config, data, model, layout, precision, context, checkpoint=checkpoint, own=own, limits=limits
-    )
+    plan = resolve_batches(config, data, model, layout, precision, context,
+                           checkpoint=checkpoint, own=own, limits=limits)  # fmt: skip
     set_batch_sizes(arguments, plan)
     layout = layout.sized(plan.per_device_train_batch_size)
     facts = facts_of_run(config, data, checkpoint)
