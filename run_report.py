@@ -54,32 +54,14 @@ class RunReport(TrainerCallback):
         data_digests: of the rows of each split.
         command: what was typed, without a word on resuming.
         """
-        self._is_main_process = context.is_main_process
+        self._config, self._data, self._context, self._model = config, data, context, model
+        self._plan, self._bad_steps = plan, bad_steps
+        self._data_digests, self._command = dict(data_digests), command
         self._output = Path(config.training.output_dir)
-        self._plan = plan
-        self._bad_steps = bad_steps
+        self._records: ReportRecords | None = None
+        """What does not change while it runs; gathered at the first writing."""
         self._step = 0
         self._failure: str | None = None
-        if not self._is_main_process:
-            return
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._records = ReportRecords(
-            name=config.logging.run_name or self._output.resolve().name,
-            status=RUNNING,
-            step=0,
-            plan=plan(),
-            data=data.report,
-            settings=config_values(config),
-            settings_yaml=config_to_yaml(config),
-            given=dict(config.origins),
-            config_sha256=config_sha256(config),
-            data_digests=dict(data_digests),
-            footprint=footprint(model),
-            model_class=type(base).__name__,
-            machine=describe_machine(context),
-            is_chat=data.is_chat,
-            command=command,
-        )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._write_as_it_runs(state.global_step)
@@ -91,7 +73,7 @@ class RunReport(TrainerCallback):
         self._write_as_it_runs(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._is_main_process and self._records.data.validation is None:
+        if self._data.validation is None:
             self._write_as_it_runs(state.global_step)  # nothing is evaluated, so nothing else would show how it goes
 
     def _write_as_it_runs(self, step: int) -> None:
@@ -117,9 +99,10 @@ class RunReport(TrainerCallback):
             raise
 
     def _write(self, **known: Any) -> None:
-        if not self._is_main_process:
+        if not self._context.is_main_process:
             return
         try:
+            self._records = self._records or self._first_records()
             facts = find_facts(self._records_now(known))
             _write_text(self._output / HTML_FILE, report_html(facts))
             _write_text(self._output / MARKDOWN_FILE, report_markdown(facts))
@@ -129,6 +112,27 @@ class RunReport(TrainerCallback):
             if problem != self._failure or known["status"] != RUNNING:
                 logger.warning("%s cannot be written: %s", self._output / HTML_FILE, problem)
             self._failure = problem
+
+    def _first_records(self) -> ReportRecords:
+        config, model = self._config, self._model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return ReportRecords(
+            name=config.logging.run_name or self._output.resolve().name,
+            status=RUNNING,
+            step=0,
+            plan=self._plan(),
+            data=self._data.report,
+            settings=config_values(config),
+            settings_yaml=config_to_yaml(config),
+            given=dict(config.origins),
+            config_sha256=config_sha256(config),
+            data_digests=self._data_digests,
+            footprint=footprint(model),
+            model_class=type(base).__name__,
+            machine=describe_machine(self._context),
+            is_chat=self._data.is_chat,
+            command=self._command,
+        )
 
     def _records_now(self, known: Mapping[str, Any]) -> ReportRecords:
         metrics = self._output / "metrics.jsonl"

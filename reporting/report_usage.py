@@ -30,8 +30,7 @@ def reproduce_commands(records: ReportRecords) -> str:
 
 
 _HEAD = """\
-from {package} import {model_class}
-from transformers import AutoTokenizer
+{imports}
 
 folder = {folder!r}
 model = {model_class}.from_pretrained(folder)
@@ -55,9 +54,13 @@ def use_program(records: ReportRecords) -> str:
         return ""
     is_adapter = bool(records.settings.get("lora_config"))
     prompt = records.prompts[0].prompt if records.prompts else "Hello."
+    model_class, imports = "AutoModelForCausalLM", "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    if is_adapter:
+        model_class = "AutoPeftModelForCausalLM"
+        imports = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
     return (_HEAD + (_CHAT if records.is_chat else _TEXT) + _TAIL).format(
-        package="peft" if is_adapter else "transformers",
-        model_class="AutoPeftModelForCausalLM" if is_adapter else "AutoModelForCausalLM",
+        imports=imports,
+        model_class=model_class,
         folder=str(records.settings.get("output_dir")),
         prompt=prompt if len(prompt) <= LONGEST_PROMPT else "Hello.",
     )

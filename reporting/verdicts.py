@@ -66,10 +66,10 @@ def learned_verdict(records: ReportRecords) -> Verdict:
     if before is None or after is None:
         return _learned_by_training_loss(question, records)
     change = (after - before) / before if before else 0.0
-    figures = f"Validation loss {before:.4f} before, {after:.4f} now ({change:+.1%})."
+    figures = f"Validation loss {before:.4f} before, {after:.4f} {_when(records)} ({change:+.1%})."
     rule = (
         f"It learned where the validation loss fell by {CHANGE_SHARE:.0%} or more, and got worse where it rose by as "
-        "much; nats a token, before training against now."
+        "much; nats a token, before training against the last."
     )
     if change <= -CHANGE_SHARE:
         state, sentence = GOOD, "Yes. It predicts rows that it was not trained on better than before."
@@ -91,6 +91,13 @@ def _losses_before_and_after(records: ReportRecords) -> tuple[float | None, floa
         first = before.loss if before is not None and is_number(before.loss) else first
         last = after.loss if after is not None and is_number(after.loss) else last
     return first, last
+
+
+def _when(records: ReportRecords) -> str:
+    """Which model the last validation loss is of: the one at the end, or one of an earlier step."""
+    if records.result is not None and records.result.eval_after is not None:
+        return "after"
+    return f"at step {records.evaluations[-1]['step']:,}"
 
 
 def _learned_by_training_loss(question: str, records: ReportRecords) -> Verdict:
@@ -163,12 +170,11 @@ def overfit_verdict(records: ReportRecords) -> Verdict | None:
         return None  # it diverged, which is told already
     rise = last["eval_loss"] - best["eval_loss"]
     at_best, at_last = _training_loss_at(records, best["step"]), _training_loss_at(records, last["step"])
-    figures = (
-        f"Validation loss {best['eval_loss']:.4f} at its best (step {best['step']:,}), {last['eval_loss']:.4f} at "
-        f"step {last['step']:,}"
-    )
-    if at_best is not None and at_last is not None:
-        figures += f"; training loss {at_best:.4f} there, {at_last:.4f} here"
+    figures = f"Validation loss {best['eval_loss']:.4f} at its best, step {best['step']:,}"
+    if last is not best:
+        figures += f", {last['eval_loss']:.4f} at step {last['step']:,}"
+        if at_best is not None and at_last is not None:
+            figures += f"; training loss {at_best:.4f} there, {at_last:.4f} here"
     state, sentence = _overfit_words(records, rise, best, at_best, at_last)
     return Verdict(question=question, state=state, sentence=sentence, figures=f"{figures}.", rule=rule)
 

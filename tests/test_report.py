@@ -315,6 +315,14 @@ def test_report_that_cannot_be_written_is_one_warning_and_no_more(tmp_path, tiny
     assert "\n" not in line
 
 
+def test_report_of_a_model_that_tells_nothing_does_not_end_the_run(tmp_path, caplog):
+    report = report_into(tmp_path, object())
+    with caplog.at_level(logging.WARNING, logger="sft.train"):
+        report.on_train_begin(None, state(0), None)
+        report.finish(result())
+    assert [message.partition("cannot be written")[1] for message in caplog.messages] == ["cannot be written"] * 2
+
+
 def test_report_is_the_main_process_s_alone(tmp_path, tiny_model):
     report = report_into(tmp_path, tiny_model, rank=1)
     report.on_train_begin(None, state(0), None)

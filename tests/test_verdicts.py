@@ -46,13 +46,13 @@ def test_a_run_that_learned_has_nothing_to_mend():
 def test_learned_by_the_change_of_the_validation_loss(after, state):
     found = verdict(LEARN, result=result(before=3.0, after=after))
     assert found.state == state
-    assert f"3.0000 before, {after:.4f} now" in found.figures
+    assert f"3.0000 before, {after:.4f} after" in found.figures
 
 
 def test_learned_while_it_runs_is_judged_by_the_last_evaluation():
     events = in_order(falling()[:10], [evaluation(0, 3.0), evaluation(50, 1.5)])
     found = verdict(LEARN, status="running", step=50, result=None, events=events)
-    assert (found.state, found.figures) == (GOOD, "Validation loss 3.0000 before, 1.5000 now (-50.0%).")
+    assert (found.state, found.figures) == (GOOD, "Validation loss 3.0000 before, 1.5000 at step 50 (-50.0%).")
 
 
 @pytest.mark.parametrize(("last", "state"), [(0.5, UNKNOWN), (2.95, WARN)])
@@ -97,7 +97,7 @@ def test_overfits_where_validation_rises_while_training_falls():
     found = verdict(OVERFIT, events=overfitting(), result=result(after=1.2))
     assert found.state == BAD
     assert "since step 50" in found.sentence
-    assert "1.0000 at its best (step 50), 1.2000 at step 100" in found.figures
+    assert "1.0000 at its best, step 50, 1.2000 at step 100; training loss" in found.figures
 
 
 @pytest.mark.parametrize("last", [1.0, 1.009, 0.9])
