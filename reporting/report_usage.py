@@ -72,10 +72,10 @@ def use_note(records: ReportRecords) -> str:
         is_adapter = bool(records.settings.get("lora_config"))
         kind = "The adapters, which load on top of their base model," if is_adapter else "The model"
         folder = shlex.quote(str(records.settings.get("output_dir")))
-        merge = f" One model of both: python export_model.py {folder} --merge" if is_adapter else ""
+        merge = f"; to make one model of both: python export_model.py {folder} --merge" if is_adapter else ""
         return (
-            f"{kind} and the tokenizer with its chat template are saved in the output folder. Talk to it: python "
-            f"chat.py {folder}{merge}"
+            f"{kind} and the tokenizer with its chat template are saved in the output folder. To talk to it: "
+            f"python chat.py {folder}{merge}"
         )
     if records.status == RUNNING:
         return "The model is saved when the run has come to its end."
