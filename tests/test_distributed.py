@@ -155,3 +155,21 @@ def test_more_processes_than_cores_are_refused_before_any_is_started(model_folde
     assert done.returncode == 2
     assert "num_gpus is 5000, but this machine has no GPU and" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_adapters_on_4bit_weights_train_on_two_processes_as_on_one(question_file, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    for count in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "sft_main.py", f"--num_gpus={count}", f"--per_device_train_batch_size={4 // count}",
+             "--model_name_or_path=examples/tiny-chat", f"--train_file={question_file}", "--validation_split=0.2",
+             "--max_seq_length=64", "--learning_rate=1e-2", "--max_steps=3", "--logging_steps=1", "--report_to=none",
+             "--sample_prompts=[]", "--use_cpu", "--bf16=false", "--lora_config.r=4",
+             "--quantization_config.load_in_4bit", f"--output_dir={tmp_path / str(count)}"],
+            cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "1", tmp_path / "2"
+    for name in ("loss", "grad_norm", "eval_loss"):
+        assert losses(two, name) == pytest.approx(losses(one, name), rel=1e-5)
