@@ -21,7 +21,7 @@ from modeling.speed import is_bfloat16_faster_on_cpu
 from prompting.rendering import ChatRenderer
 from prompting.templates import resolve_chat_template
 from sft_errors import ConfigError, ModelError, one_line
-from sft_types import DistributedContext, ModelFootprint, Precision, SamplePrompt
+from sft_types import Answer, DistributedContext, ModelFootprint, Precision, SamplePrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -207,7 +207,7 @@ def answer_prompts(
     prompts: Sequence[SamplePrompt],
     eos_token_ids: list[int],
     max_new_tokens: int,
-) -> list[str]:
+) -> list[Answer]:
     """The model's greedy answers to prompts, rendered by the chat template unless they are plain text."""
     answers = []
     for prompt in prompts:

@@ -14,7 +14,7 @@ from reporting.metrics_log import json_safe
 from reporting.summary import plan_facts
 from run_state.checkpoints import check_same_run, check_steps_are_left
 from run_state.manifest import read_manifest
-from sft_types import BatchPlan, EvaluationResult, TrainingData
+from sft_types import Answer, BatchPlan, EvaluationResult, TrainingData
 
 
 def facts_of_run(config: SFTConfig, data: TrainingData, checkpoint: Path | None) -> dict[str, Any]:
@@ -75,9 +75,25 @@ def first_evaluation(checkpoint: Path | None, facts: Mapping[str, Any]) -> Evalu
         checkpoint: what the run goes on from.
         facts: of this run: on other validation data, or from another model, the result is another.
     """
-    saved = read_manifest(checkpoint) if checkpoint else {}
+    saved = _manifest_of_same_model(checkpoint, facts)
     if saved.get("eval_before") is None or saved["data"]["validation"] != facts["data"]["validation"]:
         return None
-    if saved["configuration"]["model_name_or_path"] != facts["configuration"]["model_name_or_path"]:
-        return None
     return EvaluationResult(**saved["eval_before"])
+
+
+def first_answers(checkpoint: Path | None, facts: Mapping[str, Any]) -> dict[str, Answer]:
+    """Sample prompt -> its answer from before the first step, as the checkpoint's run had it.
+
+    Args:
+        checkpoint: what the run goes on from.
+        facts: of this run: another model answers otherwise.
+    """
+    saved = _manifest_of_same_model(checkpoint, facts).get("samples_before") or {}
+    return {prompt: Answer(**answer) for prompt, answer in saved.items()}
+
+
+def _manifest_of_same_model(checkpoint: Path | None, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The checkpoint's manifest; empty where there is none, or its run started from another model."""
+    saved = read_manifest(checkpoint) if checkpoint else {}
+    is_same = saved and saved["configuration"]["model_name_or_path"] == facts["configuration"]["model_name_or_path"]
+    return saved if is_same else {}

@@ -14,16 +14,19 @@ from reporting.curves import draw_curves
 from reporting.metrics_log import read_metrics
 from reporting.summary import build_summary, write_json
 from run_report import HTML_FILE, RunReport
-from sft_types import BatchPlan, SampleAnswer, TrainingData, TrainingResult
+from sft_types import BatchPlan, TrainingData, TrainingResult
+from trackers import Trackers
 from trainer_utils import SFTTrainer
-from training_arguments import finish_trackers
 
 logger = logging.getLogger("sft")
+TRACKED_RESULTS = ("status", "train", "eval_before", "eval_after", "samples_ended", "bad_steps", "memory_shortages")
+"""What trackers show of the summary in the end."""
 
 
 def save_and_report(
     config: SFTConfig,
     trainer: SFTTrainer,
+    trackers: Trackers,
     data: TrainingData,
     plan: BatchPlan,
     result: TrainingResult,
@@ -44,15 +47,14 @@ def save_and_report(
     status = 0 if completed else 128 + result.stopped_by
     if not context.is_main_process:
         return status
-    finish_trackers(trainer.args)
-    draw_curves(
-        read_metrics(output / "metrics.jsonl"), output / "training_curves.png", config.logging.run_name or str(output)
-    )
+    curves = output / "training_curves.png"
+    draw_curves(read_metrics(output / "metrics.jsonl"), curves, config.logging.run_name or str(output))
     summary = build_summary(
         result, data.report, trainer.plan_now(), config_sha256(config), context.device,
         data_digests=trainer.facts.get("data"),
     )  # fmt: skip
     write_json(summary, output / "run_summary.json")
+    trackers.finish(result.steps, {name: summary[name] for name in TRACKED_RESULTS}, curves)
     report.finish(result)
     if not completed:
         logger.info("Stopped at step %d of %d, saved in %s.", result.steps, plan.total_steps, result.last_checkpoint)
@@ -80,11 +82,3 @@ def attach_report(
     )  # fmt: skip
     trainer.add_callback(report)
     return report
-
-
-def pair_answers(data: TrainingData, before: list[str], after: list[str]) -> tuple[SampleAnswer, ...]:
-    """Each prompt with its answers before and after training."""
-    return tuple(
-        SampleAnswer(prompt=prompt.shown, before=old, after=new, reference=prompt.reference)
-        for prompt, old, new in zip(data.sample_prompts, before, after, strict=False)
-    )

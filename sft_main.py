@@ -157,7 +157,6 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     from model_manager import (
         footprint,
         load_tokenizer,
-        make_adapters_portable,
         resolve_precision,
         set_generation_defaults,
     )
@@ -201,10 +200,8 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     from run_results import attach_report, save_and_report  # not above: a dry run does without Trainer
     from training_run import build_trainer
 
-    _prepare_output(config, context, checkpoint, lock)
+    _prepare_output(config, context, checkpoint, lock, model, tokenizer)
     name_tracker_run(arguments, facts["wandb_run_id"])
-    if context.is_main_process:
-        make_adapters_portable(model, tokenizer, config.training.output_dir, gguf_file=config.model.gguf_file)
     prepared = build_trainer(
         arguments, model, tokenizer, data, plan, layout, context,
         checkpoint=checkpoint, stream_drops=stream_drops(config.data), compiling=compile_options(config.training),
@@ -213,9 +210,11 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     )  # fmt: skip
     report = attach_report(config, prepared.trainer, data, facts, command.to_repeat)
     with report.told_of_failure():
-        result = _train_between_answers(prepared, data, eos_token_ids, config.logging.sample_max_new_tokens, checkpoint)
+        result = _train_between_answers(config, prepared, data, eos_token_ids, checkpoint)
         with StopRequest():  # what is being written is finished, and then there is nothing left to stop
-            status = save_and_report(config, prepared.trainer, data, plan, result, command.to_repeat, report)
+            status = save_and_report(
+                config, prepared.trainer, prepared.trackers, data, plan, result, command.to_repeat, report
+            )
             return agree_on_smallest(status, context)  # where one leaves, a scheduler may end those that still write
 
 
@@ -310,30 +309,19 @@ def _spread_weights(
 
 
 def _train_between_answers(
-    prepared: "PreparedTraining",
-    data: "TrainingData",
-    eos_token_ids: list[int],
-    longest_answer: int,
+    config: SFTConfig, prepared: "PreparedTraining", data: "TrainingData", eos_token_ids: list[int],
     checkpoint: Path | None,
-) -> "TrainingResult":
+) -> "TrainingResult":  # fmt: skip
     """Trains, with an evaluation and answers to the sample prompts before and after."""
-    from model_manager import answer_prompts
     from run_facts import first_evaluation
-    from run_results import pair_answers
+    from sample_answers import build_samples
     from training_run import evaluate, last_evaluation, train
 
     trainer = prepared.trainer
-
-    def answers() -> list[str]:
-        if trainer.is_deepspeed_enabled:
-            return []
-        # Spread weights are gathered by all processes together, so all of them answer; one is listened to.
-        if not (trainer.context.is_main_process or trainer.is_spread):
-            return []
-        return answer_prompts(
-            trainer.model, trainer.processing_class, data.sample_prompts, eos_token_ids, longest_answer
-        )
-
+    samples = build_samples(
+        trainer, prepared.trackers, data.sample_prompts, eos_token_ids, checkpoint,
+        max_new_tokens=config.logging.sample_max_new_tokens, at_evaluations=config.logging.sample_at_evaluations,
+    )  # fmt: skip
     if trainer.is_deepspeed_enabled:
         logger.info(
             "DeepSpeed takes the model when training begins, so there is no evaluation before and there are no sample "
@@ -343,18 +331,20 @@ def _train_between_answers(
     else:
         eval_before = first_evaluation(checkpoint, trainer.facts) or evaluate(trainer)
     trainer.facts["eval_before"] = eval_before and asdict(eval_before)
-    answers_before = answers()
+    samples.ask(step=0)
     result = replace(train(prepared, checkpoint=checkpoint), eval_before=eval_before)
     if result.status == "completed":
         result = replace(result, eval_after=last_evaluation(trainer))
-        result = replace(result, samples=pair_answers(data, answers_before, answers()))
+        result = replace(result, samples=samples.before_and_after())
     return result
 
 
 def _prepare_output(
-    config: SFTConfig, context: "DistributedContext", checkpoint: Path | None, lock: OutputLock
-) -> None:
+    config: SFTConfig, context: "DistributedContext", checkpoint: Path | None, lock: OutputLock,
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase",
+) -> None:  # fmt: skip
     """Makes the output folder, sets aside what this run does not go on from, and writes down the configuration."""
+    from model_manager import make_adapters_portable
     from run_facts import goes_on_in
     from run_state.checkpoints import set_aside_earlier_run, set_aside_newer
     from run_state.publish import clear_unfinished
@@ -375,6 +365,7 @@ def _prepare_output(
         logger.info("Checkpoints behind %s were moved to %s.", checkpoint.name, aside)
     elif aside is not None:
         logger.info("%s holds an earlier run: its checkpoints and records were moved to %s.", output, aside)
+    make_adapters_portable(model, tokenizer, config.training.output_dir, gguf_file=config.model.gguf_file)
 
 
 def _class_name(model: Any) -> str:

@@ -361,6 +361,14 @@ class EvaluationResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a model said to a prompt, and whether it ended by an end token (not where it was cut)."""
+
+    text: str
+    ended: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SampleAnswer:
     """A prompt as text and what the model said, before and after training."""
 
@@ -368,6 +376,9 @@ class SampleAnswer:
     before: str
     after: str = ""
     reference: str | None = None
+    before_ended: bool | None = None
+    after_ended: bool | None = None
+    """Whether the answer ended by its end token; None where that was not looked at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -386,6 +397,10 @@ class TrainingResult:
     examples_per_second: float
     tokens_per_second: float
     supervised_tokens_per_second: float
+    model_flops_per_second: float | None = None
+    """Operations that the trained tokens cost by the usual formula (see `modeling.flops`)."""
+    mfu: float | None = None
+    """Those as a share of what all devices could do at most; None where that is not known (on CPU)."""
     peak_memory_bytes: int
     memory_share: float | None
     """Peak over the memory of the device (or of this process's share of RAM)."""

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -32,7 +32,8 @@ from modeling.flops import training_flops
 from modeling.gradient_sum import broadcast_weights
 from modeling.random_state import RandomState
 from modeling.sharding import let_go_of_gathered
-from modeling.supervised_loss import EvaluationSums
+from modeling.supervised_loss import EvaluationSums, perplexity_of
+from reporting.device_peaks import kind_of_products, peak_flops_of
 from reporting.summary import plan_facts
 from row_layout import RowLayout, told_of_attention
 from sft_errors import DataError
@@ -47,9 +48,6 @@ from training_batches import evaluation_sampler, rows_loader, stream_loader, tra
 from training_callbacks import StreamDrops
 from training_progress import COUNTED, TrainingProgress
 from training_step import StepGradient
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger("sft.train")
 
@@ -93,7 +91,10 @@ class SFTTrainer(CheckpointedTrainer):
         self.layout = layout
         self._size = size
         self._plan = plan
-        self.progress = TrainingProgress(context, self.args.device)
+        self.products = kind_of_products(self.args.bf16, self.args.fp16, self.model.dtype)
+        """The type that matrix products are made in."""
+        peak = peak_flops_of(context.device, self.products)
+        self.progress = TrainingProgress(context, self.args.device, size=size, peak_flops=peak)
         self._stream_drops = stream_drops
         self.evaluation_step = EvaluationStep(
             layout.evaluation_collator, self.args.per_device_eval_batch_size, self.args.device,
@@ -289,7 +290,11 @@ class SFTTrainer(CheckpointedTrainer):
 
     def checkpoint_facts(self) -> dict[str, Any]:
         """What the next checkpoint's manifest says beside its files."""
-        return {**super().checkpoint_facts(), "batch_plan": plan_facts(self.plan_now())}
+        return {
+            **super().checkpoint_facts(),
+            "batch_plan": plan_facts(self.plan_now()),
+            "trained_on": self.progress.seen(),
+        }
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self.progress.paused():
@@ -298,7 +303,9 @@ class SFTTrainer(CheckpointedTrainer):
     # Logging
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds speed since the last log, and memory, to what a step logs."""
+        """Adds perplexity, speed since the last log, memory and utilization to what a step logs."""
         if "loss" in logs:
+            if not self.args.label_smoothing_factor:  # a smoothed loss is no mean of log probabilities
+                logs["perplexity"] = perplexity_of(logs["loss"])
             logs |= self.progress.figures(is_stream=self.train_sampler is None)
         super().log(logs, start_time)

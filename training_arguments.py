@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainingArguments, get_scheduler
@@ -18,9 +18,6 @@ from configuration.schema import LoggingConfig, TrainingConfig
 from distributed_utils import default_wandb_to_offline
 from sft_errors import ConfigError, one_line
 from sft_types import BatchPlan, DistributedContext, Precision
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 logger = logging.getLogger("sft.train")
 _COMPILATION = {"torch_compile_backend": "backend", "torch_compile_mode": "mode"}
@@ -134,30 +131,15 @@ def name_tracker_run(arguments: TrainingArguments, run_id: str) -> None:
         os.environ.setdefault("WANDB_RESUME", "allow")
 
 
-def continue_tensorboard(trainer: "Trainer", step: int) -> None:
-    """Tells TensorBoard that what it has behind a step is written again: it shows no step twice then."""
-    if "tensorboard" not in trainer.args.report_to:
-        return
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
-
-    writer = SummaryWriter(log_dir=os.environ["TENSORBOARD_LOGGING_DIR"], purge_step=step + 1)
-    trainer.remove_callback(TensorBoardCallback)
-    trainer.add_callback(TensorBoardCallback(writer))
+def tensorboard_folder() -> str:
+    """Where TensorBoard's files of this run go; known once the arguments are built."""
+    return os.environ["TENSORBOARD_LOGGING_DIR"]
 
 
 def trackers_take_checkpoints(arguments: TrainingArguments) -> bool:
     """Whether a tracker may send a checkpoint away as soon as Trainer has saved it."""
     takes_none = {"tensorboard"} if os.environ.get("WANDB_LOG_MODEL") == "checkpoint" else {"tensorboard", "wandb"}
     return not takes_none.issuperset(arguments.report_to)
-
-
-def finish_trackers(arguments: TrainingArguments) -> None:
-    """Lets trackers write what they still hold: wandb keeps its file open until it is told."""
-    if "wandb" in arguments.report_to:
-        import wandb
-
-        wandb.finish()
 
 
 def compile_options(config: TrainingConfig) -> dict[str, Any] | None:

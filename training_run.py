@@ -17,12 +17,15 @@ from model_manager import footprint
 from modeling.compiling import compile_layers
 from modeling.document_attention import documents_apart
 from reporting.metrics_log import MetricsLog
+from reporting.run_text import describe_run
 from row_layout import RowLayout, told_of_attention
 from run_state.checkpoints import checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
+from run_state.manifest import read_manifest
 from sft_types import BatchPlan, DistributedContext, EvaluationResult, TrainingData, TrainingResult
+from trackers import Trackers, install_trackers
 from trainer_utils import SFTTrainer
-from training_arguments import continue_tensorboard, one_line_errors, trackers_take_checkpoints
+from training_arguments import one_line_errors, trackers_take_checkpoints
 from training_callbacks import OrderCallback, RecordCallback, StopCallback, StreamDrops
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ class PreparedTraining:
     """A trainer with what `train` needs beside it."""
 
     trainer: SFTTrainer
+    trackers: Trackers
     stop: StopCallback
     request: StopRequest
 
@@ -87,20 +91,29 @@ def build_trainer(
         if not trainer.is_deepspeed_enabled:
             # An optimizer whose package is missing is refused here, before anything is written.
             trainer.create_optimizer()
-    if checkpoint and context.is_main_process:
-        continue_tensorboard(trainer, step)
+    if checkpoint:
+        trainer.progress.seen_before = read_manifest(checkpoint).get("trained_on") or trainer.progress.seen_before
     metrics_log = _metrics_log(arguments.output_dir, checkpoint) if context.is_main_process else None
     stop = StopCallback(request, context)
     trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
     trainer.add_callback(RecordCallback(metrics_log, plan.total_steps))
     trainer.add_callback(stop)
-    return PreparedTraining(trainer=trainer, stop=stop, request=request)
+    trackers = _install_trackers(trainer, data, plan, first_step=step)
+    return PreparedTraining(trainer=trainer, trackers=trackers, stop=stop, request=request)
 
 
 def _compile(model: "PreTrainedModel", layout: RowLayout, options: Mapping[str, Any] | None) -> None:
     if options is not None:
         count = compile_layers(model, has_one_shape=layout.has_one_shape, **options)
         logger.info("Compiling %d layers, at the first steps.", count)
+
+
+def _install_trackers(trainer: SFTTrainer, data: TrainingData, plan: BatchPlan, *, first_step: int) -> Trackers:
+    description = describe_run(
+        trainer.facts.get("configuration", {}), data.report, footprint(trainer.model), plan, trainer.context,
+        products=trainer.products, peak_flops=trainer.progress.peak_flops,
+    )  # fmt: skip
+    return install_trackers(trainer, description, first_step=first_step)
 
 
 def _metrics_log(output_dir: str, checkpoint: Path | None) -> MetricsLog:
@@ -147,7 +160,7 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
         logger.info("Loaded the best checkpoint, %s (%s %.4f).", best, trainer.args.metric_for_best_model,
                     trainer.state.best_metric)  # fmt: skip
     seconds = progress.seconds()
-    supervised, tokens, rows, _, dropped = progress.counts.tolist()
+    supervised, tokens, rows, *_, dropped = progress.counts.tolist()
     steps_here = output.global_step - (checkpoint_step(checkpoint) if checkpoint else 0)
     peak, total = peak_memory_bytes(trainer.context.device), total_memory_bytes(trainer.context.device)
     checkpoints = list_checkpoints(trainer.args.output_dir)
@@ -161,6 +174,8 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
         examples_per_second=rows / seconds,
         tokens_per_second=tokens / seconds,
         supervised_tokens_per_second=supervised / seconds,
+        model_flops_per_second=progress.model_flops() / seconds,
+        mfu=progress.utilization(progress.model_flops() / seconds),
         rows_dropped=int(dropped),
         bad_steps=trainer.bad_steps.count,
         memory_shortages={

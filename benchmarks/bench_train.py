@@ -252,7 +252,7 @@ def add_timer(trainer: Any) -> Any:
     class Timer(TrainerCallback):
         def __init__(self) -> None:
             self.steps: list[dict[str, float]] = []
-            self.before = (0.0, [0.0] * 5, 0.0)
+            self.before = (0.0, [0.0] * len(trainer.progress.counts), 0.0)
 
         def _now(self) -> tuple[float, list[float], float]:
             counts = trainer.progress.counts.tolist()  # waits for the device

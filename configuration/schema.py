@@ -321,11 +321,14 @@ class LoggingConfig:
     """Log every so many steps (below 1: a share of all steps)."""
 
     sample_prompts: list[str] | None = None
-    """Prompts to answer before and after training. Default: the first three of the validation (else training) data.
-    []: none."""
+    """Prompts to answer before training, at each evaluation and after. Default: the first three of the validation (else
+    training) data. []: none."""
 
     sample_max_new_tokens: PositiveInt = 64
     """Longest sample answer, in tokens."""
+
+    sample_at_evaluations: bool = True
+    """Answer the sample prompts at each evaluation too, not only before and after training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

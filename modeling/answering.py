@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
+from sft_types import Answer
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -41,8 +43,8 @@ def answer_prompt(
     max_new_tokens: int,
     eos_token_ids: list[int],
     add_special_tokens: bool,
-) -> str:
-    """What the model says after `prompt`, without its end token.
+) -> Answer:
+    """What the model says after `prompt`, without its end token, and whether there was one.
 
     Args:
         model: any causal language model; its training mode is left as it was.
@@ -72,4 +74,5 @@ def answer_prompt(
         model.train(was_training)
     new_tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
     ended = next((i for i, token in enumerate(new_tokens) if token in eos_token_ids), len(new_tokens))
-    return tokenizer.decode(new_tokens[:ended], skip_special_tokens=False)
+    text = tokenizer.decode(new_tokens[:ended], skip_special_tokens=False)
+    return Answer(text=text, ended=ended < len(new_tokens))

@@ -54,13 +54,19 @@ def documents_apart(model: Any, name: str | None) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend_within_documents)
+    before = attention_of(model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    before = base.config._attn_implementation
     base.set_attn_implementation(name)
     try:
         yield
     finally:
         base.set_attn_implementation(before)
+
+
+def attention_of(model: Any) -> str:
+    """The name of the attention that a model has now, with adapters or without."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.config._attn_implementation
 
 
 def attend_within_documents(

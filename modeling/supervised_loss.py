@@ -246,10 +246,15 @@ class EvaluationSums:
         loss = loss_sum / tokens if tokens else math.nan
         return EvaluationResult(
             loss=loss,
-            perplexity=math.exp(loss) if loss < 700 else math.inf,
+            perplexity=perplexity_of(loss),
             token_accuracy=right / tokens if tokens else math.nan,
             sequence_accuracy=right_sequences / sequences if sequences else math.nan,
         )
+
+
+def perplexity_of(loss: float) -> float:
+    """The exponential of a loss in nats a token; infinite where that overflows."""
+    return math.inf if loss >= 700 else math.exp(loss)
 
 
 def _with_float64(device: torch.device | str) -> torch.device | str:

@@ -39,7 +39,7 @@ def gather_environment(
     saved = 4 * footprint.num_trainable_parameters if has_adapters else footprint.weight_bytes
     return Environment(
         device=context.device,
-        device_name=_device_name(context.device),
+        device_name=device_name(context.device),
         device_memory_bytes=total_memory_bytes(context.device),
         cpu_count=num_usable_cores(),
         num_processes=context.world_size,
@@ -56,7 +56,7 @@ def describe_machine(context: DistributedContext) -> Machine:
     """The machine under this process."""
     return Machine(
         device=context.device,
-        device_name=_device_name(context.device),
+        device_name=device_name(context.device),
         device_memory_bytes=total_memory_bytes(context.device),
         num_cores=num_usable_cores(),
         processes_here=num_processes_here(context.world_size),
@@ -65,7 +65,8 @@ def describe_machine(context: DistributedContext) -> Machine:
     )
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """The device, or the CPU, as its maker calls it."""
     if device.startswith("cuda"):
         import torch
 

@@ -15,6 +15,11 @@ from reporting.metrics_log import json_safe
 from sft_types import BatchPlan, DataReport, RowSource, SplitReport, TrainingResult
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "bitsandbytes")
+_OF_TRAINING = (
+    "steps", "epochs", "loss", "seconds", "examples_per_second", "tokens_per_second", "supervised_tokens_per_second",
+    "model_flops_per_second", "mfu", "peak_memory_bytes", "memory_share", "rows_dropped",
+)  # fmt: skip
+"""Fields of `TrainingResult` under `train`."""
 
 
 def build_summary(
@@ -36,21 +41,7 @@ def build_summary(
         device: of the first process.
         data_digests: of the rows of each split (see `run_facts.facts_of_run`).
     """
-    train = {
-        name: getattr(result, name)
-        for name in (
-            "steps",
-            "epochs",
-            "loss",
-            "seconds",
-            "examples_per_second",
-            "tokens_per_second",
-            "supervised_tokens_per_second",
-            "peak_memory_bytes",
-            "memory_share",
-            "rows_dropped",
-        )
-    }
+    train = {name: getattr(result, name) for name in _OF_TRAINING}
     summary = {
         "status": result.status,
         "eval_before": result.eval_before and dataclasses.asdict(result.eval_before),
@@ -70,6 +61,11 @@ def build_summary(
         "bad_steps": result.bad_steps,
         "memory_shortages": result.memory_shortages,
         "samples": [dataclasses.asdict(sample) for sample in result.samples],
+        "samples_ended": {
+            "asked": len(result.samples),
+            "before": sum(sample.before_ended is True for sample in result.samples),
+            "after": sum(sample.after_ended is True for sample in result.samples),
+        },
         "device": device,
         "versions": installed_versions(),
         "config_sha256": config_digest,

@@ -17,7 +17,8 @@ logger = logging.getLogger("sft.train")
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _OWN_FILES = (
-    "metrics.jsonl", "run_summary.json", "training_curves.png", "resolved_config.yaml", "report.html", "report.md",
+    "metrics.jsonl", "samples.jsonl", "run_summary.json", "training_curves.png", "resolved_config.yaml", "report.html",
+    "report.md",
 )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def ask(capfd):
 def greedy_answer(model, tokenizer, question=QUESTION, *, system=None):
     begin = ({"role": "system", "content": system},) if system else ()
     prompt = SamplePrompt(messages=(*begin, {"role": "user", "content": question}))
-    return answer_prompts(model, tokenizer, [prompt], [2], 8)[0] + "\n"
+    return answer_prompts(model, tokenizer, [prompt], [2], 8)[0].text + "\n"
 
 
 def loaded(folder, adapters=None):
@@ -114,7 +114,7 @@ def test_adapters_of_a_quantized_base_answer_on_it_unless_told_otherwise(ask, mo
 def test_a_model_without_a_template_continues_text(ask, model_folder):
     model, tokenizer = loaded(model_folder("gpt2"))
     tokenizer.pad_token = tokenizer.eos_token
-    expected = answer_prompts(model, tokenizer, [SamplePrompt(text="The quick")], [0], 8)[0] + "\n"
+    expected = answer_prompts(model, tokenizer, [SamplePrompt(text="The quick")], [0], 8)[0].text + "\n"
     assert ask(model_folder("gpt2"), "--prompt", "The quick")[:2] == (0, expected)
     status, _, err = ask(model_folder("gpt2"), "--prompt", "The quick", "--system", "Be short.")
     assert status == 2

@@ -167,8 +167,9 @@ def test_answer_prompt_stops_at_the_end_token_and_keeps_the_mode():
     ids = tokenizer("Two plus", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         first = int(model.eval()(ids).logits[0, -1].argmax())
-    assert whole.startswith(tokenizer.decode([first]))
+    assert not whole.ended
+    assert whole.text.startswith(tokenizer.decode([first]))
     stopped = answer_prompt(
         model, tokenizer, "Two plus", max_new_tokens=8, eos_token_ids=[first], add_special_tokens=False
     )
-    assert stopped == ""
+    assert (stopped.text, stopped.ended) == ("", True)
