@@ -142,7 +142,7 @@ class SampleAnswers(TrainerCallback):
         pairs = list(zip(self._prompts, answers, strict=True))
         if step == 0:
             # Kept in checkpoints: a run that goes on has other weights by then.
-            trainer.facts["samples_before"] = {prompt.shown: asdict(answer) for prompt, answer in pairs}
+            self._trainer.facts["samples_before"] = {prompt.shown: asdict(answer) for prompt, answer in pairs}
         if self._log is None:
             return
         lines = [
