@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig, TrainingConfig
+from hub_errors import hub_problem
 from modeling.adapters import add_adapters
 from modeling.answering import answer_prompt
 from modeling.speed import is_bfloat16_faster_on_cpu
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("sft.model")
-_UNREACHABLE = ("couldn't connect", "connect to 'https://", "Failed to resolve", "offline mode", "name resolution")
-"""What errors of an unreachable Hub hold; they come in several types, some of them plain OSError."""
 
 
 def resolve_precision(
@@ -400,11 +399,10 @@ def one_line_errors(what: str, place: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        text = one_line(error)
-        if not Path(place).exists() and any(sign in text for sign in _UNREACHABLE):
-            raise ModelError(
-                f"{place}: no such folder here, and the Hugging Face Hub cannot be reached. Name a folder, or run once "
-                "where the Hub can be reached: what was loaded from it is kept."
-            ) from error
-        raise ModelError(f"{place}: the {what} cannot be loaded: {text}") from error
+    except Exception as error:
+        problem = None if Path(place).exists() else hub_problem(error, what="model")
+        if problem is not None:
+            raise ModelError(f"{place}: {problem}") from error
+        if isinstance(error, OSError | ValueError | ImportError | KeyError | RuntimeError | SafetensorError):
+            raise ModelError(f"{place}: the {what} cannot be loaded: {one_line(error)}") from error
+        raise

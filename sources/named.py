@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hub_errors import hub_problem
 from sft_errors import DataError
 from sources.chunks import MAX_BYTES, MAX_ROWS, Entries, Stretch, entry_blocks
 from sources.json_rows import checked_record
@@ -48,15 +49,19 @@ def load_splits(
             loaded = {split: datasets.load_dataset(name, configuration, split=split, streaming=streaming)}
         else:
             loaded = datasets.load_dataset(name, configuration, streaming=streaming)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise DataError(f"dataset_name {name!r}: not found: {_first_line(error)}") from None
-    except OSError as error:
-        what = "cannot be read" if is_saved else "the Hub cannot be reached"
-        raise DataError(f"dataset_name {name!r}: {what}: {_first_line(error)}") from None
-    except (ValueError, LookupError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        # An unknown or missing configuration name arrives here, with a list of the known ones; an unknown split in a
-        # slice; a dataset that is a script, which the library refuses to run.
-        raise DataError(f"dataset_name {name!r}, dataset_config_name {configuration!r}: {_first_line(error)}") from None
+    except Exception as error:
+        problem = None if folder.exists() else hub_problem(error, what="dataset")
+        if problem is not None:
+            raise DataError(f"dataset_name {name!r}: {problem}") from None
+        if isinstance(error, OSError):
+            raise DataError(f"dataset_name {name!r}: cannot be read: {_first_line(error)}") from None
+        if isinstance(error, ValueError | LookupError | RuntimeError | datasets.exceptions.DatasetsError):
+            # An unknown or missing configuration name arrives here, with a list of the known ones; an unknown split in
+            # a slice; a dataset that is a script, which the library refuses to run.
+            raise DataError(
+                f"dataset_name {name!r}, dataset_config_name {configuration!r}: {_first_line(error)}"
+            ) from None
+        raise
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 

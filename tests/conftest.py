@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,32 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         lines = (self.output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
+
+
+_FAULTS: Counter[str] = Counter()
+_FAULT_WORDS = ("faults injected", "runs continued", "runs equal to the bit")
+
+
+class Tally:
+    """Counts faults, and what the runs that went on after them came to."""
+
+    def injected(self) -> None:
+        _FAULTS["faults injected"] += 1
+
+    def continued(self) -> None:
+        _FAULTS["runs continued"] += 1
+
+    def equal(self) -> None:
+        _FAULTS["runs equal to the bit"] += 1
+
+
+@pytest.fixture(scope="session")
+def tally() -> Tally:
+    return Tally()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _FAULTS:
+        told = ", ".join(f"{_FAULTS[word]} {word}" for word in _FAULT_WORDS)
+        lost = _FAULTS["faults injected"] - _FAULTS["runs equal to the bit"]
+        terminalreporter.write_line(f"Faults: {told}; lost or changed: {lost}.")

@@ -57,6 +57,7 @@ FLOORS = {
     "distributed_utils": 0,
     "device_memory": 0,
     "heap": 0,
+    "hub_errors": 0,
     "process_launcher": 0,
     "machine_types": 0,
     "sft_types": 0,

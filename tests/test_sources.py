@@ -356,8 +356,11 @@ def test_open_sources_says_what_is_wrong_with_a_saved_dataset(tmp_path):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist"), r"'x/y': not found: Dataset 'x' doesn"),
-        (ConnectionError("offline"), r"'x/y': the Hub cannot be reached: offline\."),
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'x' is not there"),
+            r"'x/y': no folder here and no dataset on",
+        ),
+        (ConnectionError("offline"), r"'x/y': no folder here and not in the cache, and HF_HUB_OFFLINE=1 forbids"),
         (
             ValueError("BuilderConfig 'b' not found.\nAvailable: ['main']"),
             r"'b': BuilderConfig .*Available: \['main'\]",

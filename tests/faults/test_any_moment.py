@@ -1,0 +1,199 @@
+"""One process, killed or without a disk at any moment: what goes on from it is the same run, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from checkpoint_helpers import digests, evaluated, trained
+from forked import Ended, run
+from injected import ClosedAtStep, KilledAtStep, KilledInSave
+
+from run_state.checkpoints import list_checkpoints
+from run_state.manifest import find_damage
+
+pytestmark = pytest.mark.slow
+
+KINDS = {
+    "full": {},
+    "dropout": {"architecture": "gpt2", "max_seq_length": 96},
+    "adapters": {"lora_config.r": 4, "lora_config.lora_dropout": 0.2},
+    "packed": {"packing": True, "per_device_train_batch_size": 1, "max_seq_length": 32},
+    "best": {"validation_split": 0.25, "eval_steps": 3, "load_best_model_at_end": True},
+}
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def start(model_folder, question_file, tmp_path_factory):
+    """Runs the command: `start(output_dir, fault=..., key=value, ...)`."""
+    logs = tmp_path_factory.mktemp("logs")
+    numbers = iter(range(100000))
+
+    def begin(output: Path, *, fault=None, **settings) -> Ended:
+        keys = {
+            "model_name_or_path": model_folder(settings.pop("architecture", "llama")), "train_file": question_file,
+            "max_seq_length": 64, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1,
+            "report_to": "none", "use_cpu": True, "bf16": False, "sample_prompts": "[]", "max_steps": STEPS,
+            "save_steps": 3, "save_total_limit": 2, "output_dir": output, **settings,
+        }  # fmt: skip
+        return run(logs / str(next(numbers)), *(f"--{key}={value}" for key, value in keys.items()), fault=fault)
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(start, tmp_path_factory):
+    """A kind's run that nothing disturbs, made once."""
+    made: dict[str, Path] = {}
+
+    def output(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(f"whole-{kind}") / "out"
+            ended = start(made[kind], **KINDS[kind])
+            assert ended.status == 0, ended.err
+        return made[kind]
+
+    return output
+
+
+def goes_on(start, output: Path, whole: Path, tally, **settings) -> Ended:
+    """Goes on in a folder, and compares with the run that nothing disturbed."""
+    tally.injected()
+    assert all(find_damage(path) == [] for path in list_checkpoints(output))
+    ended = start(output, resume_from_checkpoint="auto", **settings)
+    assert ended.status == 0, ended.err
+    assert ended.err == ""
+    tally.continued()
+    assert trained(output) == trained(whole)
+    assert evaluated(output) == evaluated(whole)
+    ours, theirs = list_checkpoints(output), list_checkpoints(whole)
+    assert [path.name for path in ours] == [path.name for path in theirs]
+    assert digests(ours[-1]) == digests(theirs[-1])
+    for path in whole.glob("*.safetensors"):
+        assert (output / path.name).read_bytes() == path.read_bytes()
+    assert not (output / ".unfinished").exists()
+    tally.equal()
+    return ended
+
+
+def test_killed_at_fifty_random_steps(start, uninterrupted, tmp_path, tally):
+    chance = random.Random(20)
+    for number in range(50):
+        kind = list(KINDS)[number % len(KINDS)]
+        fault = KilledAtStep(chance.randint(1, STEPS - 1), chance.random() * 0.05)
+        output = tmp_path / str(number)
+        ended = start(output, fault=fault, **KINDS[kind])
+        assert ended.status == -signal.SIGKILL, (fault, ended)
+        goes_on(start, output, uninterrupted(kind), tally, **KINDS[kind])
+        shutil.rmtree(output)
+
+
+def test_killed_before_every_change_of_the_disk_in_a_save(start, tmp_path, tally):
+    settings = {"max_steps": 6, "save_steps": 2, "save_total_limit": 1}
+    counted = tmp_path / "changes.json"
+    whole = tmp_path / "whole"
+    assert start(whole, fault=KilledInSave(4, None, counted), **settings).status == 0
+    changes = json.loads(counted.read_text())
+    assert {"write_record", "serialize_file", "fsync", "rename", "rmdir"} <= set(changes), changes
+    for number, name in enumerate(changes, start=1):
+        output = tmp_path / str(number)
+        ended = start(output, fault=KilledInSave(4, number), **settings)
+        assert ended.status == -signal.SIGKILL, (number, name, ended)
+        assert list_checkpoints(output), (number, name)
+        goes_on(start, output, whole, tally, **settings)
+        shutil.rmtree(output)
+
+
+@pytest.mark.parametrize("how", ["shorter", "longer", "a bit", "empty", "gone"])
+def test_each_file_of_the_newest_checkpoint_damaged(start, uninterrupted, tmp_path, tally, how):
+    whole = uninterrupted("full")
+    newest = list_checkpoints(whole)[-1].name
+    for name in sorted(path.name for path in (whole / newest).iterdir()):
+        output = tmp_path / name
+        shutil.copytree(whole, output)
+        path = output / newest / name
+        content = path.read_bytes()
+        path.unlink()
+        middle = len(content) // 2
+        damaged = {
+            "shorter": content[:middle], "longer": content + b"\0", "empty": b"", "gone": None,
+            "a bit": content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :],
+        }[how]  # fmt: skip
+        if damaged is not None:
+            path.write_bytes(damaged)
+        tally.injected()
+        ended = start(output, resume_from_checkpoint="auto")
+        assert ended.status == 0, ended.err
+        tally.continued()
+        assert f"{newest} cannot be gone on from: {name} " in ended.out, (name, ended.out)
+        assert trained(output) == trained(whole)
+        assert digests(output / newest) == digests(whole / newest)
+        assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+        tally.equal()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system in memory of a size that can be changed: `small_disk(kib)` makes or resizes it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a file system")
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def of_size(kib: int, *more: str) -> Path:
+        is_there = os.path.ismount(place)
+        options = ",".join([*(["remount"] if is_there else []), f"size={kib}k", "mode=755", *more])
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], check=False)
+        if done.returncode:
+            pytest.skip("a file system in memory cannot be mounted here")
+        return place
+
+    yield of_size
+    if os.path.ismount(place):
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_fills_up_at_any_size(start, uninterrupted, small_disk, tally):
+    whole = uninterrupted("full")
+    one = sum(path.stat().st_size for path in list_checkpoints(whole)[-1].iterdir()) // 1024
+    for kib in sorted({8, 40, *range(one // 8, one * 4, one // 8)}):
+        place = small_disk(kib)
+        ended = start(place / "out")
+        if ended.status != 0:
+            assert ended.status == 2, (kib, ended)
+            assert ended.err.count("\n") == 1, (kib, ended.err)
+            # torch does not tell why it could not write; what is left there does.
+            assert "No space left on device" in ended.err or "(0 MiB are free there)" in ended.err, (kib, ended.err)
+            small_disk(64 * 1024)
+            goes_on(start, place / "out", whole, tally)
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def closable(tmp_path):
+    """A folder that can be closed even for root."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    done = subprocess.run(["chattr", "+i", str(folder)], check=False, capture_output=True)
+    if done.returncode:
+        pytest.skip("files cannot be made immutable here")
+    subprocess.run(["chattr", "-i", str(folder)], check=True)
+    yield folder
+    subprocess.run(["chattr", "-i", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("step", [2, 3, 7])
+def test_a_folder_that_is_closed_for_writing(start, uninterrupted, closable, tally, step):
+    ended = start(closable, fault=ClosedAtStep(step, closable))
+    assert ended.status == 2, ended
+    assert ended.err.count("\n") == 1, ended.err
+    assert "Operation not permitted" in ended.err
+    subprocess.run(["chattr", "-i", str(closable)], check=True)
+    goes_on(start, closable, uninterrupted("full"), tally)
