@@ -98,7 +98,7 @@ class SampleAnswers(TrainerCallback):
             return
         random_state = RandomState.of(trainer.context.device)
         try:
-            with trainer.progress.paused(), documents_apart(trainer.model, self._own_attention):
+            with trainer.progress.paused("answering"), documents_apart(trainer.model, self._own_attention):
                 answers = answer_prompts(
                     trainer.model, trainer.processing_class, self._prompts, self._eos_token_ids,
                     self._max_new_tokens,

@@ -210,7 +210,8 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     )  # fmt: skip
     report = attach_report(config, prepared.trainer, data, facts, command.to_repeat)
     with report.told_of_failure():
-        result = _train_between_answers(config, prepared, data, eos_token_ids, checkpoint)
+        with prepared.on_terminal():
+            result = _train_between_answers(config, prepared, data, eos_token_ids, checkpoint)
         with StopRequest():  # what is being written is finished, and then there is nothing left to stop
             status = save_and_report(
                 config, prepared.trainer, prepared.trackers, data, plan, result, command.to_repeat, report

@@ -283,7 +283,7 @@ class SFTTrainer(CheckpointedTrainer):
         others than the run that evaluated.
         """
         random_state = RandomState.of(self.context.device)
-        with self.progress.paused():
+        with self.progress.paused("evaluating"):
             metrics = super().evaluate(*args, **kwargs)
         random_state.restore()
         return metrics
@@ -297,7 +297,7 @@ class SFTTrainer(CheckpointedTrainer):
         }
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with self.progress.paused():
+        with self.progress.paused("saving"):
             super()._save_checkpoint(model, trial)
 
     # Logging

@@ -11,7 +11,6 @@ import torch
 from transformers import TrainerCallback
 
 from batching.order import RankBatchSampler
-from reporting.console import evaluation_line, progress_line
 from reporting.metrics_log import MetricsLog
 from run_state.interruption import StopRequest
 from sft_errors import DataError
@@ -89,26 +88,18 @@ class StreamDrops:
 
 
 class RecordCallback(TrainerCallback):
-    """Writes every log event into `metrics.jsonl`, and the ones that a person follows into the log."""
+    """Writes every log event into `metrics.jsonl`."""
 
-    def __init__(self, metrics_log: MetricsLog | None, total_steps: int):
+    def __init__(self, metrics_log: MetricsLog | None):
         self._metrics_log = metrics_log
-        self._total_steps = total_steps
-        self._before: dict[str, float] | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == state.max_steps:
             control.should_log = True  # or what was trained since the last log would never be told
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if self._metrics_log is None or logs is None:
-            return
-        self._metrics_log.write(state.global_step, logs)
-        if "loss" in logs:
-            logger.info(progress_line(state.global_step, self._total_steps, logs))
-        elif "eval_loss" in logs:
-            logger.info(evaluation_line(state.global_step, logs, self._before))
-            self._before = dict(logs)
+        if self._metrics_log is not None and logs is not None:
+            self._metrics_log.write(state.global_step, logs)
 
 
 class StopCallback(TrainerCallback):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -48,6 +48,8 @@ class TrainingProgress:
         self._context = context
         self._started = self._paused = 0.0
         self._is_paused = False
+        self.on_wait: Callable[[str, float | None], None] = lambda kind, seconds: None
+        """Is told what training waits for, and at the end how long that took."""
         self._logged = (0.0, [0.0] * _NUM_COUNTS)
         self._gpu = GpuUtilization(context.device)
         self._cpu = CpuUtilization()
@@ -61,17 +63,24 @@ class TrainingProgress:
         return time.perf_counter() - self._started - self._paused
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock for as long as this lasts; within another pause it changes nothing."""
+    def paused(self, kind: str) -> Iterator[None]:
+        """Stops the clock for as long as this lasts; within another pause it changes nothing.
+
+        Args:
+            kind: what training waits for: `evaluating`, `saving`, `answering`.
+        """
         if self._is_paused:
             yield
             return
         self._is_paused, since = True, time.perf_counter()
+        self.on_wait(kind, None)
         try:
             yield
         finally:
             self._is_paused = False
-            self._paused += time.perf_counter() - since
+            seconds = time.perf_counter() - since
+            self._paused += seconds
+            self.on_wait(kind, seconds)
 
     def seen(self) -> list[float]:
         """Supervised tokens, tokens and rows that the run was trained on so far, all its processes together."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,11 @@ from device_memory import peak_memory_bytes, total_memory_bytes
 from model_manager import footprint
 from modeling.compiling import compile_layers
 from modeling.document_attention import documents_apart
+from reporting.console import place_line
+from reporting.environment import device_name
 from reporting.metrics_log import MetricsLog
 from reporting.run_text import describe_run
+from reporting.terminal import live_terminal
 from row_layout import RowLayout, told_of_attention
 from run_state.checkpoints import checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
@@ -25,8 +29,9 @@ from run_state.manifest import read_manifest
 from sft_types import BatchPlan, DistributedContext, EvaluationResult, TrainingData, TrainingResult
 from trackers import Trackers, install_trackers
 from trainer_utils import SFTTrainer
-from training_arguments import one_line_errors, trackers_take_checkpoints
+from training_arguments import one_line_errors, tensorboard_folder, trackers_take_checkpoints
 from training_callbacks import OrderCallback, RecordCallback, StopCallback, StreamDrops
+from training_display import DisplayCallback
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,8 +46,18 @@ class PreparedTraining:
 
     trainer: SFTTrainer
     trackers: Trackers
+    display: DisplayCallback | None
+    """What a person sees; None in other processes than the first."""
     stop: StopCallback
     request: StopRequest
+
+    @contextmanager
+    def on_terminal(self) -> Iterator[None]:
+        """Shows on a terminal, while this lasts, how far training is."""
+        with live_terminal() as line:
+            if self.display is not None:
+                self.display.line = line
+            yield
 
 
 def build_trainer(
@@ -96,10 +111,11 @@ def build_trainer(
     metrics_log = _metrics_log(arguments.output_dir, checkpoint) if context.is_main_process else None
     stop = StopCallback(request, context)
     trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
-    trainer.add_callback(RecordCallback(metrics_log, plan.total_steps))
+    trainer.add_callback(RecordCallback(metrics_log))
     trainer.add_callback(stop)
     trackers = _install_trackers(trainer, data, plan, first_step=step)
-    return PreparedTraining(trainer=trainer, trackers=trackers, stop=stop, request=request)
+    display = _add_display(trainer, plan, first_step=step)
+    return PreparedTraining(trainer=trainer, trackers=trackers, display=display, stop=stop, request=request)
 
 
 def _compile(model: "PreTrainedModel", layout: RowLayout, options: Mapping[str, Any] | None) -> None:
@@ -114,6 +130,24 @@ def _install_trackers(trainer: SFTTrainer, data: TrainingData, plan: BatchPlan, 
         products=trainer.products, peak_flops=trainer.progress.peak_flops,
     )  # fmt: skip
     return install_trackers(trainer, description, first_step=first_step)
+
+
+def _add_display(trainer: SFTTrainer, plan: BatchPlan, *, first_step: int) -> DisplayCallback | None:
+    if not trainer.context.is_main_process:
+        return None
+    has_tensorboard = "tensorboard" in trainer.args.report_to
+    logger.info(
+        place_line(
+            device_name(trainer.context.device), trainer.args.output_dir,
+            tensorboard_folder() if has_tensorboard else None,
+        )
+    )  # fmt: skip
+    display = DisplayCallback(
+        trainer.progress, first_step=first_step, total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch,
+        has_validation=trainer.eval_dataset is not None,
+    )  # fmt: skip
+    trainer.add_callback(display)
+    return display
 
 
 def _metrics_log(output_dir: str, checkpoint: Path | None) -> MetricsLog:

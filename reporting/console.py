@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reporting.text import counted, first_of, note_text, percent, printable
+from reporting.time_left import clock
 from sft_types import BatchPlan, DataReport, EvaluationResult, ModelFootprint, SampleAnswer, SplitReport
 
 SHOWN_PLACES = 3
@@ -80,6 +81,12 @@ def plan_line(plan: BatchPlan, device: str) -> str:
     )
 
 
+def place_line(device_name: str, output_dir: str, logging_dir: str | None) -> str:
+    """Where it is trained, where the result goes, and where its course can be watched."""
+    watched = f"; its course: tensorboard --logdir {logging_dir}" if logging_dir else ""
+    return f"Device: {device_name}. Output: {output_dir}{watched}."
+
+
 def trial_line(what: str, size: int, unit: str, tried: Sequence[int], peak_bytes: int | None, budget_bytes: int) -> str:
     """A batch size that was found by trial."""
     return (
@@ -110,6 +117,46 @@ def evaluation_line(step: int, logs: Mapping[str, float], before: Mapping[str, f
         f"  validation at step {step}: loss {logs['eval_loss']:.4f}{change}, perplexity {logs['eval_perplexity']:.2f}, "
         f"tokens right {logs['eval_token_accuracy']:.1%}, answers right {logs['eval_sequence_accuracy']:.1%}"
     )
+
+
+def live_parts(
+    step: int, total_steps: int, doing: str, seconds_left: float | None, logs: Mapping[str, float]
+) -> list[str]:
+    """The line that a terminal shows while it runs, in parts, the most important first.
+
+    Args:
+        step, total_steps: how far training is.
+        doing: what it waits for; empty while it trains.
+        seconds_left: None where that is not known yet.
+        logs: what the last logged step said.
+    """
+    parts = [f"step {step:>{len(str(total_steps))}}/{total_steps} {step / max(total_steps, 1):4.0%}"]
+    if doing:
+        parts.append(f"{doing} ...")
+    if seconds_left is not None:
+        parts.append(f"{clock(seconds_left)} left")
+    if "loss" in logs:
+        parts.append(f"loss {logs['loss']:.4f}")
+    if "tokens_per_second" in logs:
+        parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+    if "memory_allocated_bytes" in logs:
+        parts.append(f"{logs['memory_allocated_bytes'] / 2**30:.1f} GiB")
+    if "learning_rate" in logs:
+        parts.append(f"lr {logs['learning_rate']:.2e}")
+    return parts
+
+
+def evaluation_table(step: int, logs: Mapping[str, float], before: Mapping[str, float] | None) -> list[str]:
+    """One evaluation as a small table, with the change since the last."""
+    lines = [f"validation at step {step:<8}{'':9}" + ("change" if before else "")]
+    shown = (
+        ("loss", "eval_loss", ".4f"), ("perplexity", "eval_perplexity", ",.2f"),
+        ("tokens right", "eval_token_accuracy", ".1%"), ("answers right", "eval_sequence_accuracy", ".1%"),
+    )  # fmt: skip
+    for name, key, form in shown:
+        change = f"{logs[key] - before[key]:>+14{form}}" if before else ""
+        lines.append(f"  {name:14}{logs[key]:>12{form}}{change}".rstrip())
+    return [line.rstrip() for line in lines]
 
 
 def before_and_after_lines(before: EvaluationResult | None, after: EvaluationResult | None) -> list[str]:

@@ -6,6 +6,9 @@ import logging
 import sys
 import time
 
+from reporting.terminal import LiveLine
+from terminal_modes import can_draw
+
 logger = logging.getLogger("sft.data")
 _SECONDS_TILL_SHOWN = 2.0
 """What is done sooner needs no word."""
@@ -13,22 +16,20 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class PreparationProgress:
-    """A bar on a terminal, a line of the log now and then elsewhere. Use as a context."""
+    """A line drawn anew on a terminal, a line of the log now and then elsewhere. Use as a context."""
 
     def __init__(self, what: str):
         self._what = what
         self._started = time.monotonic()
         self._told = self._started + _SECONDS_TILL_SHOWN
-        self._is_bar = sys.stdout.isatty() and logger.isEnabledFor(logging.INFO)
-        self._is_shown = False
+        self._bar = LiveLine(sys.stdout) if can_draw(sys.stdout) and logger.isEnabledFor(logging.INFO) else None
 
     def __enter__(self) -> "PreparationProgress":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._is_shown:
-            sys.stdout.write("\r\x1b[K")
-            sys.stdout.flush()
+        if self._bar is not None:
+            self._bar.clear()
 
     def show(self, rows: int, share: float) -> None:
         """Tells the state, if it is time to.
@@ -42,11 +43,8 @@ class PreparationProgress:
             return
         seconds = now - self._started
         line = progress_text(self._what, rows, share, seconds)
-        if self._is_bar:
-            self._is_shown = True
-            filled = round(share * 24)
-            sys.stdout.write(f"\r\x1b[K[{'#' * filled}{'.' * (24 - filled)}] {line}")
-            sys.stdout.flush()
+        if self._bar is not None:
+            self._bar.show([line])
             self._told = now + 0.2
         else:
             logger.info(line)

@@ -145,6 +145,8 @@ def _leave_now(number: int, line: str) -> None:
     leave_word(status)
     if rank_of_this_process() == 0:
         sys.stdout.flush()
+        # A line of progress may stand there.
+        line = f"\n{line}" if os.isatty(2) else line
         os.write(2, f"{line} Checkpoints that were saved before are whole.\n".encode())
     os._exit(status)
 

@@ -36,6 +36,7 @@ FLOORS = {
     "training_callbacks": 2,
     "training_batches": 2,
     "training_progress": 2,
+    "training_display": 3,
     "training_step": 2,
     "sharded_step": 2,
     "bad_steps": 1,
@@ -60,10 +61,11 @@ FLOORS = {
     "hub_errors": 0,
     "process_launcher": 0,
     "machine_types": 0,
+    "terminal_modes": 0,
     "sft_types": 0,
     "sft_errors": 0,
 }
-ENVIRONMENT_ROOMS = {"distributed_utils", "training_arguments"}
+ENVIRONMENT_ROOMS = {"distributed_utils", "training_arguments", "terminal_modes"}
 HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "pyarrow", "matplotlib"}
 
 
