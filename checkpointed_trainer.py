@@ -7,6 +7,7 @@ pickle, which nothing here reads, with a token in it where one is set), and a ma
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
 from distributed_utils import open_talk, wait_for_all
+from hub_pushes import HubPushes
 from modeling.sharded_state import (
     gather_optimizer_state,
     gather_weights,
@@ -34,6 +36,7 @@ from run_state.publish import UNFINISHED, disk_failure, publish, rotate
 from sft_errors import CheckpointError
 from sft_types import DistributedContext
 
+logger = logging.getLogger("sft.train")
 _TRAINER_STATE = "trainer_state.json"
 _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
 _PICKLED_ARGUMENTS = "training_args.bin"
@@ -60,6 +63,7 @@ class CheckpointedTrainer(Trainer):
         keeps_parts: where weights are spread over processes, each saves its own part.
         kwargs: what transformers' Trainer takes.
         """
+        self.hub = HubPushes(kwargs["args"], Path(kwargs["args"].output_dir, UNFINISHED))
         super().__init__(**kwargs)
         self.context = context
         self.facts = dict(facts or {})
@@ -72,7 +76,11 @@ class CheckpointedTrainer(Trainer):
         self._unnamed_step: int | None = None
         """Of the checkpoint that is written and may have no name yet, on all processes."""
         self._saved_step: int | None = None
+        self.resume_step = 0
+        """The step that training goes on behind."""
         self._failures: list[str] = []
+        self.has_best_weights = False
+        """Whether the best checkpoint was loaded at the end."""
 
     def checkpoint_facts(self) -> dict[str, Any]:
         """What the next checkpoint's manifest says beside its files."""
@@ -128,8 +136,8 @@ class CheckpointedTrainer(Trainer):
         is_last = self.control.should_training_stop or step >= self.state.max_steps
         if is_last or self.args.push_to_hub or not self._saves_in_background:
             self.finish_saving()
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(target))
+        if self.args.push_to_hub and self.is_world_process_zero():
+            self.hub.send_checkpoint(target, step)
 
     def _publish(self, aside: Path, target: Path, facts: Mapping[str, Any], best_step: int | None) -> None:
         publish(aside, target, facts)
@@ -236,6 +244,13 @@ class CheckpointedTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Does nothing while a checkpoint is written: it is sent once it has its name."""
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes the repository on the Hub; where that cannot be reached now, it is tried again when there is something
+        to send."""
+        if self.is_world_process_zero():
+            self.hub.open()
+            self.hub_model_id = self.hub.repository
+
     # Loading
 
     def _reads_parts(self, checkpoint: str) -> bool:
@@ -289,19 +304,22 @@ class CheckpointedTrainer(Trainer):
             self.state.best_model_checkpoint = str(best)  # also where the folder was moved meanwhile
 
     def _load_best_model(self) -> None:
-        """Loads the best checkpoint, if it is what was written.
-
-        Raises:
-            CheckpointError: if it is not.
-        """
+        """Loads the best checkpoint, if it is what was written; else the weights stay those of the last step."""
         best = self.state.best_model_checkpoint
-        damage = find_damage(Path(best))
-        if damage:
-            raise CheckpointError(
-                f"load_best_model_at_end: the best checkpoint, {best}, is damaged: {'; '.join(damage)}. The newest one "
-                "is untouched: go on from it with load_best_model_at_end: false."
-            )
+        damage = find_damage(Path(best)) if self.context.is_main_process else []
+        problem = wait_for_all("; ".join(damage) or None, self.context, self._talk)
+        if problem is not None:
+            logger.info("load_best_model_at_end: the best checkpoint, %s, is damaged (%s). The run ends with the "
+                        "weights of its last step instead.", best, problem)  # fmt: skip
+            return
         if self._reads_parts(best):
             self._load_from_checkpoint(best)
         else:
             super()._load_best_model()
+        self.has_best_weights = True
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple:
+        """Trainer's numbers of epochs and steps. It would take a step more where a checkpoint is of the last one."""
+        _num_epochs, *others = values = super().set_initial_training_values(*args, **kwargs)
+        max_steps = others[-1]
+        return (0, *others) if self.resume_step and self.resume_step >= max_steps else values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from preparation.sources import SourcePreparation, format_named
 from preparation.streaming import RowStream
 from prepared_data.store import PreparedRows
 from sft_errors import ConfigError, DataError
-from sft_types import TrainingData
+from sft_types import SamplePrompt, TrainingData
 from sources.load import OpenedSources, Source, open_sources
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def prepare_data(
     sample_prompts: Sequence[str] | None = None,
     show_rows: Collection[int] = (),
     order_seed: int | None = None,
+    on_progress: Callable[[bool], None] | None = None,
 ) -> TrainingData:
     """Reads, renders, tokenizes and counts all data. A tokenizer without a chat template gets `plain` if it needs one.
 
@@ -47,6 +48,7 @@ def prepare_data(
         sample_prompts: prompts to answer before and after training; None takes the first of the data.
         order_seed: of the order of streamed rows; None for `seed`.
         show_rows: numbers of training rows, from 1 as they are read, to be previewed.
+        on_progress: is told when rows were prepared (True), and when no more of a source are to be (False).
 
     Raises:
         DataError: if a source cannot be read, or has no row that makes a known format.
@@ -61,7 +63,7 @@ def prepare_data(
     order_seed = seed if order_seed is None else order_seed
     if opened.unused:
         logger.info("Not read: %s.", ", ".join(opened.unused[:5]) + (", ..." if len(opened.unused) > 5 else ""))
-    preparation = SourcePreparation(config, tokenizer)
+    preparation = SourcePreparation(config, tokenizer, on_progress)
     train, validation = _prepare_splits(preparation, opened, seed)
     epoch_rows = _mixed(train, seed)
     report = data_report(
@@ -70,17 +72,12 @@ def prepare_data(
         validation and (validation.prepared, validation.rows),
         validation and split_report(validation.prepared, validation.rows, all_read=bool(opened.validation)),
     )
-    if sample_prompts is not None:
-        prompts = given_prompts(sample_prompts, is_chat=format_named(train.prepared[0].format_name).is_chat)
-    else:
-        shown = validation or train
-        prompts = first_prompts(preparation, shown.opened, shown.prepared, shown.rows)
     return TrainingData(
         train=epoch_rows,
         validation=validation and validation.rows,
         is_chat=any(format_named(source.format_name).is_chat for source in train.prepared),
         report=replace(report, is_complete=not config.streaming),
-        sample_prompts=prompts,
+        sample_prompts=_sample_prompts(sample_prompts, preparation, train, validation or train),
         previews=previews(preparation, train.opened, train.prepared, show_rows),
         stream=_stream(preparation, train, order_seed).read if config.streaming else None,
         place_of=partial(_place_of, train.prepared, epoch_rows),
@@ -102,6 +99,15 @@ class _Split:
     opened: Sequence[Source]
     prepared: Sequence[PreparedSource]
     rows: PreparedRows
+
+
+def _sample_prompts(
+    given: Sequence[str] | None, preparation: SourcePreparation, train: _Split, shown: _Split
+) -> tuple[SamplePrompt, ...]:
+    """The prompts that are given, as the training rows are; where none are, the first of `shown`."""
+    if given is None:
+        return first_prompts(preparation, shown.opened, shown.prepared, shown.rows)
+    return given_prompts(given, is_chat=format_named(train.prepared[0].format_name).is_chat)
 
 
 def _prepare_splits(preparation: SourcePreparation, opened: OpenedSources, seed: int) -> tuple[_Split, _Split | None]:

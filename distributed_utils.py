@@ -222,11 +222,14 @@ def _end_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def leave_word(status: int, problems: Sequence[str] = ()) -> None:
-    """Tells our launcher, where it started this process, that it leaves by its own will, with what exit status."""
+def leave_word(status: int, problems: Sequence[str] = (), *, kind: str = "left") -> None:
+    """Tells our launcher, where it started this process, that it leaves by its own will, with what exit status.
+
+    Or, with the kind `hung`, that a process of the run hangs: the launcher then ends all.
+    """
     if os.environ.get(_OUR_LAUNCHER) and is_launched():
         word = json.dumps({"exit_status": status, "problems": list(problems)})
-        _word_file(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(word, encoding="utf-8")
+        Path(f"{os.environ['TORCHELASTIC_ERROR_FILE']}.{kind}").write_text(word, encoding="utf-8")
 
 
 def leave_with_the_others(status: int) -> int:
@@ -263,10 +266,6 @@ def settled_before() -> tuple[int, list[str]] | None:
             return status, problems
     everyone_left = len(words) == num_processes_here(0)
     return max(words.values()) if everyone_left else None
-
-
-def _word_file(error_file: str) -> Path:
-    return Path(error_file + ".left")
 
 
 def tell_problems(problems: Sequence[str]) -> None:

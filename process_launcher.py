@@ -15,11 +15,18 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
-from distributed_utils import default_launch_id, prepare_children, resume_garbage_collection, words_left
+from distributed_utils import (
+    default_launch_id,
+    prepare_children,
+    resume_garbage_collection,
+    words_left,
+)
 from machine_types import LaunchOptions
 from sft_errors import ConfigError, one_line
 
@@ -27,6 +34,10 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
     from torch.distributed.launcher.api import LaunchConfig
 
+HUNG_STATUSES = (128 + signal.SIGALRM, -signal.SIGALRM) if hasattr(signal, "SIGALRM") else (142,)
+"""What the watchdog ends a process with (`run_state.watchdog`)."""
+HUNG_PATIENCE_SECONDS = 20.0
+"""For processes to leave by themselves once one has found that one hangs; a stopped one would stay."""
 NODES_WAIT_SECONDS = 900
 """How long the first node waits for the last: a scheduler starts them minutes apart."""
 
@@ -66,7 +77,8 @@ def launch_processes(num_processes: int, script: str, arguments: Sequence[str], 
         # Only with a folder for its logs does the launcher give a child a file for its error.
         launch_config.logs_specs = DefaultLogsSpecs(log_dir=folder)
         try:
-            elastic_launch(launch_config, sys.executable)("-u", script, *arguments)
+            with _hung_ones_ended(Path(folder)):
+                elastic_launch(launch_config, sys.executable)("-u", script, *arguments)
         except ChildFailedError as error:
             failures = error.failures
         except SignalException as signal_error:
@@ -82,6 +94,47 @@ def launch_processes(num_processes: int, script: str, arguments: Sequence[str], 
         attempts = sorted(Path(folder).glob("*/attempt_*"), key=lambda path: int(path.name.rpartition("_")[2]))
         words = words_left(attempts[-1]) if attempts else {}
     return _exit_status(words, failures, number, num_processes, options)
+
+
+@contextmanager
+def _hung_ones_ended(folder: Path) -> Iterator[None]:
+    """While it lasts, ends the processes that are still there some time after one has found that one hangs.
+
+    What is stopped, or deaf in a library, does not heed the agent's SIGTERM, and the agent would wait for minutes.
+    """
+    over = Event()
+    Thread(target=_end_hung_ones, args=(folder, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _end_hung_ones(folder: Path, over: Event) -> None:
+    seen, before = 0, _children()
+    while not over.wait(0.5):
+        if _num_hangs_noted(folder) > seen:
+            if over.wait(HUNG_PATIENCE_SECONDS):
+                return
+            for pid in before & _children():  # not those that were started again meanwhile
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            seen = _num_hangs_noted(folder)
+        before = _children()
+
+
+def _num_hangs_noted(folder: Path) -> int:
+    """How many processes said that one hangs, in all attempts so far; `folder` is this launcher's."""
+    return sum(1 for _ in folder.glob("*/attempt_*/*/error.json.hung"))
+
+
+def _children() -> set[int]:
+    """Process ids of those that this process started itself and that are not counted out yet; Linux alone tells."""
+    children: set[int] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            children.update(map(int, path.read_text().split()))
+    return children
 
 
 def _launch_config(num_processes: int, options: LaunchOptions) -> LaunchConfig:
@@ -170,6 +223,8 @@ def _exit_status(
     if died:
         rank, failure = died[0]
         how = f"was killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else "failed"
+        if failure.exitcode in HUNG_STATUSES:
+            how = "hung, or waited for one that did (hang_timeout_seconds)"
         log = f" Its log: {Path(options.log_dir, f'rank-{rank}.log')}." if options.log_dir else ""
         sys.stderr.write(
             f"The process of rank {rank} {how}, so the others were ended too.{log} "

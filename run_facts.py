@@ -65,7 +65,7 @@ def check_goes_on(checkpoint: Path | None, facts: Mapping[str, Any], plan: Batch
     """
     if checkpoint is not None:
         check_same_run(checkpoint, facts, plan_facts(plan), plan.world_size)
-        check_steps_are_left(checkpoint, plan.total_steps, plan.steps_per_epoch)
+        check_steps_are_left(checkpoint, plan.total_steps)
 
 
 def first_evaluation(checkpoint: Path | None, facts: Mapping[str, Any]) -> EvaluationResult | None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from config_manager import SFTConfig, config_sha256
+from hub_pushes import NOT_SENT_STATUS
 from model_manager import save_final_model
 from reporting.console import before_and_after_lines, sample_lines
 from reporting.curves import draw_curves
 from reporting.metrics_log import read_metrics
 from reporting.summary import build_summary, write_json
 from run_report import HTML_FILE, RunReport
+from run_state.final_model import model_aside, publish_model, write_model
 from sft_types import BatchPlan, TrainingData, TrainingResult
 from trackers import Trackers
 from trainer_utils import SFTTrainer
@@ -37,24 +40,32 @@ def save_and_report(
     context, output = trainer.context, Path(config.training.output_dir)
     completed = result.status == "completed"
     if completed and trainer.is_deepspeed_enabled:
-        trainer.save_model()  # gathers the shards, which takes every process
+        trainer.save_model(str(model_aside(output)))  # gathers the shards, which takes every process
+        if context.is_main_process:
+            publish_model(model_aside(output), output)
     elif completed:
         weights = trainer.gather_whole_weights()
         if context.is_main_process:
-            save_final_model(trainer.model, trainer.processing_class, str(output), weights)
-    if completed and trainer.args.push_to_hub:
-        trainer.push_to_hub()
+            write_model(output, partial(save_final_model, trainer.model, trainer.processing_class, weights=weights))
     status = 0 if completed else 128 + result.stopped_by
     if not context.is_main_process:
         return status
+    to_hub = None
+    if completed and trainer.args.push_to_hub:
+        is_sent = trainer.hub.send_model(lambda: trainer.create_model_card(model_name=output.absolute().name))
+        status = 0 if is_sent else NOT_SENT_STATUS
+        to_hub = trainer.hub.problem or "sent"
     curves = output / "training_curves.png"
     draw_curves(read_metrics(output / "metrics.jsonl"), curves, config.logging.run_name or str(output))
     summary = build_summary(
         result, data.report, trainer.plan_now(), config_sha256(config), context.device,
         data_digests=trainer.facts.get("data"),
     )  # fmt: skip
+    summary |= {"trackers": trackers.problems(), "push_to_hub": to_hub}
     write_json(summary, output / "run_summary.json")
     trackers.finish(result.steps, {name: summary[name] for name in TRACKED_RESULTS}, curves)
+    if trackers.problems() != summary["trackers"]:
+        write_json({**summary, "trackers": trackers.problems()}, output / "run_summary.json")
     report.finish(result)
     if not completed:
         logger.info("Stopped at step %d of %d, saved in %s.", result.steps, plan.total_steps, result.last_checkpoint)
@@ -69,7 +80,12 @@ def save_and_report(
     )  # fmt: skip
     kind = "adapters" if config.lora is not None else "model"
     logger.info("Saved the %s and the records in %s. What came of it: %s", kind, output, output / HTML_FILE)
-    return 0
+    if status:
+        logger.info(
+            "push_to_hub: the %s is not on the Hub (%s), so the exit status is %d. Send it with: hf upload %s %s",
+            kind, to_hub, status, trainer.hub.name, output,
+        )  # fmt: skip
+    return status
 
 
 def attach_report(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from first_signals import leave_on_signals
+
+    leave_on_signals()  # the imports below take a while
+
 import logging
 import sys
 from collections.abc import Sequence
@@ -38,6 +43,7 @@ from process_launcher import launch_processes
 from run_state.interruption import Interrupted, LeaveAtOnce, StopRequest, ignore_signals, signal_name
 from run_state.lock import OutputLock
 from run_state.publish import full_disk
+from run_state.watchdog import SLOW, Watchdog
 from sft_errors import CheckpointError, ConfigError, UserError, located
 
 if TYPE_CHECKING:
@@ -124,8 +130,8 @@ def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
     with rank_log(options.log_dir):
         quiet_libraries()
         try:
-            with OutputLock() as lock:
-                return leave_with_the_others(run(config, command, lock))
+            with OutputLock() as lock, _watchdog(config, command) as watchdog:
+                return leave_with_the_others(run(config, command, lock, watchdog))
         except UserError as error:
             raise located(error, config.origins) from None
         except Exception as error:
@@ -137,13 +143,19 @@ def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
             ) from error
 
 
-def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
+def _watchdog(config: SFTConfig, command: Command) -> Watchdog:
+    """Looks on from when it is entered; not at a dry run, which a person waits for."""
+    seconds = 0 if command.dry_run else config.training.hang_timeout_seconds
+    return Watchdog(seconds, rank=rank_of_this_process(), folder=config.training.output_dir)
+
+
+def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdog) -> int:
     """One run, top to bottom; a dry run ends before anything is trained.
 
     Args:
         config: checked settings.
         command: what was typed.
-        lock: of the output folder, to be taken.
+        lock, watchdog: of the output folder, to be taken; to be told of progress.
     """
     _log_lines(config.notices)
     is_rehearsal, extra = command.dry_run, config.training.extra_training_arguments
@@ -172,7 +184,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(
         config.data, tokenizer, seed=config.training.seed, order_seed=extra.get("data_seed"),
-        sample_prompts=config.logging.sample_prompts, show_rows=command.show_rows,
+        sample_prompts=config.logging.sample_prompts, show_rows=command.show_rows, on_progress=watchdog.preparing,
     )  # fmt: skip
     problems = check_data(config, data, is_rehearsal=is_rehearsal)
     limits = memory_limits(config.training, context)
@@ -211,12 +223,17 @@ def run(config: SFTConfig, command: Command, lock: OutputLock) -> int:
     report = attach_report(config, prepared.trainer, data, facts, command.to_repeat)
     with report.told_of_failure():
         with prepared.on_terminal():
-            result = _train_between_answers(config, prepared, data, eos_token_ids, checkpoint)
+            result = _train_between_answers(config, prepared, data, eos_token_ids, checkpoint, watchdog)
         with StopRequest():  # what is being written is finished, and then there is nothing left to stop
             status = save_and_report(
                 config, prepared.trainer, prepared.trackers, data, plan, result, command.to_repeat, report
             )
-            return agree_on_smallest(status, context)  # where one leaves, a scheduler may end those that still write
+            return _leave_together(status, context)
+
+
+def _leave_together(status: int, context: "DistributedContext") -> int:
+    """The largest status of all processes: one alone knows of the Hub, and none leaves while others still write."""
+    return -agree_on_smallest(-status, context)
 
 
 def _claim_output(config: SFTConfig, context: "DistributedContext", lock: OutputLock, *, is_rehearsal: bool) -> None:
@@ -311,11 +328,12 @@ def _spread_weights(
 
 def _train_between_answers(
     config: SFTConfig, prepared: "PreparedTraining", data: "TrainingData", eos_token_ids: list[int],
-    checkpoint: Path | None,
+    checkpoint: Path | None, watchdog: Watchdog,
 ) -> "TrainingResult":  # fmt: skip
     """Trains, with an evaluation and answers to the sample prompts before and after."""
     from run_facts import first_evaluation
     from sample_answers import build_samples
+    from training_callbacks import WatchCallback
     from training_run import evaluate, last_evaluation, train
 
     trainer = prepared.trainer
@@ -323,6 +341,8 @@ def _train_between_answers(
         trainer, prepared.trackers, data.sample_prompts, eos_token_ids, checkpoint,
         max_new_tokens=config.logging.sample_max_new_tokens, at_evaluations=config.logging.sample_at_evaluations,
     )  # fmt: skip
+    trainer.add_callback(WatchCallback(watchdog))
+    watchdog.expect("evaluating before step", 1, patience=SLOW)
     if trainer.is_deepspeed_enabled:
         logger.info(
             "DeepSpeed takes the model when training begins, so there is no evaluation before and there are no sample "
@@ -332,11 +352,17 @@ def _train_between_answers(
     else:
         eval_before = first_evaluation(checkpoint, trainer.facts) or evaluate(trainer)
     trainer.facts["eval_before"] = eval_before and asdict(eval_before)
+    watchdog.expect("sample answers", patience=SLOW)
     samples.ask(step=0)
     result = replace(train(prepared, checkpoint=checkpoint), eval_before=eval_before)
     if result.status == "completed":
+        watchdog.expect("evaluating at step", result.steps, patience=SLOW)
         result = replace(result, eval_after=last_evaluation(trainer))
+        watchdog.expect("sample answers", patience=SLOW)
         result = replace(result, samples=samples.before_and_after())
+    watchdog.expect("saving the model", patience=SLOW)
+    if trainer.args.push_to_hub:
+        watchdog.rest()  # sending it may take any time
     return result
 
 

@@ -1,19 +1,26 @@
 """TensorBoard and wandb: all that is measured, in groups; what the run is; what the model says; the picture at the end.
 
 Each takes the place of transformers' own callback, which it builds on. Other trackers are transformers' as they are.
+None of them can end the run (see `tracker_guard`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.integrations import (
+    TensorBoardCallback,
+    WandbCallback,
+    get_reporting_integration_callbacks,
+)
 
 from reporting.run_text import as_code, as_table, sample_text
 from reporting.tracker_names import CHARTS, TOTALS, tracked
+from tracker_guard import GuardedTracker
 from training_arguments import tensorboard_folder
 
 if TYPE_CHECKING:
@@ -103,12 +110,20 @@ class WandbTracker(WandbCallback):
         self._wandb.run.summary.update({"result": dict(result)})
         self._wandb.finish()
 
+    def abandon(self) -> None:
+        """Lets go of wandb's process: one that is gone would be missed again, with a traceback, when Python ends."""
+        self._wandb.teardown()
+
 
 class Trackers:
     """All trackers of ours that a run writes to; none of them in other processes than the first."""
 
-    def __init__(self, trackers: Sequence[TensorBoardTracker | WandbTracker] = ()):
+    def __init__(self, trackers: Sequence[GuardedTracker] = ()):
         self._trackers = trackers
+
+    def problems(self) -> dict[str, str | None]:
+        """Tracker -> what made it fail, and when; None for one that works."""
+        return {tracker.name: tracker.problem for tracker in self._trackers}
 
     def add_samples(self, step: int, lines: Sequence[Mapping[str, Any]]) -> None:
         """Shows what the model said.
@@ -118,7 +133,7 @@ class Trackers:
             lines: as in `samples.jsonl`.
         """
         for tracker in self._trackers:
-            tracker.add_samples(step, lines)
+            tracker.tell_of_samples(step, lines)
 
     def finish(self, step: int, result: Mapping[str, Any], picture: Path) -> None:
         """Writes what came of the run, and all that trackers still hold.
@@ -140,15 +155,18 @@ def install_trackers(trainer: "Trainer", description: Description, *, first_step
         description: what the run is, by topic (see `reporting.run_text.describe_run`).
         first_step: the step that the run goes on from, 0 for a fresh start.
     """
-    if not trainer.is_world_process_zero():
-        return Trackers()
-    trackers: list[TensorBoardTracker | WandbTracker] = []
-    if "tensorboard" in trainer.args.report_to:
-        trainer.remove_callback(TensorBoardCallback)
-        trackers.append(TensorBoardTracker(description, first_step=first_step))
-    if "wandb" in trainer.args.report_to:
-        trainer.remove_callback(WandbCallback)
-        trackers.append(WandbTracker(description))
-    for tracker in trackers:
-        trainer.add_callback(tracker)
-    return Trackers(trackers)
+    ours: dict[str, Callable[[], Any]] = {}
+    if trainer.is_world_process_zero():
+        ours["tensorboard"] = partial(TensorBoardTracker, description, first_step=first_step)
+        ours["wandb"] = partial(WandbTracker, description)
+    trackers = []
+    for name in trainer.args.report_to:
+        (kind,) = get_reporting_integration_callbacks([name])
+        theirs = trainer.pop_callback(kind)
+        trackers.append(GuardedTracker(name, ours.get(name, partial(_as_it_is, theirs))))
+        trainer.add_callback(trackers[-1])
+    return Trackers(trackers if trainer.is_world_process_zero() else ())
+
+
+def _as_it_is(callback: Any) -> Any:
+    return callback

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -270,6 +271,7 @@ class SFTTrainer(CheckpointedTrainer):
             for batch in dataloader:
                 for part, (losses, hits) in self.evaluation_step.run(batch, losses_and_hits):
                     sums.add(losses, hits, part["target_rows"], num_rows=part["counts"]["rows"])
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(was_training)
         if self.context.world_size > 1:
             torch.distributed.all_reduce(sums.tensor)
@@ -287,6 +289,12 @@ class SFTTrainer(CheckpointedTrainer):
             metrics = super().evaluate(*args, **kwargs)
         random_state.restore()
         return metrics
+
+    def evaluate_now(self) -> None:
+        """Evaluates as at the end of an epoch: the schedule may follow it, and the checkpoint may become the best."""
+        metrics = self._evaluate(None, None)
+        if self._determine_best_metric(metrics=metrics, trial=None):
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
 
     def checkpoint_facts(self) -> dict[str, Any]:
         """What the next checkpoint's manifest says beside its files."""

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from batching.order import RankBatchSampler
 from reporting.metrics_log import MetricsLog
 from run_state.interruption import StopRequest
+from run_state.watchdog import SLOW, Watchdog
 from sft_errors import DataError
 from sft_types import DistributedContext, DroppedRow
 
@@ -42,6 +43,25 @@ class OrderCallback(TrainerCallback):
         if self._sampler is None:
             # Trainer counts from where a resumed stream began.
             state.epoch = state.global_step / self._steps_per_epoch
+
+
+class EdgeCallback(TrainerCallback):
+    """Makes up for the evaluation at the edge of an epoch, where the run goes on from a checkpoint saved before it."""
+
+    def __init__(self, trainer: Any, steps_per_epoch: int):
+        """Args:
+        trainer: with `resume_step` and `evaluate_now`.
+        steps_per_epoch: of the batch plan.
+        """
+        self._trainer = trainer
+        self._steps_per_epoch = steps_per_epoch
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = self._trainer.resume_step
+        is_edge = step > 0 and step % self._steps_per_epoch == 0 and self._trainer.train_sampler is not None
+        was_made = any("eval_loss" in event and event["step"] == step for event in state.log_history)
+        if args.eval_strategy == "epoch" and is_edge and not was_made:
+            self._trainer.evaluate_now()
 
 
 class StreamDrops:
@@ -134,3 +154,45 @@ class StopCallback(TrainerCallback):
         if self.stopped:
             # Trainer takes a stop for the end of an epoch; whoever asked for it waits for the process to be gone.
             control.should_evaluate = control.should_save = False
+
+
+class WatchCallback(TrainerCallback):
+    """Tells the watchdog of each step, micro-batch and evaluation batch, and what comes next. To be added last."""
+
+    def __init__(self, watchdog: Watchdog):
+        self._watchdog = watchdog
+        self._patience = SLOW
+        """With steps: much is done for the first time in the first."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._expect_next(state, control)
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._expect_next(state, control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._patience = 1
+        self._expect_next(state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._expect_next(state, control)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._watchdog.expect("evaluating at step", state.global_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._expect_next(state, control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._expect_next(state, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._watchdog.expect("ending the training at step", state.global_step, patience=SLOW)
+
+    def _expect_next(self, state: Any, control: Any) -> None:
+        if control.should_evaluate:
+            self._watchdog.expect("evaluating at step", state.global_step, patience=self._patience)
+        elif control.should_save:
+            self._watchdog.expect("saving at step", state.global_step, patience=SLOW)
+        else:
+            self._watchdog.expect("in step", state.global_step + 1, patience=self._patience)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from batching.stream import MicroBatchStream
 from device_memory import peak_memory_bytes, total_memory_bytes
@@ -27,10 +28,11 @@ from run_state.checkpoints import checkpoint_step, list_checkpoints
 from run_state.interruption import StopRequest
 from run_state.manifest import read_manifest
 from sft_types import BatchPlan, DistributedContext, EvaluationResult, TrainingData, TrainingResult
+from tracker_guard import quiet_tracker_threads
 from trackers import Trackers, install_trackers
 from trainer_utils import SFTTrainer
 from training_arguments import one_line_errors, tensorboard_folder, trackers_take_checkpoints
-from training_callbacks import OrderCallback, RecordCallback, StopCallback, StreamDrops
+from training_callbacks import EdgeCallback, OrderCallback, RecordCallback, StopCallback, StreamDrops
 from training_display import DisplayCallback
 
 if TYPE_CHECKING:
@@ -151,8 +153,14 @@ def _add_display(trainer: SFTTrainer, plan: BatchPlan, *, first_step: int) -> Di
 
 
 def _metrics_log(output_dir: str, checkpoint: Path | None) -> MetricsLog:
-    """The run's record, without the steps behind the checkpoint that it goes on from."""
-    return MetricsLog(Path(output_dir, "metrics.jsonl"), resume_step=checkpoint and checkpoint_step(checkpoint))
+    """The run's record, without what came behind the checkpoint that it goes on from."""
+    path = Path(output_dir, "metrics.jsonl")
+    if checkpoint is None:
+        return MetricsLog(path)
+    step = checkpoint_step(checkpoint)
+    known = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history
+    num_evaluations = sum("eval_loss" in event and event["step"] == step for event in known)
+    return MetricsLog(path, resume_step=step, num_evaluations=num_evaluations)
 
 
 def _stream_from(
@@ -184,18 +192,20 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
     # What was drawn before (sample answers, an evaluation) must not change the run.
     set_seed(trainer.args.seed)
     progress = trainer.progress
+    trainer.resume_step = checkpoint_step(checkpoint) if checkpoint else 0
+    trainer.add_callback(EdgeCallback(trainer, trainer.plan_now().steps_per_epoch))
     progress.start()
     if checkpoint:
         logger.info("Going on from %s.", checkpoint)
-    with told_of_attention(), prepared.request, documents_apart(trainer.model, trainer.layout.attention):
+    apart = documents_apart(trainer.model, trainer.layout.attention)
+    with told_of_attention(), prepared.request, apart, quiet_tracker_threads():
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    best = trainer.state.best_model_checkpoint
-    if trainer.args.load_best_model_at_end and best and not prepared.stop.stopped:
-        logger.info("Loaded the best checkpoint, %s (%s %.4f).", best, trainer.args.metric_for_best_model,
-                    trainer.state.best_metric)  # fmt: skip
+    if trainer.has_best_weights and not prepared.stop.stopped:
+        logger.info("Loaded the best checkpoint, %s (%s %.4f).", trainer.state.best_model_checkpoint,
+                    trainer.args.metric_for_best_model, trainer.state.best_metric)  # fmt: skip
     seconds = progress.seconds()
     supervised, tokens, rows, *_, dropped = progress.counts.tolist()
-    steps_here = output.global_step - (checkpoint_step(checkpoint) if checkpoint else 0)
+    steps_here = output.global_step - trainer.resume_step
     peak, total = peak_memory_bytes(trainer.context.device), total_memory_bytes(trainer.context.device)
     checkpoints = list_checkpoints(trainer.args.output_dir)
     return TrainingResult(
@@ -225,8 +235,7 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
 def last_evaluation(trainer: SFTTrainer) -> EvaluationResult | None:
     """The model's evaluation as it now is: the last one made, if it was made of these weights, else a new one."""
     events = [event for event in trainer.state.log_history if "eval_loss" in event]
-    best_was_loaded = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None
-    if events and events[-1]["step"] == trainer.state.global_step and not best_was_loaded:
+    if events and events[-1]["step"] == trainer.state.global_step and not trainer.has_best_weights:
         return _result_of(events[-1])
     return evaluate(trainer)
 

@@ -266,6 +266,11 @@ class TrainingConfig:
     """A step whose loss or gradient is no finite number has its update left out, on all processes; after so many in a
     row the run stops and names their rows."""
 
+    hang_timeout_seconds: NonNegativeFloat = 1500.0
+    """Seconds without a step, an evaluation batch or prepared rows after which every process writes its Python stacks
+    to `hang-rank-N.txt` in `output_dir` and leaves with status 142. A first step and a save may take four times that.
+    Default: sooner than the 1800 seconds after which communication libraries give up, and tell less. 0: never."""
+
     eval_steps: Steps | None = None
     """Evaluate every so many steps (below 1: a share of all steps). Default: at the end of each epoch."""
 

@@ -8,7 +8,7 @@ import json
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import cache
 from importlib.metadata import version
@@ -45,8 +45,19 @@ _OUR_CODE = ("preparation", "prepared_data", "prompting", "sources")
 class SourcePreparation:
     """Prepares sources with one tokenizer and the same settings."""
 
-    def __init__(self, config: DataConfig, tokenizer: "PreTrainedTokenizerBase"):
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: "PreTrainedTokenizerBase",
+        on_progress: Callable[[bool], None] | None = None,
+    ):
+        """Args:
+        config: the data section.
+        tokenizer: its chat template may be set here.
+        on_progress: see `reporting.progress`.
+        """
         self.config = config
+        self._on_progress = on_progress
         self._tokenizer = tokenizer
         self._folder = Path(config.data_cache_dir) if config.data_cache_dir else user_cache_folder() / "sft_data"
         self._num_workers = config.preprocessing_num_workers
@@ -125,7 +136,7 @@ class SourcePreparation:
         rows_read = 0
         with (
             RowWriter(folder / "rows.arrow") as writer,
-            PreparationProgress(f"Preparing {split} rows") as progress,
+            PreparationProgress(f"Preparing {split} rows", self._on_progress) as progress,
             closing(prepare_chunks(preparer, chunks, self._num_workers)) as prepared_chunks,
         ):
             for chunk, prepared in prepared_chunks:

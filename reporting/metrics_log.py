@@ -13,10 +13,11 @@ from typing import Any
 class MetricsLog:
     """Appends log events to a file. A resumed run goes on behind the step it resumes from."""
 
-    def __init__(self, path: str | Path, *, resume_step: int | None = None):
+    def __init__(self, path: str | Path, *, resume_step: int | None = None, num_evaluations: int | None = None):
         """Args:
         path: the file.
         resume_step: keep the lines up to this step, drop later ones (they will be written again); None starts anew.
+        num_evaluations: of that step that the checkpoint knows of: later ones are made, and written, again; None: all.
         """
         self.path = Path(path)
         kept: list[dict[str, Any]] = []
@@ -24,6 +25,9 @@ class MetricsLog:
             kept = [
                 line for line in read_metrics(self.path) if line["step"] <= resume_step and "train_runtime" not in line
             ]
+        evaluations = [line for line in kept if line["step"] == resume_step and "eval_loss" in line]
+        if num_evaluations is not None:
+            kept = [line for line in kept if line not in evaluations[num_evaluations:]]
         self._told_to = resume_step if resume_step is not None and kept else 0
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(_as_line(line) for line in kept), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 
 from reporting.terminal import LiveLine
 from terminal_modes import can_draw
@@ -18,8 +19,13 @@ _SECONDS_BETWEEN_LINES = 30.0
 class PreparationProgress:
     """A line drawn anew on a terminal, a line of the log now and then elsewhere. Use as a context."""
 
-    def __init__(self, what: str):
+    def __init__(self, what: str, on_progress: Callable[[bool], None] | None = None):
+        """Args:
+        what: is prepared.
+        on_progress: is told each time that some more is done, by True, and the end, by False.
+        """
         self._what = what
+        self._on_progress = on_progress or _told_to_nobody
         self._started = time.monotonic()
         self._told = self._started + _SECONDS_TILL_SHOWN
         self._bar = LiveLine(sys.stdout) if can_draw(sys.stdout) and logger.isEnabledFor(logging.INFO) else None
@@ -28,6 +34,7 @@ class PreparationProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._on_progress(False)
         if self._bar is not None:
             self._bar.clear()
 
@@ -38,6 +45,7 @@ class PreparationProgress:
             rows: rows prepared so far.
             share: of the whole source, between 0 and 1.
         """
+        self._on_progress(True)
         now = time.monotonic()
         if now < self._told:
             return
@@ -49,6 +57,10 @@ class PreparationProgress:
         else:
             logger.info(line)
             self._told = now + _SECONDS_BETWEEN_LINES
+
+
+def _told_to_nobody(goes_on: bool) -> None:
+    pass
 
 
 def progress_text(what: str, rows: int, share: float, seconds: float) -> str:

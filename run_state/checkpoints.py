@@ -18,7 +18,7 @@ logger = logging.getLogger("sft.train")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _OWN_FILES = (
     "metrics.jsonl", "samples.jsonl", "run_summary.json", "training_curves.png", "resolved_config.yaml", "report.html",
-    "report.md",
+    "report.md", "hang-rank-*.txt",
 )  # fmt: skip
 
 
@@ -68,16 +68,14 @@ def _not_to_go_on_from(checkpoint: Path) -> list[str]:
     return ["it holds weights alone (save_only_model)"] if read_manifest(checkpoint).get("save_only_model") else []
 
 
-def check_steps_are_left(checkpoint: Path | None, total_steps: int, steps_per_epoch: int) -> None:
-    """Refuses to go on from a checkpoint at or behind the last step: Trainer would take one step too many.
-
-    A checkpoint of the last step that ends an epoch is fine: no epoch is left, and the run closes as it should.
+def check_steps_are_left(checkpoint: Path | None, total_steps: int) -> None:
+    """Refuses to go on from a checkpoint behind the last step; from one of the last step, a run closes as it should.
 
     Raises:
         ConfigError: if nothing is left to train.
     """
     step = checkpoint_step(checkpoint) if checkpoint else 0
-    if step > total_steps or (checkpoint and step == total_steps and step % steps_per_epoch):
+    if step > total_steps:
         raise ConfigError(
             f"resume_from_checkpoint: {checkpoint} is at step {step} and the run ends at step {total_steps}: nothing "
             "is left to train. Raise max_steps or num_train_epochs, or leave resume_from_checkpoint out."
@@ -137,7 +135,7 @@ def set_aside_earlier_run(output_dir: str | Path) -> Path | None:
     """
     folder = Path(output_dir)
     return _move_aside(
-        folder, [*list_checkpoints(folder), *(folder / name for name in _OWN_FILES if (folder / name).is_file())]
+        folder, [*list_checkpoints(folder), *(path for name in _OWN_FILES for path in sorted(folder.glob(name)))]
     )
 
 

@@ -36,10 +36,10 @@ def publish(aside: Path, target: Path, facts: Mapping[str, Any]) -> None:
     """
     write_manifest(aside, facts)
     for path in sorted(aside.rglob("*"), reverse=True):  # what is in a folder before the folder
-        _write_through(path)
-    _write_through(aside)
+        write_through(path)
+    write_through(aside)
     os.rename(aside, target)
-    _write_through(target.parent)
+    write_through(target.parent)
 
 
 def rotate(output_dir: Path, *, limit: int | None, best_step: int | None) -> None:
@@ -107,8 +107,8 @@ def _room_left(folder: str | Path) -> str:
     return "" if there is None else f" ({shutil.disk_usage(there).free / 2**20:,.0f} MiB are free there)"
 
 
-def _write_through(path: Path) -> None:
-    """To the disk itself: after a power failure a name must not stand for half a file."""
+def write_through(path: Path) -> None:
+    """Brings a file or folder to the disk itself: after a power failure a name must not stand for half a file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

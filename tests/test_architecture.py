@@ -34,6 +34,8 @@ FLOORS = {
     "checkpointed_trainer": 2,
     "training_arguments": 2,
     "training_callbacks": 2,
+    "tracker_guard": 1,
+    "hub_pushes": 1,
     "training_batches": 2,
     "training_progress": 2,
     "training_display": 3,
@@ -59,13 +61,14 @@ FLOORS = {
     "device_memory": 0,
     "heap": 0,
     "hub_errors": 0,
+    "first_signals": 0,
     "process_launcher": 0,
     "machine_types": 0,
     "terminal_modes": 0,
     "sft_types": 0,
     "sft_errors": 0,
 }
-ENVIRONMENT_ROOMS = {"distributed_utils", "training_arguments", "terminal_modes"}
+ENVIRONMENT_ROOMS = {"distributed_utils", "first_signals", "training_arguments", "terminal_modes"}
 HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "pyarrow", "matplotlib"}
 
 

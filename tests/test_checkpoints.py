@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from checkpoint_helpers import trained
 from conftest import REPOSITORY
 
@@ -240,3 +242,89 @@ def test_trackers_go_on_with_the_same_run(short_run, run_sft, tmp_path, monkeypa
     assert records == {manifest["wandb_run_id"]}
     events = EventAccumulator(str(again.output_dir / "logs")).Reload().Scalars("train/loss")
     assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
+
+
+EDGE = {"validation_split": 0.25, "num_train_epochs": 2, "sample_prompts": "[]", "save_total_limit": "null"}
+
+
+def without_times(run):
+    """All that a run logged, but what depends on the clock and the machine."""
+    of_machine = ("runtime", "per_second", "memory", "utilization")
+    return [
+        {name: value for name, value in event.items() if not any(sign in name for sign in of_machine)}
+        for event in run.metrics
+        if "train_loss" not in event
+    ]
+
+
+def test_a_run_stopped_at_the_edge_of_an_epoch_makes_the_evaluation_of_the_edge_when_it_goes_on(
+    run_sft, tmp_path, monkeypatch
+):
+    import training_run
+
+    whole = run_sft(output_dir=str(tmp_path / "whole"), load_best_model_at_end=True, **EDGE)
+    edge = whole.summary["batch_plan"]["steps_per_epoch"]
+    build_trainer = training_run.build_trainer
+
+    class Signal(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step + 1 == edge:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def build(*args, **kwargs):
+        prepared = build_trainer(*args, **kwargs)
+        prepared.trainer.add_callback(Signal())
+        return prepared
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training_run, "build_trainer", build)
+        stopped = run_sft(load_best_model_at_end=True, **EDGE)
+    assert stopped.status == 143
+    assert [event["step"] for event in stopped.metrics if "eval_loss" in event] == [0]
+    for _ in range(2):  # the second time as if it had been killed behind the edge, with the evaluation in the records
+        again = run_sft(load_best_model_at_end=True, resume_from_checkpoint="auto", **EDGE)
+        assert again.status == 0, again.err
+        assert without_times(again) == without_times(whole)
+        shutil.rmtree(again.output_dir / f"checkpoint-{2 * edge}")
+    state = json.loads((whole.output_dir / f"checkpoint-{2 * edge}" / "trainer_state.json").read_text())
+    assert again.summary["eval_after"] == whole.summary["eval_after"]
+    assert state["best_global_step"] in (edge, 2 * edge)
+
+
+def test_a_run_whose_last_save_was_lost_is_finished_from_the_last_checkpoint(short_run):
+    whole = short_run()  # 6 steps end an epoch; 5 do not
+    for steps in (6, 5):
+        first = short_run(max_steps=steps)
+        weights = (first.output_dir / "model.safetensors").read_bytes()
+        (first.output_dir / "config.json").unlink()
+        again = short_run(max_steps=steps, resume_from_checkpoint="auto")
+        assert again.status == 0, again.err
+        assert [step for step, *_ in trained(again.output_dir)] == list(range(1, steps + 1))
+        assert (again.output_dir / "model.safetensors").read_bytes() == weights
+        assert (again.output_dir / "config.json").is_file()
+    assert whole.status == 0
+
+
+def test_a_damaged_best_checkpoint_is_told_and_the_last_weights_are_kept(run_sft, monkeypatch):
+    import checkpointed_trainer
+
+    settings = {**EDGE, "num_train_epochs": 3, "learning_rate": 3e-2, "lr_scheduler_type": "constant"}
+    load_best_model = checkpointed_trainer.CheckpointedTrainer._load_best_model
+
+    def damage_then_load(trainer):
+        path = Path(trainer.state.best_model_checkpoint, "model.safetensors")
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        load_best_model(trainer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpointed_trainer.CheckpointedTrainer, "_load_best_model", damage_then_load)
+        run = run_sft(load_best_model_at_end=True, **settings)
+    assert run.status == 0, run.err
+    assert run.out.count("is damaged (model.safetensors is not what was written (its sha256 is another))") == 1
+    assert "Loaded the best checkpoint" not in run.out
+    last = run.output_dir / f"checkpoint-{run.summary['train']['steps']}" / "model.safetensors"
+    plain = run_sft(output_dir=str(run.output_dir) + "-plain", **settings)
+    assert (run.output_dir / "model.safetensors").read_bytes() == (plain.output_dir / "model.safetensors").read_bytes()
+    assert last.is_file()
+    assert run.summary["eval_after"] == plain.summary["eval_after"]

@@ -149,15 +149,15 @@ def test_a_forked_process_ends_by_sigterm_and_leaves_the_rest_to_its_parent():
         assert not request.requested
 
 
-@pytest.mark.parametrize(("step", "total", "is_fine"), [(3, 5, True), (4, 4, True), (5, 5, False), (8, 5, False)])
-def test_check_steps_are_left_refuses_one_step_too_many(tmp_path, step, total, is_fine):
+@pytest.mark.parametrize(("step", "total", "is_fine"), [(3, 5, True), (4, 4, True), (5, 5, True), (8, 5, False)])
+def test_check_steps_are_left_refuses_a_checkpoint_behind_the_last_step(tmp_path, step, total, is_fine):
     checkpoint = make_checkpoint(tmp_path, step)
-    check_steps_are_left(None, total, 2)
+    check_steps_are_left(None, total)
     if is_fine:
-        check_steps_are_left(checkpoint, total, 2)
+        check_steps_are_left(checkpoint, total)
     else:
         with pytest.raises(ConfigError, match="nothing is left to train"):
-            check_steps_are_left(checkpoint, total, 2)
+            check_steps_are_left(checkpoint, total)
 
 
 def test_check_writable_refuses_a_file_in_the_way_and_makes_nothing(tmp_path):

@@ -31,7 +31,9 @@ KINDS = {
 def start(model_folder, question_file, tmp_path):
     """Runs the command in processes of its own: `start(name, processes=2, fail="kill:0:rename", key=value, ...)`."""
 
-    def run(name: str, *, processes: int = 1, fail: str = "", **settings) -> subprocess.CompletedProcess:
+    def run(
+        name: str, *, processes: int = 1, fail: str = "", record: Path | str = "", **settings
+    ) -> subprocess.CompletedProcess:
         keys = {
             "model_name_or_path": model_folder(settings.pop("architecture", "llama")), "train_file": question_file,
             "max_seq_length": 64, "per_device_train_batch_size": 4 // processes, "learning_rate": 1e-2,
@@ -45,7 +47,8 @@ def start(model_folder, question_file, tmp_path):
             program = [*launcher, "tests/run_failing_save.py"]
         return subprocess.run(
             [*program, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300,
-            env={**os.environ, "FAIL_SAVE": fail, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "FAIL_SAVE": fail, "RECORD_ROWS": str(record), "PYTHONPATH": str(REPOSITORY),
+                 "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
     return run
@@ -111,6 +114,29 @@ def test_a_save_that_ends_anywhere_leaves_a_checkpoint_to_go_on_from(start, unin
             assert not (tmp_path / name / ".unfinished").exists()
 
 
+FINAL_PLACES = ("final weights", "final tokenizer", "final fsync", "final move", "final last")
+
+
+def test_a_last_save_that_ends_anywhere_leaves_no_half_model_and_the_run_can_be_finished(start, tmp_path):
+    settings = {**ENDED, "max_steps": 5, "num_train_epochs": 3}  # 5 is in the middle of an epoch
+    assert start("shorter", **settings).returncode == 0
+    whole = (tmp_path / "shorter" / "model.safetensors").read_bytes()
+    for how in ("kill", "full"):
+        for place in FINAL_PLACES:
+            name = f"{how}-{place}"
+            ended = start(name, fail=f"{how}:0:{place}", **settings)
+            assert ended.returncode == (-signal.SIGKILL if how == "kill" else 2), (name, ended.stderr)
+            assert not (tmp_path / name / "config.json").exists(), name
+            if how == "full":
+                assert ended.stderr.count("\n") == 1
+                assert "No space left on device" in ended.stderr
+            again = start(name, resume_from_checkpoint="auto", **settings)
+            assert again.returncode == 0, (name, again.stderr)
+            assert (tmp_path / name / "model.safetensors").read_bytes() == whole, name
+            assert trained(tmp_path / name) == trained(tmp_path / "shorter"), name
+            assert not (tmp_path / name / ".unfinished").exists(), name
+
+
 @pytest.mark.parametrize(("rank", "place"), [(0, "weights"), (0, "optimizer"), (1, "random"), (0, "rename")])
 def test_a_disk_that_is_full_for_one_process_ends_both_with_one_line(start, tmp_path, rank, place):
     # A best checkpoint, so that Trainer waits at a barrier of its own in the middle of a save.
@@ -125,18 +151,44 @@ def test_a_disk_that_is_full_for_one_process_ends_both_with_one_line(start, tmp_
     assert [step for step, *_ in trained(tmp_path / "two")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_goes_on_with_another_number_of_processes_in_the_same_order(start, tmp_path):
-    settings = {"num_train_epochs": 1, "save_steps": 3}
-    assert start("whole", processes=2, **settings).returncode == 0
+def rows_of_steps(folder):
+    """Step -> numbers of the rows that all processes together trained on."""
+    steps = {}
+    for path in folder.glob("rows-*.jsonl"):
+        for line in path.read_text().splitlines():
+            step, rows = json.loads(line)
+            steps.setdefault(step, []).extend(rows)
+    return {step: sorted(rows) for step, rows in sorted(steps.items())}
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_processes_in_the_same_order(start, tmp_path, before, after):
+    settings = {"num_train_epochs": 2, "save_steps": 4, "global_batch_size": 4, "per_device_train_batch_size": 1,
+                "learning_rate": 1e-3}  # fmt: skip
+    for name in ("whole-rows", "rows"):
+        (tmp_path / name).mkdir()
+    done = start("whole", processes=before, record=tmp_path / "whole-rows", **settings)
+    assert done.returncode == 0, done.stderr
     whole = tmp_path / "whole"
-    folder = as_if_killed(whole, tmp_path / "killed", 3)
-    again = start("killed", resume_from_checkpoint="auto", **settings)
+    folder = as_if_killed(whole, tmp_path / "killed", 4)
+    again = start("killed", processes=after, record=tmp_path / "rows", resume_from_checkpoint="auto", **settings)
     assert again.returncode == 0, again.stderr
-    assert "checkpoint-3 was made by 2 processes and this run has 1: rows come in the same order" in again.stdout
-    for ours, theirs in zip(trained(folder), trained(whole), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
-    back = as_if_killed(folder, Path(tmp_path / "back"), 3)
+    told = f"checkpoint-4 was made by {before} processes and this run has {after}: rows come in the same order"
+    assert again.stdout.count(told) == 1
+    rows, expected = rows_of_steps(tmp_path / "rows"), rows_of_steps(tmp_path / "whole-rows")
+    assert list(expected) == list(range(1, 13))
+    assert sorted(row for step in range(1, 7) for row in expected[step]) == list(range(24))
+    assert rows == {step: expected[step] for step in range(5, 13)}
+    ours, theirs = trained(folder), trained(whole)
+    assert [step for step, *_ in ours] == [step for step, *_ in theirs]
+    for (_, loss, *_), (_, expected_loss, *_) in zip(ours, theirs, strict=True):
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+
+
+def test_a_run_with_another_number_of_rows_a_step_does_not_go_on(start, tmp_path):
+    settings = {"num_train_epochs": 1, "save_steps": 3}
+    assert start("whole", **settings).returncode == 0
+    as_if_killed(tmp_path / "whole", tmp_path / "back", 3)
     refused = start("back", resume_from_checkpoint="auto", **{**settings, "per_device_train_batch_size": 2})
     assert refused.returncode == 2
     assert "was trained with 4 rows a step, and this run has 2" in refused.stderr
-    assert back.is_dir()
