@@ -10,6 +10,8 @@ from machine_types import LaunchOptions
 from sft_errors import ConfigError
 
 _FILE_OPTIONS = ("--config_file", "--config")
+_NOT_REPEATED = ("--resume_from_checkpoint", "--hub_token", "--push_to_hub_token")
+"""What the command to go on with leaves out: it is shown and written down, which a token must not be."""
 _SHOWN_BY_DEFAULT = (1, 2, 3)
 _SMALLEST = {"nodes": 1, "node_rank": 0, "max_restarts": 0}
 _LAUNCH_EXAMPLES = {
@@ -199,7 +201,7 @@ def _without_resuming(arguments: Sequence[str]) -> str:
     pending = list(arguments)
     while pending:
         argument = pending.pop(0)
-        if argument.partition("=")[0] == "--resume_from_checkpoint":
+        if argument.partition("=")[0] in _NOT_REPEATED:
             if "=" not in argument and pending and not pending[0].startswith("--"):
                 pending.pop(0)
             continue

@@ -207,6 +207,8 @@ def test_read_command_takes_a_command_line_apart():
     assert command.overrides == ("--learning_rate", "1")
     again = read_command(["--config=a.yaml", "--resume_from_checkpoint", "auto", "--seed", "1"])
     assert again.to_repeat == "python sft_main.py --config=a.yaml --seed 1"
+    secret = read_command(["--config", "a.yaml", "--hub_token", "hf_x", "--push_to_hub_token=hf_y"])
+    assert secret.to_repeat == "python sft_main.py --config a.yaml"
     assert again.show_rows == ()
 
 
