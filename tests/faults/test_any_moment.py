@@ -95,14 +95,15 @@ def test_killed_at_fifty_random_steps(start, uninterrupted, tmp_path, tally):
         shutil.rmtree(output)
 
 
-def test_killed_before_every_change_of_the_disk_in_a_save(start, tmp_path, tally):
+@pytest.mark.parametrize("quarter", range(4))
+def test_killed_before_every_change_of_the_disk_in_a_save(start, tmp_path, tally, quarter):
     settings = {"max_steps": 6, "save_steps": 2, "save_total_limit": 1}
     counted = tmp_path / "changes.json"
     whole = tmp_path / "whole"
     assert start(whole, fault=KilledInSave(4, None, counted), **settings).status == 0
     changes = json.loads(counted.read_text())
     assert {"write_record", "serialize_file", "fsync", "rename", "rmdir"} <= set(changes), changes
-    for number, name in enumerate(changes, start=1):
+    for number, name in list(enumerate(changes, start=1))[quarter::4]:
         output = tmp_path / str(number)
         ended = start(output, fault=KilledInSave(4, number), **settings)
         assert ended.status == -signal.SIGKILL, (number, name, ended)
