@@ -34,6 +34,9 @@ def test_trackers_that_die_are_told_once_each_and_the_run_goes_on(model_folder, 
 
 
 def test_a_tracker_that_cannot_begin_is_left_out(run_sft, tmp_path, monkeypatch):
+    import wandb
+
+    wandb.teardown()  # what an earlier run in this process has set up would begin all the same
     monkeypatch.setenv("WANDB_MODE", "nonsense")  # wandb refuses it when it begins
     monkeypatch.setenv("HOME", str(tmp_path))
     run = run_sft(report_to="[wandb]", max_steps=2, sample_prompts="[]")
