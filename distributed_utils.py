@@ -222,14 +222,19 @@ def _end_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def leave_word(status: int, problems: Sequence[str] = (), *, kind: str = "left") -> None:
+def leave_word(status: int, problems: Sequence[str] = (), *, kind: str = "left") -> bool:
     """Tells our launcher, where it started this process, that it leaves by its own will, with what exit status.
 
     Or, with the kind `hung`, that a process of the run hangs: the launcher then ends all.
+    Returns whether another process has already left a problem there, and so is why this one was ended.
     """
-    if os.environ.get(_OUR_LAUNCHER) and is_launched():
-        word = json.dumps({"exit_status": status, "problems": list(problems)})
-        Path(f"{os.environ['TORCHELASTIC_ERROR_FILE']}.{kind}").write_text(word, encoding="utf-8")
+    if not (os.environ.get(_OUR_LAUNCHER) and is_launched()):
+        return False
+    file = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
+    is_told = any(lines for _, lines in words_left(file.parents[1]).values())
+    word = json.dumps({"exit_status": status, "problems": list(problems)})
+    Path(f"{file}.{kind}").write_text(word, encoding="utf-8")
+    return is_told
 
 
 def leave_with_the_others(status: int) -> int:
@@ -243,11 +248,7 @@ def leave_with_the_others(status: int) -> int:
 
 
 def words_left(attempt: Path) -> dict[int, tuple[int, list[str]]]:
-    """What the processes of an attempt said on leaving: local rank -> exit status, lines for the user.
-
-    Args:
-        attempt: the launcher's folder of that attempt, with a folder for each local rank.
-    """
+    """What processes said on leaving: local rank -> exit status, lines for the user. Of an attempt, by its folder."""
     words = {}
     for path in sorted(attempt.glob("*/error.json.left")):
         word = json.loads(path.read_text(encoding="utf-8"))

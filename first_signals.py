@@ -19,6 +19,14 @@ def leave_on_signals() -> None:
             signal.signal(getattr(signal, name), _leave)
 
 
+def stop_leaving_on_signals() -> None:
+    """Gives the signals back to Python, where Ctrl-C is a KeyboardInterrupt that somebody waits for."""
+    for name in _NAMES:
+        if hasattr(signal, name):
+            usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            signal.signal(getattr(signal, name), usual)
+
+
 def _leave(number: int, frame: FrameType | None) -> None:
     """An exception could surface in any line of an import, and be taken for a missing package."""
     if os.environ.get("RANK", "0") == "0":

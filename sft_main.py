@@ -98,8 +98,8 @@ def main(arguments: Sequence[str]) -> int:
             tell_problems(error.problems)
             return error.exit_code
         except Interrupted as interrupted:
-            leave_word(interrupted.exit_code)
-            if rank_of_this_process() == 0:
+            is_told = leave_word(interrupted.exit_code)
+            if rank_of_this_process() == 0 and not is_told:
                 name = signal_name(interrupted.number)
                 print(f"Ended by {name}, before or after training: no checkpoint was to be saved.", file=sys.stderr)
             return interrupted.exit_code
@@ -109,8 +109,10 @@ def _start(options: StartOptions) -> int:
     """Writes a first configuration; asks at a terminal what is not given."""
     try:
         quiet_libraries()
+        from first_signals import stop_leaving_on_signals
         from starting.start import start  # not above: it looks at the model, and so needs transformers
 
+        stop_leaving_on_signals()
         return start(options, input if sys.stdin.isatty() else None, print)
     except (KeyboardInterrupt, EOFError):
         print("\nNothing was written.", file=sys.stderr)
