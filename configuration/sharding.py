@@ -41,6 +41,9 @@ def fsdp_contradictions(config: SFTConfig) -> Iterator[tuple[str, str]]:
         yield "save_only_model", "is for weights to be used elsewhere, which sharded ones are not; choose one."
 
 
+GATHERED = "stage3_gather_16bit_weights_on_model_save"
+
+
 def deepspeed_contradictions(config: SFTConfig) -> Iterator[tuple[str, str]]:
     """Key and message of what is wrong with `deepspeed`, which is a file (or the settings themselves) of its own."""
     setting = config.training.extra_training_arguments.get("deepspeed")
@@ -69,3 +72,7 @@ def _check_file(name: str) -> Iterator[tuple[str, str]]:
         return
     if not isinstance(document, dict):
         yield "deepspeed", f"{name} holds no mapping of DeepSpeed's settings."
+        return
+    zero = document.get("zero_optimization")
+    if isinstance(zero, dict) and zero.get("stage") == 3 and zero.get(GATHERED) is not True:
+        yield "deepspeed", f"{name}: with stage 3, write {GATHERED}: true, or no model could be saved, only its parts."

@@ -20,6 +20,7 @@ from batching.advice import MemoryFacts, predict, with_4bit_weights, with_adapte
 from config_manager import load_config
 from configuration.keys import flat_keys, keys_of
 from configuration.schema import NESTED_SECTIONS, DatasetSource
+from configuration.sharding import GATHERED, deepspeed_contradictions
 from sft_main import main
 from sft_types import ModelFootprint
 
@@ -137,6 +138,16 @@ def test_memory_of_the_fsdp_example_is_what_our_arithmetic_predicts():
     for count in (spread.total_bytes, whole.total_bytes, *parts):
         assert f" {count / 2**30:.1f}" in comment
     assert predict(replace(facts, spread_over=4)).total_bytes < 80 * 2**30
+
+
+def test_deepspeed_that_would_save_no_model_is_refused(small_files, tmp_path):
+    settings = tmp_path / "zero.json"
+    config = load_config("examples/deepspeed_zero3.yaml", ["--deepspeed=null"])
+    training = replace(config.training, extra_training_arguments={"deepspeed": str(settings)})
+    for stage, more, is_refused in ((3, {}, True), (3, {GATHERED: True}, False), (2, {}, False)):
+        settings.write_text(json.dumps({"zero_optimization": {"stage": stage, **more}}))
+        told = [text for _, text in deepspeed_contradictions(replace(config, training=training))]
+        assert any(f"write {GATHERED}: true" in text for text in told) == is_refused
 
 
 def test_the_deepspeed_example_names_its_package_and_its_file(small_files):
