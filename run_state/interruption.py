@@ -114,10 +114,30 @@ class StopRequest(_SignalHandlers):
 
 
 class LeaveAtOnce(_SignalHandlers):
-    """Ends the run by an exception: there is no step to finish, and what was prepared can be prepared again."""
+    """Ends the run by an exception: there is no step to finish, and what was prepared can be prepared again.
+
+    Where the handler happens to run inside a finalizer or a weak reference's callback (importlib has those), Python
+    prints an exception and goes on: there it ends the process itself.
+    """
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._old_hook = sys.unraisablehook
+        if self._old_handlers:
+            sys.unraisablehook = self._on_unraisable
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.unraisablehook = self._old_hook
+        super().__exit__(*error)
 
     def _on_first(self, number: int) -> None:
         raise Interrupted(number)
+
+    def _on_unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        if isinstance(unraisable.exc_value, Interrupted):
+            _leave_now(self.number, f"Ended by {signal_name(self.number)}.")
+        self._old_hook(unraisable)
 
     def _watch_first(self, number: int) -> None:
         def leave() -> None:

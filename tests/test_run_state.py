@@ -135,6 +135,24 @@ def test_leave_at_once_does_not_wait_for_a_library_that_hears_nothing():
     assert done.stderr == "Ended by SIGUSR1. Checkpoints that were saved before are whole.\n"
 
 
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "type('Left', (), {'__del__': send})()",
+        "thing = type('Left', (), {})(); watch = weakref.ref(thing, send); del thing",
+    ],
+    ids=["finalizer", "weak reference"],
+)
+def test_leave_at_once_where_nothing_can_be_raised(inside):
+    done = run_python(
+        "import weakref; LeaveAtOnce().__enter__(); send = lambda _: os.kill(me, signal.SIGTERM);"
+        f"{inside}; time.sleep(3); print('went on')"
+    )
+    assert done.returncode == 143
+    assert done.stdout == ""
+    assert done.stderr == "Ended by SIGTERM. Checkpoints that were saved before are whole.\n"
+
+
 def test_a_forked_process_ends_by_sigterm_and_leaves_the_rest_to_its_parent():
     with StopRequest() as request:
         child = os.fork()
