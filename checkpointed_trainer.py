@@ -83,7 +83,7 @@ class CheckpointedTrainer(Trainer):
         """Whether the best checkpoint was loaded at the end."""
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        """What the next checkpoint's manifest says beside its files."""
+        """What the next checkpoint's manifest says beside its files. All processes call it."""
         return {
             "step": self.state.global_step,
             "world_size": self.context.world_size,
@@ -129,8 +129,9 @@ class CheckpointedTrainer(Trainer):
         aside, target = Path(self._get_output_dir(trial), f"checkpoint-{step}"), output / f"checkpoint-{step}"
         self._unless_it_fails(lambda: self._write_aside(model, trial, aside, target))
         self._go_on_together(step)
+        facts = self.checkpoint_facts()
         if self.args.should_save:
-            best, facts = self.state.best_global_step, self.checkpoint_facts()
+            best = self.state.best_global_step
             self._publishing = self._background.submit(self._publish, aside, target, facts, best)
         self._unnamed_step = self._saved_step = step
         is_last = self.control.should_training_stop or step >= self.state.max_steps
@@ -235,6 +236,10 @@ class CheckpointedTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Saves without the token, which Trainer would write down with the other arguments."""
+        if state_dict is not None and self.is_deepspeed_enabled:
+            # DeepSpeed's copies no longer show that a head is tied to the embedding: it would be saved a second time.
+            tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+            state_dict = {name: tensor for name, tensor in state_dict.items() if tied.get(name) not in state_dict}
         token, self.args.hub_token = self.args.hub_token, None
         try:
             super()._save(output_dir, state_dict)

@@ -24,7 +24,6 @@ from transformers.trainer_utils import EvalLoopOutput
 from bad_steps import BadSteps
 from batching.layout import model_inputs
 from batching.moving import moved
-from batching.order import RankBatchSampler
 from batching.stream import MicroBatchStream
 from checkpointed_trainer import CheckpointedTrainer
 from evaluation_step import EvaluationStep
@@ -37,6 +36,7 @@ from modeling.supervised_loss import EvaluationSums, perplexity_of
 from reporting.device_peaks import kind_of_products, peak_flops_of
 from reporting.summary import plan_facts
 from row_layout import RowLayout, told_of_attention
+from running_loss import RunningLoss
 from sft_errors import DataError
 from sft_types import (
     BatchPlan,
@@ -96,6 +96,8 @@ class SFTTrainer(CheckpointedTrainer):
         """The type that matrix products are made in."""
         peak = peak_flops_of(context.device, self.products)
         self.progress = TrainingProgress(context, self.args.device, size=size, peak_flops=peak)
+        self.running_loss = RunningLoss(self, context)
+        self.add_callback(self.running_loss)
         self._stream_drops = stream_drops
         self.evaluation_step = EvaluationStep(
             layout.evaluation_collator, self.args.per_device_eval_batch_size, self.args.device,
@@ -115,9 +117,7 @@ class SFTTrainer(CheckpointedTrainer):
         self._stream_group = None
         if stream is not None and context.world_size > 1:
             self._stream_group = torch.distributed.new_group(backend="gloo")
-        self.train_sampler: RankBatchSampler | None = None
-        if stream is None:
-            self.train_sampler = training_sampler(data.train, self.args, plan, context)
+        self.train_sampler = None if stream is not None else training_sampler(data.train, self.args, plan, context)
         self.remove_callback(PrinterCallback)
 
     def _own_gradient(self, context: DistributedContext, layout: RowLayout, plan: BatchPlan) -> StepGradient:
@@ -297,21 +297,28 @@ class SFTTrainer(CheckpointedTrainer):
             self.state.best_model_checkpoint = str(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        """What the next checkpoint's manifest says beside its files."""
+        """What the next checkpoint's manifest says beside its files. All processes call it."""
         return {
             **super().checkpoint_facts(),
             "batch_plan": plan_facts(self.plan_now()),
             "trained_on": self.progress.seen(),
+            "running_loss": self.running_loss.facts(),
         }
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self.progress.paused("saving"):
             super()._save_checkpoint(model, trial)
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.running_loss.end()
+        return super()._finalize_training(*args, **kwargs)
+
     # Logging
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds perplexity, speed since the last log, memory and utilization to what a step logs."""
+        if self.running_loss.mean is not None and "train_loss" in logs:
+            logs["train_loss"] = self.running_loss.mean  # Trainer's is of the steps since it began or went on
         if "loss" in logs:
             if not self.args.label_smoothing_factor:  # a smoothed loss is no mean of log probabilities
                 logs["perplexity"] = perplexity_of(logs["loss"])

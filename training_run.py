@@ -109,7 +109,9 @@ def build_trainer(
             # An optimizer whose package is missing is refused here, before anything is written.
             trainer.create_optimizer()
     if checkpoint:
-        trainer.progress.seen_before = read_manifest(checkpoint).get("trained_on") or trainer.progress.seen_before
+        manifest = read_manifest(checkpoint)
+        trainer.progress.seen_before = manifest.get("trained_on") or trainer.progress.seen_before
+        trainer.running_loss.go_on_from(manifest.get("running_loss"))
     metrics_log = _metrics_log(arguments.output_dir, checkpoint) if context.is_main_process else None
     stop = StopCallback(request, context)
     trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
@@ -205,7 +207,6 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
                     trainer.args.metric_for_best_model, trainer.state.best_metric)  # fmt: skip
     seconds = progress.seconds()
     supervised, tokens, rows, *_, dropped = progress.counts.tolist()
-    steps_here = output.global_step - trainer.resume_step
     peak, total = peak_memory_bytes(trainer.context.device), total_memory_bytes(trainer.context.device)
     checkpoints = list_checkpoints(trainer.args.output_dir)
     return TrainingResult(
@@ -213,7 +214,7 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
         stopped_by=prepared.stop.stopped_by,
         steps=output.global_step,
         epochs=float(trainer.state.epoch or 0.0) if trainer.train_sampler is not None else None,
-        loss=output.training_loss if steps_here else None,
+        loss=trainer.running_loss.mean,
         seconds=seconds,
         examples_per_second=rows / seconds,
         tokens_per_second=tokens / seconds,

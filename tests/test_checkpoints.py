@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from checkpoint_helpers import trained
+from checkpoint_helpers import as_if_killed, trained
 from conftest import REPOSITORY
 
 from run_state.manifest import find_damage, read_manifest
@@ -47,6 +47,21 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_taken(short_
     assert (first.output_dir / "earlier-run-1" / "checkpoint-6").is_dir()
     assert trained(again.output_dir) == steps
     assert find_damage(first.output_dir / "checkpoint-6") == []
+
+
+def test_a_log_over_several_steps_is_the_same_where_a_checkpoint_lies_between_them(short_run, tmp_path):
+    settings = {"logging_steps": 4}
+    whole = short_run(**settings)
+    assert [step for step, *_ in trained(whole.output_dir)] == [4, 6]
+    folder = as_if_killed(whole.output_dir, tmp_path / "killed", 2)
+    again = short_run(**settings, resume_from_checkpoint="auto", output_dir=folder)
+    assert again.status == 0, again.err
+    assert trained(folder) == trained(whole.output_dir)
+    ends = [next(event["train_loss"] for event in run.metrics if "train_loss" in event) for run in (whole, again)]
+    every_step = short_run(logging_steps=1, output_dir=tmp_path / "every")
+    mean = sum(loss for _, loss, *_ in trained(every_step.output_dir)) / 6
+    assert ends == [pytest.approx(mean, rel=1e-6), ends[0]]
+    assert whole.summary["train"]["loss"] == again.summary["train"]["loss"] == ends[0]
 
 
 def test_a_checkpoint_behind_the_one_that_is_named_is_set_aside(short_run):

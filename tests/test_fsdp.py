@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoint_helpers import as_if_killed, evaluated, trained
-from conftest import REPOSITORY, build_model
+from conftest import build_model
 from safetensors.torch import load_file
+from started_in_turn import run_in_turn
 
 from run_state.manifest import find_damage, read_manifest
 from sft_main import main
@@ -30,21 +28,6 @@ SPREAD = {
     "tied": ["--fsdp.checkpoints=sharded", "--per_device_train_batch_size=1", "--gradient_accumulation_steps=2"],
     "adapters": ["--fsdp={}", "--fsdp.reshard_after_forward=false", "--per_device_train_batch_size=2"],
 }
-
-
-def run_in_turn(runs: list[dict], folder: Path) -> tuple[list[int], str]:
-    """Exit statuses of runs on two processes, and what was said."""
-    path = folder / "runs.json"
-    path.write_text(json.dumps(runs))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tests/run_in_turn.py",
-         str(path)],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path[1:]])},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    return json.loads(path.with_suffix(".statuses").read_text()), done.stdout
 
 
 @pytest.fixture(scope="module")

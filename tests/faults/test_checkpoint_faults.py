@@ -23,6 +23,7 @@ KINDS = {
     "dropout": {"architecture": "gpt2", "max_seq_length": 96},
     "adapters": {"lora_config.r": 4, "lora_config.lora_dropout": 0.2},
     "packed": {"packing": True, "per_device_train_batch_size": 1},
+    "seldom logged": {"logging_steps": 4},
     "workers": {"architecture": "gpt2", "max_seq_length": 96, "dataloader_num_workers": 2},
 }
 
