@@ -36,7 +36,7 @@ from modeling.supervised_loss import EvaluationSums, perplexity_of
 from reporting.device_peaks import kind_of_products, peak_flops_of
 from reporting.summary import plan_facts
 from row_layout import RowLayout, told_of_attention
-from running_loss import RunningLoss
+from running_means import RunningMeans
 from sft_errors import DataError
 from sft_types import (
     BatchPlan,
@@ -96,8 +96,8 @@ class SFTTrainer(CheckpointedTrainer):
         """The type that matrix products are made in."""
         peak = peak_flops_of(context.device, self.products)
         self.progress = TrainingProgress(context, self.args.device, size=size, peak_flops=peak)
-        self.running_loss = RunningLoss(self, context)
-        self.add_callback(self.running_loss)
+        self.means = RunningMeans(self, context, self.args.device)
+        self.add_callback(self.means)
         self._stream_drops = stream_drops
         self.evaluation_step = EvaluationStep(
             layout.evaluation_collator, self.args.per_device_eval_batch_size, self.args.device,
@@ -130,7 +130,7 @@ class SFTTrainer(CheckpointedTrainer):
         self.add_callback(self.bad_steps)
         return StepGradient(
             weights, layout.collator, plan.per_device_train_batch_size, context, parts=plan.parts,
-            bad_steps=None if self.args.fp16 else self.bad_steps,
+            bad_steps=None if self.args.fp16 else self.bad_steps, on_again=self.means.begin_step_again,
         )  # fmt: skip
 
     def _summed_in_parts(self) -> ShardedStep:
@@ -172,6 +172,7 @@ class SFTTrainer(CheckpointedTrainer):
         if self.context.world_size > 1:
             torch.distributed.all_reduce(counts)
         self.progress.counts += counts
+        self.means.begin_step(counts[0])
         # All of them now: the device copies later ones while it computes the first.
         return [moved(batch, device) for batch in batches], counts[0].to(device, torch.float32)
 
@@ -219,6 +220,7 @@ class SFTTrainer(CheckpointedTrainer):
             model_inputs(inputs),
             inputs,
             label_smoothing=self.args.label_smoothing_factor,
+            count_hits=self.means.count_hits,
         )
         # A step of a stream may have no token at all: its sum is 0 then.
         times = self.context.world_size if self.step_gradient is None else 1
@@ -302,7 +304,7 @@ class SFTTrainer(CheckpointedTrainer):
             **super().checkpoint_facts(),
             "batch_plan": plan_facts(self.plan_now()),
             "trained_on": self.progress.seen(),
-            "running_loss": self.running_loss.facts(),
+            "means": self.means.facts(),
         }
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -310,17 +312,20 @@ class SFTTrainer(CheckpointedTrainer):
             super()._save_checkpoint(model, trial)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        self.running_loss.end()
+        self.means.end()
         return super()._finalize_training(*args, **kwargs)
 
     # Logging
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds perplexity, speed since the last log, memory and utilization to what a step logs."""
-        if self.running_loss.mean is not None and "train_loss" in logs:
-            logs["train_loss"] = self.running_loss.mean  # Trainer's is of the steps since it began or went on
+        """Adds perplexity, accuracy and speed since the last log, memory and utilization to what a step logs."""
+        if self.means.mean_loss is not None and "train_loss" in logs:
+            logs["train_loss"] = self.means.mean_loss  # Trainer's is of the steps since it began or went on
         if "loss" in logs:
             if not self.args.label_smoothing_factor:  # a smoothed loss is no mean of log probabilities
                 logs["perplexity"] = perplexity_of(logs["loss"])
+            accuracy = self.means.take_token_accuracy()
+            if accuracy is not None:
+                logs["token_accuracy"] = accuracy
             logs |= self.progress.figures(is_stream=self.train_sampler is None)
         super().log(logs, start_time)

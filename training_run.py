@@ -111,7 +111,7 @@ def build_trainer(
     if checkpoint:
         manifest = read_manifest(checkpoint)
         trainer.progress.seen_before = manifest.get("trained_on") or trainer.progress.seen_before
-        trainer.running_loss.go_on_from(manifest.get("running_loss"))
+        trainer.means.go_on_from(manifest.get("means"))
     metrics_log = _metrics_log(arguments.output_dir, checkpoint) if context.is_main_process else None
     stop = StopCallback(request, context)
     trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
@@ -214,7 +214,7 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
         stopped_by=prepared.stop.stopped_by,
         steps=output.global_step,
         epochs=float(trainer.state.epoch or 0.0) if trainer.train_sampler is not None else None,
-        loss=trainer.running_loss.mean,
+        loss=trainer.means.mean_loss,
         seconds=seconds,
         examples_per_second=rows / seconds,
         tokens_per_second=tokens / seconds,

@@ -39,6 +39,7 @@ class StepGradient:
         *,
         parts: int = 1,
         bad_steps: BadSteps | None = None,
+        on_again: Callable[[], None] = lambda: None,
     ):
         """Args:
         weights: those that are trained.
@@ -47,6 +48,7 @@ class StepGradient:
         context: this process among all. Where there are several, a process group must be open.
         parts: to begin with.
         bad_steps: looks at the gradient of each step.
+        on_again: is called before a step is done again.
         """
         self._weights = list(weights)
         self._collator = collator
@@ -57,6 +59,7 @@ class StepGradient:
             # What is agreed on stands in main memory: no GPU is waited for.
             self._group = distributed.new_group(backend="gloo")
         self._bad_steps = bad_steps
+        self._on_again = on_again
         self.parts = parts
         self.shortages = 0
         """How often memory ran out, and the parts became smaller."""
@@ -155,6 +158,7 @@ class StepGradient:
         for weight in self._weights:
             weight.grad = None
         self._losses, self._is_short = [], False
+        self._on_again()
         if self._context.device.startswith("cuda"):
             torch.cuda.empty_cache()
         self._random_state.restore()  # dropout draws what it would have drawn

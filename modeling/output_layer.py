@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from modeling.supervised_loss import (
+    CountHits,
     chunk_bytes,
     cross_entropy_sum,
     linear_cross_entropy_sum,
@@ -49,7 +50,13 @@ class OutputLayer:
         return None if self._layer is None else chunk_bytes(self._layer.weight.device.type)
 
     def loss_sum(
-        self, model: Any, inputs: Mapping[str, Any], batch: Mapping[str, Any], *, label_smoothing: float = 0.0
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        batch: Mapping[str, Any],
+        *,
+        label_smoothing: float = 0.0,
+        count_hits: CountHits | None = None,
     ) -> torch.Tensor:
         """Sum of the cross-entropies of the supervised tokens, in nats; float32 scalar.
 
@@ -59,17 +66,15 @@ class OutputLayer:
             batch: `label_positions` int64 `[S]`, into the `B * T` positions, and `targets` int64 `[S]`; with several
                 rows, `kept_columns` and `kept_positions` too (see `batching.layout`).
             label_smoothing: share of the target spread over the vocabulary.
+            count_hits: is told how many of the targets are the most likely tokens (see `supervised_loss`).
         """
+        how = {"label_smoothing": label_smoothing, "count_hits": count_hits}
         if self._layer is None:
-            return cross_entropy_sum(
-                self._logits(model, inputs, batch), batch["targets"], label_smoothing=label_smoothing
-            )
+            return cross_entropy_sum(self._logits(model, inputs, batch), batch["targets"], **how)
         layer = self._layer
         return self._at_the_door(
             model, inputs, batch["label_positions"],
-            lambda hidden: linear_cross_entropy_sum(
-                hidden, layer.weight, layer.bias, batch["targets"], label_smoothing=label_smoothing
-            ),
+            lambda hidden: linear_cross_entropy_sum(hidden, layer.weight, layer.bias, batch["targets"], **how),
         )  # fmt: skip
 
     def losses_and_hits(

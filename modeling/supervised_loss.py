@@ -11,7 +11,7 @@ Shapes: `S` supervised positions of the batch, `V` vocabulary, `h` hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from sft_types import EvaluationResult
 
+CountHits = Callable[[torch.Tensor], None]
 HALF_PRECISION_SCALE = 1024.0
 """Gradients in float16 are held this many times larger: most probabilities are below what float16 can tell from 0."""
 
@@ -30,6 +31,7 @@ def linear_cross_entropy_sum(
     targets: torch.Tensor,
     *,
     label_smoothing: float = 0.0,
+    count_hits: CountHits | None = None,
     chunk_rows: int | None = None,
 ) -> torch.Tensor:
     """Sum of the cross-entropies of an output layer's scores, in nats; float32 scalar. Never holds them all.
@@ -41,13 +43,21 @@ def linear_cross_entropy_sum(
         weight, bias: the output layer's, `[V, h]` and `[V]`.
         targets: int64 `[S]`.
         label_smoothing: share of the target spread over the vocabulary (Szegedy et al., 2016, section 7).
+        count_hits: is told, part by part, of how many positions the target has the highest score. (Or shares it, as
+            happens in 16 bits.)
         chunk_rows: positions whose scores are held at a time; None chooses by the vocabulary and the device.
     """
     rows = chunk_rows or _chunk_rows(weight.shape[0], hidden.device.type)
-    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, rows)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, count_hits, rows)
 
 
-def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> torch.Tensor:
+def cross_entropy_sum(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    count_hits: CountHits | None = None,
+) -> torch.Tensor:
     """Sum of the cross-entropies of given scores, in nats; float32 scalar. Brings to float32 a few at a time.
 
     For models whose scores are more than the output layer's product: capped, or scaled.
@@ -55,9 +65,10 @@ def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor, *, label_smoo
     Args:
         logits: `[S, V]`, any float type.
         targets: int64 `[S]`.
-        label_smoothing: as above.
+        label_smoothing, count_hits: as above.
     """
-    return _CrossEntropy.apply(logits, targets, label_smoothing, _chunk_rows(logits.shape[1], logits.device.type))
+    rows = _chunk_rows(logits.shape[1], logits.device.type)
+    return _CrossEntropy.apply(logits, targets, label_smoothing, count_hits, rows)
 
 
 def losses_and_hits(scores: Iterator[torch.Tensor], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,7 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden, weight, bias, targets, label_smoothing: float, chunk_rows: int
+        ctx, hidden, weight, bias, targets, label_smoothing: float, count_hits: CountHits | None, chunk_rows: int
     ) -> torch.Tensor:  # fmt: skip
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         compute_type = _compute_type(hidden)
@@ -115,7 +126,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 scores = gradient = None  # or the last chunk's would still be held while these are made
                 part = hidden[start : start + chunk_rows].to(compute_type)
                 scores = functional.linear(part, matrix, offset).float()
-                total += _loss_and_gradient_(scores, targets[start : start + chunk_rows], label_smoothing)
+                total += _loss_and_gradient_(scores, targets[start : start + chunk_rows], label_smoothing, count_hits)
                 gradient = scores.mul_(ctx.gradient_scale).to(compute_type) if ctx.gradient_scale != 1 else scores
                 gradient = gradient.to(compute_type)
                 if needs_hidden:
@@ -140,21 +151,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else (kept.float() * gradient).to(kind) if kept is not None else None
             for kept, kind in zip(ctx.saved_tensors, ctx.types, strict=True)
         ]  # fmt: skip
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
 class _CrossEntropy(torch.autograd.Function):
     """The same for scores that are there already: their gradient is kept in their own type."""
 
     @staticmethod
-    def forward(ctx, logits, targets, label_smoothing: float, chunk_rows: int) -> torch.Tensor:
+    def forward(
+        ctx, logits, targets, label_smoothing: float, count_hits: CountHits | None, chunk_rows: int
+    ) -> torch.Tensor:  # fmt: skip
         ctx.gradient_scale = HALF_PRECISION_SCALE if logits.dtype is torch.float16 else 1.0
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         kept = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for start in range(0, len(logits), chunk_rows):
             chunk = slice(start, start + chunk_rows)
             scores = logits[chunk].to(torch.float32, copy=True)
-            total += _loss_and_gradient_(scores, targets[chunk], label_smoothing)
+            total += _loss_and_gradient_(scores, targets[chunk], label_smoothing, count_hits)
             if kept is not None:
                 kept[chunk] = scores.mul_(ctx.gradient_scale)
         ctx.save_for_backward(kept)
@@ -164,7 +177,7 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         (kept,) = ctx.saved_tensors
-        return kept.mul_(gradient / ctx.gradient_scale), None, None, None
+        return kept.mul_(gradient / ctx.gradient_scale), None, None, None, None
 
 
 def _compute_type(hidden: torch.Tensor) -> torch.dtype:
@@ -173,7 +186,9 @@ def _compute_type(hidden: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _loss_and_gradient_(scores: torch.Tensor, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+def _loss_and_gradient_(
+    scores: torch.Tensor, targets: torch.Tensor, label_smoothing: float, count_hits: CountHits | None
+) -> torch.Tensor:
     """The chunk's loss sum; `scores` (float32 `[S', V]`) becomes its gradient, in place.
 
     With targets `q = (1 - e) * onehot + e / V`: loss `= -sum(q * log p)`, gradient `= p - q`. Nothing as large as the
@@ -183,6 +198,8 @@ def _loss_and_gradient_(scores: torch.Tensor, targets: torch.Tensor, label_smoot
     column = targets[:, None]
     scores.sub_(scores.amax(dim=1, keepdim=True))  # so that no exponential overflows
     of_targets = scores.gather(1, column)
+    if count_hits is not None:
+        count_hits((of_targets == 0).sum())
     mean_score = scores.mean(dim=1, keepdim=True) if label_smoothing else None
     normalizer = scores.exp_().sum(dim=1, keepdim=True)
     log_normalizer = normalizer.log()

@@ -24,13 +24,14 @@ def draw_curves(events: Sequence[Mapping[str, Any]], path: str | Path, title: st
     loss, accuracy, rate, norm = panels.ravel()
     _plot(loss, events, "loss", "training", TRAIN_COLOUR)
     _plot(loss, events, "eval_loss", "validation", EVAL_COLOUR, marker="o")
-    _plot(accuracy, events, "eval_token_accuracy", "tokens right", EVAL_COLOUR, marker="o")
-    _plot(accuracy, events, "eval_sequence_accuracy", "answers right", TRAIN_COLOUR, marker="s")
+    _plot(accuracy, events, "token_accuracy", "tokens right, training", TRAIN_COLOUR)
+    _plot(accuracy, events, "eval_token_accuracy", "tokens right, validation", EVAL_COLOUR, marker="o")
+    _plot(accuracy, events, "eval_sequence_accuracy", "answers right, validation", EVAL_COLOUR, marker="s", style="--")
     _plot(rate, events, "learning_rate", None, TRAIN_COLOUR)
     _plot(norm, events, "grad_norm", None, TRAIN_COLOUR)
     accuracy.set_ylim(-0.02, 1.02)
     for panel, name in zip(
-        panels.ravel(), ("loss (nats a token)", "validation accuracy", "learning rate", "gradient norm"), strict=True
+        panels.ravel(), ("loss (nats a token)", "accuracy", "learning rate", "gradient norm"), strict=True
     ):
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("step")
@@ -49,11 +50,13 @@ def _plot(
     label: str | None,
     colour: str,
     marker: str | None = None,
+    style: str = "-",
 ) -> None:
     points = [(event["step"], event[name]) for event in events if event.get(name) is not None]
     if points:
         steps, values = zip(*points, strict=True)
-        panel.plot(steps, values, label=label, color=colour, marker=marker or ("." if len(points) < 3 else None))
+        marker = marker or ("." if len(points) < 3 else None)
+        panel.plot(steps, values, label=label, color=colour, marker=marker, linestyle=style)
 
 
 def draw_comparison(

@@ -49,9 +49,11 @@ class _Line:
 
 _PICTURES: tuple[tuple[str, str, bool, tuple[_Line, ...]], ...] = (
     (
-        "Validation accuracy", "%", True,
-        (_Line("eval_token_accuracy", "tokens right", 2, True, 100),
-         _Line("eval_sequence_accuracy", "answers right", 1, True, 100)),
+        "Tokens right", "%", True,
+        (_Line("token_accuracy", "training", 1, False, 100), _Line("eval_token_accuracy", "validation", 2, True, 100)),
+    ),
+    (
+        "Answers right", "%", True, (_Line("eval_sequence_accuracy", "validation", 2, True, 100),),
     ),
     ("Learning rate", "", True, (_Line("learning_rate", "learning rate", 1),)),
     ("Gradient norm", "", False, (_Line("grad_norm", "gradient norm", 1),)),

@@ -26,7 +26,9 @@ TOTALS = ("train_runtime", "train_samples_per_second", "train_steps_per_second",
 CHARTS: dict[str, tuple[str, ...]] = {
     "loss": ("train/loss", "eval/loss"),
     "perplexity": ("train/perplexity", "eval/perplexity"),
-    "validation": ("eval/token_accuracy", "eval/sequence_accuracy", "eval/samples_ended"),
+    "accuracy": (
+        "train/token_accuracy", "eval/token_accuracy", "eval/sequence_accuracy", "eval/samples_ended",
+    ),
     "tokens per second": (
         "speed/supervised_tokens_per_second", "speed/tokens_per_second", "speed/computed_tokens_per_second",
     ),

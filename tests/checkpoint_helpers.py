@@ -30,7 +30,7 @@ def digests(checkpoint: Path) -> dict[str, str]:
 
 def trained(output_dir: Path) -> list[tuple[Any, ...]]:
     """What each step logged, so far as it does not depend on the clock."""
-    names = ("step", "loss", "grad_norm", "learning_rate")
+    names = ("step", "loss", "token_accuracy", "grad_norm", "learning_rate")
     return [tuple(event[name] for name in names) for event in _events(output_dir) if "loss" in event]
 
 

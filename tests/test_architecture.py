@@ -33,7 +33,7 @@ FLOORS = {
     "preparation": 2,
     "checkpointed_trainer": 2,
     "training_arguments": 2,
-    "running_loss": 2,
+    "running_means": 2,
     "training_callbacks": 2,
     "tracker_guard": 1,
     "hub_pushes": 1,

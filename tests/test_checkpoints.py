@@ -59,8 +59,12 @@ def test_a_log_over_several_steps_is_the_same_where_a_checkpoint_lies_between_th
     assert trained(folder) == trained(whole.output_dir)
     ends = [next(event["train_loss"] for event in run.metrics if "train_loss" in event) for run in (whole, again)]
     every_step = short_run(logging_steps=1, output_dir=tmp_path / "every")
-    mean = sum(loss for _, loss, *_ in trained(every_step.output_dir)) / 6
+    steps = [event for event in every_step.metrics if "loss" in event]
+    mean = sum(event["loss"] for event in steps) / 6
     assert ends == [pytest.approx(mean, rel=1e-6), ends[0]]
+    seen = [0, *(event["supervised_tokens_seen"] for event in steps)]
+    hits = [event["token_accuracy"] * (b - a) for event, a, b in zip(steps, seen, seen[1:], strict=False)]
+    assert trained(folder)[0][2] == pytest.approx(sum(hits[:4]) / seen[4], rel=1e-9)
     assert whole.summary["train"]["loss"] == again.summary["train"]["loss"] == ends[0]
 
 
@@ -155,7 +159,7 @@ def test_changed_settings_are_told_in_one_line_and_hold(short_run, run_sft):
     for change in ("learning_rate 0.01 -> 0.005", "max_steps 6 -> 8", "logging_steps 1 -> 2", "weight_decay 0.0 -> 0.5",
                    "save_steps 2 -> 4"):  # fmt: skip
         assert change in line
-    rates = {step: rate for step, _, _, rate in trained(again.output_dir)}
+    rates = {step: rate for step, *_, rate in trained(again.output_dir)}
     assert rates[6] == pytest.approx(5e-3 * 3 / 8)  # after 5 of 8 steps
     assert rates[8] == pytest.approx(5e-3 * 1 / 8)
     optimizer = torch.load(again.output_dir / "checkpoint-8" / "optimizer.pt", weights_only=True)

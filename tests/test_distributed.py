@@ -50,6 +50,7 @@ def test_two_processes_log_the_same_losses_as_one(runs):
     (one, _), (two, _) = runs
     assert len(losses(one, "loss")) == 10
     assert losses(two, "loss") == pytest.approx(losses(one, "loss"), abs=1e-4)
+    assert losses(two, "token_accuracy") == pytest.approx(losses(one, "token_accuracy"), abs=1e-9)
     assert losses(two, "eval_loss") == pytest.approx(losses(one, "eval_loss"), abs=1e-4)
     assert losses(two, "eval_token_accuracy") == pytest.approx(losses(one, "eval_token_accuracy"), abs=1e-9)
 

@@ -82,7 +82,8 @@ def give_memory(model, rows: int, *, in_backward: bool = False, from_call: int =
 def trained(prepared, model):
     """Weights and losses at the end."""
     train(prepared, checkpoint=None)
-    losses = [event["loss"] for event in prepared.trainer.state.log_history if "loss" in event]
+    history = prepared.trainer.state.log_history
+    losses = [event[name] for event in history if "loss" in event for name in ("loss", "token_accuracy")]
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}, losses
 
 
@@ -202,7 +203,8 @@ def run_two(tmp_path, model, question_file, name, *, out_of_memory_at="", **sett
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-    return [event["loss"] for event in events if "loss" in event], done, tmp_path / name
+    logged = [event[name] for event in events if "loss" in event for name in ("loss", "token_accuracy")]
+    return logged, done, tmp_path / name
 
 
 @pytest.mark.parametrize("place", ["forward", "backward"])

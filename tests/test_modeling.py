@@ -32,6 +32,22 @@ def with_gradients(loss, tensors):
     return [loss.detach(), *torch.autograd.grad(loss, list(tensors.values()))]
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk_rows", [1, 4, 100])
+def test_the_losses_count_the_targets_that_are_the_most_likely(chunk_rows, label_smoothing):
+    tensors, found = layer(), []
+    scores = torch.nn.functional.linear(*tensors.values()).detach()
+    targets = scores.argmax(dim=1)
+    targets[::3] = (targets[::3] + 1) % scores.shape[1]
+    how = {"label_smoothing": label_smoothing, "count_hits": lambda number: found.append(int(number))}
+    linear_cross_entropy_sum(**tensors, targets=targets, chunk_rows=chunk_rows, **how)
+    assert sum(found) == len(targets) - len(targets[::3]) == 9
+    assert len(found) == -(-len(targets) // chunk_rows)
+    found.clear()
+    cross_entropy_sum(scores, targets, **how)
+    assert found == [9]
+
+
 def test_cross_entropy_sum_equals_the_sum_by_hand():
     scores, targets = batch()
     log_probabilities = scores.log_softmax(-1)
