@@ -117,11 +117,12 @@ class TrainingProgress:
         if mfu is not None:
             values["mfu"] = mfu
         device = self._context.device
-        values["memory_allocated_bytes"] = held_memory_bytes(device)
+        held = values["memory_allocated_bytes"] = held_memory_bytes(device)
         reserved, total = reserved_memory_bytes(device), total_memory_bytes(device)
         if reserved is not None:
             values["memory_reserved_bytes"] = reserved
-        values["peak_memory_bytes"] = peak_memory_bytes(device)
+        # Linux counts pages by processor and adds up roughly: its peak may be a little less than what is held.
+        values["peak_memory_bytes"] = max(peak_memory_bytes(device), held)
         if total:
             values["memory_share"] = values["peak_memory_bytes"] / total
         values["cpu_utilization"] = self._cpu.read()
