@@ -1,15 +1,16 @@
 """Checkpoints that can be trusted: transformers' Trainer writes them aside, and they are named once they are whole.
 
-The last part of that, reading the files again for their digests and bringing them to the disk, goes on in a thread
-while training does. All by Trainer's overrides. What stands in a checkpoint is Trainer's, less `training_args.bin` (a
-pickle, which nothing here reads, with a token in it where one is set), and a manifest more.
+Where main memory has room, training waits only until weights and optimizer state are copied there, and a thread writes
+them. In any case the thread makes the digests and brings the files to the disk while training goes on. All of it by
+Trainer's overrides. What stands in a checkpoint is Trainer's, less `training_args.bin` (a pickle, which nothing here
+reads, with a token in it where one is set), and a manifest more.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from modeling.sharded_state import (
     save_parts,
 )
 from modeling.sharding import is_spread
+from modeling.state_copy import copy_to_memory, state_bytes
 from run_state.manifest import find_damage
 from run_state.publish import UNFINISHED, disk_failure, publish, rotate
 from sft_errors import CheckpointError
@@ -54,6 +56,7 @@ class CheckpointedTrainer(Trainer):
         facts: Mapping[str, Any] | None = None,
         saves_in_background: bool = True,
         keeps_parts: bool = False,
+        room_for_copies: Callable[[], int] = lambda: 0,
         **kwargs: Any,
     ):
         """Args:
@@ -61,6 +64,7 @@ class CheckpointedTrainer(Trainer):
         facts: what each checkpoint's manifest keeps of the run.
         saves_in_background: False where something reads a checkpoint as soon as Trainer has saved it.
         keeps_parts: where weights are spread over processes, each saves its own part.
+        room_for_copies: bytes that copies of what is saved may take in main memory.
         kwargs: what transformers' Trainer takes.
         """
         self.hub = HubPushes(kwargs["args"], Path(kwargs["args"].output_dir, UNFINISHED))
@@ -70,6 +74,9 @@ class CheckpointedTrainer(Trainer):
         self._keeps_parts = keeps_parts
         self._talk = open_talk(context)
         self._saves_in_background = saves_in_background
+        self._room_for_copies = room_for_copies
+        self._to_write: list[Callable[[], None]] | None = None
+        """Files of the checkpoint in work that the thread writes; None where all are written at once."""
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._publishing: Future[None] | None = None
         """The checkpoint's way to its name, on the process that sees to it."""
@@ -127,20 +134,37 @@ class CheckpointedTrainer(Trainer):
         self.finish_saving()
         output = Path(self.args.output_dir)
         aside, target = Path(self._get_output_dir(trial), f"checkpoint-{step}"), output / f"checkpoint-{step}"
+        is_last = self.control.should_training_stop or step >= self.state.max_steps
+        ends_here = is_last or self.args.push_to_hub or not self._saves_in_background
+        self._to_write = None if ends_here or not self._has_room_for_copies() else []
         self._unless_it_fails(lambda: self._write_aside(model, trial, aside, target))
+        to_write, self._to_write = self._to_write or [], None
         self._go_on_together(step)
         facts = self.checkpoint_facts()
         if self.args.should_save:
             best = self.state.best_global_step
-            self._publishing = self._background.submit(self._publish, aside, target, facts, best)
+            self._publishing = self._background.submit(self._publish, aside, target, to_write, facts, best)
         self._unnamed_step = self._saved_step = step
-        is_last = self.control.should_training_stop or step >= self.state.max_steps
-        if is_last or self.args.push_to_hub or not self._saves_in_background:
+        if ends_here:
             self.finish_saving()
         if self.args.push_to_hub and self.is_world_process_zero():
             self.hub.send_checkpoint(target, step)
 
-    def _publish(self, aside: Path, target: Path, facts: Mapping[str, Any], best_step: int | None) -> None:
+    def _has_room_for_copies(self) -> bool:
+        """Whether what is saved may be held twice for a while. Whoever is not asked to save copies nothing."""
+        if self._keeps_parts or self.is_deepspeed_enabled:
+            return False  # each process writes files of its own
+        weights = {} if self._has_adapters else self.model.state_dict()
+        return state_bytes([weights, self._inner_optimizer.state]) <= self._room_for_copies()
+
+    def _publish(
+        self, aside: Path, target: Path, to_write: Sequence[Callable[[], None]], facts: Mapping[str, Any],
+        best_step: int | None,
+    ) -> None:  # fmt: skip
+        """In the thread: what is left to be written, then the checkpoint gets its name."""
+        for write in to_write:
+            write()
+        (aside / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
         publish(aside, target, facts)
         rotate(target.parent, limit=self.args.save_total_limit, best_step=best_step)
 
@@ -172,7 +196,6 @@ class CheckpointedTrainer(Trainer):
             self.state.best_model_checkpoint = str(best_folder)
         if self.args.should_save:
             self.state.save_to_json(str(aside / _TRAINER_STATE))
-            (aside / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
 
     def _unless_it_fails(self, write: Any) -> None:
         """Notes that a disk does not take what is written: the other processes must learn of it before this one ends.
@@ -220,21 +243,43 @@ class CheckpointedTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Saves them; of spread weights, what all processes do together comes before anything is written."""
+        folder = Path(output_dir)
+        if not self.is_spread and self._to_write is not None and self.args.should_save:
+            state = copy_to_memory(self.optimizer.state_dict())
+            self._write_now_or_later(lambda: torch.save(state, folder / _OPTIMIZER))
+            torch.save(self.lr_scheduler.state_dict(), folder / _SCHEDULER)
+            return
         if not self.is_spread:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        folder = Path(output_dir)
         if self._keeps_parts:
             place = (self.context.rank, self.context.world_size)
             save_parts(folder, self.model, self._inner_optimizer, place, trained_only=self._has_adapters)
         else:
             state = gather_optimizer_state(self._inner_optimizer, keep=self.args.should_save)
             if self.args.should_save:
-                torch.save(state, folder / _OPTIMIZER)
+                self._write_now_or_later(lambda: torch.save(state, folder / _OPTIMIZER))
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), folder / _SCHEDULER)
 
+    def _write_now_or_later(self, write: Callable[[], None]) -> None:
+        """Leaves a file to the thread, where what it is made of is a copy."""
+        if self._to_write is None:
+            write()
+        else:
+            self._to_write.append(write)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Saves the model and what belongs to it; in the thread, if it can be copied meanwhile."""
+        if self._to_write is None or self._has_adapters or not self.args.should_save:
+            self._save_folder(output_dir, state_dict)
+            return
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        # Weights that were gathered from other processes are a copy.
+        weights = copy_to_memory(self.model.state_dict()) if state_dict is None else state_dict
+        self._to_write.append(lambda: self._save_folder(output_dir, weights))
+
+    def _save_folder(self, output_dir: str | None, state_dict: dict | None) -> None:
         """Saves without the token, which Trainer would write down with the other arguments."""
         if state_dict is not None and self.is_deepspeed_enabled:
             # DeepSpeed's copies no longer show that a head is tied to the embedding: it would be saved a second time.

@@ -80,6 +80,24 @@ def peak_memory_bytes(device: str) -> int:
     return _peak_resident_bytes()
 
 
+def room_for_a_copy(device: str, budget_bytes: int | None) -> int:
+    """Main memory that a copy of a GPU's or of this process's own state may take; 0 where the system does not tell.
+
+    Half of what is free at most: others take memory too. On CPU what is left of the budget above the highest so far.
+
+    Args:
+        device: of this process.
+        budget_bytes: what a process on CPU may hold; None for no limit but the machine's.
+    """
+    available = available_memory_bytes("cpu")
+    if available is None:
+        return 0
+    room = (available - held_memory_bytes("cpu")) // 2
+    if device == "cpu" and budget_bytes is not None:
+        room = min(room, budget_bytes - max(_peak_resident_bytes(), held_memory_bytes("cpu")))
+    return max(room, 0)
+
+
 class PeakWatch:
     """The most memory held while the context lasts, as `peak_bytes`: what there must be room for.
 

@@ -219,7 +219,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     prepared = build_trainer(
         arguments, model, tokenizer, data, plan, layout, context,
         checkpoint=checkpoint, stream_drops=stream_drops(config.data), compiling=compile_options(config.training),
-        facts=facts, max_bad_steps=config.training.max_bad_steps,
+        facts=facts, max_bad_steps=config.training.max_bad_steps, limits=limits,
         keeps_parts=config.fsdp is not None and config.fsdp.checkpoints == "sharded",
     )  # fmt: skip
     report = attach_report(config, prepared.trainer, data, facts, command.to_repeat)

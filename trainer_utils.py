@@ -146,6 +146,11 @@ class SFTTrainer(CheckpointedTrainer):
         """The batch plan, with the parts that memory has made necessary."""
         return self._plan if self.step_gradient is None else replace(self._plan, parts=self.step_gradient.parts)
 
+    def go_on_from(self, manifest: Mapping[str, Any]) -> None:
+        """Counts on from where a checkpoint was saved (see `checkpoint_facts`)."""
+        self.progress.seen_before = manifest.get("trained_on") or self.progress.seen_before
+        self.means.go_on_from(manifest.get("means"))
+
     # Batches
 
     def get_train_dataloader(self) -> DataLoader:

@@ -14,7 +14,8 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from batching.stream import MicroBatchStream
-from device_memory import peak_memory_bytes, total_memory_bytes
+from device_memory import peak_memory_bytes, room_for_a_copy, total_memory_bytes
+from machine_types import MemoryLimits
 from model_manager import footprint
 from modeling.compiling import compile_layers
 from modeling.document_attention import documents_apart
@@ -77,6 +78,7 @@ def build_trainer(
     max_bad_steps: int = 3,
     facts: Mapping[str, Any] | None = None,
     keeps_parts: bool = False,
+    limits: MemoryLimits | None = None,
 ) -> PreparedTraining:
     """Puts the trainer together.
 
@@ -90,6 +92,7 @@ def build_trainer(
         max_bad_steps: in a row, until the run stops.
         facts: what checkpoints keep of the run, ready for JSON.
         keeps_parts: where weights are spread over processes, checkpoints hold them in parts.
+        limits: of this process's memory; with None, what is saved is never copied first.
     """
     _compile(model, layout, compiling)
     request = StopRequest()
@@ -103,15 +106,14 @@ def build_trainer(
             stream=_stream_from(data, plan, layout, context, first_step=step),
             facts=facts or {}, keeps_parts=keeps_parts,
             saves_in_background=not trackers_take_checkpoints(arguments),
+            room_for_copies=lambda: room_for_a_copy(context.device, limits.budget_bytes) if limits else 0,
             model=model, args=arguments, processing_class=tokenizer,
         )  # fmt: skip
         if not trainer.is_deepspeed_enabled:
             # An optimizer whose package is missing is refused here, before anything is written.
             trainer.create_optimizer()
     if checkpoint:
-        manifest = read_manifest(checkpoint)
-        trainer.progress.seen_before = manifest.get("trained_on") or trainer.progress.seen_before
-        trainer.means.go_on_from(manifest.get("means"))
+        trainer.go_on_from(read_manifest(checkpoint))
     metrics_log = _metrics_log(arguments.output_dir, checkpoint) if context.is_main_process else None
     stop = StopCallback(request, context)
     trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))

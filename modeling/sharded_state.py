@@ -171,7 +171,8 @@ def _gathered(value: Any, *, keep: bool) -> Any:
     """A value whole, in main memory; None for tensors that are not wanted. Not a tensor: as it is."""
     if not torch.is_tensor(value):
         return value
-    whole = value.detach().full_tensor() if isinstance(value, DTensor) else value.detach()
+    # A copy in any case: it may be written while training goes on.
+    whole = value.detach().full_tensor() if isinstance(value, DTensor) else value.detach().clone()
     return whole.cpu() if keep else None
 
 

@@ -148,6 +148,45 @@ def test_training_goes_on_while_a_checkpoint_gets_its_name(short_run, monkeypatc
     assert find_damage(run.output_dir / "checkpoint-6") == []
 
 
+def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(short_run, tmp_path, monkeypatch):
+    import training_run
+    from checkpointed_trainer import CheckpointedTrainer
+    from reporting.metrics_log import MetricsLog
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training_run, "room_for_a_copy", lambda *_: 0)
+        at_once = short_run(output_dir=tmp_path / "at-once")
+    logged, waited = {step: threading.Event() for step in range(1, 7)}, []
+    write, publish = MetricsLog.write, CheckpointedTrainer._publish
+
+    def write_and_tell(log, step, values):
+        write(log, step, values)
+        logged[step].set()
+
+    def publish_late(trainer, aside, target, to_write, *others):
+        step = int(target.name.rpartition("-")[2])
+        names = {path.name for path in aside.iterdir()}
+        waited.append((step, len(to_write), "optimizer.pt" in names, logged[min(step + 1, 6)].wait(60)))
+        publish(trainer, aside, target, to_write, *others)
+
+    monkeypatch.setattr(MetricsLog, "write", write_and_tell)
+    monkeypatch.setattr(CheckpointedTrainer, "_publish", publish_late)
+    later = short_run(output_dir=tmp_path / "later")
+    assert waited == [
+        (2, 2, False, True),
+        (4, 2, False, True),
+        (6, 0, True, True),
+    ]  # nothing is trained behind the last
+    for step in (2, 4, 6):
+        files, expected = (
+            {path.name: path.read_bytes() for path in (run.output_dir / f"checkpoint-{step}").iterdir()}
+            for run in (later, at_once)
+        )
+        assert files.keys() == expected.keys()
+        differ = {name for name in files if files[name] != expected[name]}
+        assert differ <= {"manifest.json", "trainer_state.json"}  # which tell times and folders
+
+
 def test_changed_settings_are_told_in_one_line_and_hold(short_run, run_sft):
     first = short_run()
     shutil.rmtree(first.output_dir / "checkpoint-6")
