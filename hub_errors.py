@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-_LOGIN = "set HF_TOKEN (or run: hf auth login)"
+LOGIN = "set HF_TOKEN (or run: hf auth login)"
 _KINDS = (
     # In this order: the first of which any error of the chain shows a sign. A class stands for all derived from it.
     ("gated", ("GatedRepoError",), ("is a gated dataset",)),
@@ -30,10 +30,10 @@ def hub_problem(error: BaseException, *, what: str) -> str | None:
     if kind in ("gated", "denied"):
         terms = f"accept its terms on the {what}'s page there, then " if kind == "gated" else ""
         but = ", and the token that is set may not read it" if _has_token() else ""
-        return f"gated or private on the Hub{but}: {terms}{_LOGIN}."
+        return f"gated or private on the Hub{but}: {terms}{LOGIN}."
     if kind == "absent":
         but = ", or one that the token that is set may not read" if _has_token() else ", or a private one"
-        return f"no folder here and no {what} on the Hub{but}: check the name; for a private one {_LOGIN}."
+        return f"no folder here and no {what} on the Hub{but}: check the name; for a private one {LOGIN}."
     if kind == "broken":
         return "the download from the Hub broke off. Run it again."
     if kind == "unreachable" and _is_offline():

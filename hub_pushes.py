@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub_errors import LOGIN
 from sft_errors import ConfigError, one_line
 
 if TYPE_CHECKING:
@@ -54,10 +55,17 @@ class HubPushes:
         name = self.name
         try:
             made = _hub(arguments).create_repo(name, private=arguments.hub_private_repo, exist_ok=True)
-        except (HFValidationError, LocalTokenNotFoundError) as error:
+        except HFValidationError as error:
             raise ConfigError(f"hub_model_id: {name}: {one_line(error)}") from error
+        except LocalTokenNotFoundError as error:
+            raise ConfigError(f"push_to_hub: there is no token to send {name} with: {LOGIN}.") from error
         except HfHubHTTPError as error:
-            if error.response is not None and error.response.status_code in (400, 401, 403, 404):
+            status = error.response.status_code if error.response is not None else 0
+            if status in (401, 403):
+                raise ConfigError(
+                    f"hub_model_id: {name} is refused by the Hub ({status}): for a token that may write there, {LOGIN}."
+                ) from error
+            if status in (400, 404):
                 raise ConfigError(f"hub_model_id: {name} is refused by the Hub: {one_line(error)}") from error
             return self._note(error)
         except Exception as error:  # of httpx, requests, the system: none of it is a reason not to train

@@ -40,6 +40,8 @@ def cases(hub: LocalHub) -> dict[str, tuple[Callable[[], None], list[str]]]:
     push = ["--max_steps=1", "--push_to_hub=true", "--hub_model_id=tester/result"]
     return {
         "by name": (is_now(), [*model("tiny"), *data("orders"), *push, "--hub_token=hf_secret"]),
+        "may not write": (is_now(**private), [LOCAL_MODEL, LOCAL_DATA, *push, "--hub_token=hf_secret"]),
+        "no token": (is_now(**private), [LOCAL_MODEL, LOCAL_DATA, *push]),
         "interrupted": (is_now(cut_downloads=2), [*model("interrupted"), LOCAL_DATA, "--dry_run"]),
         "always interrupted": (is_now(**cut), [*model("broken"), LOCAL_DATA, "--dry_run"]),
         "data interrupted": (is_now(**cut), [LOCAL_MODEL, *data("broken"), "--dry_run"]),
