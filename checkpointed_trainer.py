@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from modeling.sharding import is_spread
 from modeling.state_copy import copy_to_memory, state_bytes
 from run_state.manifest import find_damage
 from run_state.publish import UNFINISHED, disk_failure, publish, rotate
-from sft_errors import CheckpointError
+from sft_errors import CheckpointError, one_line
 from sft_types import DistributedContext
 
 logger = logging.getLogger("sft.train")
@@ -44,6 +44,14 @@ _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
 _PICKLED_ARGUMENTS = "training_args.bin"
 _SETTINGS_OF_GROUPS = ("weight_decay", "betas", "eps", "momentum")
 """What an optimizer's state holds though it is a setting: as it is set now, not as it was."""
+
+
+def _copy_if_it_can_be(state: Any) -> Any | None:
+    """A copy in main memory; None where there turns out to be no room for it."""
+    try:
+        return copy_to_memory(state)
+    except (MemoryError, RuntimeError):  # the latter is torch's word for memory of a CPU that cannot be had
+        return None
 
 
 class CheckpointedTrainer(Trainer):
@@ -56,7 +64,7 @@ class CheckpointedTrainer(Trainer):
         facts: Mapping[str, Any] | None = None,
         saves_in_background: bool = True,
         keeps_parts: bool = False,
-        room_for_copies: Callable[[], int] = lambda: 0,
+        room_for_copies: Callable[[int], int] = lambda before: 0,
         **kwargs: Any,
     ):
         """Args:
@@ -64,7 +72,8 @@ class CheckpointedTrainer(Trainer):
         facts: what each checkpoint's manifest keeps of the run.
         saves_in_background: False where something reads a checkpoint as soon as Trainer has saved it.
         keeps_parts: where weights are spread over processes, each saves its own part.
-        room_for_copies: bytes that copies of what is saved may take in main memory.
+        room_for_copies: bytes that copies of what is saved may take in main memory, where that many were taken
+            before.
         kwargs: what transformers' Trainer takes.
         """
         self.hub = HubPushes(kwargs["args"], Path(kwargs["args"].output_dir, UNFINISHED))
@@ -75,6 +84,8 @@ class CheckpointedTrainer(Trainer):
         self._talk = open_talk(context)
         self._saves_in_background = saves_in_background
         self._room_for_copies = room_for_copies
+        self._copied_bytes = 0
+        """Size of the largest copy so far."""
         self._to_write: list[Callable[[], None]] | None = None
         """Files of the checkpoint in work that the thread writes; None where all are written at once."""
         self._background = ThreadPoolExecutor(1, "checkpoint")
@@ -155,15 +166,18 @@ class CheckpointedTrainer(Trainer):
         if self._keeps_parts or self.is_deepspeed_enabled:
             return False  # each process writes files of its own
         weights = {} if self._has_adapters else self.model.state_dict()
-        return state_bytes([weights, self._inner_optimizer.state]) <= self._room_for_copies()
+        size = state_bytes([weights, self._inner_optimizer.state])
+        has_room = size <= self._room_for_copies(self._copied_bytes)
+        self._copied_bytes = max(self._copied_bytes, size) if has_room else self._copied_bytes
+        return has_room
 
     def _publish(
-        self, aside: Path, target: Path, to_write: Sequence[Callable[[], None]], facts: Mapping[str, Any],
+        self, aside: Path, target: Path, to_write: list[Callable[[], None]], facts: Mapping[str, Any],
         best_step: int | None,
     ) -> None:  # fmt: skip
         """In the thread: what is left to be written, then the checkpoint gets its name."""
-        for write in to_write:
-            write()
+        while to_write:
+            to_write.pop(0)()  # and with it the copy that it holds
         (aside / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
         publish(aside, target, facts)
         rotate(target.parent, limit=self.args.save_total_limit, best_step=best_step)
@@ -181,6 +195,19 @@ class CheckpointedTrainer(Trainer):
         if publishing is not None:
             self._unless_it_fails(publishing.result)
         self._go_on_together(step)
+
+    @property
+    def has_failed_to_save(self) -> bool:
+        """Whether this process's thread could not give the last checkpoint its name; `finish_saving` says why."""
+        publishing = self._publishing
+        return publishing is not None and publishing.done() and publishing.exception() is not None
+
+    def let_saving_end(self) -> None:
+        """Waits for this process's thread alone, where the run ends by an error and nothing is agreed on any more."""
+        if self._publishing is not None and self._publishing.exception() is not None:
+            logger.info(
+                "checkpoint-%s was not written: %s.", self._unnamed_step, one_line(self._publishing.exception())
+            )
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer looks through checkpoints here, and may load the best."""
@@ -230,7 +257,8 @@ class CheckpointedTrainer(Trainer):
             self._unless_it_fails(lambda: super(CheckpointedTrainer, self).save_model(output_dir, _internal_call=True))
         elif not self._keeps_parts:  # which are written with the optimizer's
             weights = self.gather_whole_weights()
-            self._unless_it_fails(lambda: self._save(output_dir, state_dict=weights))
+            if self.args.should_save:
+                self._unless_it_fails(lambda: self._save(output_dir, state_dict=weights))
 
     def gather_whole_weights(self) -> dict[str, Any] | None:
         """Weights that are spread over processes (of adapters: these alone), on the main process; all must call it.
@@ -244,13 +272,15 @@ class CheckpointedTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Saves them; of spread weights, what all processes do together comes before anything is written."""
         folder = Path(output_dir)
-        if not self.is_spread and self._to_write is not None and self.args.should_save:
-            state = copy_to_memory(self.optimizer.state_dict())
+        if not self.is_spread:
+            state = None
+            if self._to_write is not None and self.args.should_save:
+                state = _copy_if_it_can_be(self.optimizer.state_dict())
+            if state is None:
+                super()._save_optimizer_and_scheduler(output_dir)
+                return
             self._write_now_or_later(lambda: torch.save(state, folder / _OPTIMIZER))
             torch.save(self.lr_scheduler.state_dict(), folder / _SCHEDULER)
-            return
-        if not self.is_spread:
-            super()._save_optimizer_and_scheduler(output_dir)
             return
         if self._keeps_parts:
             place = (self.context.rank, self.context.world_size)
@@ -271,12 +301,14 @@ class CheckpointedTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Saves the model and what belongs to it; in the thread, if it can be copied meanwhile."""
-        if self._to_write is None or self._has_adapters or not self.args.should_save:
+        weights = None
+        if self._to_write is not None and not self._has_adapters:
+            # What was gathered from other processes is a copy.
+            weights = state_dict if state_dict is not None else _copy_if_it_can_be(self.model.state_dict())
+        if weights is None:
             self._save_folder(output_dir, state_dict)
             return
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        # Weights that were gathered from other processes are a copy.
-        weights = copy_to_memory(self.model.state_dict()) if state_dict is None else state_dict
         self._to_write.append(lambda: self._save_folder(output_dir, weights))
 
     def _save_folder(self, output_dir: str | None, state_dict: dict | None) -> None:

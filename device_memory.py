@@ -80,7 +80,7 @@ def peak_memory_bytes(device: str) -> int:
     return _peak_resident_bytes()
 
 
-def room_for_a_copy(device: str, budget_bytes: int | None) -> int:
+def room_for_a_copy(device: str, budget_bytes: int | None, before: int = 0) -> int:
     """Main memory that a copy of a GPU's or of this process's own state may take; 0 where the system does not tell.
 
     Half of what is free at most: others take memory too. On CPU what is left of the budget above the highest so far.
@@ -88,13 +88,14 @@ def room_for_a_copy(device: str, budget_bytes: int | None) -> int:
     Args:
         device: of this process.
         budget_bytes: what a process on CPU may hold; None for no limit but the machine's.
+        before: bytes of an earlier copy, which the highest so far may contain.
     """
     available = available_memory_bytes("cpu")
     if available is None:
         return 0
     room = (available - held_memory_bytes("cpu")) // 2
     if device == "cpu" and budget_bytes is not None:
-        room = min(room, budget_bytes - max(_peak_resident_bytes(), held_memory_bytes("cpu")))
+        room = min(room, budget_bytes + before - max(_peak_resident_bytes(), held_memory_bytes("cpu")))
     return max(room, 0)
 
 

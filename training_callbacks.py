@@ -15,7 +15,7 @@ from reporting.metrics_log import MetricsLog
 from run_state.interruption import StopRequest
 from run_state.watchdog import SLOW, Watchdog
 from sft_errors import DataError
-from sft_types import DistributedContext, DroppedRow
+from sft_types import DroppedRow
 
 logger = logging.getLogger("sft.train")
 TOLD_DROPS = 10
@@ -123,12 +123,20 @@ class RecordCallback(TrainerCallback):
 
 
 class StopCallback(TrainerCallback):
-    """Ends training after the step in which a signal came, on all ranks at the same step, with a checkpoint."""
+    """Ends training after the step in which a signal came, on all ranks at the same step, with a checkpoint.
 
-    def __init__(self, request: StopRequest, context: DistributedContext):
+    And, with an error, after the step in which a checkpoint could not be written.
+    """
+
+    def __init__(self, request: StopRequest, trainer: Any):
+        """Args:
+        request: remembers a signal.
+        trainer: with `context`, `has_failed_to_save` and `finish_saving`.
+        """
         self._request = request
+        self._trainer = trainer
         self._group = None
-        if context.world_size > 1:
+        if trainer.context.world_size > 1:
             # A flag in main memory needs no GPU to wait for.
             self._group = torch.distributed.new_group(backend="gloo")
         self.stopped_by = 0
@@ -140,20 +148,23 @@ class StopCallback(TrainerCallback):
         return self.stopped_by != 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        number = self._request.number
+        found = torch.tensor([self._request.number, self._trainer.has_failed_to_save])
         if self._group is not None:
-            found = torch.tensor([number])
             torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=self._group)
-            number = int(found.item())
+        number, has_failed = found.tolist()
+        if has_failed:
+            self._trainer.finish_saving()
         if number and state.global_step < state.max_steps:
             self.stopped_by = number
             control.should_save = True
             control.should_training_stop = True
+            if args.logging_strategy == "epoch" and float(state.epoch).is_integer():
+                control.should_log = True  # before the checkpoint: what goes on from it is another epoch
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stopped:
             # Trainer takes a stop for the end of an epoch; whoever asked for it waits for the process to be gone.
-            control.should_evaluate = control.should_save = False
+            control.should_log = control.should_evaluate = control.should_save = False
 
 
 class WatchCallback(TrainerCallback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,7 @@ def build_trainer(
             stream=_stream_from(data, plan, layout, context, first_step=step),
             facts=facts or {}, keeps_parts=keeps_parts,
             saves_in_background=not trackers_take_checkpoints(arguments),
-            room_for_copies=lambda: room_for_a_copy(context.device, limits.budget_bytes) if limits else 0,
+            room_for_copies=_room_for_copies(context, limits),
             model=model, args=arguments, processing_class=tokenizer,
         )  # fmt: skip
         if not trainer.is_deepspeed_enabled:
@@ -115,13 +115,19 @@ def build_trainer(
     if checkpoint:
         trainer.go_on_from(read_manifest(checkpoint))
     metrics_log = _metrics_log(arguments.output_dir, checkpoint) if context.is_main_process else None
-    stop = StopCallback(request, context)
+    stop = StopCallback(request, trainer)
     trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
     trainer.add_callback(RecordCallback(metrics_log))
     trainer.add_callback(stop)
     trackers = _install_trackers(trainer, data, plan, first_step=step)
     display = _add_display(trainer, plan, first_step=step)
     return PreparedTraining(trainer=trainer, trackers=trackers, display=display, stop=stop, request=request)
+
+
+def _room_for_copies(context: DistributedContext, limits: MemoryLimits | None) -> Callable[[int], int]:
+    if limits is None:
+        return lambda before: 0
+    return lambda before: room_for_a_copy(context.device, limits.budget_bytes, before)
 
 
 def _compile(model: "PreTrainedModel", layout: RowLayout, options: Mapping[str, Any] | None) -> None:
@@ -203,7 +209,11 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
         logger.info("Going on from %s.", checkpoint)
     apart = documents_apart(trainer.model, trainer.layout.attention)
     with told_of_attention(), prepared.request, apart, quiet_tracker_threads():
-        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except BaseException:
+            trainer.let_saving_end()  # or it would still write when another run may
+            raise
     if trainer.has_best_weights and not prepared.stop.stopped:
         logger.info("Loaded the best checkpoint, %s (%s %.4f).", trainer.state.best_model_checkpoint,
                     trainer.args.metric_for_best_model, trainer.state.best_metric)  # fmt: skip

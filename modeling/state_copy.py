@@ -50,8 +50,10 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _identity(tensor: torch.Tensor) -> tuple:
-    """The same for two tensors only if they are the same numbers in the same place."""
-    if tensor.numel() == 0:
+    """The same for two tensors only if they are the same numbers in the same place.
+
+    Of a class of its own (quantized optimizer state, parts of a spread weight) a tensor tells no place.
+    """
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.data_ptr() == 0:
         return (id(tensor),)
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return (str(tensor.device), local.data_ptr(), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
+    return (str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))

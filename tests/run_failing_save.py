@@ -17,6 +17,7 @@ from distributed_utils import rank_of_this_process
 
 def fail(how: str, place: str) -> None:
     """Makes the save of checkpoint-4 end at a place: `kill`ed, or with a `full` disk."""
+    import torch
     import transformers
 
     import checkpointed_trainer
@@ -24,7 +25,7 @@ def fail(how: str, place: str) -> None:
 
     owner, name, sign = {
         "weights": (transformers.PreTrainedModel, "save_pretrained", "checkpoint-4"),
-        "optimizer": (transformers.Trainer, "_save_optimizer_and_scheduler", "checkpoint-4"),
+        "optimizer": (torch, "save", "checkpoint-4/optimizer.pt"),
         "random": (transformers.Trainer, "_save_rng_state", "checkpoint-4"),
         "manifest": (publish, "write_manifest", "checkpoint-4"),
         "fsync": (publish, "write_through", "checkpoint-4/optimizer.pt"),

@@ -103,6 +103,34 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_checkpoints(short_r
     assert [step for step, *_ in trained(again.output_dir)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_disk_that_is_full_in_the_thread_ends_the_run_at_the_next_step(short_run, monkeypatch):
+    from checkpointed_trainer import CheckpointedTrainer
+    from training_callbacks import StopCallback
+
+    failed = threading.Event()
+    publish, on_step_end = CheckpointedTrainer._publish, StopCallback.on_step_end
+
+    def fail(trainer, aside, target, *others):
+        if target.name == "checkpoint-4":
+            threading.Timer(0.1, failed.set).start()
+            no_room()
+        publish(trainer, aside, target, *others)
+
+    def wait_at_six(callback, args, state, control, **kwargs):
+        if state.global_step == 6:
+            assert failed.wait(60)
+        on_step_end(callback, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointedTrainer, "_publish", fail)
+        patched.setattr(StopCallback, "on_step_end", wait_at_six)
+        run = short_run(max_steps=100, save_steps=4)
+    assert run.status == 2
+    assert "output_dir: checkpoint-4 cannot be written to" in run.err
+    assert run.metrics[-1]["step"] <= 6  # not only at the next save, at step 8
+    assert not list(run.output_dir.glob("checkpoint-*"))
+
+
 @pytest.mark.parametrize("place", ["weights", "rename", "metrics"])
 def test_a_full_disk_is_told_wherever_it_shows(short_run, monkeypatch, place):
     import transformers
@@ -315,18 +343,22 @@ def without_times(run):
     ]
 
 
+@pytest.mark.parametrize(
+    ("settings", "from_edge"), [({}, 0), ({"logging_strategy": "epoch"}, 0), ({"logging_strategy": "epoch"}, -1)]
+)
 def test_a_run_stopped_at_the_edge_of_an_epoch_makes_the_evaluation_of_the_edge_when_it_goes_on(
-    run_sft, tmp_path, monkeypatch
+    run_sft, tmp_path, monkeypatch, settings, from_edge
 ):
     import training_run
 
-    whole = run_sft(output_dir=str(tmp_path / "whole"), load_best_model_at_end=True, **EDGE)
+    settings = {**EDGE, **settings, "load_best_model_at_end": True}
+    whole = run_sft(output_dir=str(tmp_path / "whole"), **settings)
     edge = whole.summary["batch_plan"]["steps_per_epoch"]
     build_trainer = training_run.build_trainer
 
     class Signal(transformers.TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step + 1 == edge:
+            if state.global_step + 1 == edge + from_edge:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def build(*args, **kwargs):
@@ -336,11 +368,11 @@ def test_a_run_stopped_at_the_edge_of_an_epoch_makes_the_evaluation_of_the_edge_
 
     with monkeypatch.context() as patched:
         patched.setattr(training_run, "build_trainer", build)
-        stopped = run_sft(load_best_model_at_end=True, **EDGE)
+        stopped = run_sft(**settings)
     assert stopped.status == 143
     assert [event["step"] for event in stopped.metrics if "eval_loss" in event] == [0]
     for _ in range(2):  # the second time as if it had been killed behind the edge, with the evaluation in the records
-        again = run_sft(load_best_model_at_end=True, resume_from_checkpoint="auto", **EDGE)
+        again = run_sft(resume_from_checkpoint="auto", **settings)
         assert again.status == 0, again.err
         assert without_times(again) == without_times(whole)
         shutil.rmtree(again.output_dir / f"checkpoint-{2 * edge}")
