@@ -376,6 +376,8 @@ def _suggestion_among(name: str, allowed: Sequence[str]) -> str:
 
 def _suggestion(key: str) -> str:
     """What an unknown key may have been meant to be."""
+    if not training_arguments_fields():
+        return " Keys of transformers are not known, it is not installed here: pip install -r requirements.txt."
     if key in HINTS:
         return _hint(key)
     section, _, inner = key.partition(".")

@@ -36,6 +36,7 @@ from modeling.supervised_loss import EvaluationSums, perplexity_of
 from reporting.device_peaks import kind_of_products, peak_flops_of
 from reporting.summary import plan_facts
 from row_layout import RowLayout, told_of_attention
+from run_state.interruption import Interrupted
 from running_means import RunningMeans
 from sft_errors import DataError
 from sft_types import (
@@ -46,7 +47,7 @@ from sft_types import (
 )
 from sharded_step import ShardedStep
 from training_batches import evaluation_sampler, rows_loader, stream_loader, training_sampler
-from training_callbacks import StreamDrops
+from training_callbacks import EvaluationCut, StopCallback, StreamDrops
 from training_progress import COUNTED, TrainingProgress
 from training_step import StepGradient
 
@@ -58,6 +59,8 @@ class SFTTrainer(CheckpointedTrainer):
 
     # Our loss is already the mean over the accumulated global batch. (transformers >= 5.23 asks.)
     loss_is_scaled_for_ga = True
+    stop: StopCallback | None = None
+    """Sees to signals while training."""
 
     def __init__(
         self,
@@ -265,7 +268,6 @@ class SFTTrainer(CheckpointedTrainer):
         def losses_and_hits(part: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
             return self.layout.output.losses_and_hits(model, model_inputs(part), part)
 
-        was_training = model.training
         model.eval()
         sums = EvaluationSums(self.args.device)
         with (
@@ -279,7 +281,6 @@ class SFTTrainer(CheckpointedTrainer):
                 for part, (losses, hits) in self.evaluation_step.run(batch, losses_and_hits):
                     sums.add(losses, hits, part["target_rows"], num_rows=part["counts"]["rows"])
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        model.train(was_training)
         if self.context.world_size > 1:
             torch.distributed.all_reduce(sums.tensor)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in dataclasses.asdict(sums.result()).items()}
@@ -291,16 +292,45 @@ class SFTTrainer(CheckpointedTrainer):
         Random numbers are as before: a run that goes on from a checkpoint made before an evaluation would else draw
         others than the run that evaluated.
         """
-        random_state = RandomState.of(self.context.device)
-        with self.progress.paused("evaluating"):
-            metrics = super().evaluate(*args, **kwargs)
-        random_state.restore()
+        random_state, was_training = RandomState.of(self.context.device), self.model.training
+        try:
+            with self.progress.paused("evaluating"):
+                return super().evaluate(*args, **kwargs)
+        finally:
+            self.model.train(was_training)
+            random_state.restore()
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float] | None:
+        """Evaluates while training; None if a signal cut it short. A signal that came meanwhile is heard here."""
+        try:
+            metrics = super()._evaluate(*args, **kwargs)
+        except EvaluationCut as cut:
+            logger.info(
+                "The evaluation at step %d is cut short; it is made when the run goes on.", self.state.global_step
+            )
+            self.stop.stop(cut.number, self.args, self.state, self.control)
+            return None
+        if self.stop is not None:
+            self.stop.after_evaluation(self.args, self.state, self.control)
         return metrics
 
+    def _determine_best_metric(self, metrics: dict[str, float] | None, trial: Any) -> bool:
+        """Whether these weights are the best so far; where a signal has come, whether to save them (`best`)."""
+        is_best = metrics is not None and super()._determine_best_metric(metrics=metrics, trial=trial)
+        return is_best or (self.stop is not None and self.stop.stopped)
+
     def evaluate_now(self) -> None:
-        """Evaluates as at the end of an epoch: the schedule may follow it, and the checkpoint may become the best."""
+        """Makes up for an evaluation before the next step: the schedule may follow it, and the checkpoint may become
+        the best.
+
+        Raises:
+            Interrupted: if a signal cuts it short; the checkpoint is there already.
+        """
         metrics = self._evaluate(None, None)
-        if self._determine_best_metric(metrics=metrics, trial=None):
+        if metrics is None:
+            raise Interrupted(self.stop.stopped_by)
+        self._determine_best_metric(metrics=metrics, trial=None)
+        if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
 
     def checkpoint_facts(self) -> dict[str, Any]:

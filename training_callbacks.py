@@ -46,7 +46,7 @@ class OrderCallback(TrainerCallback):
 
 
 class EdgeCallback(TrainerCallback):
-    """Makes up for the evaluation at the edge of an epoch, where the run goes on from a checkpoint saved before it."""
+    """Makes up for an evaluation, where the run goes on from a checkpoint that was saved before it or in its middle."""
 
     def __init__(self, trainer: Any, steps_per_epoch: int):
         """Args:
@@ -58,9 +58,10 @@ class EdgeCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = self._trainer.resume_step
-        is_edge = step > 0 and step % self._steps_per_epoch == 0 and self._trainer.train_sampler is not None
+        is_edge = step % self._steps_per_epoch == 0 and self._trainer.train_sampler is not None
+        is_due = {"epoch": is_edge, "steps": step % max(state.eval_steps, 1) == 0}.get(str(args.eval_strategy.value))
         was_made = any("eval_loss" in event and event["step"] == step for event in state.log_history)
-        if args.eval_strategy == "epoch" and is_edge and not was_made:
+        if step > 0 and is_due and step >= (args.eval_delay or 0) and not was_made:
             self._trainer.evaluate_now()
 
 
@@ -122,10 +123,19 @@ class RecordCallback(TrainerCallback):
             self._metrics_log.write(state.global_step, logs)
 
 
+class EvaluationCut(Exception):
+    """A signal came in the middle of an evaluation while training, on any rank; all raise it at the same batch."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
 class StopCallback(TrainerCallback):
     """Ends training after the step in which a signal came, on all ranks at the same step, with a checkpoint.
 
-    And, with an error, after the step in which a checkpoint could not be written.
+    An evaluation is cut short: it is made when the run goes on. A checkpoint that could not be written ends training
+    too, with an error.
     """
 
     def __init__(self, request: StopRequest, trainer: Any):
@@ -148,18 +158,38 @@ class StopCallback(TrainerCallback):
         return self.stopped_by != 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        found = torch.tensor([self._request.number, self._trainer.has_failed_to_save])
-        if self._group is not None:
-            torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=self._group)
-        number, has_failed = found.tolist()
+        number, has_failed = self._agreed()
         if has_failed:
             self._trainer.finish_saving()
         if number and state.global_step < state.max_steps:
-            self.stopped_by = number
-            control.should_save = True
-            control.should_training_stop = True
-            if args.logging_strategy == "epoch" and float(state.epoch).is_integer():
-                control.should_log = True  # before the checkpoint: what goes on from it is another epoch
+            self.stop(number, args, state, control)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._trainer.is_in_train:
+            number, _ = self._agreed()
+            if number:
+                raise EvaluationCut(number)
+
+    def after_evaluation(self, args: Any, state: Any, control: Any) -> None:
+        """To be called when an evaluation, and what follows it, is done: no further step is begun."""
+        number, _ = self._agreed()
+        if number and state.global_step < state.max_steps:
+            self.stop(number, args, state, control)
+
+    def stop(self, number: int, args: Any, state: Any, control: Any) -> None:
+        """Ends training at this step, with a checkpoint. All ranks call it."""
+        self.stopped_by = number
+        control.should_save = True
+        control.should_training_stop = True
+        if args.logging_strategy == "epoch" and float(state.epoch).is_integer():
+            control.should_log = True  # before the checkpoint: what goes on from it is another epoch
+
+    def _agreed(self) -> tuple[int, bool]:
+        """The signal that came on any rank (0 for none), and whether any rank's checkpoint could not be written."""
+        found = torch.tensor([self._request.number, self._trainer.has_failed_to_save])
+        if self._group is not None:
+            torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(found[0]), bool(found[1])
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stopped:

@@ -115,7 +115,7 @@ def build_trainer(
     if checkpoint:
         trainer.go_on_from(read_manifest(checkpoint))
     metrics_log = _metrics_log(arguments.output_dir, checkpoint) if context.is_main_process else None
-    stop = StopCallback(request, trainer)
+    stop = trainer.stop = StopCallback(request, trainer)
     trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
     trainer.add_callback(RecordCallback(metrics_log))
     trainer.add_callback(stop)

@@ -381,6 +381,60 @@ def test_a_run_stopped_at_the_edge_of_an_epoch_makes_the_evaluation_of_the_edge_
     assert state["best_global_step"] in (edge, 2 * edge)
 
 
+@pytest.mark.parametrize("where", ["a step", "the last step", "an epoch", "the answers", "what is made up for"])
+def test_a_signal_in_an_evaluation_stops_there_and_the_evaluation_is_made_when_the_run_goes_on(
+    run_sft, tmp_path, monkeypatch, where
+):
+    import training_run
+
+    settings = {"validation_split": 0.5, "max_steps": 6, "save_total_limit": "null", "per_device_eval_batch_size": 2,
+                "load_best_model_at_end": True, "sample_max_new_tokens": 4}  # fmt: skip
+    settings |= {} if where == "an epoch" else {"eval_steps": 2, "save_steps": 2}
+    whole = run_sft(output_dir=str(tmp_path / "whole"), **settings)
+    edge = whole.summary["batch_plan"]["steps_per_epoch"]
+    assert edge == 3
+    at = {"an epoch": edge, "the last step": 6}.get(where, 4)
+    build_trainer = training_run.build_trainer
+
+    class Signal(transformers.TrainerCallback):
+        batches = 0
+
+        def on_prediction_step(self, args, state, control, **kwargs):
+            self.batches += state.global_step == at
+            if self.batches == 2 and where != "the answers":
+                signal.raise_signal(signal.SIGTERM)
+
+        def on_evaluate(self, args, state, control, **kwargs):
+            if state.global_step == at and where == "the answers":
+                signal.raise_signal(signal.SIGTERM)
+
+    def build(*args, **kwargs):
+        prepared = build_trainer(*args, **kwargs)
+        prepared.trainer.add_callback(Signal())
+        return prepared
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training_run, "build_trainer", build)
+        stopped = run_sft(**settings)
+        assert stopped.status == 143, stopped.err
+        assert f"Stopped at step {at} of 6, saved in" in stopped.out
+        was_cut = f"The evaluation at step {at} is cut short; it is made when the run goes on." in stopped.out
+        assert was_cut == (where != "the answers")
+        assert (at in [event["step"] for event in stopped.metrics if "eval_loss" in event]) == (not was_cut)
+        if where == "what is made up for":
+            again = run_sft(**settings, resume_from_checkpoint="auto")
+            assert again.status == 143
+            assert again.err.count("\n") == 1
+            assert "Ended by SIGTERM" in again.err
+    again = run_sft(**settings, resume_from_checkpoint="auto")
+    assert again.status == 0, again.err
+    assert without_times(again) == without_times(whole)
+    lines = [(run.output_dir / "samples.jsonl").read_text() for run in (again, whole)]
+    assert lines[0] == lines[1]
+    weights = [(run.output_dir / "model.safetensors").read_bytes() for run in (again, whole)]
+    assert weights[0] == weights[1]
+
+
 def test_a_run_whose_last_save_was_lost_is_finished_from_the_last_checkpoint(short_run):
     whole = short_run()  # 6 steps end an epoch; 5 do not
     for steps in (6, 5):

@@ -80,11 +80,27 @@ def test_a_signal_to_one_of_two_processes_before_training_ends_both(tmp_path):
     assert "Traceback" not in process.err
 
 
-@pytest.mark.parametrize("often", ["--eval_steps=1", "--save_steps=1"])
-def test_a_signal_while_evaluating_or_saving_stops_after_the_next_step(tmp_path, uninterrupted, often):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_while_evaluating_cuts_that_short_on_all_and_saves_the_same_step(tmp_path, uninterrupted, rank):
     output = tmp_path / "out"
+    often = ["--eval_steps=3", "--per_device_eval_batch_size=1"]  # which takes a second
+    process = sft(tmp_path, *settings(output, *often), "--num_gpus=2")
+    process.wait_for("step  3/")
+    os.kill(process.children()[rank], signal.SIGUSR1)
+    assert process.end() == 138, process.err
+    assert process.err == ""
+    assert process.out.count("The evaluation at step 3 is cut short; it is made when the run goes on.") == 1
+    assert saved_steps(output) == [3]
+    again = sft(tmp_path / "again", *settings(output, *often), "--num_gpus=2", "--resume_from_checkpoint=auto")
+    assert again.end() == 0, again.err
+    assert "validation at step 3:" in again.out
+    assert weights_of(output) == uninterrupted
+
+
+def test_a_signal_while_saving_stops_after_that_or_the_next_step(tmp_path, uninterrupted):
+    output, often = tmp_path / "out", "--save_steps=1"
     process = sft(tmp_path, *settings(output, often), "--num_gpus=2")
-    process.wait_for(f"validation at step {3}:" if "eval" in often else lambda: (output / "checkpoint-3").is_dir())
+    process.wait_for(lambda: any((output / ".unfinished").glob("checkpoint-[3-9]")))
     os.kill(process.children()[1], signal.SIGUSR1)
     assert process.end() == 138, process.err
     assert 3 <= saved_steps(output)[-1] < STEPS
