@@ -71,7 +71,7 @@ def read_options(arguments: Sequence[str]) -> TalkOptions:
     parser = OneLineParser(prog="python chat.py", description=DESCRIPTION,
                            formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("model", help="a folder (a run's output_dir, a checkpoint-N), or a name on the Hub")
-    parser.add_argument("--prompt", metavar="TEXT", help="answer this and leave")
+    parser.add_argument("--prompt", metavar="TEXT", help="answer this and leave; so is a pipe, all of it as one prompt")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--plain", action="store_true", help="continue text, although there is a chat template")
     parser.add_argument("--no_history", dest="history", action="store_false",

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,7 +209,7 @@ def answer_prompts(
     max_new_tokens: int,
 ) -> list[Answer]:
     """The model's greedy answers to prompts, rendered by the chat template unless they are plain text."""
-    answers = []
+    answers, positions = [], _num_learned_positions(model)
     for prompt in prompts:
         text = prompt.text
         if text is None:
@@ -221,6 +222,7 @@ def answer_prompts(
                 max_new_tokens=max_new_tokens,
                 eos_token_ids=eos_token_ids,
                 add_special_tokens=prompt.text is not None,
+                positions=positions,
             )
         )
     return answers
@@ -390,6 +392,13 @@ def _class_name(model: Any) -> str:
     return type(model).__name__
 
 
+@cache
+def tell_of_hub(place: str) -> None:
+    """Says, once, that a model is not looked for here: where there is no network, that takes a minute of silence."""
+    if not Path(place).exists():
+        logger.info("%s is no folder here: looking in the Hugging Face cache (HF_HOME), and on the Hub.", place)
+
+
 @contextmanager
 def one_line_errors(what: str, place: str) -> Iterator[None]:
     """Turns what the libraries say of a model that is not there, or not theirs, into one line.
@@ -397,6 +406,7 @@ def one_line_errors(what: str, place: str) -> Iterator[None]:
     Raises:
         ModelError: in place of the library's error.
     """
+    tell_of_hub(place)
     try:
         yield
     except Exception as error:

@@ -34,6 +34,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     api, kept = HfApi(), f"{folder} is written, but could not be uploaded to {repository}"
+    then = f"Then: hf upload {repository} {folder}"
     try:
         address = api.create_repo(repository, private=private or None, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Fine-tuned model")
@@ -43,13 +44,15 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
         if status in (401, 403):
             raise ModelError(
                 f"{kept}: the Hub does not let you (HTTP {status}). Set HF_TOKEN to a token that may write there, "
-                "or run `hf auth login`."
+                f"or run `hf auth login`. {then}"
             ) from error
-        raise ModelError(f"{kept}: {one_line(error)}") from error
+        raise ModelError(f"{kept}: {one_line(error)}. Mend that. {then}") from error
     except LocalTokenNotFoundError as error:
-        raise ModelError(f"{kept}: there is no token. Set HF_TOKEN, or run `hf auth login`.") from error
+        raise ModelError(f"{kept}: there is no token. Set HF_TOKEN, or run `hf auth login`. {then}") from error
     except (OfflineModeIsEnabled, *_transport_errors(HfHubHTTPError), OSError) as error:
-        raise ModelError(f"{kept}: the Hub cannot be reached ({one_line(error, 160)}).") from error
+        raise ModelError(
+            f"{kept}: the Hub cannot be reached ({one_line(error, 160)}). Go where it can be. {then}"
+        ) from error
 
 
 def _transport_errors(kind: type) -> list[type]:

@@ -43,6 +43,7 @@ def answer_prompt(
     max_new_tokens: int,
     eos_token_ids: list[int],
     add_special_tokens: bool,
+    positions: int | None = None,
 ) -> Answer:
     """What the model says after `prompt`, without its end token, and whether there was one.
 
@@ -53,8 +54,14 @@ def answer_prompt(
         max_new_tokens: cut there if no end token comes.
         eos_token_ids: tokens that end an answer.
         add_special_tokens: True for plain text; a rendered prompt is complete.
+        positions: that the model has learned: an answer ends with them, and to a longer prompt it is empty. None for no
+            such end.
     """
     inputs = tokenizer(prompt, add_special_tokens=add_special_tokens, return_tensors="pt").to(model.device)
+    if positions is not None:
+        max_new_tokens = min(max_new_tokens, positions - inputs["input_ids"].shape[1])
+        if max_new_tokens < 1:
+            return Answer(text="", ended=False)
     was_training = model.training
     model.eval()
     try:

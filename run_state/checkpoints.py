@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from run_state.manifest import find_damage, read_manifest
@@ -124,8 +124,11 @@ def check_writable(output_dir: str | Path) -> None:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         raise ConfigError(f"output_dir: {there} is a file; name a folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"output_dir: {there} cannot be written by this user; name another folder.")
+    try:
+        with TemporaryDirectory(dir=there, prefix=".can-be-written-"):
+            pass  # only trying tells: permissions say nothing of a read-only or a made-up file system
+    except OSError as error:
+        raise ConfigError(f"output_dir: {there} cannot be written ({error.strerror}); name another folder.") from None
 
 
 def set_aside_earlier_run(output_dir: str | Path) -> Path | None:

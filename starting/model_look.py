@@ -15,6 +15,8 @@ from starting.facts import ModelFacts
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+logger = logging.getLogger("sft.model")
+
 
 def looks_like_a_path(name: str) -> bool:
     """Whether a name can only be a place on disk."""
@@ -63,6 +65,8 @@ def _config_of(place: str) -> tuple["PretrainedConfig | None", str]:
     for offline in (True, False):
         if offline and Path(place).is_dir():
             continue
+        if not offline and not Path(place).is_dir():
+            logger.info("%s is neither here nor in the Hugging Face cache (HF_HOME): asking the Hub.", place)
         try:
             return AutoConfig.from_pretrained(place, local_files_only=offline), ""
         except (OSError, ValueError, KeyError) as error:

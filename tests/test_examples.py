@@ -17,6 +17,7 @@ import yaml
 from conftest import REPOSITORY
 
 from batching.advice import MemoryFacts, predict, with_4bit_weights, with_adapters
+from command_line import read_command
 from config_manager import load_config
 from configuration.keys import flat_keys, keys_of
 from configuration.schema import NESTED_SECTIONS, DatasetSource
@@ -103,6 +104,22 @@ def test_example_loads_and_shrunk_runs(small_files, model_folder, example):
         small.append("--bf16=auto")
     small += without_deepspeed
     assert main(["--config_file", example, *small, *SHRUNK]) == 0
+
+
+@pytest.mark.parametrize(
+    "example", [example for example in EXAMPLES if "my_data.jsonl" in (REPOSITORY / example).read_text()]
+)
+def test_the_command_that_an_example_shows_loads(small_files, example):
+    header = [line.removeprefix("#").strip() for line in Path(example).read_text().splitlines() if line[:1] == "#"]
+    (line,) = [line for line in header if "my_data.jsonl" in line]
+    words = [("--config_file" if word == "--config" else word) for word in shlex.split(line)]
+    first = words.index("--config_file")
+    assert words[:first] in (["python", "sft_main.py"], ["./launch_training.sh"])
+    command = read_command([*words[first:], *(["--deepspeed=null"] if "deepspeed" in example else [])])
+    assert command.config_file == example
+    config = load_config(command.config_file, command.overrides)
+    assert config.data.train_file == "my_data.jsonl"
+    assert config.data.validation_split or "validation" not in Path(example).read_text()
 
 
 def llama(num_parameters, hidden_size, num_layers, intermediate_size, num_lookup_parameters=0):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, VOCABULARY, build_model, build_tokenizer
+from conftest import ARCHITECTURES, POSITIONS, VOCABULARY, build_model, build_tokenizer
 
 from configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig, TrainingConfig
 from model_manager import (
+    answer_prompts,
     fit_to_tokenizer,
     footprint,
     load_model,
@@ -16,7 +17,7 @@ from model_manager import (
     set_generation_defaults,
 )
 from sft_errors import ConfigError, ModelError
-from sft_types import DistributedContext, Precision
+from sft_types import DistributedContext, Precision, SamplePrompt
 
 CPU, GPU = DistributedContext(), DistributedContext(device="cuda:0")
 FLOAT32 = Precision(weights="float32", mixed="no")
@@ -180,3 +181,18 @@ def test_load_model_in_4_bits_lets_gradients_through_after_an_evaluation(model_f
     gradients = [p.grad for name, p in model.named_parameters() if "lora_B" in name]
     assert gradients
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("words", [POSITIONS - 3, POSITIONS, POSITIONS + 40])
+def test_answers_end_with_the_positions_that_a_model_has_learned(model_folder, words):
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder("gpt2"))
+    model = build_model("gpt2")
+    (token,) = tokenizer(" the")["input_ids"][:1]
+    text = tokenizer.decode([token] * words)
+    prompt = SamplePrompt(text=text)
+    assert len(tokenizer(text)["input_ids"]) == words
+    (answer,) = answer_prompts(model, tokenizer, [prompt], [], 8)
+    assert not answer.ended
+    assert (answer.text == "") == (words >= POSITIONS)
