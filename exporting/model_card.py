@@ -10,13 +10,13 @@ import yaml
 
 from reporting.run_record import RunRecord
 from reporting.summary import installed_versions
-from reporting.text import printable
+from reporting.text import printable, share_text
 
 _FIGURES = (
-    ("loss", "validation loss", "{:.4f}"),
-    ("perplexity", "perplexity", "{:,.2f}"),
-    ("token_accuracy", "tokens right", "{:.1%}"),
-    ("sequence_accuracy", "answers right", "{:.1%}"),
+    ("loss", "validation loss", "{:.4f}".format),
+    ("perplexity", "perplexity", "{:,.2f}".format),
+    ("token_accuracy", "tokens right", share_text),
+    ("sequence_accuracy", "answers right", share_text),
 )
 _SETTINGS = (
     "learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "num_train_epochs", "max_steps",
@@ -126,7 +126,7 @@ def _data(record: RunRecord) -> str:
 def _figures(record: RunRecord) -> str:
     before, after = record.summary.get("eval_before") or {}, record.summary.get("eval_after") or {}
     rows = [
-        (label, *(form.format(found[key]) if isinstance(found.get(key), int | float) else "-"
+        (label, *(form(found[key]) if isinstance(found.get(key), int | float) else "-"
                   for found in (before, after)))
         for key, label, form in _FIGURES
         if key in before or key in after

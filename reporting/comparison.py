@@ -10,7 +10,7 @@ from typing import Any
 from reporting.metrics_log import read_metrics
 from reporting.report_records import best_evaluation, is_number
 from reporting.run_record import read_run_record
-from reporting.text import size
+from reporting.text import share_text, size
 from sft_errors import ConfigError
 
 UNKNOWN = "not recorded"
@@ -205,9 +205,9 @@ def _figures(runs: Sequence[ComparedRun]) -> list[ComparedRow]:
         row("validation loss, best", lambda run: _evaluated(run, "eval_loss", "best"), "{:.4f}".format, lowest),
         row("  at step", lambda run: _evaluated(run, "step", "best"), "{:,}".format),
         row("validation loss, last", _last_loss, "{:.4f}".format, lowest),
-        row("tokens right, last", lambda run: _evaluated(run, "eval_token_accuracy", "last"), "{:.1%}".format, highest),
+        row("tokens right, last", lambda run: _evaluated(run, "eval_token_accuracy", "last"), share_text, highest),
         row(
-            "answers right, last", lambda run: _evaluated(run, "eval_sequence_accuracy", "last"), "{:.1%}".format,
+            "answers right, last", lambda run: _evaluated(run, "eval_sequence_accuracy", "last"), share_text,
             highest,
         ),
         row("training loss, last", _last_training_loss, "{:.4f}".format),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reporting.text import counted, first_of, note_text, percent, printable
+from reporting.text import change_text, counted, first_of, note_text, percent, printable, share_text
 from reporting.time_left import clock
 from sft_types import BatchPlan, DataReport, EvaluationResult, ModelFootprint, SampleAnswer, SplitReport
 
@@ -113,9 +113,10 @@ def progress_line(step: int, total_steps: int, logs: Mapping[str, float]) -> str
 def evaluation_line(step: int, logs: Mapping[str, float], before: Mapping[str, float] | None) -> str:
     """One evaluation, with the change of the loss since the last."""
     change = f" ({logs['eval_loss'] - before['eval_loss']:+.4f})" if before else ""
+    tokens, answers = share_text(logs["eval_token_accuracy"]), share_text(logs["eval_sequence_accuracy"])
     return (
         f"  validation at step {step}: loss {logs['eval_loss']:.4f}{change}, perplexity {logs['eval_perplexity']:.2f}, "
-        f"tokens right {logs['eval_token_accuracy']:.1%}, answers right {logs['eval_sequence_accuracy']:.1%}"
+        f"tokens right {tokens}, answers right {answers}"
     )
 
 
@@ -150,12 +151,14 @@ def evaluation_table(step: int, logs: Mapping[str, float], before: Mapping[str, 
     """One evaluation as a small table, with the change since the last."""
     lines = [f"validation at step {step:<8}{'':9}" + ("change" if before else "")]
     shown = (
-        ("loss", "eval_loss", ".4f"), ("perplexity", "eval_perplexity", ",.2f"),
-        ("tokens right", "eval_token_accuracy", ".1%"), ("answers right", "eval_sequence_accuracy", ".1%"),
-    )  # fmt: skip
-    for name, key, form in shown:
-        change = f"{logs[key] - before[key]:>+14{form}}" if before else ""
-        lines.append(f"  {name:14}{logs[key]:>12{form}}{change}".rstrip())
+        ("loss", "eval_loss", "{:.4f}".format, "{:+.4f}".format),
+        ("perplexity", "eval_perplexity", "{:,.2f}".format, "{:+,.2f}".format),
+        ("tokens right", "eval_token_accuracy", share_text, change_text),
+        ("answers right", "eval_sequence_accuracy", share_text, change_text),
+    )
+    for name, key, form, form_of_change in shown:
+        change = f"{form_of_change(logs[key] - before[key]):>14}" if before else ""
+        lines.append(f"  {name:14}{form(logs[key]):>12}{change}".rstrip())
     return [line.rstrip() for line in lines]
 
 
@@ -166,8 +169,8 @@ def before_and_after_lines(before: EvaluationResult | None, after: EvaluationRes
     rows = [
         ("validation loss", f"{before.loss:.4f}", f"{after.loss:.4f}"),
         ("perplexity", _perplexity(before), _perplexity(after)),
-        ("tokens right", f"{before.token_accuracy:.1%}", f"{after.token_accuracy:.1%}"),
-        ("answers right", f"{before.sequence_accuracy:.1%}", f"{after.sequence_accuracy:.1%}"),
+        ("tokens right", share_text(before.token_accuracy), share_text(after.token_accuracy)),
+        ("answers right", share_text(before.sequence_accuracy), share_text(after.sequence_accuracy)),
     ]
     return [f"{'':16}{'before':>16}{'after':>16}"] + [f"{name:16}{old:>16}{new:>16}" for name, old, new in rows]
 

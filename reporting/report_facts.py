@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from reporting.report_records import (
     is_number,
 )
 from reporting.report_usage import reproduce_commands, use_note, use_program
-from reporting.text import counted, percent, size
+from reporting.text import counted, percent, share_text, size
 from reporting.verdicts import GOOD, Verdict, find_verdicts
 from sft_types import DataReport, EvaluationResult, LengthReport, SplitReport
 
@@ -165,10 +165,10 @@ def _scores(records: ReportRecords) -> Table | None:
     if not columns:
         return None
     kinds = (
-        ("validation loss", "eval_loss", "{:.4f}"),
-        ("perplexity", "eval_perplexity", "{:,.2f}"),
-        ("tokens right", "eval_token_accuracy", "{:.1%}"),
-        ("answers right", "eval_sequence_accuracy", "{:.1%}"),
+        ("validation loss", "eval_loss", "{:.4f}".format),
+        ("perplexity", "eval_perplexity", "{:,.2f}".format),
+        ("tokens right", "eval_token_accuracy", share_text),
+        ("answers right", "eval_sequence_accuracy", share_text),
     )
     rows = tuple((name, *(_figure(event.get(key), form) for _, event in columns)) for name, key, form in kinds)
     return Table(header=("", *(name for name, _ in columns)), rows=rows)
@@ -183,10 +183,10 @@ def _as_event(result: EvaluationResult) -> dict[str, float]:
     }
 
 
-def _figure(value: Any, form: str) -> str:
+def _figure(value: Any, form: Callable[[float], str]) -> str:
     if not is_number(value):
         return "no number"
-    return form.format(value) if abs(value) < 1e8 else f"{value:.1e}"
+    return form(value) if abs(value) < 1e8 else f"{value:.1e}"
 
 
 def _training_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:

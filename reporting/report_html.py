@@ -9,6 +9,7 @@ from reporting.report_curves import Curve
 from reporting.report_facts import Histogram, ReportFacts, Table
 from reporting.report_records import AnsweredPrompt, StepAnswer
 from reporting.svg import curve_svg, histogram_svg, short
+from reporting.text import share_text
 from reporting.verdicts import BAD, GOOD, UNKNOWN, WARN, Verdict
 
 SECONDS_TO_RELOAD = 30
@@ -182,7 +183,9 @@ def _more_prompts(facts: ReportFacts) -> Markup | None:
 def _data(facts: ReportFacts) -> list[Markup | None]:
     shares = [
         joined(
-            element("p", f"{name}: {share:.1%} of the tokens are trained, the rest is only read", class_="label"),
+            element(
+                "p", f"{name}: {share_text(share)} of the tokens are trained, the rest is only read", class_="label"
+            ),
             element("div", element("i", style=f"width:{share:.2%}"), class_="share"),
         )
         for name, share in facts.trained_shares

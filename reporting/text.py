@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 import unicodedata
 from collections.abc import Iterable
@@ -75,8 +76,30 @@ def counted(number: int, noun: str) -> str:
 
 
 def percent(part: int, whole: int) -> str:
-    """A share with one digit behind the point; 0% of nothing."""
-    return f"{part / whole:.1%}" if whole else "0%"
+    """A share as `share_text` shows it; 0% of nothing."""
+    return share_text(part / whole) if whole else "0%"
+
+
+def share_text(value: float, sign: str = "") -> str:
+    """`84.5%`; `99.97%` where one digit would claim all, or nothing, and that is not so, and `>99.99%` beyond that.
+
+    Args:
+        value: 1 for all.
+        sign: `+` for a change, which shows its sign in any case.
+    """
+    short, exact = f"{value:{sign}.1%}", f"{value:{sign}.2%}"
+    if short.strip("+-") not in ("0.0%", "100.0%") or value in (-1, 0, 1) or abs(value) > 1:
+        return short
+    if exact.strip("+-") not in ("0.00%", "100.00%"):
+        return exact
+    nearly_all = abs(value) > 0.5
+    mark = ">" if nearly_all == (value > 0) else "<"
+    return f"{mark}{math.copysign(0.9999 if nearly_all else 0.0001, value):{sign}.2%}"
+
+
+def change_text(value: float) -> str:
+    """A relative change, or a difference of shares, with its sign: `-12.5%`, `-99.97%`, `+0.03%`."""
+    return share_text(value, "+")
 
 
 def size(num_bytes: int) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from reporting.data_verdict import DATA_RULE, data_findings
 from reporting.report_records import COMPLETED, FAILED, RUNNING, ReportRecords, best_evaluation, is_number
-from reporting.text import counted, percent, size
+from reporting.text import change_text, counted, percent, share_text, size
 
 GOOD, WARN, BAD, UNKNOWN = "good", "warn", "bad", "unknown"
 CHANGE_SHARE = 0.02
@@ -66,7 +66,7 @@ def learned_verdict(records: ReportRecords) -> Verdict:
     if before is None or after is None:
         return _learned_by_training_loss(question, records)
     change = (after - before) / before if before else 0.0
-    figures = f"Validation loss {before:.4f} before, {after:.4f} {_when(records)} ({change:+.1%})."
+    figures = f"Validation loss {before:.4f} before, {after:.4f} {_when(records)} ({change_text(change)})."
     rule = (
         f"It learned where the validation loss fell by {CHANGE_SHARE:.0%} or more, and got worse where it rose by as "
         "much; nats a token, before training against the last."
@@ -114,7 +114,7 @@ def _learned_by_training_loss(question: str, records: ReportRecords) -> Verdict:
     width = min(WINDOW, len(losses) // 2)
     first, last = _mean(losses[:width]), _mean(losses[-width:])
     change = (last - first) / first if first else 0.0
-    figures = f"Training loss {first:.4f} at first, {last:.4f} at last ({change:+.1%})."
+    figures = f"Training loss {first:.4f} at first, {last:.4f} at last ({change_text(change)})."
     if change <= -TRAINING_FALL:
         state = UNKNOWN
         sentence = f"Its own training rows, yes. Whether that holds on others is not known: {why}."
@@ -263,7 +263,7 @@ def data_verdict(records: ReportRecords) -> Verdict:
     else:
         sentence = f"Mostly. {counted(len(findings), 'thing')} to know."
     others = [finding.text for finding in findings if not finding.is_serious]
-    share = f"{records.data.train.supervised_share:.1%} of the training tokens are trained"
+    share = f"{share_text(records.data.train.supervised_share)} of the training tokens are trained"
     return Verdict(
         question="Is the data sound?", state=state, sentence=sentence,
         figures=_sentence([*others, share]), rule=DATA_RULE,

@@ -11,7 +11,7 @@ import pytest
 from device_memory import peak_memory_bytes, total_memory_bytes
 from distributed_utils import num_usable_cores
 from machine_types import Environment, MemoryAdvice, MemoryEstimate
-from reporting.console import before_and_after_lines, data_lines, sample_lines
+from reporting.console import before_and_after_lines, data_lines, evaluation_line, sample_lines
 from reporting.curves import draw_curves
 from reporting.environment import gather_environment
 from reporting.metrics_log import MetricsLog, json_safe, read_metrics
@@ -19,7 +19,7 @@ from reporting.preflight import preflight_document, write_preflight
 from reporting.preflight_text import Preflight, preflight_lines
 from reporting.row_text import row_lines
 from reporting.summary import split_counts, write_json
-from reporting.text import columns, counted, note_text, printable, size, wrapped
+from reporting.text import change_text, columns, counted, note_text, percent, printable, share_text, size, wrapped
 from sft_types import (
     BatchPlan,
     DataReport,
@@ -188,6 +188,22 @@ def test_words_and_numbers():
     assert [columns(text) for text in ("abc", "你好", "e\u0301")] == [3, 4, 1]
     assert wrapped("a " * 60, first="  x ", rest="    ")[1].startswith("    a")
     assert note_text("of tomorrow", 1) == "of tomorrow: 1 row"
+
+
+def test_shares_claim_neither_all_nor_nothing_where_that_is_not_so():
+    shares = (0, 0.00001, 0.0003, 0.5, 0.845, 0.9994, 0.9997, 0.99999, 1)
+    assert [share_text(share) for share in shares] == [
+        "0.0%", "<0.01%", "0.03%", "50.0%", "84.5%", "99.9%", "99.97%", ">99.99%", "100.0%",
+    ]  # fmt: skip
+    changes = (-1, -0.99999, -0.9997, -0.5, -0.0003, -0.00001, 0, 0.00001, 0.0003, 0.5, 0.9997, 1, 1.0003, 12)
+    assert [change_text(change) for change in changes] == [
+        "-100.0%", "<-99.99%", "-99.97%", "-50.0%", "-0.03%", ">-0.01%", "+0.0%", "<+0.01%", "+0.03%", "+50.0%",
+        "+99.97%", "+100.0%", "+100.0%", "+1200.0%",
+    ]  # fmt: skip
+    assert share_text(float("nan")) == "nan%"
+    assert [percent(9999, 10_000), percent(0, 0)] == ["99.99%", "0%"]
+    logs = {"eval_loss": 0.1, "eval_perplexity": 1.1, "eval_token_accuracy": 0.9997, "eval_sequence_accuracy": 0.99999}
+    assert evaluation_line(5, logs, None).endswith("tokens right 99.97%, answers right >99.99%")
 
 
 def segments(*texts: str) -> list[Segment]:
