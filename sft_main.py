@@ -292,7 +292,7 @@ def load_model_and_layout(
         gradient_checkpointing=training.gradient_checkpointing,
     )
     fit_to_tokenizer(model, tokenizer, longest, adapters_only=config.lora is not None)
-    logger.info(model_line(footprint(model), _class_name(model), precision.weights, precision.mixed))
+    logger.info(model_line(footprint(model), _class_name(model), precision, config.quantization))
     stays_in_place = config.fsdp is not None and _spread_weights(model, config, precision, context)
     layout = resolve_layout(
         model, config.model, training, precision, context, pad_token_id=tokenizer.pad_token_id, longest=longest,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from configuration.schema import QuantizationConfig
 from reporting.text import change_text, counted, first_of, note_text, percent, printable, share_text
 from reporting.time_left import clock
-from sft_types import BatchPlan, DataReport, EvaluationResult, ModelFootprint, SampleAnswer, SplitReport
+from sft_types import BatchPlan, DataReport, EvaluationResult, ModelFootprint, Precision, SampleAnswer, SplitReport
 
 SHOWN_PLACES = 3
 LONGEST_SHOWN = 300
@@ -59,13 +60,19 @@ def _split_lines(name: str, split: SplitReport) -> list[str]:
     return lines
 
 
-def model_line(footprint: ModelFootprint, class_name: str, weights: str, mixed: str) -> str:
+def model_line(
+    footprint: ModelFootprint, class_name: str, precision: Precision, quantization: QuantizationConfig | None
+) -> str:
     """What is trained, in which types."""
     share = percent(footprint.num_trainable_parameters, footprint.num_parameters)
     autocast = {"no": "no mixed precision", "bf16": "mixed precision in bfloat16", "fp16": "mixed precision in float16"}
+    weights = f"weights {precision.weights}"
+    if quantization is not None:
+        bits = f"4 bits ({quantization.bnb_4bit_quant_type})" if quantization.load_in_4bit else "8 bits"
+        weights = f"base weights in {bits}, the rest of them {precision.weights}, adapters float32"
     return (
         f"Model: {class_name}, {footprint.num_parameters:,} parameters, {footprint.num_trainable_parameters:,} trained "
-        f"({share}); weights {weights}, {autocast[mixed]}."
+        f"({share}); {weights}, {autocast[precision.mixed]}."
     )
 
 

@@ -8,10 +8,11 @@ import math
 
 import pytest
 
+from configuration.schema import QuantizationConfig
 from device_memory import peak_memory_bytes, total_memory_bytes
 from distributed_utils import num_usable_cores
 from machine_types import Environment, MemoryAdvice, MemoryEstimate
-from reporting.console import before_and_after_lines, data_lines, evaluation_line, sample_lines
+from reporting.console import before_and_after_lines, data_lines, evaluation_line, model_line, sample_lines
 from reporting.curves import draw_curves
 from reporting.environment import gather_environment
 from reporting.metrics_log import MetricsLog, json_safe, read_metrics
@@ -28,6 +29,7 @@ from sft_types import (
     EvaluationResult,
     LengthReport,
     ModelFootprint,
+    Precision,
     RowPreview,
     RowProblem,
     RowSource,
@@ -204,6 +206,19 @@ def test_shares_claim_neither_all_nor_nothing_where_that_is_not_so():
     assert [percent(9999, 10_000), percent(0, 0)] == ["99.99%", "0%"]
     logs = {"eval_loss": 0.1, "eval_perplexity": 1.1, "eval_token_accuracy": 0.9997, "eval_sequence_accuracy": 0.99999}
     assert evaluation_line(5, logs, None).endswith("tokens right 99.97%, answers right >99.99%")
+
+
+def test_model_line_tells_the_types_of_the_weights():
+    size = ModelFootprint(
+        num_parameters=2000, num_trainable_parameters=500, weight_bytes=1, hidden_size=1, num_layers=1, vocab_size=1
+    )
+    plain = model_line(size, "Some", Precision(weights="float32", mixed="no"), None)
+    assert plain == "Model: Some, 2,000 parameters, 500 trained (25.0%); weights float32, no mixed precision."
+    half = Precision(weights="bfloat16", mixed="bf16")
+    assert model_line(size, "Some", half, QuantizationConfig(load_in_4bit=True)).endswith(
+        "; base weights in 4 bits (nf4), the rest of them bfloat16, adapters float32, mixed precision in bfloat16."
+    )
+    assert "; base weights in 8 bits, the rest" in model_line(size, "Some", half, QuantizationConfig(load_in_8bit=True))
 
 
 def segments(*texts: str) -> list[Segment]:

@@ -143,6 +143,7 @@ def test_main_lora_saves_adapters_that_load_from_anywhere(run_sft, tmp_path, mon
 def test_main_trains_adapters_on_quantized_weights_on_cpu(run_sft, bits):
     run = run_sft("--lora_config.r=8", f"--quantization_config.{bits}", num_train_epochs=3, **VALIDATION)
     assert run.status == 0, run.err
+    assert f"base weights in {bits[8]} bits" in run.out, "the log does not call them unquantized"
     assert run.summary["eval_after"]["loss"] < run.summary["eval_before"]["loss"] - 0.3
 
 
