@@ -67,7 +67,8 @@ class DisplayCallback(TrainerCallback):
             return
         if "loss" in logs:
             self._logs = dict(logs)
-            logger.info(progress_line(state.global_step, self._total, logs), extra={"is_progress": True})
+            left = self._seconds_left() if self.line is None else None
+            logger.info(progress_line(state.global_step, self._total, logs, left), extra={"is_progress": True})
             self._draw()
         elif "eval_loss" in logs:
             if self.line is None:
@@ -95,5 +96,7 @@ class DisplayCallback(TrainerCallback):
         if self.line is None:
             return
         self._drawn = time.monotonic()
-        left = self._time_left.seconds() if self._time_left is not None else None
-        self.line.show(live_parts(self._step, self._total, self._doing, left, self._logs))
+        self.line.show(live_parts(self._step, self._total, self._doing, self._seconds_left(), self._logs))
+
+    def _seconds_left(self) -> float | None:
+        return self._time_left.seconds() if self._time_left is not None else None

@@ -103,8 +103,8 @@ def trial_line(what: str, size: int, unit: str, tried: Sequence[int], peak_bytes
     )
 
 
-def progress_line(step: int, total_steps: int, logs: Mapping[str, float]) -> str:
-    """One logged step."""
+def progress_line(step: int, total_steps: int, logs: Mapping[str, float], seconds_left: float | None = None) -> str:
+    """One logged step; with the time left where no line on a terminal shows it."""
     parts = [f"step {step:>{len(str(total_steps))}}/{total_steps}", f"loss {logs['loss']:.4f}"]
     if "learning_rate" in logs:
         parts.append(f"lr {logs['learning_rate']:.2e}")
@@ -114,6 +114,8 @@ def progress_line(step: int, total_steps: int, logs: Mapping[str, float]) -> str
         parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
     if "peak_memory_bytes" in logs:
         parts.append(f"peak {logs['peak_memory_bytes'] / 2**30:.1f} GiB")
+    if seconds_left is not None and step < total_steps:
+        parts.append(f"{clock(seconds_left)} left")
     return "  ".join(parts)
 
 

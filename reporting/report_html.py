@@ -47,7 +47,7 @@ def _page_head(facts: ReportFacts) -> Markup:
 
 def _head(facts: ReportFacts) -> Markup:
     status = element("span", facts.status, class_=f"pill {_STATUS[facts.status]}")
-    names = ["Verdicts", "Curves", "Samples", "Data", "Settings", "Environment", "Again", "Use"]
+    names = ["Verdicts", "Figures", "Curves", "Samples", "Data", "Settings", "Environment", "Again", "Use"]
     if not facts.prompts:
         names.remove("Samples")
     if not facts.curves:

@@ -61,6 +61,12 @@ def test_page_says_what_the_run_was():
     assert len(text) < 200_000
 
 
+def test_every_section_stands_in_the_navigation():
+    _, tree = page_of()
+    links = [link.get("href") for link in tree.findall(".//nav/a")]
+    assert links == [f"#{section.get('id')}" for section in tree.iter("section")]
+
+
 def test_page_needs_no_network_and_no_script():
     text, tree = page_of(status="running", result=None)
     tags = {node.tag.rpartition("}")[2] for node in tree.iter()}

@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from reporting.console import evaluation_table, live_parts
+from reporting.console import evaluation_table, live_parts, progress_line
 from reporting.terminal import LiveLine, fitted
 from reporting.time_left import TimeLeft, clock
 from terminal_modes import can_draw
@@ -186,3 +187,21 @@ def test_lines_of_a_terminal_have_room_in_60_columns():
     assert parts == [
         "step   5/250   2%", "1:30 left", "loss 1.0000", "300,000 tokens/s", "2.0 GiB", "lr 1.00e-04",
     ]  # fmt: skip
+
+
+def test_lines_of_a_log_end_with_the_time_left():
+    logs = {"loss": 1.0, "learning_rate": 1e-4}
+    assert progress_line(5, 250, logs, 90.0) == "step   5/250  loss 1.0000  lr 1.00e-04  1:30 left"
+    assert (
+        progress_line(250, 250, logs, 0.0) == progress_line(250, 250, logs) == "step 250/250  loss 1.0000  lr 1.00e-04"
+    )
+
+
+def test_a_run_without_a_terminal_tells_the_time_left_in_its_log(settings):
+    command = [sys.executable, "sft_main.py", *settings, "--max_steps=4"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    steps = [line for line in run.stdout.splitlines() if line.startswith("step ")]
+    assert all(re.search(r"  \d+:\d\d left$", line) for line in steps[:-1])
+    assert len(steps) == 4
+    assert "left" not in steps[-1]
