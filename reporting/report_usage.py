@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from reporting.report_records import COMPLETED, FAILED, INTERRUPTED, RUNNING, ReportRecords
@@ -15,11 +17,9 @@ def reproduce_commands(records: ReportRecords) -> str:
     output = str(records.settings.get("output_dir"))
     config = shlex.quote(str(Path(output, "resolved_config.yaml")))
     again = shlex.quote(f"{output.rstrip('/')}-again")
-    versions = records.machine.versions
-    pins = " ".join(f"{name}=={number.partition('+')[0]}" for name, number in versions.items() if name != "python")
     lines = [
         "# with the same versions, the same data, from the same folder",
-        f"pip install {pins}",
+        *_install_commands(records.machine.versions),
         f"python sft_main.py --config_file {config} --output_dir {again}",
         "# as it was typed",
         records.command,
@@ -27,6 +27,16 @@ def reproduce_commands(records: ReportRecords) -> str:
     if records.status in (INTERRUPTED, FAILED):
         lines += ["# to go on from the newest checkpoint", f"{records.command} --resume_from_checkpoint auto"]
     return "\n".join(lines)
+
+
+def _install_commands(versions: Mapping[str, str]) -> list[str]:
+    """What installs the same packages; builds of torch that only its own index has (`2.13.0+cpu`) come from there."""
+    pins = {name: f"{name}=={number}" for name, number in versions.items() if name != "python"}
+    build = versions.get("torch", "").partition("+")[2]
+    commands = []
+    if re.fullmatch(r"cpu|cu\d+|rocm[\d.]+|xpu", build):
+        commands.append(f"pip install {pins.pop('torch')} --index-url https://download.pytorch.org/whl/{build}")
+    return [*commands, f"pip install {' '.join(pins.values())}"]
 
 
 _HEAD = """\

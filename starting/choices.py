@@ -42,7 +42,7 @@ def choose_length(data: DataFacts, model: ModelFacts) -> int:
     if data.longest_row is None:
         return min(_NOT_LOOKED_AT, limit)
     step = 128 if data.longest_row <= 1024 else 512
-    return min(max(math.ceil(data.longest_row * 1.1 / step) * step, 256), limit)
+    return min(max(math.ceil(data.longest_row * 1.1 / step) * step, 128), limit)
 
 
 def choose_rows_a_step(data: DataFacts, num_gpus: int) -> int:
@@ -186,7 +186,7 @@ def _validation_lines(data: DataFacts) -> Iterator[Line]:
 def _length_reason(data: DataFacts, model: ModelFacts, length: int) -> str:
     if data.longest_row is None:
         return "tokens; the dry run says how long the rows are"
-    how = "counted with its tokenizer" if data.are_tokens_counted else "estimated from bytes"
+    how = "counted with its tokenizer" if data.are_tokens_counted else "estimated"
     longest = f"tokens; the longest row has up to {data.longest_row:,} ({how})"
     if data.longest_row <= length:
         return longest

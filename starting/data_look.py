@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,8 @@ from configuration.schema import DataConfig
 from preparation.sources import find_source_format
 from prompting.formats import RecordFormat
 from prompting.messages import RowRefused
-from sft_errors import DataError
+from prompting.template import ChatTemplate
+from sft_errors import DataError, UserError
 from sft_types import Conversation, RawRow
 from sources.files import SPLIT_WORDS
 from sources.load import OpenedSources, Source, open_sources
@@ -25,6 +27,8 @@ _TOKENS_A_MESSAGE = 8
 """What a chat template writes around a message, at most in most; tokens."""
 _TOKENS_A_ROW = 48
 """For what a template writes by itself: a system prompt, a date."""
+_ROWS_COUNTED = 200
+"""The longest by estimate; these few are written by the chat template and counted, which is slow for all."""
 _BYTES_A_TOKEN = 2.5
 """Fewer than text in most languages has, so that an estimate is rather too long."""
 _PROMPT_WORDS = ("question", "query", "prompt", "instruction", "input", "user", "human", "request", "source")
@@ -36,7 +40,8 @@ def look_at_data(place: str, tokenizer_file: str | None) -> DataFacts:
 
     Args:
         place: as typed.
-        tokenizer_file: `tokenizer.json` of the model, to count tokens with; None to estimate them.
+        tokenizer_file: `tokenizer.json` of the model, to count tokens with, by the chat template that lies beside it;
+            None to estimate them.
 
     Raises:
         DataError: if there is no such thing, no row can be read, or its columns make no format.
@@ -59,6 +64,9 @@ def look_at_data(place: str, tokenizer_file: str | None) -> DataFacts:
         seen.is_complete = True
     if not seen.longest:
         raise DataError(f"no row of {place} can be used: {seen.first_bad}")
+    longest, is_counted = seen.longest, False
+    if tokenizer_file is not None:
+        longest, is_counted = _counted(seen, Path(tokenizer_file).parent)
     validation, is_found = _validation_beside(opened, path)
     ours = {source.columns.get(name, name) for name in seen.columns}
     return DataFacts(
@@ -72,8 +80,8 @@ def look_at_data(place: str, tokenizer_file: str | None) -> DataFacts:
         is_complete=seen.is_complete,
         bad_rows=seen.bad,
         first_bad_row=seen.first_bad,
-        longest_row=seen.longest,
-        are_tokens_counted=tokenizer_file is not None,
+        longest_row=longest,
+        are_tokens_counted=is_counted,
         validation=validation,
         is_validation_found=is_found,
     )
@@ -84,10 +92,17 @@ class _Rows:
 
     def __init__(self, record_format: RecordFormat, columns: Mapping[str, str], count: Callable[[str], int]):
         self._format, self._names, self._count = record_format, columns, count
-        self.rows = self.bad = self.longest = 0
+        self.rows = self.bad = 0
+        self.longest_rows: list[tuple[int, int, Conversation]] = []
+        """A heap of the longest: estimated tokens, number of the row, the row."""
         self.first_bad = ""
         self.columns: dict[str, None] = {}
         self.is_complete = False
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row by estimate; 0 where no row can be used."""
+        return max((tokens for tokens, _, _ in self.longest_rows), default=0)
 
     def add(self, rows: Iterable[RawRow]) -> None:
         for row in rows:
@@ -98,12 +113,35 @@ class _Rows:
                 record = {self._names.get(name, name): value for name, value in row.record.items()}
                 try:
                     conversation = self._format.convert(record)
-                    self.longest = max(self.longest, _num_tokens(conversation, self._count))
+                    self._keep(_num_tokens(conversation, self._count), conversation)
                     continue
                 except RowRefused as refused:
                     problem = refused.problem
             self.bad += 1
             self.first_bad = self.first_bad or f"{row.source}: {problem.message}"
+
+    def _keep(self, tokens: int, conversation: Conversation) -> None:
+        entry = (tokens, self.rows, conversation)
+        if len(self.longest_rows) < _ROWS_COUNTED:
+            heapq.heappush(self.longest_rows, entry)
+        else:
+            heapq.heappushpop(self.longest_rows, entry)
+
+
+def _counted(seen: _Rows, folder: Path) -> tuple[int, bool]:
+    """Tokens of the longest row as the model's chat template writes it, and whether that could be counted."""
+    if all(row.text is not None for _, _, row in seen.longest_rows):
+        return seen.longest, True
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        template = ChatTemplate(tokenizer)
+        texts = [template.apply(row.messages, row.tools) for _, _, row in seen.longest_rows if row.text is None]
+    except (OSError, ValueError, KeyError, ImportError, UserError, RowRefused):
+        # No template, one that refuses such rows, or a tokenizer that needs its own code: the estimate has to do.
+        return seen.longest, False
+    return max(map(len, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])), True
 
 
 def _num_tokens(conversation: Conversation, count: Callable[[str], int]) -> int:

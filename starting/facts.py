@@ -48,7 +48,7 @@ class DataFacts:
     longest_row: int | None = None
     """Tokens of the longest row looked at; None where nothing was looked at."""
     are_tokens_counted: bool = False
-    """False where tokens were estimated from bytes."""
+    """False where tokens were estimated: from bytes, or without the chat template."""
     validation: str | None = None
     """Validation data that lies beside it: a path, or what is said of the folder that holds both."""
     is_validation_found: bool = False

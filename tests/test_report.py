@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import logging
 import re
@@ -20,6 +21,7 @@ from reporting.report_facts import SHOWN_PROMPTS, find_facts
 from reporting.report_html import report_html
 from reporting.report_markdown import report_markdown
 from reporting.report_records import AnsweredPrompt, StepAnswer, answers_of, read_answers
+from reporting.report_usage import reproduce_commands
 from reporting.svg import curve_svg, histogram_svg, short, thinned
 from run_report import RunReport
 from sft_types import (
@@ -59,6 +61,27 @@ def test_page_says_what_the_run_was():
     ):  # fmt: skip
         assert fact in found, fact
     assert len(text) < 200_000
+
+
+@pytest.mark.parametrize(
+    ("torch", "expected"),
+    [
+        ("2.13.0", ["pip install torch==2.13.0 peft==1.0"]),
+        ("2.13.0+cpu", [
+            "pip install torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu", "pip install peft==1.0",
+        ]),
+        ("2.13.0+cu130", [
+            "pip install torch==2.13.0+cu130 --index-url https://download.pytorch.org/whl/cu130",
+            "pip install peft==1.0",
+        ]),
+        ("2.13.0+ours", ["pip install torch==2.13.0+ours peft==1.0"]),
+    ],
+)  # fmt: skip
+def test_the_same_build_of_torch_is_installed(torch, expected):
+    found = records()
+    machine = dataclasses.replace(found.machine, versions={"python": "3.11", "torch": torch, "peft": "1.0"})
+    lines = reproduce_commands(dataclasses.replace(found, machine=machine)).splitlines()
+    assert [line for line in lines if line.startswith("pip ")] == expected
 
 
 def test_every_section_stands_in_the_navigation():

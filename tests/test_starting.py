@@ -83,7 +83,8 @@ def test_the_shipped_data_is_looked_at(capsys):
     assert config.distributed.num_gpus == 3
     assert config.training.global_batch_size == 18, "the first multiple of 3 from 16 up"
     assert config.data.validation_file.endswith("orders_validation.jsonl")
-    assert config.data.max_seq_length == 256
+    assert "the longest has up to 109 tokens (counted with its tokenizer)" in said, "as a dry run counts it"
+    assert config.data.max_seq_length == 128
     assert config.training.output_dir == "out"
 
 
@@ -191,6 +192,17 @@ def test_look_at_data_counts_rows_that_cannot_be_used():
     assert not facts.are_tokens_counted
 
 
+def test_look_at_data_says_when_the_chat_template_cannot_be_asked(tmp_path):
+    rows = rows_file("rows.jsonl", [{"question": "One?", "answer": "1"}] * 300)
+    counted = look_at_data(rows, str(Path(MODEL, "tokenizer.json")))
+    (tmp_path / "tokenizer.json").write_bytes(Path(MODEL, "tokenizer.json").read_bytes())
+    alone = look_at_data(rows, str(tmp_path / "tokenizer.json"))
+    assert (counted.are_tokens_counted, alone.are_tokens_counted) == (True, False)
+    assert counted.longest_row < alone.longest_row
+    texts = look_at_data(rows_file("texts.jsonl", [{"text": "Some words."}]), str(Path(MODEL, "tokenizer.json")))
+    assert texts.are_tokens_counted
+
+
 def test_look_at_data_takes_columns_by_what_they_are_called():
     facts = look_at_data(rows_file("rows.jsonl", [{"id": 1, "user_query": "One?", "reply": "1"}]), None)
     assert facts.mapped == {"user_query": "prompt", "reply": "completion"}
@@ -226,6 +238,7 @@ def test_a_method_is_suggested_by_the_memory_there_is():
 
 def test_choose_length_holds_the_longest_row_within_the_positions():
     model = ModelFacts(name="m", positions=512)
+    assert choose_length(DataFacts(place="x", longest_row=109), model) == 128
     assert choose_length(DataFacts(place="x", longest_row=200), model) == 256
     assert choose_length(DataFacts(place="x", longest_row=300), model) == 384
     assert choose_length(DataFacts(place="x", longest_row=5000), model) == 512
