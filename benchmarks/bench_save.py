@@ -52,6 +52,7 @@ def main() -> None:
             if done.returncode:
                 sys.exit(done.stdout + done.stderr)
             result = json.loads(done.stdout.rpartition("RESULT ")[2])
+            print(f"{way:<8} waits of {', '.join(f'{wait:.2f}' for wait in result['waits'])} s", flush=True)
             waits[way] += result["waits"]
             runs[way].append(result["training"])
             size = result["bytes"]
