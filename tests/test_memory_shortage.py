@@ -81,10 +81,16 @@ def give_memory(model, rows: int, *, in_backward: bool = False, from_call: int =
 
 def trained(prepared, model):
     """Weights and losses at the end."""
+    weights, logged = trained_with_hits(prepared, model)
+    return weights, logged[::2]
+
+
+def trained_with_hits(prepared, model):
+    """Weights at the end, and the loss and token accuracy of each step."""
     train(prepared, checkpoint=None)
     history = prepared.trainer.state.log_history
-    losses = [event[name] for event in history if "loss" in event for name in ("loss", "token_accuracy")]
-    return {name: weight.detach().clone() for name, weight in model.named_parameters()}, losses
+    logged = [event[name] for event in history if "loss" in event for name in ("loss", "token_accuracy")]
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}, logged
 
 
 def assert_equal_to_the_bit(found, expected):
@@ -96,10 +102,10 @@ def assert_equal_to_the_bit(found, expected):
 @pytest.mark.parametrize("in_backward", [False, True])
 @pytest.mark.parametrize("from_call", [0, 3])
 def test_the_run_goes_on_as_with_the_smaller_size_from_the_start(prepare, in_backward, from_call):
-    expected = trained(*prepare(per_device_train_batch_size=2, gradient_accumulation_steps=4))
+    expected = trained_with_hits(*prepare(per_device_train_batch_size=2, gradient_accumulation_steps=4))
     prepared, model = prepare(per_device_train_batch_size=4, gradient_accumulation_steps=2)
     calls = give_memory(model, rows=2, in_backward=in_backward, from_call=from_call)
-    found = trained(prepared, model)
+    found = trained_with_hits(prepared, model)
     if from_call == 0:
         assert_equal_to_the_bit(found, expected)
     else:  # the first step had the larger size
@@ -113,29 +119,29 @@ def test_the_run_goes_on_as_with_the_smaller_size_from_the_start(prepare, in_bac
 
 def test_dropout_draws_what_it_would_have_drawn(prepare):
     lora = LoRAConfig(r=4, target_modules=["all-linear"], lora_dropout=0.2)
-    expected = trained(*prepare(lora=lora, per_device_train_batch_size=1, gradient_accumulation_steps=4))
+    expected = trained_with_hits(*prepare(lora=lora, per_device_train_batch_size=1, gradient_accumulation_steps=4))
     prepared, model = prepare(lora=lora, per_device_train_batch_size=4)
     give_memory(model.get_base_model(), rows=1)
-    assert_equal_to_the_bit(trained(prepared, model), expected)
+    assert_equal_to_the_bit(trained_with_hits(prepared, model), expected)
     assert prepared.trainer.step_gradient.shortages == 2  # from 4 to 2, to 1
 
 
 @pytest.mark.parametrize("padding_free", [False, "auto"])
 def test_an_odd_size_goes_to_the_next_that_divides_it(prepare, padding_free):
-    expected = trained(
+    expected = trained_with_hits(
         *prepare(per_device_train_batch_size=1, gradient_accumulation_steps=3, padding_free=padding_free)
     )
     prepared, model = prepare(per_device_train_batch_size=3, padding_free=padding_free)
     give_memory(model, rows=2)
-    assert_equal_to_the_bit(trained(prepared, model), expected)
+    assert_equal_to_the_bit(trained_with_hits(prepared, model), expected)
     assert prepared.trainer.plan_now().parts == 3
 
 
 def test_packs_are_parted_by_packs_and_then_by_rows(prepare):
-    expected = trained(*prepare(packing=True, per_device_train_batch_size=1, gradient_accumulation_steps=2))
+    expected = trained_with_hits(*prepare(packing=True, per_device_train_batch_size=1, gradient_accumulation_steps=2))
     prepared, model = prepare(packing=True, per_device_train_batch_size=2)
     give_memory(model, rows=1)
-    assert trained(prepared, model)[1] == pytest.approx(expected[1], rel=1e-4)
+    assert trained_with_hits(prepared, model)[1] == pytest.approx(expected[1], rel=1e-4)
     assert prepared.trainer.plan_now().parts > 2
 
 
