@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from configuration.batch_sizes import AUTO, with_accumulation
 from configuration.keys import keys_of
 from configuration.reading import COMMAND_LINE
 from configuration.schema import FLAT_SECTIONS, NESTED_SECTIONS, SFTConfig
@@ -69,8 +70,18 @@ def _origin(key: str, config: SFTConfig) -> str:
     return f"{place}, translated from {config.written[key]}" if key in config.written else place
 
 
+def _accumulation(config: SFTConfig) -> str:
+    training, count = config.training, config.distributed.num_gpus or 1
+    if training.per_device_train_batch_size == AUTO:
+        return "default; in the run what global_batch_size and the size that is found make"
+    steps = with_accumulation(training, count).gradient_accumulation_steps
+    return f"default; in the run {steps}, by global_batch_size on {count} process{'es' * (count > 1)}"
+
+
 def _default(key: str, config: SFTConfig) -> str:
-    """`default`, or what the value follows from although it was not given."""
+    """`default`, or what the value follows from although it was not given, or what takes its place in the run."""
+    if key == "gradient_accumulation_steps" and config.training.global_batch_size is not None:
+        return _accumulation(config)
     section = next((name for name, kind in FLAT_SECTIONS.items() if key in keys_of(kind)), None)
     if section is not None and getattr(getattr(config, section), key) != keys_of(FLAT_SECTIONS[section])[key].default:
         chief = "auto_batch_size" if config.training.auto_batch_size else "global_batch_size"

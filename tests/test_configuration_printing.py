@@ -29,6 +29,21 @@ chat_template: |
 """
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [(["--per_device_train_batch_size=2"], "in the run 4, by global_batch_size on 1 process"),
+     (["--per_device_train_batch_size=2", "--num_gpus=2"], "in the run 2, by global_batch_size on 2 processes"),
+     (["--per_device_train_batch_size=auto"], "what global_batch_size and the size that is found make")],
+)  # fmt: skip
+def test_the_accumulation_that_a_global_batch_makes_is_told(tmp_path, monkeypatch, capsys, more, told):
+    monkeypatch.chdir(REPOSITORY)
+    path = tmp_path / "my.yaml"
+    path.write_text(GIVEN)
+    assert main(["--config_file", str(path), *more, "--print_config"]) == 0
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("gradient_accumulation_steps")]
+    assert line.endswith(told)
+
+
 @pytest.fixture
 def printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
