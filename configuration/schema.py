@@ -264,8 +264,8 @@ class TrainingConfig:
 
     max_bad_steps: PositiveInt = 3
     """A step whose loss or gradient is no finite number has its update left out, on all processes; after so many in a
-    row the run stops and names their rows. (In float16 the loss scaler leaves such updates out, and with DeepSpeed
-    nothing does: neither is counted.)"""
+    row the run stops and names their rows. In float16 the loss scaler leaves such updates out, and with DeepSpeed
+    nothing does: neither is counted."""
 
     hang_timeout_seconds: NonNegativeFloat = 1500.0
     """Seconds without a step, an evaluation batch or prepared rows after which every process writes its Python stacks
