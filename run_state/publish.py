@@ -18,7 +18,7 @@ from run_state.manifest import write_manifest
 logger = logging.getLogger("sft.train")
 UNFINISHED = ".unfinished"
 """The folder in `output_dir` in which checkpoints are written, and from which old ones are deleted."""
-_NOT_ON_DISK = ("PytorchStreamWriter", "inline_container", "Parent directory")
+_NOT_ON_DISK = ("PytorchStreamWriter", "inline_container", "Parent directory", "iostream error")
 """What torch says, as a RuntimeError, where a file cannot be written."""
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG}
 
