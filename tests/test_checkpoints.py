@@ -343,31 +343,37 @@ def without_times(run):
     ]
 
 
+def add_to_trainers(patched, callback):
+    """Gives each trainer that is built a callback of a class, last."""
+    import training_run
+
+    build_trainer = training_run.build_trainer
+
+    def build(*args, **kwargs):
+        prepared = build_trainer(*args, **kwargs)
+        prepared.trainer.add_callback(callback())
+        return prepared
+
+    patched.setattr(training_run, "build_trainer", build)
+
+
 @pytest.mark.parametrize(
     ("settings", "from_edge"), [({}, 0), ({"logging_strategy": "epoch"}, 0), ({"logging_strategy": "epoch"}, -1)]
 )
 def test_a_run_stopped_at_the_edge_of_an_epoch_makes_the_evaluation_of_the_edge_when_it_goes_on(
     run_sft, tmp_path, monkeypatch, settings, from_edge
 ):
-    import training_run
-
     settings = {**EDGE, **settings, "load_best_model_at_end": True}
     whole = run_sft(output_dir=str(tmp_path / "whole"), **settings)
     edge = whole.summary["batch_plan"]["steps_per_epoch"]
-    build_trainer = training_run.build_trainer
 
     class Signal(transformers.TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step + 1 == edge + from_edge:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    def build(*args, **kwargs):
-        prepared = build_trainer(*args, **kwargs)
-        prepared.trainer.add_callback(Signal())
-        return prepared
-
     with monkeypatch.context() as patched:
-        patched.setattr(training_run, "build_trainer", build)
+        add_to_trainers(patched, Signal)
         stopped = run_sft(**settings)
     assert stopped.status == 143
     assert [event["step"] for event in stopped.metrics if "eval_loss" in event] == [0]
@@ -385,8 +391,6 @@ def test_a_run_stopped_at_the_edge_of_an_epoch_makes_the_evaluation_of_the_edge_
 def test_a_signal_in_an_evaluation_stops_there_and_the_evaluation_is_made_when_the_run_goes_on(
     run_sft, tmp_path, monkeypatch, where
 ):
-    import training_run
-
     settings = {"validation_split": 0.5, "max_steps": 6, "save_total_limit": "null", "per_device_eval_batch_size": 2,
                 "load_best_model_at_end": True, "sample_max_new_tokens": 4}  # fmt: skip
     settings |= {} if where == "an epoch" else {"eval_steps": 2, "save_steps": 2}
@@ -394,7 +398,6 @@ def test_a_signal_in_an_evaluation_stops_there_and_the_evaluation_is_made_when_t
     edge = whole.summary["batch_plan"]["steps_per_epoch"]
     assert edge == 3
     at = {"an epoch": edge, "the last step": 6}.get(where, 4)
-    build_trainer = training_run.build_trainer
 
     class Signal(transformers.TrainerCallback):
         batches = 0
@@ -408,13 +411,8 @@ def test_a_signal_in_an_evaluation_stops_there_and_the_evaluation_is_made_when_t
             if state.global_step == at and where == "the answers":
                 signal.raise_signal(signal.SIGTERM)
 
-    def build(*args, **kwargs):
-        prepared = build_trainer(*args, **kwargs)
-        prepared.trainer.add_callback(Signal())
-        return prepared
-
     with monkeypatch.context() as patched:
-        patched.setattr(training_run, "build_trainer", build)
+        add_to_trainers(patched, Signal)
         stopped = run_sft(**settings)
         assert stopped.status == 143, stopped.err
         assert f"Stopped at step {at} of 6, saved in" in stopped.out
