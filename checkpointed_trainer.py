@@ -50,7 +50,8 @@ def _copy_if_it_can_be(state: Any) -> Any | None:
     """A copy in main memory; None where there turns out to be no room for it."""
     try:
         return copy_to_memory(state)
-    except (MemoryError, RuntimeError):  # the latter is torch's word for memory of a CPU that cannot be had
+    except (MemoryError, RuntimeError) as error:  # the latter is torch's word for memory of a CPU that cannot be had
+        logger.info("No copy of the state could be made (%s): training waits while it is written.", one_line(error))
         return None
 
 

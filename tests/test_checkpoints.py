@@ -215,6 +215,20 @@ def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(short_run, t
         assert differ <= {"manifest.json", "trainer_state.json"}  # which tell times and folders
 
 
+def test_a_checkpoint_that_cannot_be_copied_is_written_and_that_is_told(short_run, monkeypatch):
+    import checkpointed_trainer
+
+    def fail(state):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(checkpointed_trainer, "copy_to_memory", fail)
+    run = short_run()
+    assert run.status == 0, run.err
+    assert "No copy of the state could be made (DefaultCPUAllocator: can't allocate memory)" in run.out
+    for step in (2, 4, 6):
+        assert find_damage(run.output_dir / f"checkpoint-{step}") == []
+
+
 def test_changed_settings_are_told_in_one_line_and_hold(short_run, run_sft):
     first = short_run()
     shutil.rmtree(first.output_dir / "checkpoint-6")
