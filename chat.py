@@ -7,16 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from distributed_utils import (
-    configure_logging,
-    pause_garbage_collection,
-    quiet_libraries,
-    resume_garbage_collection,
-    tell_problems,
-)
-from option_parser import OneLineParser, number
-from sft_errors import ConfigError, UserError
-from talking.options import BASE_BEFORE_TRAINING, Sampling, TalkOptions
+from sft.commands.chat.options import BASE_BEFORE_TRAINING, Sampling, TalkOptions
+from sft.common.errors import ConfigError, UserError
+from sft.configuration.option_parser import OneLineParser, number
+from sft.processes.exit_notes import tell_problems
+from sft.processes.libraries import pause_garbage_collection, quiet_libraries, resume_garbage_collection
+from sft.processes.logs import configure_logging
 
 DESCRIPTION = """\
 Talks to a model in the terminal: a whole model, adapters (LoRA, QLoRA), a checkpoint, or a base model. A model without
@@ -48,8 +44,8 @@ def talk(options: TalkOptions) -> int:
         raise ConfigError("command line: there is nothing to answer: --prompt (or standard input) is empty.")
     quiet_libraries()
 
-    from talking.speakers import load_speakers
-    from talking.terminal import Talk, answer_once
+    from sft.commands.chat.speakers import load_speakers
+    from sft.commands.chat.terminal import Talk, answer_once
 
     resume_garbage_collection()
     for stream in (sys.stdout, sys.stderr):

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distributed_utils import tell_problems
-from option_parser import OneLineParser
-from reporting.comparison import ComparedRun, compare, read_run, short_names
-from reporting.comparison_text import comparison_lines
-from sft_errors import ConfigError, UserError
+from sft.commands.compare.comparison import ComparedRun, compare, read_run, short_names
+from sft.commands.compare.text import comparison_lines
+from sft.common.errors import ConfigError, UserError
+from sft.configuration.option_parser import OneLineParser
+from sft.processes.exit_notes import tell_problems
 
 DESCRIPTION = """\
 Compares runs by what they left in their output folders: the settings and data that differ, validation and training
@@ -47,7 +47,7 @@ def _read(folders: Sequence[str]) -> list[ComparedRun]:
 
 
 def _draw(runs: Sequence[ComparedRun], path: str) -> None:
-    from reporting.curves import draw_comparison  # matplotlib takes its time
+    from sft.reporting.curves import draw_comparison  # matplotlib takes its time
 
     sizes = {run.name: run.find("batch_plan", "global_batch_size") for run in runs}
     try:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from configuration.schema import DataConfig
-from preparation.counts import PreparedSource, data_report, split_report
-from preparation.examples import first_prompts, given_prompts, previews
-from preparation.sources import SourcePreparation, format_named
-from preparation.streaming import RowStream
-from prepared_data.store import PreparedRows
-from sft_errors import ConfigError, DataError
-from sft_types import SamplePrompt, TrainingData
-from sources.load import OpenedSources, Source, open_sources
+from sft.common.data_records import SamplePrompt, TrainingData
+from sft.common.errors import ConfigError, DataError
+from sft.configuration.schema import DataConfig
+from sft.data.counts import PreparedSource, data_report, split_report
+from sft.data.examples import first_prompts, given_prompts, previews
+from sft.data.preparation import SourcePreparation, format_named
+from sft.data.sources.load import OpenedSources, Source, open_sources
+from sft.data.store import PreparedRows
+from sft.data.streaming import RowStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ def prepare_data(
     """Reads, renders, tokenizes and counts all data. A tokenizer without a chat template gets `plain` if it needs one.
 
     Prepared rows are kept in `data_cache_dir`; of several processes that want the same rows, one prepares them.
-    Whether the data is sound is not judged here: see `preparation.checks.find_problems`.
+    Whether the data is sound is not judged here: see `sft.data.checks.find_problems`.
 
     Args:
         config: the data section.

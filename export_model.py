@@ -6,17 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from distributed_utils import (
-    configure_logging,
-    pause_garbage_collection,
-    quiet_libraries,
-    resume_garbage_collection,
-    tell_problems,
-)
-from exporting.options import ExportOptions
-from option_parser import OneLineParser
-from run_state.publish import full_disk
-from sft_errors import ConfigError, ModelError, UserError
+from sft.checkpointing.publish import full_disk
+from sft.commands.export.options import ExportOptions
+from sft.common.errors import ConfigError, ModelError, UserError
+from sft.configuration.option_parser import OneLineParser
+from sft.processes.exit_notes import tell_problems
+from sft.processes.libraries import pause_garbage_collection, quiet_libraries, resume_garbage_collection
+from sft.processes.logs import configure_logging
 
 DESCRIPTION = """\
 Writes a trained model as a folder of its own, with a model card. Adapters (LoRA, QLoRA) are merged into their base. The
@@ -30,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options = read_options(arguments)
         quiet_libraries()
-        from exporting.export import export
+        from sft.commands.export.export import export
 
         resume_garbage_collection()
         return _told(lambda: export(options))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from first_signals import leave_on_signals
+    from sft.processes.first_signals import leave_on_signals
 
     leave_on_signals()  # the imports below take a while
 
@@ -15,43 +15,38 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import Command, StartOptions, read_command, read_start
-from config_manager import SFTConfig, config_to_yaml, config_with_origins, format_help, load_config
-from configuration.batch_sizes import with_accumulation
-from distributed_utils import (
-    agree_on_smallest,
-    configure_logging,
-    end_with_launcher,
+from config_manager import load_config
+from distributed_utils import start_distributed
+from sft.checkpointing.output_lock import OutputLock
+from sft.checkpointing.publish import full_disk
+from sft.common.errors import CheckpointError, ConfigError, UserError, located
+from sft.configuration.batch_sizes import with_accumulation
+from sft.configuration.command_line import Command, StartOptions, read_command, read_start
+from sft.configuration.help import format_help
+from sft.configuration.schema import SFTConfig
+from sft.configuration.values import config_to_yaml, config_with_origins
+from sft.processes.agreement import agree_on_smallest, open_process_group
+from sft.processes.environment import end_with_launcher, is_launched, launch_id, num_restarts, rank_of_this_process
+from sft.processes.exit_notes import leave_with_the_others, leave_word, settled_before, tell_problems
+from sft.processes.heap import reuse_freed_memory
+from sft.processes.launcher import launch_processes
+from sft.processes.libraries import (
     import_libraries,
-    is_launched,
-    launch_id,
     leave_objects_to_the_system,
-    leave_with_the_others,
-    leave_word,
-    num_restarts,
-    open_process_group,
     pause_garbage_collection,
     quiet_libraries,
-    rank_log,
-    rank_of_this_process,
-    settled_before,
-    start_distributed,
-    tell_problems,
 )
-from heap import reuse_freed_memory
-from process_launcher import launch_processes
-from run_state.interruption import Interrupted, LeaveAtOnce, StopRequest, ignore_signals, signal_name
-from run_state.lock import OutputLock
-from run_state.publish import full_disk
-from run_state.watchdog import SLOW, Watchdog
-from sft_errors import CheckpointError, ConfigError, UserError, located
+from sft.processes.logs import configure_logging, rank_log
+from sft.processes.signals import Interrupted, LeaveAtOnce, StopRequest, ignore_signals, signal_name
+from sft.processes.watchdog import SLOW, Watchdog
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from row_layout import RowLayout
-    from sft_types import DistributedContext, Precision, TrainingData, TrainingResult
-    from training_run import PreparedTraining
+    from sft.common.data_records import TrainingData
+    from sft.common.run_records import DistributedContext, Precision, TrainingResult
+    from sft.training.assembly import PreparedTraining
+    from sft.training.row_layout import RowLayout
 
 USAGE = """\
 usage: python sft_main.py --config_file FILE [--key value ...]
@@ -109,11 +104,11 @@ def _start(options: StartOptions) -> int:
     """Writes a first configuration; asks at a terminal what is not given."""
     try:
         quiet_libraries()
-        from first_signals import stop_leaving_on_signals
-        from starting.start import start  # not above: it looks at the model, and so needs transformers
+        from sft.commands.init.start import start  # not above: it looks at the model, and so needs transformers
+        from sft.processes.first_signals import stop_leaving_on_signals
 
         stop_leaving_on_signals()
-        return start(options, input if sys.stdin.isatty() else None, print)
+        return start(options, input if sys.stdin.isatty() else None, print, load_config)
     except (KeyboardInterrupt, EOFError):
         print("\nNothing was written.", file=sys.stderr)
         return 130
@@ -166,18 +161,16 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     reuse_freed_memory(config.training.reuse_freed_memory, context.device)
     import_libraries(is_rehearsal=is_rehearsal, optimizer=config.training.optim, quantization=config.quantization)
 
-    from batch_sizes import memory_limits, resolve_batches
     from data_handler import prepare_data
-    from model_manager import (
-        footprint,
-        load_tokenizer,
-        resolve_precision,
-        set_generation_defaults,
-    )
-    from preflight import check_data, show_preflight, stream_drops
-    from reporting.console import plan_line
-    from run_facts import check_goes_on, facts_of_run, with_name_of_run
-    from training_arguments import build_training_arguments, compile_options, name_tracker_run, set_batch_sizes
+    from model_manager import resolve_precision
+    from sft.modeling.fitting import set_generation_defaults
+    from sft.modeling.footprint import footprint
+    from sft.modeling.tokenizer import load_tokenizer
+    from sft.reporting.log_lines import plan_line
+    from sft.training.arguments import build_training_arguments, compile_options, name_tracker_run, set_batch_sizes
+    from sft.training.batch_size_trials import memory_limits, resolve_batches
+    from sft.training.dry_run import check_data, show_preflight, stream_drops
+    from sft.training.run_identity import check_goes_on, facts_of_run, with_name_of_run
 
     _claim_output(config, context, lock, is_rehearsal=is_rehearsal)
     checkpoint = _checkpoint_to_go_on_from(config)
@@ -211,8 +204,8 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     if is_rehearsal:
         return show(footprint(model), plan, precision, layout)
     logger.info(plan_line(plan, context.device))
-    from run_results import attach_report, save_and_report  # not above: a dry run does without Trainer
-    from training_run import build_trainer
+    from sft.training.results import attach_report, save_and_report  # not above: a dry run does without Trainer
+    from trainer_utils import build_trainer
 
     _prepare_output(config, context, checkpoint, lock, model, tokenizer)
     name_tracker_run(arguments, facts["wandb_run_id"])
@@ -240,8 +233,8 @@ def _leave_together(status: int, context: "DistributedContext") -> int:
 
 def _claim_output(config: SFTConfig, context: "DistributedContext", lock: OutputLock, *, is_rehearsal: bool) -> None:
     """Makes sure that the output folder can be written, and that no other run writes there."""
-    from preflight import begin_rehearsal
-    from run_state.checkpoints import check_writable
+    from sft.checkpointing.checkpoints import check_writable
+    from sft.training.dry_run import begin_rehearsal
 
     check_writable(config.training.output_dir)
     if is_rehearsal:
@@ -252,7 +245,7 @@ def _claim_output(config: SFTConfig, context: "DistributedContext", lock: Output
 
 def _checkpoint_to_go_on_from(config: SFTConfig) -> Path | None:
     """As the settings say; where the launcher started the run again, the newest that this launch has saved."""
-    from run_state.checkpoints import resolve_checkpoint
+    from sft.checkpointing.checkpoints import resolve_checkpoint
 
     setting, output_dir = config.training.resume_from_checkpoint, config.training.output_dir
     if num_restarts():
@@ -277,9 +270,11 @@ def load_model_and_layout(
     """The model, ready to train, and how rows become its micro-batches; says both in the log."""
     from transformers import set_seed
 
-    from model_manager import fit_to_tokenizer, footprint, load_model
-    from reporting.console import model_line
-    from row_layout import resolve_layout
+    from sft.modeling.fitting import fit_to_tokenizer
+    from sft.modeling.footprint import footprint
+    from sft.modeling.loading import load_model
+    from sft.reporting.log_lines import model_line
+    from sft.training.row_layout import resolve_layout
 
     training, longest = config.training, config.data.max_seq_length
     set_seed(training.seed)  # adapters and new embeddings start from random numbers
@@ -310,7 +305,7 @@ def _spread_weights(
     Returns:
         Whether they are spread, or would be: a rehearsal of several processes leaves them where they are.
     """
-    from modeling.sharding import spread_weights
+    from sft.modeling.sharding import spread_weights
 
     if context.world_size == 1:
         is_rehearsal = (config.distributed.num_gpus or 1) > 1
@@ -333,10 +328,10 @@ def _train_between_answers(
     checkpoint: Path | None, watchdog: Watchdog,
 ) -> "TrainingResult":  # fmt: skip
     """Trains, with an evaluation and answers to the sample prompts before and after."""
-    from run_facts import first_evaluation
-    from sample_answers import build_samples
-    from training_callbacks import WatchCallback
-    from training_run import evaluate, last_evaluation, train
+    from sft.training.callbacks import WatchCallback
+    from sft.training.run_identity import first_evaluation
+    from sft.training.sample_answers import build_samples
+    from trainer_utils import evaluate, last_evaluation, train
 
     trainer = prepared.trainer
     samples = build_samples(
@@ -373,10 +368,10 @@ def _prepare_output(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase",
 ) -> None:  # fmt: skip
     """Makes the output folder, sets aside what this run does not go on from, and writes down the configuration."""
-    from model_manager import make_adapters_portable
-    from run_facts import goes_on_in
-    from run_state.checkpoints import set_aside_earlier_run, set_aside_newer
-    from run_state.publish import clear_unfinished
+    from sft.checkpointing.checkpoints import set_aside_earlier_run, set_aside_newer
+    from sft.checkpointing.publish import clear_unfinished
+    from sft.modeling.saving import make_adapters_portable
+    from sft.training.run_identity import goes_on_in
 
     if not context.is_main_process:
         return

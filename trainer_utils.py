@@ -3,7 +3,7 @@
 `SFTTrainer` changes six things of transformers' Trainer, all by its overrides: the loss (a mean over the supervised
 tokens of the whole global batch), the gradient of a step (summed over processes once, and made in smaller parts where
 memory runs out), evaluation (sums over tokens), the order of rows (the same on any number of processes), what is
-logged, and checkpoints (`checkpointed_trainer.py`).
+logged, and checkpoints (`sft/training/checkpointed_trainer.py`).
 """
 
 from __future__ import annotations
@@ -14,42 +14,57 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from bad_steps import BadSteps
-from batching.layout import model_inputs
-from batching.moving import moved
-from batching.stream import MicroBatchStream
-from checkpointed_trainer import CheckpointedTrainer
-from evaluation_step import EvaluationStep
-from modeling.document_attention import documents_apart
-from modeling.flops import training_flops
-from modeling.gradient_sum import broadcast_weights
-from modeling.random_state import RandomState
-from modeling.sharding import let_go_of_gathered
-from modeling.supervised_loss import EvaluationSums, perplexity_of
-from reporting.device_peaks import kind_of_products, peak_flops_of
-from reporting.summary import plan_facts
-from row_layout import RowLayout, told_of_attention
-from run_state.interruption import Interrupted
-from running_means import RunningMeans
-from sft_errors import DataError
-from sft_types import (
-    BatchPlan,
-    DistributedContext,
-    ModelFootprint,
-    TrainingData,
+from sft.batching.layout import model_inputs
+from sft.batching.moving import moved
+from sft.batching.stream import MicroBatchStream
+from sft.checkpointing.checkpoints import checkpoint_step, list_checkpoints
+from sft.checkpointing.manifest import read_manifest
+from sft.common.data_records import TrainingData
+from sft.common.errors import DataError
+from sft.common.machine_records import MemoryLimits
+from sft.common.run_records import BatchPlan, DistributedContext, EvaluationResult, ModelFootprint, TrainingResult
+from sft.modeling.document_attention import documents_apart
+from sft.modeling.flops import training_flops
+from sft.modeling.footprint import footprint
+from sft.modeling.gradient_sum import broadcast_weights
+from sft.modeling.random_state import RandomState
+from sft.modeling.sharding import let_go_of_gathered
+from sft.modeling.supervised_loss import EvaluationSums, perplexity_of
+from sft.processes.device_memory import peak_memory_bytes, total_memory_bytes
+from sft.processes.device_peaks import kind_of_products, peak_flops_of
+from sft.processes.signals import Interrupted, StopRequest
+from sft.reporting.summary import plan_facts
+from sft.reporting.trackers.guard import quiet_tracker_threads
+from sft.training.arguments import one_line_errors, trackers_take_checkpoints
+from sft.training.assembly import (
+    PreparedTraining,
+    _add_display,
+    _compile,
+    _install_trackers,
+    _metrics_log,
+    _room_for_copies,
+    _stream_from,
 )
-from sharded_step import ShardedStep
-from training_batches import evaluation_sampler, rows_loader, stream_loader, training_sampler
-from training_callbacks import EvaluationCut, StopCallback, StreamDrops
-from training_progress import COUNTED, TrainingProgress
-from training_step import StepGradient
+from sft.training.bad_steps import BadSteps
+from sft.training.callbacks import EdgeCallback, EvaluationCut, OrderCallback, RecordCallback, StopCallback, StreamDrops
+from sft.training.checkpointed_trainer import CheckpointedTrainer
+from sft.training.evaluation_step import EvaluationStep
+from sft.training.loaders import evaluation_sampler, rows_loader, stream_loader, training_sampler
+from sft.training.progress import COUNTED, TrainingProgress
+from sft.training.row_layout import RowLayout, told_of_attention
+from sft.training.running_means import RunningMeans
+from sft.training.sharded_step import ShardedStep
+from sft.training.step import StepGradient
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("sft.train")
 
@@ -364,3 +379,135 @@ class SFTTrainer(CheckpointedTrainer):
                 logs["token_accuracy"] = accuracy
             logs |= self.progress.figures(is_stream=self.train_sampler is None)
         super().log(logs, start_time)
+
+
+METRICS = tuple(field.name for field in dataclasses.fields(EvaluationResult))
+
+
+def build_trainer(
+    arguments: TrainingArguments,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    data: TrainingData,
+    plan: BatchPlan,
+    layout: RowLayout,
+    context: DistributedContext,
+    *,
+    checkpoint: Path | None,
+    stream_drops: StreamDrops | None = None,
+    compiling: Mapping[str, Any] | None = None,
+    max_bad_steps: int = 3,
+    facts: Mapping[str, Any] | None = None,
+    keeps_parts: bool = False,
+    limits: MemoryLimits | None = None,
+) -> PreparedTraining:
+    """Puts the trainer together.
+
+    Raises:
+        ConfigError: if a tracker or the optimizer needs a package that is not installed.
+
+    Args:
+        checkpoint: what training will go on from; None for a fresh start.
+        stream_drops: what becomes of rows of a stream that cannot be used.
+        compiling: options of `torch.compile` for the model's layers; None leaves them as they are.
+        max_bad_steps: in a row, until the run stops.
+        facts: what checkpoints keep of the run, ready for JSON.
+        keeps_parts: where weights are spread over processes, checkpoints hold them in parts.
+        limits: of this process's memory; with None, what is saved is never copied first.
+    """
+    _compile(model, layout, compiling)
+    request = StopRequest()
+    step = checkpoint_step(checkpoint) if checkpoint else 0
+    if data.stream is not None:
+        arguments.ignore_data_skip = True  # the stream itself begins where the checkpoint ends
+    with one_line_errors():
+        trainer = SFTTrainer(
+            context=context, data=data, layout=layout, size=footprint(model), plan=plan,
+            stream_drops=stream_drops, max_bad_steps=max_bad_steps,
+            stream=_stream_from(data, plan, layout, context, first_step=step),
+            facts=facts or {}, keeps_parts=keeps_parts,
+            saves_in_background=not trackers_take_checkpoints(arguments),
+            room_for_copies=_room_for_copies(context, limits),
+            model=model, args=arguments, processing_class=tokenizer,
+        )  # fmt: skip
+        if not trainer.is_deepspeed_enabled:
+            # An optimizer whose package is missing is refused here, before anything is written.
+            trainer.create_optimizer()
+    if checkpoint:
+        trainer.go_on_from(read_manifest(checkpoint))
+    metrics_log = _metrics_log(arguments.output_dir, checkpoint) if context.is_main_process else None
+    stop = trainer.stop = StopCallback(request, trainer)
+    trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
+    trainer.add_callback(RecordCallback(metrics_log))
+    trainer.add_callback(stop)
+    trackers = _install_trackers(trainer, data, plan, first_step=step)
+    display = _add_display(trainer, plan, first_step=step)
+    return PreparedTraining(trainer=trainer, trackers=trackers, display=display, stop=stop, request=request)
+
+
+def evaluate(trainer: SFTTrainer) -> EvaluationResult | None:
+    """Evaluates on the validation data; None where there is none."""
+    if trainer.eval_dataset is None:
+        return None
+    return _result_of(trainer.evaluate())
+
+
+def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingResult:
+    """Trains to the end, or until a signal asks for it to stop; the best model is loaded where that is asked for."""
+    trainer = prepared.trainer
+    # What was drawn before (sample answers, an evaluation) must not change the run.
+    set_seed(trainer.args.seed)
+    progress = trainer.progress
+    trainer.resume_step = checkpoint_step(checkpoint) if checkpoint else 0
+    trainer.add_callback(EdgeCallback(trainer, trainer.plan_now().steps_per_epoch))
+    progress.start()
+    if checkpoint:
+        logger.info("Going on from %s.", checkpoint)
+    apart = documents_apart(trainer.model, trainer.layout.attention)
+    with told_of_attention(), prepared.request, apart, quiet_tracker_threads():
+        try:
+            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except BaseException:
+            trainer.let_saving_end()  # or it would still write when another run may
+            raise
+    if trainer.has_best_weights and not prepared.stop.stopped:
+        logger.info("Loaded the best checkpoint, %s (%s %.4f).", trainer.state.best_model_checkpoint,
+                    trainer.args.metric_for_best_model, trainer.state.best_metric)  # fmt: skip
+    seconds = progress.seconds()
+    supervised, tokens, rows, *_, dropped = progress.counts.tolist()
+    peak, total = peak_memory_bytes(trainer.context.device), total_memory_bytes(trainer.context.device)
+    checkpoints = list_checkpoints(trainer.args.output_dir)
+    return TrainingResult(
+        status="interrupted" if prepared.stop.stopped else "completed",
+        stopped_by=prepared.stop.stopped_by,
+        steps=output.global_step,
+        epochs=float(trainer.state.epoch or 0.0) if trainer.train_sampler is not None else None,
+        loss=trainer.means.mean_loss,
+        seconds=seconds,
+        examples_per_second=rows / seconds,
+        tokens_per_second=tokens / seconds,
+        supervised_tokens_per_second=supervised / seconds,
+        model_flops_per_second=progress.model_flops() / seconds,
+        mfu=progress.utilization(progress.model_flops() / seconds),
+        rows_dropped=int(dropped),
+        bad_steps=trainer.bad_steps.count,
+        memory_shortages={
+            "training": trainer.step_gradient.shortages if trainer.step_gradient else 0,
+            "evaluation": trainer.evaluation_step.shortages,
+        },
+        peak_memory_bytes=peak,
+        memory_share=peak / total if total else None,
+        last_checkpoint=str(checkpoints[-1]) if checkpoints else None,
+    )
+
+
+def last_evaluation(trainer: SFTTrainer) -> EvaluationResult | None:
+    """The model's evaluation as it now is: the last one made, if it was made of these weights, else a new one."""
+    events = [event for event in trainer.state.log_history if "eval_loss" in event]
+    if events and events[-1]["step"] == trainer.state.global_step and not trainer.has_best_weights:
+        return _result_of(events[-1])
+    return evaluate(trainer)
+
+
+def _result_of(metrics: Mapping[str, float]) -> EvaluationResult:
+    return EvaluationResult(**{name: metrics[f"eval_{name}"] for name in METRICS})

@@ -8,7 +8,7 @@ every row is of full length, and the heap is set up as a run sets it up (`reuse_
 
 Measured is the peak resident set (`VmHWM`), set back (`/proc/self/clear_refs`) when everything is imported and the
 rows are prepared, just before the model is loaded. Predicted is the resident set of that moment plus the estimate of
-the dry run (`batching.memory`). The last line is JSON. Needs Linux.
+the dry run (`sft.batching.memory`). The last line is JSON. Needs Linux.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def run_cell(options: argparse.Namespace, model: str, mode: str, checkpointing: 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One cell: predicts, then trains and looks."""
-    from distributed_utils import quiet_libraries
+    from sft.processes.libraries import quiet_libraries
 
     quiet_libraries()
     # What `bench_train.configuration` asks for.
@@ -100,8 +100,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     from data_handler import prepare_data
-    from distributed_utils import import_libraries, start_distributed
-    from heap import reuse_freed_memory
+    from distributed_utils import start_distributed
+    from sft.processes.heap import reuse_freed_memory
+    from sft.processes.libraries import import_libraries
 
     context = start_distributed(config.distributed, use_cpu=True)
     holds = reuse_freed_memory(config.training.reuse_freed_memory, context.device)
@@ -109,11 +110,13 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
 
     import peft  # noqa: F401
 
-    import training_run
-    from batching.advice import predict
-    from batching.plan import resolve_batch_plan
-    from model_manager import footprint, load_tokenizer, resolve_precision
-    from preflight import memory_facts
+    import trainer_utils
+    from model_manager import resolve_precision
+    from sft.batching.advice import predict
+    from sft.batching.plan import resolve_batch_plan
+    from sft.modeling.footprint import footprint
+    from sft.modeling.tokenizer import load_tokenizer
+    from sft.training.dry_run import memory_facts
     from sft_main import load_model_and_layout
 
     precision = resolve_precision(config.model, config.training, context, adapters_only=config.lora is not None)
@@ -129,7 +132,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     )
     memory = predict(memory_facts(config, data, footprint(model), plan, precision, layout, context))
     prepared = trainer_of(config, options, precision, context, data, layout, model, tokenizer)
-    training_run.train(prepared, checkpoint=None)
+    trainer_utils.train(prepared, checkpoint=None)
     measured, predicted = resident("VmHWM"), before + memory.total_bytes
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "slack")
     return {

@@ -31,13 +31,13 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=512)
     options = parser.parse_args()
 
-    from distributed_utils import quiet_libraries
+    from sft.processes.libraries import quiet_libraries
 
     quiet_libraries()
     from transformers import AutoTokenizer
 
-    from configuration.schema import DataConfig
     from data_handler import prepare_data
+    from sft.configuration.schema import DataConfig
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     with tempfile.TemporaryDirectory() as folder:

@@ -69,8 +69,9 @@ def one_run(options: argparse.Namespace) -> dict:
     """A run of the command in this process, saving in one of the ways."""
     sys.path.insert(0, str(REPOSITORY))
     import sft_main
-    import training_run
-    from training_progress import TrainingProgress
+    import trainer_utils
+    from sft.training import assembly
+    from sft.training.progress import TrainingProgress
 
     waits, began, ended = [], [], []
     paused = TrainingProgress.paused
@@ -88,9 +89,9 @@ def one_run(options: argparse.Namespace) -> dict:
     TrainingProgress.paused = timed
     TrainingProgress.start = lambda progress: (began.append(time.perf_counter()), start(progress))[1]
     if options.way != "copied":
-        training_run.room_for_a_copy = lambda *_: 0
+        assembly.room_for_a_copy = lambda *_: 0
     if options.way == "whole":
-        training_run.trackers_take_checkpoints = lambda *_: True
+        trainer_utils.trackers_take_checkpoints = lambda *_: True
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "model_name_or_path": Path(options.model).resolve(), "train_file": Path(options.data).resolve(),

@@ -10,7 +10,7 @@ tokenizer of `--model`, in which the output layer is nearly everything, and ends
 added: `--set key=value`.
 
 Timed are the steps after `--warm`. Tokens are those of documents (no padding), supervised ones those that are trained,
-laid out ones all that are computed. Utilization (MFU) is the usual formula (`modeling/flops.py`) over the time, against
+laid out ones all that are computed. Utilization (MFU) is the usual formula (`sft/modeling/flops.py`) over the time, against
 the product of two large matrices measured here in the same type, and against `--peak_tflops` if that is given. With
 `--breakdown`, four more steps are run with the device waited for after each part. The last line is JSON.
 """
@@ -39,7 +39,7 @@ LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pr
 def main() -> None:
     """Runs the benchmark."""
     options = parse_options()
-    from distributed_utils import quiet_libraries
+    from sft.processes.libraries import quiet_libraries
 
     quiet_libraries()
     if options.write_tiny:
@@ -85,12 +85,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     config = configuration(options, folder)
 
     from data_handler import prepare_data
-    from device_memory import peak_memory_bytes
     from distributed_utils import start_distributed
-    from heap import reuse_freed_memory
-    from model_manager import footprint, load_tokenizer, resolve_precision
+    from model_manager import resolve_precision
+    from sft.modeling.footprint import footprint
+    from sft.modeling.tokenizer import load_tokenizer
+    from sft.processes.device_memory import peak_memory_bytes
+    from sft.processes.heap import reuse_freed_memory
     from sft_main import load_model_and_layout
-    from training_run import train
+    from trainer_utils import train
 
     context = start_distributed(config.distributed, use_cpu=options.device == "cpu")
     holds = reuse_freed_memory(config.training.reuse_freed_memory, context.device)
@@ -221,9 +223,9 @@ def write_tiny_model(like: str, folder: str) -> None:
 
 def trainer_of(config, options, precision, context, data, layout, model, tokenizer) -> Any:
     """The trainer, put together as a run does."""
-    from batching.plan import resolve_batch_plan
-    from training_arguments import build_training_arguments, compile_options
-    from training_run import build_trainer
+    from sft.batching.plan import resolve_batch_plan
+    from sft.training.arguments import build_training_arguments, compile_options
+    from trainer_utils import build_trainer
 
     plan = resolve_batch_plan(
         config.training, data.num_train_rows, context, lengths=data.train.lengths, longest=options.max_length
@@ -280,9 +282,9 @@ def against_bare_loop(trainer: Any, options: argparse.Namespace) -> dict[str, fl
     """Seconds of a step by Trainer's machinery and by a bare loop, on the same batches, step by step in turn."""
     import torch
 
-    from batching.layout import model_inputs
-    from batching.moving import moved
-    from modeling.document_attention import documents_apart
+    from sft.batching.layout import model_inputs
+    from sft.batching.moving import moved
+    from sft.modeling.document_attention import documents_apart
 
     model, device = trainer.model, trainer.args.device
     own = trainer.optimizer
@@ -333,7 +335,7 @@ def waited(device: str) -> float:
 
 def breakdown(trainer: Any, device: str) -> dict[str, float]:
     """Median seconds of a step's parts, the device waited for after each."""
-    from modeling.document_attention import documents_apart
+    from sft.modeling.document_attention import documents_apart
 
     parts: dict[str, list[float]] = {"batch": [], "forward": [], "backward": [], "clip": [], "optimizer": []}
     batches = iter(trainer.get_train_dataloader())

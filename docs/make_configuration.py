@@ -11,14 +11,14 @@ import yaml
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
-from configuration.coercion import describe, record_type  # noqa: E402
-from configuration.keys import Key, keys_of  # noqa: E402
-from configuration.schema import FLAT_SECTIONS, NESTED_SECTIONS  # noqa: E402
+from sft.configuration.coercion import describe, record_type  # noqa: E402
+from sft.configuration.keys import Key, keys_of  # noqa: E402
+from sft.configuration.schema import FLAT_SECTIONS, NESTED_SECTIONS  # noqa: E402
 
 HEAD = """\
 # Every configuration key
 
-Made by `python docs/make_configuration.py` from the declarations in `configuration/schema.py`; do not edit it by hand.
+Made by `python docs/make_configuration.py` from the declarations in `sft/configuration/schema.py`; do not edit it by hand.
 `python sft_main.py --help` prints the same meanings, `--print_config` what is in force and where it was given.
 
 The file is flat YAML; each key may stand on the command line as well, where it wins: `--learning_rate 1e-4`,

@@ -1,4 +1,4 @@
-"""The floors of the house: a place imports from lower floors only, and floor 0 starts without torch."""
+"""The architecture as a test: floors, doors, what starts without torch, and limits (see `architecture_figures.py`)."""
 
 from __future__ import annotations
 
@@ -9,113 +9,116 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
 
-FLOORS = {
-    "sft_main": 5,
-    "chat": 5,
-    "compare_runs": 5,
-    "export_model": 5,
-    "exporting": 4,
-    "talking": 4,
-    "run_results": 4,
-    "sample_answers": 4,
-    "training_run": 4,
-    "saved_models": 3,
-    "trainer_utils": 3,
-    "data_handler": 3,
-    "preflight": 3,
-    "starting": 3,
-    "trackers": 3,
-    "batch_sizes": 3,
-    "run_facts": 3,
-    "run_report": 3,
-    "preparation": 2,
-    "checkpointed_trainer": 2,
-    "training_arguments": 2,
-    "running_means": 2,
-    "training_callbacks": 2,
-    "tracker_guard": 1,
-    "hub_pushes": 1,
-    "training_batches": 2,
-    "training_progress": 2,
-    "training_display": 3,
-    "training_step": 2,
-    "sharded_step": 2,
-    "bad_steps": 1,
-    "evaluation_step": 2,
-    "model_manager": 2,
-    "memory_probe": 2,
-    "row_layout": 2,
-    "prepared_data": 1,
-    "prompting": 1,
-    "sources": 1,
-    "batching": 1,
-    "modeling": 1,
-    "run_state": 1,
-    "reporting": 1,
-    "command_line": 0,
-    "option_parser": 0,
-    "config_manager": 0,
-    "configuration": 0,
-    "distributed_utils": 0,
-    "device_memory": 0,
-    "heap": 0,
-    "hub_errors": 0,
-    "first_signals": 0,
-    "process_launcher": 0,
-    "machine_types": 0,
-    "terminal_modes": 0,
-    "sft_types": 0,
-    "sft_errors": 0,
-}
-ENVIRONMENT_ROOMS = {"distributed_utils", "first_signals", "training_arguments", "terminal_modes"}
-HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "pyarrow", "matplotlib"}
+from tests import architecture_figures as figures
+from tests.support.parts import REPOSITORY
 
-
-def our_files():
-    for path in sorted(REPOSITORY.rglob("*.py")):
-        place = path.relative_to(REPOSITORY)
-        if place.parts[0].removesuffix(".py") in FLOORS:
-            yield path, place.parts[0].removesuffix(".py")
-
-
-def imports_of(tree: ast.AST, *, at_module_level: bool = False):
-    """Top-level names imported anywhere in a module, or by its own statements alone (TYPE_CHECKING blocks aside)."""
-    nodes = ast.walk(tree) if not at_module_level else tree.body
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module.partition(".")[0]
-
-
-def test_every_module_has_a_floor():
-    known = {path for path, _ in our_files()}
-    others = {"tests", "examples", "benchmarks", "docs"}
-    strays = [
-        path for path in REPOSITORY.rglob("*.py")
-        if path not in known and path.relative_to(REPOSITORY).parts[0] not in others
-        and not path.relative_to(REPOSITORY).parts[0].startswith(".")
-    ]  # fmt: skip
-    assert strays == []
-
-
-@pytest.mark.parametrize(
-    ("path", "room"), [pytest.param(p, r, id=str(p.relative_to(REPOSITORY))) for p, r in our_files()]
+LIGHT = (
+    "sft/common",
+    "sft/configuration",
+    "sft/checkpointing",
+    "config_manager.py",
+    "distributed_utils.py",
+    "sft_main.py",
+    "chat.py",
+    "export_model.py",
+    "compare_runs.py",
 )
-def test_imports_point_down(path, room):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for name in imports_of(tree):
-        if name in FLOORS and name != room:
-            assert FLOORS[name] < FLOORS[room] or FLOORS[name] == FLOORS[room] == 0, f"{room} imports {name}"
+HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate", "bitsandbytes", "numpy", "pyarrow", "matplotlib"}
+ENVIRONMENT = {"sft/processes", "sft_main.py", "chat.py", "export_model.py", "compare_runs.py"}
+STANDARD_LIBRARY = set(sys.stdlib_module_names)
+CALLED_BY_LIBRARIES = {"attend_within_documents"}
+"""Functions whose parameters transformers or torch decide."""
 
 
-def test_floor_0_imports_no_heavy_library_at_module_level():
-    for path, room in our_files():
-        if FLOORS[room] in (0, 5):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            assert not HEAVY & set(imports_of(tree, at_module_level=True)), path
+@pytest.fixture(scope="module")
+def counted():
+    return figures.gather()
+
+
+def relative(path):
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def test_only_known_modules_stand_at_the_root():
+    allowed = {*figures.COMMANDS, *figures.DOORS}
+    assert {path.stem for path in REPOSITORY.glob("*.py")} <= allowed
+
+
+def test_every_package_of_sft_has_a_floor():
+    found = {figures.package_of(path) for path in figures.code_files()} - {None}
+    assert found == set(figures.FLOORS)
+
+
+def test_imports_inside_sft_point_down(counted):
+    assert figures.upward(counted) == []
+
+
+def test_nothing_in_sft_imports_a_module_at_the_root(counted):
+    assert [arrow for arrow in counted.root_arrows if arrow[0] == "sft"] == []
+
+
+def test_a_door_imports_its_own_package_and_lower_floors():
+    for path in REPOSITORY.glob("*.py"):
+        own = figures.DOORS.get(path.stem)
+        if own is None:
+            continue
+        for name, _ in figures.imported_modules(ast.parse(path.read_text(encoding="utf-8"))):
+            first, *rest = name.split(".")
+            if first == "sft" and rest:
+                package = rest[0]
+                assert package == own or figures.FLOORS[package] < figures.FLOORS[own], f"{path.name} imports {name}"
+            assert first not in figures.DOORS, f"{path.name} imports {name}"
+
+
+def test_common_uses_the_standard_library_alone_and_has_no_circles():
+    arrows = {}
+    for path in (REPOSITORY / "sft" / "common").glob("*.py"):
+        names = {name for name, _ in figures.imported_modules(ast.parse(path.read_text(encoding="utf-8")))}
+        arrows[f"sft.common.{path.stem}"] = {name for name in names if name.startswith("sft.common.")}
+    for name, others in arrows.items():
+        reached, pending = set(), list(others)
+        while pending:
+            module = next((known for known in arrows if pending[-1].startswith(known)), None)
+            pending.pop()
+            if module is not None and module not in reached:
+                reached.add(module)
+                pending += arrows[module]
+        assert name not in reached, name
+
+
+def test_light_modules_import_no_heavy_library_at_module_level():
+    for path in figures.code_files():
+        if relative(path).startswith(LIGHT):
+            names = {
+                name.split(".")[0]
+                for node in ast.parse(path.read_text(encoding="utf-8")).body
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                for name, _ in figures.imported_modules(node)
+            }
+            assert not HEAVY & names, path
+
+
+def test_figures_are_within_their_limits(counted):
+    for name, limit in figures.LIMITS.items():
+        if name in counted.numbers:
+            assert counted.numbers[name] <= limit, f"{name}: {counted.numbers[name]}, at most {limit}"
+
+
+def test_modules_and_functions_stay_readable(counted):
+    wide = [place for place in counted.wide_functions if place.what.partition(":")[0] not in CALLED_BY_LIBRARIES]
+    assert list(map(str, counted.long_modules)) == []
+    assert list(map(str, counted.long_functions)) == []
+    assert list(map(str, wide)) == []
+
+
+def test_function_level_imports_and_unformatted_code_give_a_reason(counted):
+    assert list(map(str, counted.unexplained)) == []
+
+
+def test_packages_say_what_they_are_for():
+    for path in (REPOSITORY / "sft").glob("*/__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 
 def test_a_configuration_error_imports_neither_torch_nor_transformers():
@@ -145,7 +148,7 @@ def test_a_dry_run_imports_only_what_it_needs(tmp_path):
 )
 def test_libraries_are_imported_without_a_compiler_unless_bitsandbytes_is_used(optimizer, is_compiled):
     code = (
-        "import gc, os, sys, distributed_utils as d; d.pause_garbage_collection(); "
+        "import gc, os, sys; from sft.processes import libraries as d; d.pause_garbage_collection(); "
         f"d.import_libraries(is_rehearsal=False, optimizer={optimizer!r}, quantization=None); "
         "assert gc.isenabled() and 'transformers.trainer' in sys.modules; "
         "assert os.environ.get('TORCHDYNAMO_DISABLE') == '0', 'what was set before comes back'; "
@@ -161,15 +164,21 @@ def test_libraries_are_imported_without_a_compiler_unless_bitsandbytes_is_used(o
 
 
 def test_the_environment_is_touched_only_where_it_may_be():
-    for path, room in our_files():
+    for path in figures.code_files():
         text = path.read_text(encoding="utf-8")
         if "os.environ" in text or "os.getenv" in text:
-            assert room in ENVIRONMENT_ROOMS, path
+            assert any(relative(path).startswith(allowed) for allowed in ENVIRONMENT) or room_is_benchmarks(path), path
+
+
+def room_is_benchmarks(path):
+    return figures.room_of(path) == "benchmarks"
 
 
 def test_no_code_asks_for_a_model_by_name():
     families = ("llama", "gpt2", "qwen", "mistral", "gemma", "phi3")
-    for path, _ in our_files():
+    for path in figures.code_files():
+        if room_is_benchmarks(path):
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare):
                 constants = [
@@ -178,21 +187,11 @@ def test_no_code_asks_for_a_model_by_name():
                 assert not any(family in constant.lower() for constant in constants for family in families), path
 
 
-def test_modules_and_functions_stay_readable():
-    for path, _ in our_files():
-        text = path.read_text(encoding="utf-8")
-        assert text.count("\n") <= 450, f"{path} grows a second concern"
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                limit = 80 if node.name == "run" else 60
-                assert node.end_lineno - node.lineno < limit, f"{path}: {node.name}"
-            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{path}: bare except"
-
-
-def test_progress_is_logged_not_printed():
-    for path, room in our_files():
-        if room == "sft_main":
+def test_no_bare_except_and_no_print_outside_of_the_commands():
+    for path in figures.code_files():
+        if room_is_benchmarks(path):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{path}: bare except"
             is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
-            assert not is_print, path
+            assert not is_print or path.stem in figures.COMMANDS, path

@@ -11,12 +11,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import digests, evaluated, trained
-from forked import Ended, run
-from injected import ClosedAtStep, KilledAtStep, KilledInSave
 
-from run_state.checkpoints import list_checkpoints
-from run_state.manifest import find_damage
+from sft.checkpointing.checkpoints import list_checkpoints
+from sft.checkpointing.manifest import find_damage
+from tests.support.checkpoints import digests, evaluated, trained
+from tests.support.forked import Ended, run
+from tests.support.injected import ClosedAtStep, KilledAtStep, KilledInSave
 
 pytestmark = pytest.mark.slow
 

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import as_if_killed, digests, evaluated, trained
-from conftest import REPOSITORY
 
-from run_state.checkpoints import list_checkpoints
-from run_state.manifest import find_damage
+from sft.checkpointing.checkpoints import list_checkpoints
+from sft.checkpointing.manifest import find_damage
+from tests.support.checkpoints import as_if_killed, digests, evaluated, trained
+from tests.support.parts import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
@@ -42,10 +42,10 @@ def start(model_folder, question_file, tmp_path):
             "save_total_limit": "null", "output_dir": tmp_path / name, **settings,
         }  # fmt: skip
         arguments = [f"--{key}={value}" for key, value in keys.items()]
-        program = [sys.executable, "tests/run_failing_save.py"]
+        program = [sys.executable, "tests/support/run_failing_save.py"]
         if processes > 1:
             launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-            program = [*launcher, "tests/run_failing_save.py"]
+            program = [*launcher, "tests/support/run_failing_save.py"]
         return subprocess.run(
             [*program, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300,
             env={**os.environ, "FAIL_SAVE": fail, "RECORD_ROWS": str(record), "PYTHONPATH": str(REPOSITORY),

@@ -8,7 +8,8 @@ import sys
 import time
 
 import pytest
-from processes import Process, is_running, settings, sft, weights_of
+
+from tests.support.processes import Process, is_running, settings, sft, weights_of
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,9 @@ import sys
 import time
 
 import pytest
-from conftest import REPOSITORY
-from processes import Process, is_running, settings, sft, weights_of
+
+from tests.support.parts import REPOSITORY
+from tests.support.processes import Process, is_running, settings, sft, weights_of
 
 pytestmark = pytest.mark.slow
 TIMEOUT = 6
@@ -15,7 +16,7 @@ TIMEOUT = 6
 
 def hanging(folder, when, *arguments):
     return Process(
-        folder, sys.executable, "tests/run_hanging.py", *arguments, f"--hang_timeout_seconds={TIMEOUT}",
+        folder, sys.executable, "tests/support/run_hanging.py", *arguments, f"--hang_timeout_seconds={TIMEOUT}",
         HANG_AT=when, PYTHONPATH=str(REPOSITORY),
     )  # fmt: skip
 
@@ -45,9 +46,9 @@ def test_a_process_that_hangs_ends_all_in_time_and_the_run_goes_on_to_the_bit(tm
     assert process.err.count("hung, or waited for one that did") == 1
     assert "Traceback" not in process.err
     if how == "sleep":
-        assert "run_hanging.py" in (output / "hang-rank-1.txt").read_text()
+        assert "tests/support/run_hanging.py" in (output / "hang-rank-1.txt").read_text()
     elif how == "library":
-        assert "run_hanging.py" in process.err
+        assert "tests/support/run_hanging.py" in process.err
     more = ["--save_steps=3", "--num_gpus=2", "--resume_from_checkpoint=auto"]
     again = sft(tmp_path / "again", *settings(output, *more))
     assert again.end(120) == 0, again.err
@@ -62,7 +63,9 @@ def test_a_single_process_that_hangs_ends_itself(tmp_path, how):
     process.wait_for("step  2/", 90)
     # In a library that holds the interpreter, the system's timer may still be that of the first step.
     assert process.end(4 * TIMEOUT + 10) in (142, -14)
-    assert "run_hanging.py" in (process.err if how == "library" else (tmp_path / "out/hang-rank-0.txt").read_text())
+    assert "tests/support/run_hanging.py" in (
+        process.err if how == "library" else (tmp_path / "out/hang-rank-0.txt").read_text()
+    )
 
 
 def test_a_worker_that_hangs_writes_its_stack_and_is_gone(tmp_path):

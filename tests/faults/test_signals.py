@@ -8,7 +8,8 @@ import signal
 import time
 
 import pytest
-from processes import STEPS, settings, sft, weights_of
+
+from tests.support.processes import STEPS, settings, sft, weights_of
 
 pytestmark = pytest.mark.slow
 LONG = "--max_steps=100000"

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
-from processes import Process, settings, weights_of
+
+from tests.support.parts import REPOSITORY
+from tests.support.processes import Process, settings, weights_of
 
 STEPS = 60
 

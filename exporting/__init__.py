@@ -1,1 +1,0 @@
-"""A trained model as a folder that others can use: merged, compared with what was trained, described."""

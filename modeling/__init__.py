@@ -1,1 +1,0 @@
-"""The supervised loss, and the sums from which metrics are made."""

@@ -1,1 +1,0 @@
-"""Prepared rows on disk: written once, found again by what they were made from, read without being loaded."""

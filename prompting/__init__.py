@@ -1,1 +1,0 @@
-"""The only room that knows prompts: record formats, chat rendering, the templates that we ship."""

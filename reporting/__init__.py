@@ -1,1 +1,0 @@
-"""What a person reads: the log's tables, metrics.jsonl, the curves, the summary."""

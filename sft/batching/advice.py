@@ -1,0 +1,245 @@
+"""What to change where the predicted memory is more than there is, the cheapest change first.
+
+Each change is tried by the same arithmetic as the prediction (`sft.batching.memory`). What costs least comes first: a
+smaller micro-batch with as many more accumulated (the same numbers), gradient checkpointing (the same numbers, about a
+quarter slower), both; then other training: an optimizer in 8 bits, adapters, adapters on 4-bit weights; a shorter
+`max_seq_length` only where nothing else fits, since it cuts the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from sft.batching.memory import estimate_memory, spread_over
+from sft.common.machine_records import MemoryAdvice, MemoryEstimate
+from sft.common.run_records import ModelFootprint
+
+LORA_RANK = 16
+_LENGTH_STEP = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryFacts:
+    """All that the prediction depends on. What is not said here stands at `sft.batching.memory.estimate_memory`."""
+
+    footprint: ModelFootprint
+    per_device_train_batch_size: int
+    """0 where micro-batches are made by tokens: their number of rows cannot be lowered then."""
+    gradient_accumulation_steps: int
+    tokens: int
+    longest_row: int
+    max_seq_length: int
+    weights: str
+    mixed: str
+    optimizer: str
+    gradient_checkpointing: bool
+    device: str
+    attention: str = "sdpa"
+    supervised_share: float = 1.0
+    score_chunk_bytes: int | None = None
+    world_size: int = 1
+    spread_over: int = 1
+    """Devices over which FSDP spreads the state."""
+    reshard_after_forward: bool = True
+    process_bytes: int = 0
+    """What the process holds without a model, where that counts: on CPU."""
+
+    @property
+    def has_adapters(self) -> bool:
+        return self.footprint.num_trainable_parameters < self.footprint.num_parameters
+
+
+def predict(facts: MemoryFacts) -> MemoryEstimate:
+    """What one device holds at its fullest."""
+    estimate = estimate_memory(
+        facts.footprint,
+        tokens=facts.tokens,
+        longest_row=facts.longest_row,
+        weights=facts.weights,
+        mixed=facts.mixed,
+        optimizer=facts.optimizer,
+        gradient_checkpointing=facts.gradient_checkpointing,
+        attention=facts.attention,
+        supervised_share=facts.supervised_share,
+        score_chunk_bytes=facts.score_chunk_bytes,
+        device=facts.device,
+        accumulates=facts.gradient_accumulation_steps > 1,
+        world_size=facts.world_size,
+    )
+    if facts.spread_over > 1:
+        estimate = spread_over(
+            estimate, facts.footprint, facts.spread_over, weights=facts.weights, mixed=facts.mixed,
+            reshard_after_forward=facts.reshard_after_forward,
+        )  # fmt: skip
+    return replace(estimate, process_bytes=facts.process_bytes)
+
+
+def advise(facts: MemoryFacts, budget_bytes: int) -> tuple[MemoryAdvice, ...]:
+    """The changes that would fit, the cheapest first; one that does not, the least there is, where none does.
+
+    Args:
+        facts: the run as it is set up.
+        budget_bytes: what a device may hold.
+
+    Returns:
+        Nothing if the run fits as it is.
+    """
+    if predict(facts).total_bytes <= budget_bytes:
+        return ()
+    found = list(_same_training(facts, budget_bytes))
+    for name, other in _other_training(facts):
+        variants = ((name, other), *((f"{name}, {words}", lighter) for words, lighter in _lighter(other)))
+        found += _first_that_fits(variants, budget_bytes)
+    if found:
+        return tuple(found)
+    lightest = [_lightest(other) for other in (facts, *(other for _, other in _other_training(facts)))]
+    shorter = (_shortest_cut(variant, budget_bytes) for variant in lightest)
+    return next(
+        ((advice,) for advice in shorter if advice is not None),
+        (_least(lightest),),
+    )
+
+
+def with_adapters(facts: MemoryFacts, *, rank: int = LORA_RANK) -> MemoryFacts:
+    """The same run with LoRA on all linear layers (Hu et al., 2022): `rank * (in + out)` numbers for each of them.
+
+    Counted for the seven layers of a gated decoder, keys and values as wide as queries, which is a little high where
+    heads share them. On a GPU frozen weights are held in 16 bits, as `dtype: auto` does.
+    """
+    size = facts.footprint
+    hidden, inner = size.hidden_size, size.intermediate_size or 4 * size.hidden_size
+    adapters = size.num_layers * rank * (8 * hidden + 3 * (hidden + inner))
+    halves = facts.device.startswith("cuda") and facts.weights == "float32"
+    return replace(
+        facts,
+        weights="bfloat16" if halves else facts.weights,
+        footprint=replace(
+            size,
+            num_parameters=size.num_parameters + adapters,
+            num_trainable_parameters=adapters,
+            weight_bytes=size.weight_bytes // (2 if halves else 1) + 4 * adapters,
+        ),
+    )
+
+
+def with_4bit_weights(facts: MemoryFacts) -> MemoryFacts:
+    """The same run, frozen weights of its layers in 4 bits, others in float32 (Dettmers et al., 2023, QLoRA).
+
+    No more are in 4 bits than there are beside the embeddings: heads may share keys and values.
+    """
+    size = facts.footprint
+    hidden, inner = size.hidden_size, size.intermediate_size or 4 * size.hidden_size
+    embeddings = size.vocab_size * hidden + size.num_lookup_parameters
+    frozen = size.num_parameters - (size.num_trainable_parameters if facts.has_adapters else 0)
+    in_4_bits = min(size.num_layers * (4 * hidden**2 + 3 * hidden * inner), max(frozen - embeddings, 0))
+    others = max(size.num_parameters - in_4_bits, 0)
+    return replace(
+        facts, footprint=replace(size, weight_bytes=4 * others + in_4_bits // 2, num_4bit_parameters=in_4_bits)
+    )
+
+
+def _lighter(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
+    """The same training in less memory: a smaller micro-batch, checkpointing, both; each step a little lighter."""
+    smaller = list(_smaller_batches(facts))
+    yield from smaller
+    if facts.gradient_checkpointing:
+        return
+    checkpointing = "gradient_checkpointing: true"
+    yield checkpointing, replace(facts, gradient_checkpointing=True)
+    for words, variant in smaller:
+        yield f"{words}, {checkpointing}", replace(variant, gradient_checkpointing=True)
+
+
+def _same_training(facts: MemoryFacts, budget_bytes: int) -> list[MemoryAdvice]:
+    """A smaller micro-batch, and checkpointing; both together only where neither is enough."""
+    lighter = list(_lighter(facts))
+    smaller = [pair for pair in lighter if pair[1].gradient_checkpointing == facts.gradient_checkpointing]
+    others = lighter[len(smaller) :]
+    alone = _first_that_fits(smaller, budget_bytes) + _first_that_fits(others[:1], budget_bytes)
+    return alone or _first_that_fits(others[1:], budget_bytes)
+
+
+def _first_that_fits(variants: Iterable[tuple[str, MemoryFacts]], budget_bytes: int) -> list[MemoryAdvice]:
+    """One, or none: those behind it need less still, and cost more."""
+    fitting = (_advice(words, variant, fits=True) for words, variant in variants if _fits(variant, budget_bytes))
+    return list(islice(fitting, 1))
+
+
+def _smaller_batches(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
+    rows = facts.per_device_train_batch_size
+    for fewer in range(rows - 1, 0, -1):
+        if rows % fewer == 0:  # so that a step has as many rows as before
+            steps = facts.gradient_accumulation_steps * rows // fewer
+            yield (
+                f"per_device_train_batch_size: {fewer}, gradient_accumulation_steps: {steps}",
+                replace(
+                    facts,
+                    per_device_train_batch_size=fewer,
+                    gradient_accumulation_steps=steps,
+                    tokens=max(facts.tokens * fewer // rows, facts.longest_row),
+                ),
+            )
+
+
+def _other_training(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
+    is_spread = facts.spread_over > 1  # then neither 8-bit optimizers nor 4-bit weights can be had
+    can_be_spread = facts.world_size > 1 and "8bit" not in facts.optimizer and not facts.footprint.num_4bit_parameters
+    if can_be_spread and not is_spread:
+        yield "fsdp: {}", replace(facts, spread_over=facts.world_size)
+    if not facts.has_adapters:
+        if "8bit" not in facts.optimizer and not is_spread:
+            yield "optim: adamw_bnb_8bit", replace(facts, optimizer="adamw_bnb_8bit")
+        lora = with_adapters(facts)
+        yield f"lora_config (r: {LORA_RANK}, all-linear)", lora
+        if not is_spread:
+            yield "lora_config and quantization_config (load_in_4bit)", with_4bit_weights(lora)
+    elif not facts.footprint.num_4bit_parameters and not is_spread:
+        yield "quantization_config (load_in_4bit)", with_4bit_weights(facts)
+
+
+def _lightest(facts: MemoryFacts) -> MemoryFacts:
+    return min((facts, *(variant for _, variant in _lighter(facts))), key=lambda each: predict(each).total_bytes)
+
+
+def _shortest_cut(facts: MemoryFacts, budget_bytes: int) -> MemoryAdvice | None:
+    """The longest `max_seq_length` that fits, if any does."""
+    for length in range((facts.longest_row - 1) // _LENGTH_STEP * _LENGTH_STEP, 0, -_LENGTH_STEP):
+        tokens = facts.tokens * length // facts.longest_row
+        variant = replace(facts, tokens=tokens, longest_row=length, max_seq_length=length)
+        if _fits(variant, budget_bytes):
+            return _advice(f"{_words(facts)}, max_seq_length: {length}", variant, fits=True)
+    return None
+
+
+def _least(variants: list[MemoryFacts]) -> MemoryAdvice:
+    least = min(variants, key=lambda each: predict(each).total_bytes)
+    return _advice(_words(least), least, fits=False)
+
+
+def _words(facts: MemoryFacts) -> str:
+    """A whole variant in the words of the configuration."""
+    words = []
+    if facts.has_adapters:
+        words.append(f"lora_config (r: {LORA_RANK}, all-linear)")
+    if facts.footprint.num_4bit_parameters:
+        words.append("quantization_config (load_in_4bit)")
+    elif not facts.has_adapters:
+        words.append(f"optim: {facts.optimizer}")
+    if facts.spread_over > 1:
+        words.append("fsdp: {}")
+    if facts.per_device_train_batch_size:
+        words.append(f"per_device_train_batch_size: {facts.per_device_train_batch_size}")
+        words.append(f"gradient_accumulation_steps: {facts.gradient_accumulation_steps}")
+    if facts.gradient_checkpointing:
+        words.append("gradient_checkpointing: true")
+    return ", ".join(words)
+
+
+def _fits(facts: MemoryFacts, budget_bytes: int) -> bool:
+    return predict(facts).total_bytes <= budget_bytes
+
+
+def _advice(words: str, facts: MemoryFacts, *, fits: bool) -> MemoryAdvice:
+    return MemoryAdvice(change=words, needed_bytes=predict(facts).total_bytes, fits=fits)

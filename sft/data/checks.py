@@ -1,0 +1,111 @@
+"""Whether data can be trained on: the reasons why not. A dry run lists them, a real run stops at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sft.common.data_records import DataReport, SplitReport
+from sft.configuration.schema import DataConfig
+
+LISTED_ROWS = 10
+
+
+def find_problems(report: DataReport, config: DataConfig) -> list[str]:
+    """Every reason not to train on this data, a line each; empty if it is sound."""
+    problems = []
+    for name, split in zip(("train", "validation"), report.splits, strict=False):
+        problems += _split_problems(name, split, config)
+    train = report.train
+    if train.rows_used and not train.rows_with_trained_end:
+        problems.append(_end_never_trained(train, config))
+    for number, source in enumerate(train.sources):
+        if source.rows_used and not source.rows_an_epoch:
+            problems.append(
+                f"datasets[{number}].weight: with {source.weight:g} an epoch takes none of the {source.rows_used:,} "
+                f"rows of {source.name}. Raise it, or leave the source out."
+            )
+    validation = report.validation
+    # A quotient is the float nearest to the exact share, as the setting is; a product may lie beside it.
+    if validation is not None and report.leakage and report.leakage / validation.rows_used > config.max_leakage_share:
+        first = "; ".join(f"{leak} is {original}" for leak, original in report.leakage_examples[:3])
+        problems.append(
+            f"{report.leakage:,} of {validation.rows_used:,} validation rows stand in the training data too ({first}): "
+            f"more than max_leakage_share {config.max_leakage_share:g} allows. Take them out, or raise it."
+        )
+    return problems
+
+
+def stops_run(reason: str, config: DataConfig) -> bool:
+    """Whether a single row that is dropped for this reason stops a run."""
+    return (config.on_too_long if reason == "too_long" else config.on_bad_rows) == "error"
+
+
+def bad_row_lines(report: DataReport, config: DataConfig) -> list[str]:
+    """The first of the rows that stop a run, each with its place and what is wrong with it."""
+    lines = []
+    for split in report.splits:
+        bad = _stopping(split, config)
+        rows = [row for row in split.dropped_examples if row.problem.reason in bad]
+        lines += [f"{row.source}: {row.problem.message} ({row.problem.reason})." for row in rows[:LISTED_ROWS]]
+        if sum(bad.values()) > LISTED_ROWS:
+            lines.append(f"... and {sum(bad.values()) - LISTED_ROWS:,} more.")
+    return lines
+
+
+def _split_problems(name: str, split: SplitReport, config: DataConfig) -> Iterator[str]:
+    bad = _stopping(split, config)
+    too_long = bad.pop("too_long", 0)
+    if too_long:
+        yield (
+            f"{too_long:,} of {split.rows_read:,} {name} rows are longer than max_seq_length "
+            f"{config.max_seq_length:,}, and on_too_long is error. The longest has {split.lengths.longest:,} tokens: "
+            "raise max_seq_length, or write on_too_long: truncate or drop."
+        )
+    if bad:
+        count = sum(bad.values())
+        longer = ", raise max_seq_length" if "nothing_left_after_truncation" in bad else ""
+        yield (
+            f"{count:,} of {split.rows_read:,} {name} rows cannot be used ({_counted(bad)}). Mend them{longer}, or "
+            "write on_bad_rows: skip to leave them out and count them."
+        )
+    elif split.rows_used == 0:
+        yield (
+            f"{split.files[0]}: none of its {split.rows_read:,} rows can be used, so there is no supervised token: "
+            f"{_counted(split.rows_dropped)}."
+        )
+    else:
+        yield from _too_many_dropped(name, split, config)
+
+
+def _stopping(split: SplitReport, config: DataConfig) -> dict[str, int]:
+    """The dropped rows, by reason, of which a single one stops a run."""
+    return {reason: count for reason, count in split.rows_dropped.items() if stops_run(reason, config)}
+
+
+def _too_many_dropped(name: str, split: SplitReport, config: DataConfig) -> Iterator[str]:
+    # Rows that are dropped for their length alone are dropped on demand.
+    dropped = {reason: count for reason, count in split.rows_dropped.items() if reason != "too_long"}
+    count = sum(dropped.values())
+    if count / split.rows_read > config.max_bad_row_share:
+        yield (
+            f"{count:,} of {split.rows_read:,} {name} rows ({count / split.rows_read:.1%}) are dropped "
+            f"({_counted(dropped)}): more than max_bad_row_share {config.max_bad_row_share:g} allows. Mend the data, "
+            "or raise it."
+        )
+
+
+def _end_never_trained(split: SplitReport, config: DataConfig) -> str:
+    if config.on_too_long == "truncate" and split.rows_that_lose_the_end == split.rows_used:
+        return (
+            f"the end token is never trained: max_seq_length cuts it off in each of {split.rows_used:,} train rows, so "
+            f"the model would not learn to stop. Raise max_seq_length; {split.lengths.longest:,} keeps all rows whole."
+        )
+    return (
+        "the end token is never trained: the chat template writes none that the tokenizer knows behind an answer in "
+        f"{split.rows_used:,} train rows, so the model would not learn to stop. Write add_end_token: true, or choose "
+        "another chat_template."
+    )
+
+
+def _counted(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())

@@ -1,0 +1,99 @@
+"""Datasets of the `datasets` library: saved on disk, or on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sft.common.errors import DataError
+from sft.common.hub_errors import hub_problem
+from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS, Entries, Stretch, entry_blocks
+from sft.data.sources.json_rows import checked_record
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether a folder was written by the library's `save_to_disk`."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def load_splits(
+    name: str, configuration: str | None, split: str | None, *, streaming: bool = False
+) -> "dict[str, Dataset | IterableDataset]":
+    """The splits of a dataset by name; for a slice of one (`train[:10%]`) that slice alone, under this name.
+
+    Args:
+        name: on the Hub, or a folder.
+        configuration: which of its configurations.
+        split: a slice is loaded by it.
+        streaming: read rows from where they are when they are asked for, and store none.
+
+    Raises:
+        DataError: one line for what the library says in many.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"dataset_name {name!r} needs the package datasets: pip install datasets. Or name files, with train_file."
+        ) from None
+    folder = Path(name).expanduser()
+    is_saved = is_saved_dataset(folder)
+    try:
+        if is_saved:
+            loaded = datasets.load_from_disk(str(folder))
+        elif split is not None and set(split) & set("[+"):
+            loaded = {split: datasets.load_dataset(name, configuration, split=split, streaming=streaming)}
+        else:
+            loaded = datasets.load_dataset(name, configuration, streaming=streaming)
+    except Exception as error:
+        problem = None if folder.exists() else hub_problem(error, what="dataset")
+        if problem is not None:
+            raise DataError(f"dataset_name {name!r}: {problem}") from None
+        if isinstance(error, OSError):
+            raise DataError(f"dataset_name {name!r}: cannot be read: {_first_line(error)}") from None
+        if isinstance(error, ValueError | LookupError | RuntimeError | datasets.exceptions.DatasetsError):
+            # An unknown or missing configuration name arrives here, with a list of the known ones; an unknown split in
+            # a slice; a dataset that is a script, which the library refuses to run.
+            raise DataError(
+                f"dataset_name {name!r}, dataset_config_name {configuration!r}: {_first_line(error)}"
+            ) from None
+        raise
+    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+
+
+def read_dataset(dataset: "Dataset | IterableDataset", file: str) -> Iterator[tuple[Stretch, float]]:
+    """The rows of a dataset in order; the line is the row's number, from 1.
+
+    Yields:
+        A stretch of rows, and the share of the dataset that is read once it is, 0 to 1 (0 where that is not known).
+    """
+    if not hasattr(dataset, "__len__"):
+        # A line stands for about a KiB, for stretches of a bearable size.
+        records = enumerate(_every_row(dataset), start=1)
+        entries = ((number, checked_record(record), number << 10) for number, record in records)
+        yield from ((stretch, 0.0) for stretch, _ in entry_blocks(file, entries))
+        return
+    total = len(dataset)
+    bytes_a_row = dataset.data.nbytes // max(len(dataset.data), 1)
+    rows_at_once = max(1, min(MAX_ROWS, MAX_BYTES // max(bytes_a_row, 1)))
+    for start in range(0, total, rows_at_once):
+        columns = dataset[start : start + rows_at_once]
+        records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        end = start + len(records)
+        entries = [checked_record(record) for record in records]
+        yield Entries(file=file, lines=range(start + 1, end + 1), entries=entries), end / total
+
+
+def _every_row(dataset: "IterableDataset") -> Iterator[dict]:
+    """All rows: in a worker of a data loader, `__iter__` would give those of the worker's own share alone."""
+    for batch in dataset.iter(batch_size=64):
+        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return " ".join(text.splitlines()[:2]).rstrip(".") + "."

@@ -1,0 +1,198 @@
+"""Record formats: which columns make a format, and how its records become conversations.
+
+The format is chosen once for a dataset, by its columns; the first one in `FORMATS` whose columns are all there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sft.common.data_records import Conversation
+from sft.prompting.messages import (
+    RowRefused,
+    checked_text,
+    conversation_of,
+    kind_of,
+    openai_messages,
+    sharegpt_messages,
+    text_field,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordFormat:
+    """A way to write training examples as records."""
+
+    name: str
+    columns: frozenset[str]
+    """The columns that must be there."""
+    optional: frozenset[str] = frozenset()
+    """Further columns that it reads."""
+    convert: Callable[[Mapping[str, Any]], Conversation]
+    """Record to conversation; raises RowRefused."""
+    description: str
+
+    @property
+    def is_chat(self) -> bool:
+        return self.name != "text"
+
+
+def find_format(columns: Collection[str]) -> RecordFormat | None:
+    """The format of a dataset with these columns; None if there is none."""
+    return next((known for known in FORMATS if known.columns <= set(columns)), None)
+
+
+def _from_messages(record: Mapping[str, Any]) -> Conversation:
+    return conversation_of(openai_messages(record.get("messages")), "messages", _tools(record))
+
+
+def _from_conversations(record: Mapping[str, Any]) -> Conversation:
+    messages = sharegpt_messages(record.get("conversations"))
+    if record.get("system") and messages[0]["role"] != "system":
+        messages = (*_system(record), *messages)
+    return conversation_of(messages, "conversations", _tools(record))
+
+
+def _from_squad(record: Mapping[str, Any]) -> Conversation:
+    context, question = text_field(record, "context"), text_field(record, "question")
+    return _exchange(record, f"{context}\n\n{question}", _squad_answer(record.get("answers")))
+
+
+def _from_alpaca(record: Mapping[str, Any]) -> Conversation:
+    instruction = text_field(record, "instruction")
+    further = text_field(record, "input", required=False)
+    prompt = f"{instruction}\n\n{further}" if further.strip() else instruction
+    return _exchange(record, prompt, text_field(record, "output", answer=True))
+
+
+def _from_prompt_completion(record: Mapping[str, Any]) -> Conversation:
+    """Prompt and completion as text, or both as lists of messages: turns of the assistant in a prompt are context."""
+    if isinstance(record.get("prompt"), list) or isinstance(record.get("completion"), list):
+        prompt = [
+            {**m, "train": False} if m["role"] == "assistant" else m
+            for m in openai_messages(record.get("prompt"), "prompt")
+        ]
+        return conversation_of(
+            (*prompt, *openai_messages(record.get("completion"), "completion")), "completion", _tools(record)
+        )
+    return _exchange(record, text_field(record, "prompt"), text_field(record, "completion", answer=True))
+
+
+def _from_question_answer(record: Mapping[str, Any]) -> Conversation:
+    return _exchange(record, text_field(record, "question"), text_field(record, "answer", answer=True))
+
+
+def _from_input_output(record: Mapping[str, Any]) -> Conversation:
+    return _exchange(record, text_field(record, "input"), text_field(record, "output", answer=True))
+
+
+def _from_text(record: Mapping[str, Any]) -> Conversation:
+    value = record.get("text")
+    if isinstance(value, str) and not value.strip():
+        raise RowRefused("empty_text", "'text' is empty")
+    return Conversation(text=text_field(record, "text"))
+
+
+FORMATS = (
+    RecordFormat(
+        name="messages",
+        columns=frozenset({"messages"}),
+        optional=frozenset({"tools"}),
+        convert=_from_messages,
+        description='messages: [{"role": "user", "content": ...}, ...]',
+    ),
+    RecordFormat(
+        name="conversations",
+        columns=frozenset({"conversations"}),
+        optional=frozenset({"system", "tools"}),
+        convert=_from_conversations,
+        description='conversations: [{"from": "human", "value": ...}, ...]',
+    ),
+    RecordFormat(
+        name="squad",
+        columns=frozenset({"context", "question", "answers"}),
+        optional=frozenset({"system"}),
+        convert=_from_squad,
+        description="context + question + answers",
+    ),
+    RecordFormat(
+        name="alpaca",
+        columns=frozenset({"instruction", "output"}),
+        optional=frozenset({"input", "system"}),
+        convert=_from_alpaca,
+        description="instruction (+ input) + output",
+    ),
+    RecordFormat(
+        name="prompt_completion",
+        columns=frozenset({"prompt", "completion"}),
+        optional=frozenset({"system", "tools"}),
+        convert=_from_prompt_completion,
+        description="prompt + completion",
+    ),
+    RecordFormat(
+        name="question_answer",
+        columns=frozenset({"question", "answer"}),
+        optional=frozenset({"system"}),
+        convert=_from_question_answer,
+        description="question + answer",
+    ),
+    RecordFormat(
+        name="input_output",
+        columns=frozenset({"input", "output"}),
+        optional=frozenset({"system"}),
+        convert=_from_input_output,
+        description="input + output",
+    ),
+    RecordFormat(
+        name="text",
+        columns=frozenset({"text"}),
+        convert=_from_text,
+        description="text (every token is trained)",
+    ),
+)
+
+
+def _exchange(record: Mapping[str, Any], prompt: str, answer: str) -> Conversation:
+    turns = ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
+    return Conversation(messages=(*_system(record), *turns))
+
+
+def _system(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    text = text_field(record, "system", required=False)
+    return ({"role": "system", "content": text},) if text.strip() else ()
+
+
+def _tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """The tools that the assistant may call, as objects; some exports keep the list as JSON text."""
+    tools = record.get("tools")
+    if not tools:
+        return None
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            raise RowRefused("wrong_type", "'tools' is text that is not JSON") from None
+    if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise RowRefused("wrong_type", f"'tools' must be a list of objects, found {kind_of(tools)}")
+    return tuple(tools) or None
+
+
+def _squad_answer(answers: Any) -> str:
+    """The first answer of SQuAD's `{"text": [...]}`; a list of texts or of such objects is understood as well."""
+    if isinstance(answers, Mapping):
+        answers = answers.get("text")
+    if isinstance(answers, str):
+        answers = [answers]
+    if answers is None or (isinstance(answers, list | tuple) and not answers):
+        raise RowRefused("empty_answer", "'answers' holds no answer")
+    first = answers[0] if isinstance(answers, list | tuple) else answers
+    if isinstance(first, Mapping):
+        first = first.get("text")
+    if not isinstance(first, str):
+        raise RowRefused("wrong_type", f"'answers' must hold text, found {kind_of(first)}")
+    if not first.strip():
+        raise RowRefused("empty_answer", "'answers' begins with an empty answer")
+    return checked_text(first, "answers")

@@ -1,0 +1,247 @@
+"""A tokenizer's chat template: applying it, and what it writes around an answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from sft.common.errors import ConfigError
+from sft.prompting.messages import RowRefused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PROBE, _NEXT = "Zqxj", "Wvyk"
+"""Contents that no template holds by itself."""
+_PART = "is_text_part"
+"""A key of parts of a content: a template that writes it takes no parts, it shows them as they are in memory."""
+_ERRORS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""Templates are programs in somebody else's hands: what they raise is about the conversation that they were given."""
+
+_TAG = r"<[^<>\s]{1,40}>"
+"""What looks like a special token (`<|user|>`), known to the tokenizer or not."""
+_BRACKETS = r"\[[^\[\]\s]{1,40}\]"
+_QUESTION = {"role": "user", "content": "Hello"}
+_ANSWER = {"role": "assistant", "content": _PROBE}
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class ChatTemplate:
+    """A chat template in use: texts of conversations, and the end that it writes behind an answer."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        """Args:
+            tokenizer: with a chat template.
+
+        Raises:
+            ConfigError: if the template cannot render a plain exchange of a question and an answer.
+        """
+        self._tokenizer = tokenizer
+        self._contents_are_parts = False
+        added = tokenizer.added_tokens_decoder.values()
+        specials = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)} - {""}
+        known = [re.escape(token) for token in sorted(specials, key=len, reverse=True)]
+        self._special_token = re.compile("|".join(known) or "(?!)")
+        self._marker = re.compile("|".join([*known, _TAG]))
+        self._whole = re.compile("|".join([*known, _TAG, _BRACKETS, r"\w+"]))
+        self.tail, before = self._find_tail()
+        """All that it writes behind a last answer."""
+        between = self._behind_probe([*before, _QUESTION, _ANSWER, {"role": "user", "content": _NEXT}])
+        between = between.partition(_NEXT)[0]
+        self._openings = self._find_openings(before)
+        asked, prompt, answered = self._around_question(before)
+        self.next_header = self._find_next_header(between, asked, prompt)
+        """The part of the tail that begins a further answer: some templates end every conversation like a prompt."""
+        asked_alike = common_length(asked.removesuffix(self.next_header), prompt, 0)
+        answered_alike = common_length(answered, prompt, 0)
+        self.header = prompt[self.whole_up_to(prompt, 0, asked_alike) : self.whole_up_to(prompt, 0, answered_alike)]
+        """What begins an answer in a prompt and in a conversation alike."""
+        self.end_marker = ""
+        tail = self.tail.removesuffix(self.next_header)
+        self.end_marker = tail[: self.end_in(tail)] if tail.strip() else ""
+        """The part of the tail that ends the answer (`<|im_end|>`); empty if the template ends it with nothing."""
+        self.opener_that_ends = "" if self.end_marker else self.marker_at(between.lstrip(), 0)
+        """Where nothing else ends an answer: the marker with which a conversation goes on."""
+
+    def apply(self, messages: Messages, tools: Sequence[Any] | None, *, add_generation_prompt: bool = False) -> str:
+        """The text of a conversation.
+
+        Raises:
+            RowRefused: `template_refused`.
+        """
+        try:
+            return self._apply_any_arguments(messages, tools, add_generation_prompt)
+        except _ERRORS as error:
+            raise RowRefused("template_refused", f"the chat template refuses it: {_one_line(error)}") from None
+
+    def apply_to_all(self, conversations: Sequence[Messages]) -> list[str | RowRefused]:
+        """The texts of conversations without tools; for each that the template refuses, the reason."""
+        try:
+            # One call for many conversations spares most of what a call costs.
+            return self._tokenizer.apply_chat_template(
+                [self._plain(messages) for messages in conversations], tokenize=False, add_generation_prompt=False
+            )
+        except _ERRORS:
+            results: list[str | RowRefused] = []
+            for messages in conversations:
+                try:
+                    results.append(self.apply(messages, None))
+                except RowRefused as refusal:
+                    results.append(refusal)
+            return results
+
+    def end_in(self, text: str) -> int:
+        """Where the end of an answer stops in what is written behind it: behind the end marker or the last special
+        token, else behind all but white space; behind the white space where there is nothing else."""
+        whole = len(text.rstrip()) or len(text)
+        if self.end_marker and text.rstrip().endswith(self.end_marker.strip()):
+            return whole
+        ends = [found.end() for found in self._special_token.finditer(text)]
+        return ends[-1] if ends else whole
+
+    def end_before_header(self, first: str, second: str) -> str:
+        """The end of an answer that two texts begin with which go on with headers of different roles.
+
+        Headers of all roles may begin alike (`<|im_start|>`): by the markers with which every text begins.
+        """
+        shared = first[: self.whole_up_to(first, 0, common_length(first, second, 0))]
+        ends = [found.end() for found in self._marker.finditer(shared)]
+        end = shared[: ends[-1]] if ends else ""
+        for opening in self._openings:
+            if end.endswith(opening) and end.removesuffix(opening).strip():
+                return end.removesuffix(opening)
+        return end
+
+    def marker_at(self, text: str, position: int) -> str:
+        """The special token, or what looks like one (`<|user|>`), that begins there; empty if none does."""
+        found = self._marker.match(text, position)
+        return found.group() if found else ""
+
+    def end_tokens(self) -> list[str]:
+        """The special tokens that end an answer, those of the end marker first."""
+        tokens = self._special_token.findall(self.end_marker)
+        if self.end_marker.strip() and not tokens:
+            tokens = [self.end_marker.strip()]
+        return tokens + [self.opener_that_ends] * bool(self.opener_that_ends)
+
+    def whole_up_to(self, text: str, start: int, end: int) -> int:
+        """The last place from `start` to `end` that cuts neither a special token, nor `<tag>`, nor `[tag]`, nor a word.
+
+        Two texts that are alike up to `end` may part in the middle of a marker: what is alike of it means nothing.
+        """
+        for found in self._whole.finditer(text, start):
+            if found.end() > end:
+                return min(end, found.start())
+        return end
+
+    def _apply_any_arguments(self, messages: Messages, tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
+        """Most templates take a call's arguments as an object, some only as JSON text: those fail on an object."""
+        try:
+            return self._apply(messages, tools, add_generation_prompt)
+        except _ERRORS:
+            if not any(message.get("tool_calls") for message in messages):
+                raise
+        return self._apply([_with_text_arguments(message) for message in messages], tools, add_generation_prompt)
+
+    def _apply(self, messages: Messages, tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
+        return self._tokenizer.apply_chat_template(
+            self._plain(messages),
+            tools=list(tools) if tools else None,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
+
+    def _plain(self, messages: Messages) -> list[dict[str, Any]]:
+        if not self._contents_are_parts:
+            return [dict(message) for message in messages]
+        return [{**m, "content": [{"type": "text", "text": m["content"], _PART: True}]} for m in messages]
+
+    # What it writes around an answer
+
+    def _find_tail(self) -> tuple[str, Messages]:
+        """The tail, and what has to stand before a question: some templates insist on a system turn.
+
+        Templates of models that see images may take contents as lists of parts only.
+        """
+        problem = ""
+        for before in ((), ({"role": "system", "content": "Help."},)):
+            for self._contents_are_parts in (False, True):
+                try:
+                    text = self._apply([*before, _QUESTION, _ANSWER], None, False)
+                except _ERRORS as error:
+                    problem = problem or f"it cannot render a question and its answer: {_one_line(error)}"
+                    continue
+                _, probe, tail = text.rpartition(_PROBE)
+                if probe and _PART not in text:
+                    return tail, before
+                problem = problem or "it does not write the assistant's content"
+        raise ConfigError(f"chat_template: {problem}. Mend it, or choose another with chat_template.")
+
+    def _behind_probe(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
+        try:
+            return self._apply(messages, None, add_generation_prompt).rpartition(_PROBE)[2]
+        except _ERRORS:
+            return ""
+
+    def _find_openings(self, before: Messages) -> list[str]:
+        """The markers with which a text begins: begin-of-text, and with it or in its stead what begins every turn."""
+        try:
+            text = self._apply([*before, _QUESTION], None, True).lstrip()
+        except _ERRORS:
+            return []
+        first = self.marker_at(text, 0)
+        second = self.marker_at(text[len(first) :].lstrip(), 0) if first else ""
+        return [marker for marker in (first, second) if marker and marker != self._tokenizer.eos_token]
+
+    def _around_question(self, before: Messages) -> tuple[str, str, str]:
+        """What stands behind a question that ends the text, in a prompt, and up to its answer."""
+        question = {"role": "user", "content": _PROBE}
+        answer = {"role": "assistant", "content": _NEXT}
+        return (
+            self._behind_probe([*before, question]),
+            self._behind_probe([*before, question], add_generation_prompt=True),
+            self._behind_probe([*before, question, answer]).partition(_NEXT)[0],
+        )
+
+    def _find_next_header(self, between: str, asked: str, prompt: str) -> str:
+        end = self.end_before_header(self.tail, between)
+        further = self.tail.removeprefix(end)
+        is_always_there = end and asked.endswith(further) and prompt.startswith(asked)
+        is_end_of_text = not further.strip() or (self._tokenizer.eos_token or "\0") in further
+        return further if is_always_there and not is_end_of_text else ""
+
+
+def common_length(first: str, second: str, offset: int) -> int:
+    """How many characters `first` and `second[offset:]` have in common at their beginning."""
+    if second.startswith(first, offset):
+        return len(first)
+    limit = min(len(first), len(second) - offset)
+    return next((i for i in range(limit) if first[i] != second[offset + i]), limit)
+
+
+def _with_text_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
+    if not message.get("tool_calls"):
+        return dict(message)
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = call["function"]["arguments"]
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": text}})
+    return {**message, "tool_calls": calls}
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:120]

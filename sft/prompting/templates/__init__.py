@@ -1,0 +1,43 @@
+"""The chat templates that we ship, and how the setting `chat_template` is understood."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sft.common.did_you_mean import did_you_mean
+from sft.common.errors import ConfigError
+
+_FOLDER = Path(__file__).parent
+PLAIN = "plain"
+"""The template of a base model that has none: `User:` / `Assistant:` lines, each answer ends with end-of-text."""
+
+
+def shipped_template_names() -> list[str]:
+    """Names that `chat_template` takes."""
+    return sorted(path.stem for path in _FOLDER.glob("*.jinja"))
+
+
+def resolve_chat_template(setting: str, *, begins_with_bos: bool) -> str:
+    """The template text that the setting means: a shipped name, a file, or the text itself.
+
+    Args:
+        setting: the value of `chat_template`.
+        begins_with_bos: whether the tokenizer begins every text with its begin-of-text token; a shipped template must
+            then write it, since rendered text is tokenized without additions.
+
+    Raises:
+        ConfigError: if it is none of the three.
+    """
+    if setting in shipped_template_names():
+        text = (_FOLDER / f"{setting}.jinja").read_text(encoding="utf-8").strip()
+        return "{{- bos_token -}}\n" + text if begins_with_bos else text
+    if "{{" in setting or "{%" in setting:
+        return setting
+    path = Path(setting).expanduser()
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    names = shipped_template_names()
+    raise ConfigError(
+        f"chat_template: {setting!r} is neither a name that ships here ({', '.join(names)}), nor a file, nor Jinja "
+        f"text.{did_you_mean(setting, names)}"
+    )

@@ -1,0 +1,79 @@
+"""Where a run would take place, and what it would write there."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+
+from sft.common.machine_records import Environment
+from sft.common.run_records import DistributedContext, ModelFootprint
+from sft.processes.device_memory import total_memory_bytes
+from sft.processes.environment import num_processes_here, num_usable_cores
+from sft.reporting.report.records import Machine
+from sft.reporting.summary import installed_versions
+
+
+def gather_environment(
+    context: DistributedContext,
+    footprint: ModelFootprint,
+    *,
+    output_dir: str,
+    optimizer_bytes: float,
+    checkpoints_kept: int | None,
+    num_checkpoints: int,
+) -> Environment:
+    """Device, versions, and the disk against what checkpoints will take.
+
+    Args:
+        context: this process; `world_size` processes are planned.
+        footprint: the model's size. With adapters, only what is trained is saved.
+        output_dir: where it would write; it need not be there yet.
+        optimizer_bytes: of the optimizer's states, in all.
+        checkpoints_kept: `save_total_limit`; None keeps all.
+        num_checkpoints: how many the run would write.
+    """
+    folder = Path(output_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    has_adapters = footprint.num_trainable_parameters < footprint.num_parameters
+    saved = 4 * footprint.num_trainable_parameters if has_adapters else footprint.weight_bytes
+    return Environment(
+        device=context.device,
+        device_name=device_name(context.device),
+        device_memory_bytes=total_memory_bytes(context.device),
+        cpu_count=num_usable_cores(),
+        num_processes=context.world_size,
+        versions=installed_versions(),
+        free_disk_bytes=shutil.disk_usage(there).free,
+        checkpoint_bytes=saved + round(optimizer_bytes),
+        checkpoints_kept=checkpoints_kept,
+        num_checkpoints=num_checkpoints,
+        final_model_bytes=saved,
+    )
+
+
+def describe_machine(context: DistributedContext) -> Machine:
+    """The machine under this process."""
+    return Machine(
+        device=context.device,
+        device_name=device_name(context.device),
+        device_memory_bytes=total_memory_bytes(context.device),
+        num_cores=num_usable_cores(),
+        processes_here=num_processes_here(context.world_size),
+        system=platform.platform(),
+        versions=installed_versions(),
+    )
+
+
+def device_name(device: str) -> str:
+    """The device, or the CPU, as its maker calls it."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if device == "cpu" and cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()

@@ -1,0 +1,315 @@
+"""The facts of a report, from a run's records: what `report.html` and `report.md` say, each in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sft.common.data_records import DataReport, LengthReport, SplitReport
+from sft.common.run_records import EvaluationResult
+from sft.common.text import counted, percent, share_text, size
+from sft.reporting.report.curves import Curve, find_curves
+from sft.reporting.report.records import (
+    COMPLETED,
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    AnsweredPrompt,
+    ReportRecords,
+    best_evaluation,
+    is_number,
+)
+from sft.reporting.report.usage import reproduce_commands, use_note, use_program
+from sft.reporting.report.verdicts import GOOD, Verdict, find_verdicts
+
+SHOWN_PROMPTS = 12
+STATUS_WORDS = {RUNNING: "running", COMPLETED: "completed", INTERRUPTED: "stopped", FAILED: "failed"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Rows of text under a header; the first column names what stands in the others."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Histogram:
+    """The rows of a split by length, and where they are cut."""
+
+    split: str
+    lengths: LengthReport
+    max_seq_length: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportFacts:
+    """All that a report says."""
+
+    title: str
+    subtitle: str
+    status: str
+    is_running: bool
+    written_at: str
+    headline: str
+    verdicts: tuple[Verdict, ...]
+    scores: Table | None
+    """Evaluations side by side; None where there is none."""
+    training: Table
+    curves: tuple[Curve, ...]
+    prompts: tuple[AnsweredPrompt, ...]
+    num_prompts: int
+    """How many there are; `prompts` are the first."""
+    rows: Table
+    sources: Table
+    dropped: Table | None
+    histograms: tuple[Histogram, ...]
+    trained_shares: tuple[tuple[str, float], ...]
+    """(split, share of its tokens that is trained)."""
+    given: Table
+    """The settings that were given."""
+    settings_yaml: str
+    environment: Table
+    reproduce: str
+    """Commands for a shell."""
+    digests: Table
+    use: str
+    """A Python program; empty where no model was saved."""
+    use_note: str
+
+
+def find_facts(records: ReportRecords) -> ReportFacts:
+    """Everything the report says, as plain text and numbers."""
+    verdicts = find_verdicts(records)
+    data = records.data
+    limit = records.settings.get("max_seq_length")
+    return ReportFacts(
+        title=records.name,
+        subtitle=_subtitle(records),
+        status=STATUS_WORDS[records.status],
+        is_running=records.is_running,
+        written_at=records.written_at,
+        headline=_headline(records, verdicts),
+        verdicts=verdicts,
+        scores=_scores(records),
+        training=Table(header=("", "value"), rows=tuple(_training_rows(records))),
+        curves=find_curves(records.events),
+        prompts=records.prompts[:SHOWN_PROMPTS],
+        num_prompts=len(records.prompts),
+        rows=_rows_table(data),
+        sources=_sources_table(data),
+        dropped=_dropped_table(data),
+        histograms=tuple(
+            Histogram(split=name, lengths=split.lengths, max_seq_length=limit)
+            for name, split in _named(data)
+            if split.lengths is not None and split.lengths.bin_counts
+        ),
+        trained_shares=tuple((name, split.supervised_share) for name, split in _named(data) if split.tokens),
+        given=_given_table(records),
+        settings_yaml=records.settings_yaml,
+        environment=Table(header=("", "value"), rows=tuple(_environment_rows(records))),
+        reproduce=reproduce_commands(records),
+        digests=_digests_table(records),
+        use=use_program(records),
+        use_note=use_note(records),
+    )
+
+
+def _named(data: DataReport) -> Iterator[tuple[str, SplitReport]]:
+    return zip(("training", "validation"), data.splits, strict=False)
+
+
+def _subtitle(records: ReportRecords) -> str:
+    data = ", ".join(source.name for source in records.data.train.sources)
+    how = "adapters (LoRA)" if records.settings.get("lora_config") else "all weights"
+    if records.settings.get("quantization_config"):
+        how = "adapters on quantized weights (QLoRA)"
+    return f"{records.settings.get('model_name_or_path')}, {how}, on {data}"
+
+
+def _headline(records: ReportRecords, verdicts: tuple[Verdict, ...]) -> str:
+    """One line: how it stands, and what is wrong."""
+    total = records.plan.total_steps
+    words = {
+        RUNNING: f"Running: step {records.step:,} of {total:,}.",
+        COMPLETED: f"{counted(records.step, 'step')} trained.",
+        INTERRUPTED: f"Stopped at step {records.step:,} of {total:,}.",
+        FAILED: f"Failed at step {records.step:,} of {total:,}.",
+    }
+    first = verdicts[0]
+    wrong = sum(verdict.state in ("bad", "warn") for verdict in verdicts)
+    sentence, _, _ = first.sentence.partition(". ")
+    learned = "It learned." if first.state == GOOD else f"Did it learn? {sentence.rstrip('.')}."
+    rest = "Nothing to mend." if not wrong else f"{counted(wrong, 'thing')} to look at."
+    if records.is_running and not wrong:
+        rest = "Nothing to mend so far."
+    return f"{words[records.status]} {learned} {rest}"
+
+
+def _scores(records: ReportRecords) -> Table | None:
+    evaluations = [event for event in records.evaluations if is_number(event["eval_loss"])]
+    columns: list[tuple[str, Mapping[str, Any]]] = []
+    result = records.result
+    if result is not None and result.eval_before is not None:
+        columns.append(("before", _as_event(result.eval_before)))
+    elif evaluations and evaluations[0]["step"] == 0:
+        columns.append(("before", evaluations[0]))
+    best = best_evaluation(evaluations)
+    if best is not None and 0 < best["step"] < evaluations[-1]["step"]:
+        columns.append((f"best (step {best['step']:,})", best))
+    if result is not None and result.eval_after is not None:
+        columns.append(("after", _as_event(result.eval_after)))
+    elif evaluations and evaluations[-1]["step"] > 0:
+        columns.append((f"last (step {evaluations[-1]['step']:,})", evaluations[-1]))
+    if not columns:
+        return None
+    kinds = (
+        ("validation loss", "eval_loss", "{:.4f}".format),
+        ("perplexity", "eval_perplexity", "{:,.2f}".format),
+        ("tokens right", "eval_token_accuracy", share_text),
+        ("answers right", "eval_sequence_accuracy", share_text),
+    )
+    rows = tuple((name, *(_figure(event.get(key), form) for _, event in columns)) for name, key, form in kinds)
+    return Table(header=("", *(name for name, _ in columns)), rows=rows)
+
+
+def _as_event(result: EvaluationResult) -> dict[str, float]:
+    return {
+        "eval_loss": result.loss,
+        "eval_perplexity": result.perplexity,
+        "eval_token_accuracy": result.token_accuracy,
+        "eval_sequence_accuracy": result.sequence_accuracy,
+    }
+
+
+def _figure(value: Any, form: Callable[[float], str]) -> str:
+    if not is_number(value):
+        return "no number"
+    return form(value) if abs(value) < 1e8 else f"{value:.1e}"
+
+
+def _training_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
+    plan, result = records.plan, records.result
+    yield "steps", f"{records.step:,} of {plan.total_steps:,}"
+    epochs = result.epochs if result is not None else records.last_of("epoch")
+    if epochs is not None:
+        yield "epochs", f"{epochs:.2f}"
+    yield (
+        "a step",
+        f"{plan.global_batch_size:,} {plan.unit} = {plan.per_device_train_batch_size} a device x "
+        f"{plan.gradient_accumulation_steps} accumulated x {counted(plan.world_size, 'process')}",
+    )
+    if plan.packs is not None:
+        yield "packs", f"{plan.packs.num_packs:,} of up to {plan.packs.capacity:,} tokens, {plan.packs.fill:.1%} full"
+    size_of_model = records.footprint
+    if size_of_model is not None:
+        trained, whole = size_of_model.num_trainable_parameters, size_of_model.num_parameters
+        yield "model", f"{records.model_class}, {whole:,} parameters, {trained:,} trained ({percent(trained, whole)})"
+    if result is not None:
+        yield "time", f"{_duration(result.seconds)}, without evaluation and saving"
+    losses = [loss for _, loss in records.training_losses if is_number(loss)]
+    if losses:
+        yield "training loss", f"{losses[0]:.4f} logged first, {losses[-1]:.4f} last"
+    yield from _speed_rows(records)
+    peak = result.peak_memory_bytes if result is not None else records.last_of("peak_memory_bytes")
+    if peak:
+        yield "memory at most", size(round(peak))
+    yield "steps left out", f"{records.bad_steps:,}"
+
+
+def _speed_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
+    names = (
+        ("examples/s", "examples_per_second", "{:,.1f}"),
+        ("tokens/s", "tokens_per_second", "{:,.0f}"),
+        ("trained tokens/s", "supervised_tokens_per_second", "{:,.0f}"),
+    )
+    for name, field, form in names:
+        value = getattr(records.result, field) if records.result is not None else records.mean_of(field)
+        if is_number(value):
+            yield name, form.format(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _rows_table(data: DataReport) -> Table:
+    kinds = (
+        ("rows read", lambda s: f"{s.rows_read:,}"),
+        ("rows used", lambda s: f"{s.rows_used:,}"),
+        ("rows left out", lambda s: f"{s.num_dropped:,} ({percent(s.num_dropped, s.rows_read)})"),
+        ("tokens", lambda s: f"{s.tokens:,}"),
+        ("trained tokens", lambda s: f"{s.supervised_tokens:,} ({percent(s.supervised_tokens, s.tokens)})"),
+        ("longest row used", lambda s: f"{s.longest_row:,} tokens"),
+        ("median length", lambda s: f"{s.lengths.median:,} tokens" if s.lengths else "none"),
+        ("too long", lambda s: f"{s.rows_too_long:,}"),
+        ("cut in what is trained", lambda s: f"{s.rows_that_lose_the_end:,}"),
+        ("with a trained end", lambda s: f"{s.rows_with_trained_end:,}"),
+        ("repeat an earlier row", lambda s: f"{s.duplicates:,}"),
+    )
+    splits = list(_named(data))
+    rows = [(name, *(tell(split) for _, split in splits)) for name, tell in kinds]
+    if data.validation is not None:
+        rows.append(("also in training", "", f"{data.leakage:,}"))
+    return Table(header=("", *(name for name, _ in splits)), rows=tuple(rows))
+
+
+def _sources_table(data: DataReport) -> Table:
+    rows = tuple(
+        (name, source.name, source.format_name, f"{source.rows_read:,}", f"{source.rows_used:,}", f"{source.weight:g}")
+        for name, split in _named(data)
+        for source in split.sources
+    )
+    return Table(header=("split", "source", "format", "read", "used", "weight"), rows=rows)
+
+
+def _dropped_table(data: DataReport) -> Table | None:
+    rows = []
+    for name, split in _named(data):
+        for reason, count in split.rows_dropped.items():
+            first = next((row for row in split.dropped_examples if row.problem.reason == reason), None)
+            example = f"{first.source}: {first.problem.message}" if first is not None else ""
+            rows.append((name, reason, f"{count:,}", example))
+    return Table(header=("split", "reason", "rows", "the first"), rows=tuple(rows)) if rows else None
+
+
+def _given_table(records: ReportRecords) -> Table:
+    """What was set, and where; nested keys by their path."""
+    rows = []
+    for key, where in records.given.items():
+        value: Any = records.settings
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if not isinstance(value, Mapping):
+            rows.append((key, "none" if value is None else str(value), str(where)))
+    return Table(header=("key", "value", "given in"), rows=tuple(rows))
+
+
+def _environment_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
+    machine = records.machine
+    yield "device", f"{machine.device} ({machine.device_name})"
+    if machine.device_memory_bytes:
+        yield "memory", f"{size(machine.device_memory_bytes)} a device"
+    yield "CPU cores", f"{machine.num_cores:,}"
+    here = (
+        f", {machine.processes_here} of them on this machine"
+        if machine.processes_here < records.plan.world_size
+        else ""
+    )
+    yield "processes", f"{records.plan.world_size:,}{here}"
+    yield "system", machine.system
+    yield from machine.versions.items()
+
+
+def _digests_table(records: ReportRecords) -> Table:
+    rows = [("configuration", records.config_sha256)]
+    rows += [
+        (f"{name} rows", str(records.data_digests[name]))
+        for name in ("train", "validation")
+        if records.data_digests.get(name)
+    ]
+    return Table(header=("", "sha256"), rows=tuple(row for row in rows if row[1]))

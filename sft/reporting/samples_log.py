@@ -1,0 +1,49 @@
+"""`samples.jsonl`: a line for each answer to a sample prompt, with the step whose weights gave it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sft.reporting.metrics_log import read_metrics
+
+
+class SamplesLog:
+    """Appends answers to a file. A resumed run goes on behind the step it resumes from, and answers no step twice."""
+
+    def __init__(self, path: str | Path, *, resume_step: int | None = None):
+        """Args:
+        path: the file; it appears with the first answer.
+        resume_step: keep the lines up to this step, drop later ones (they will be written again); None starts anew.
+        """
+        self.path = Path(path)
+        if not self.path.is_file():
+            self._known = set()
+            return
+        kept = []
+        if resume_step is not None:
+            kept = [line for line in read_metrics(self.path) if line["step"] <= resume_step]
+        self._known = {(line["step"], line["prompt"]) for line in kept}
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(_as_text(kept), encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, self.path)
+
+    def write(self, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Appends answers of a step, those aside that stand there already; returns those appended.
+
+        Args:
+            lines: `step`, `prompt`, `answer`, `ended`, `reference` each.
+        """
+        new = [line for line in lines if (line["step"], line["prompt"]) not in self._known]
+        self._known |= {(line["step"], line["prompt"]) for line in new}
+        if new:
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+                stream.write(_as_text(new))
+        return new
+
+
+def _as_text(lines: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -1,0 +1,150 @@
+"""`run_summary.json`: what a run was and what came of it. Its keys are a contract for people's scripts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sft.common.data_records import DataReport, RowSource, SplitReport
+from sft.common.run_records import BatchPlan, TrainingResult
+from sft.reporting.metrics_log import json_safe
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "bitsandbytes")
+_OF_TRAINING = (
+    "steps", "epochs", "loss", "seconds", "examples_per_second", "tokens_per_second", "supervised_tokens_per_second",
+    "model_flops_per_second", "mfu", "peak_memory_bytes", "memory_share", "rows_dropped",
+)  # fmt: skip
+"""Fields of `TrainingResult` under `train`."""
+
+
+def build_summary(
+    result: TrainingResult,
+    report: DataReport,
+    plan: BatchPlan,
+    config_digest: str,
+    device: str,
+    *,
+    data_digests: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The summary's content, ready for JSON.
+
+    Args:
+        result: what training brought back.
+        report: the counts of the data.
+        plan: the batch plan at the end.
+        config_digest: of the configuration.
+        device: of the first process.
+        data_digests: of the rows of each split (see `run_facts.facts_of_run`).
+    """
+    train = {name: getattr(result, name) for name in _OF_TRAINING}
+    summary = {
+        "status": result.status,
+        "eval_before": result.eval_before and dataclasses.asdict(result.eval_before),
+        "eval_after": result.eval_after and dataclasses.asdict(result.eval_after),
+        "train": train,
+        "data": {
+            "rows_read": report.rows_read,
+            "rows_used": report.rows_used,
+            "rows_dropped": report.rows_dropped,
+            "train": split_counts(report.train),
+            "validation": report.validation and split_counts(report.validation),
+            "leakage": report.leakage,
+            "is_complete": report.is_complete,
+            "digests": dict(data_digests or {}),
+        },
+        "batch_plan": plan_document(plan),
+        "bad_steps": result.bad_steps,
+        "memory_shortages": result.memory_shortages,
+        "samples": [dataclasses.asdict(sample) for sample in result.samples],
+        "samples_ended": {
+            "asked": len(result.samples),
+            "before": sum(sample.before_ended is True for sample in result.samples),
+            "after": sum(sample.after_ended is True for sample in result.samples),
+        },
+        "device": device,
+        "versions": installed_versions(),
+        "config_sha256": config_digest,
+        "last_checkpoint": result.last_checkpoint,
+    }
+    return json_safe(summary)
+
+
+def plan_document(plan: BatchPlan) -> dict[str, Any]:
+    """The batch plan in numbers; of packs their sizes, not which rows stand in them."""
+    packs = plan.packs
+    return {
+        "per_device_train_batch_size": plan.per_device_train_batch_size,
+        "per_device_eval_batch_size": plan.per_device_eval_batch_size,
+        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "world_size": plan.world_size,
+        "global_batch_size": plan.global_batch_size,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "parts": plan.parts,
+        "packs": packs and {"num_packs": packs.num_packs, "capacity": packs.capacity, "fill": packs.fill},
+    }
+
+
+def plan_facts(plan: BatchPlan) -> dict[str, Any]:
+    """The plan as a checkpoint keeps it, with what the settings said of sizes; ready for JSON."""
+    return json_safe({**plan_document(plan), "asked": dict(plan.asked)})
+
+
+def write_json(document: dict[str, Any], path: str | Path) -> None:
+    """Writes a document so that a reader never sees half of it."""
+    target = Path(path)
+    temporary = target.with_suffix(".tmp")
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    # Half a surrogate pair, out of someone's data, has no UTF-8; written `\\ud800` it is JSON's own escape.
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(temporary, target)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a result."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def split_counts(split: SplitReport) -> dict[str, Any]:
+    """Every count of a split, ready for JSON."""
+    return {
+        "format": split.format_name,
+        "files": list(split.files),
+        "rows_read": split.rows_read,
+        "rows_used": split.rows_used,
+        "rows_dropped": dict(split.rows_dropped),
+        "dropped_examples": [
+            {"source": str(row.source), "reason": row.problem.reason, "message": row.problem.message}
+            for row in split.dropped_examples
+        ],
+        "sources": [dataclasses.asdict(source) for source in split.sources],
+        "duplicates": split.duplicates,
+        "duplicate_examples": pairs_of_places(split.duplicate_examples),
+        "rows_too_long": split.rows_too_long,
+        "rows_that_lose_the_answer": split.rows_that_lose_the_answer,
+        "rows_that_lose_the_end": split.rows_that_lose_the_end,
+        "rows_that_lose_only_prompt": split.rows_that_lose_only_prompt,
+        "rows_with_trained_end": split.rows_with_trained_end,
+        "notes": dict(split.notes),
+        "tokens": split.tokens,
+        "supervised_tokens": split.supervised_tokens,
+        "longest_row": split.longest_row,
+        "lengths": split.lengths and dataclasses.asdict(split.lengths),
+    }
+
+
+def pairs_of_places(pairs: Sequence[tuple[RowSource, RowSource]]) -> list[list[str]]:
+    """Rows with the rows that they repeat, as `file:line`."""
+    return [[str(row), str(original)] for row, original in pairs]

@@ -1,0 +1,298 @@
+"""The batch sizes that settings leave to a trial, and the plan that comes of them; the same on every process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.batching.advice import MemoryFacts, advise, predict
+from sft.batching.fit import BatchFit, Trial, candidate_sizes, fit_batch_size
+from sft.batching.plan import resolve_batch_plan
+from sft.checkpointing.checkpoints import saved_batch_plan
+from sft.common.data_records import RowDataset, TrainingData
+from sft.common.errors import ConfigError, MemoryShortage
+from sft.common.machine_records import MemoryLimits
+from sft.common.run_records import BatchPlan, DistributedContext, Precision
+from sft.common.text import size
+from sft.configuration.batch_sizes import AUTO, with_accumulation
+from sft.configuration.schema import SFTConfig, TrainingConfig
+from sft.modeling.footprint import footprint
+from sft.processes.agreement import agree_on_smallest
+from sft.processes.device_memory import available_memory_bytes, process_memory_bytes
+from sft.processes.environment import num_processes_here, uses_deepspeed
+from sft.reporting.log_lines import trial_line
+from sft.training.arguments import checkpointing_options
+from sft.training.memory_probe import MemoryProbe, full_packs, longest_rows
+from sft.training.row_layout import RowLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger("sft.train")
+MOST_ROWS = 1024
+"""Of a micro-batch where no global batch size limits it."""
+MOST_EVALUATION_ROWS = 256
+"""Larger evaluation batches are no faster anywhere."""
+
+
+def resolve_batches(
+    config: SFTConfig,
+    data: TrainingData,
+    model: "PreTrainedModel",
+    layout: RowLayout,
+    precision: Precision,
+    context: DistributedContext,
+    *,
+    checkpoint: Path | None,
+    own: DistributedContext,
+    limits: MemoryLimits,
+) -> BatchPlan:
+    """The plan of the run: sizes as they were set, as the checkpoint's run had them, or as a trial finds them.
+
+    Args:
+        config: the whole; of it the sizes, and what memory depends on.
+        data: the rows; the longest of them are tried.
+        model: on its device, with its adapters.
+        layout: how rows become a micro-batch.
+        precision: the types to compute in.
+        context: the processes that share a step.
+        checkpoint: what the run goes on from; None for a fresh start.
+        own: the processes that are really there: in a rehearsal this one alone.
+        limits: of each device's memory.
+
+    Raises:
+        ConfigError: if the sizes do not make up the global batch size, or nothing can be tried here.
+        MemoryShortage: if not even one row fits.
+    """
+    training = with_accumulation(config.training, context.world_size)
+    asked = _asked(config.training)
+    before = saved_batch_plan(checkpoint) if checkpoint else None
+    parts = 1
+    if before is not None and _can_go_on_with(before, training, asked, context):
+        training = replace(
+            training,
+            per_device_train_batch_size=before["per_device_train_batch_size"],
+            per_device_eval_batch_size=before["per_device_eval_batch_size"],
+            gradient_accumulation_steps=before["gradient_accumulation_steps"],
+        )
+        parts = before["parts"]
+    elif AUTO in asked.values():
+        finder = _Finder(config, training, data, model, layout, precision, context, own, limits)
+        training = finder.settle()
+    plan = resolve_batch_plan(
+        training, data.num_train_rows, context, lengths=data.train.lengths, longest=config.data.max_seq_length
+    )
+    return replace(plan, parts=parts, asked=asked)
+
+
+def _asked(training: TrainingConfig) -> dict[str, Any]:
+    """What the settings say of sizes, which a checkpoint keeps: whoever changes them wants them changed."""
+    names = (
+        "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+        "global_batch_size", "tokens_per_batch", "packing",
+    )  # fmt: skip
+    return {name: getattr(training, name) for name in names}
+
+
+def _can_go_on_with(
+    before: dict[str, Any], training: TrainingConfig, asked: dict[str, Any], context: DistributedContext
+) -> bool:
+    """Whether a checkpoint's plan is this run's; tells it in the log where it matters."""
+    if before["asked"] != asked:
+        return False
+    if before["world_size"] == context.world_size:
+        if AUTO in asked.values() or before["parts"] > 1:
+            logger.info("Batch sizes are those of the run that goes on.")
+        return True
+    if AUTO in asked.values() and training.global_batch_size is None:
+        raise ConfigError(
+            f"per_device_train_batch_size: auto chose {before['per_device_train_batch_size']} rows on "
+            f"{before['world_size']} processes, and now there are {context.world_size}: the rows of a step would "
+            f"change in the middle of the run. Write global_batch_size: {before['global_batch_size']}."
+        )
+    return False
+
+
+def memory_limits(training: TrainingConfig, context: DistributedContext) -> MemoryLimits:
+    """What this process may hold at its fullest; to be asked before there is a model.
+
+    Args:
+        training: the training section.
+        context: this process.
+    """
+    process_bytes = process_memory_bytes(context.device)
+    if training.memory_budget_gib is not None:
+        return MemoryLimits(budget_bytes=int(training.memory_budget_gib * 2**30), process_bytes=process_bytes)
+    available = available_memory_bytes(context.device, num_processes_here(context.world_size))
+    budget = available and int(available * training.target_memory_utilization)
+    return MemoryLimits(budget_bytes=budget, process_bytes=process_bytes)
+
+
+def _check_can_be_tried(training: TrainingConfig, context: DistributedContext, limits: MemoryLimits) -> None:
+    reason = None
+    if uses_deepspeed(training.extra_training_arguments):
+        reason = "it tries the whole model on one device, and DeepSpeed spreads it over several; give a number"
+    elif context.device == "mps":
+        reason = "it knows CPUs and CUDA devices, not Apple's; give a number"
+    elif limits.budget_bytes is None:
+        reason = "this system does not tell how much memory is free; set memory_budget_gib"
+    if reason is not None:
+        raise ConfigError(f"per_device_train_batch_size: auto: {reason}.")
+
+
+class _Finder:
+    """Tries the sizes that are left open."""
+
+    def __init__(
+        self,
+        config: SFTConfig,
+        training: TrainingConfig,
+        data: TrainingData,
+        model: "PreTrainedModel",
+        layout: RowLayout,
+        precision: Precision,
+        context: DistributedContext,
+        own: DistributedContext,
+        limits: MemoryLimits,
+    ):
+        self._training = training
+        self._data = data
+        self._context = context
+        self._own = own
+        self._layout = layout
+        self._precision = precision
+        self._footprint = footprint(model)
+        self._longest = config.data.max_seq_length
+        _check_can_be_tried(training, own, limits)
+        self._limits = limits
+        self._probe = MemoryProbe(
+            model,
+            precision,
+            context.device,
+            collator=layout.collator,
+            evaluation_collator=layout.evaluation_collator,
+            attention=layout.attention,
+            output=layout.output,
+            optimizer=training.optim,
+            checkpointing=checkpointing_options(training),
+        )
+
+    def settle(self) -> TrainingConfig:
+        """The training section with numbers for all that was `auto`."""
+        training = self._training
+        changes: dict[str, int] = {}
+        with self._probe.standing_in_for_training():
+            if training.per_device_train_batch_size == AUTO:
+                rows = self._training_size()
+                changes["per_device_train_batch_size"] = rows
+                if training.global_batch_size is not None:
+                    together = rows * self._context.world_size
+                    changes["gradient_accumulation_steps"] = training.global_batch_size // together
+            if training.per_device_eval_batch_size == AUTO:
+                changes["per_device_eval_batch_size"] = self._evaluation_size()
+        return replace(training, **changes)
+
+    def _training_size(self) -> int:
+        training, world_size = self._training, self._context.world_size
+        num_units = self._data.num_train_rows or MOST_ROWS
+        a_device = training.global_batch_size and training.global_batch_size // world_size
+        most = max(num_units // (world_size * training.gradient_accumulation_steps), 1)
+        candidates = candidate_sizes(a_device, a_device or min(most, MOST_ROWS))
+        unit = "pack" if training.packing else "row"
+        fit = self._fit(candidates, lambda count: self._probe.train(self._training_rows(count)))
+        if fit.size is None:
+            raise self._shortage(fit, unit, self._longest_of(self._data.train))
+        chosen = agree_on_smallest(fit.size, self._own)
+        _tell("Batch size", fit, chosen, unit)
+        if a_device is None:
+            logger.info(
+                "A step takes what fits here: write global_batch_size: %d to have the same on any machine.",
+                chosen * training.gradient_accumulation_steps * world_size,
+            )
+        return chosen
+
+    def _evaluation_size(self) -> int:
+        rows = self._data.validation
+        if rows is None:
+            return 1
+        most = min(max(len(rows) // self._context.world_size, 1), MOST_EVALUATION_ROWS)
+        fit = self._fit(
+            candidate_sizes(None, most), lambda count: self._probe.evaluate(longest_rows(rows, count)), trains=False
+        )
+        # Training fits, so one row at a time is worth an attempt, whatever the trial said.
+        chosen = agree_on_smallest(fit.size or 1, self._own)
+        _tell("Evaluation batch size", fit, chosen, "row")
+        return chosen
+
+    def _fit(self, candidates: Sequence[int], measure: Callable[[int], Trial], *, trains: bool = True) -> BatchFit:
+        def measured(count: int) -> Trial:
+            return replace(measure(count), size=count)  # of packs, not of the rows in them
+
+        fit = fit_batch_size(
+            candidates, measured, self._limits.budget_bytes, predict=lambda size: self._predicted(size, trains)
+        )
+        # All processes stop together where one of them has no room.
+        if agree_on_smallest(fit.size or 0, self._own) == 0:
+            return replace(fit, size=None)
+        return fit
+
+    def _training_rows(self, size: int) -> list[Any]:
+        """The fullest micro-batch that can come."""
+        rows = self._data.train
+        if self._training.packing:
+            return full_packs(rows, size, capacity=self._longest, longest=self._longest)
+        if self._data.stream is not None:  # whose rows were not all looked at
+            return full_packs(rows, size, capacity=self._longest, longest=self._longest)
+        return longest_rows(rows, size)
+
+    def _longest_of(self, rows: RowDataset) -> int:
+        is_open = self._training.packing or self._data.stream is not None
+        return self._longest if is_open else int(rows.lengths.max())
+
+    def _predicted(self, size: int, trains: bool) -> int:
+        """By arithmetic; without a word on evaluation, where hardly anything is kept."""
+        return predict(self._facts(size)).total_bytes if trains else 0
+
+    def _facts(self, count: int) -> MemoryFacts:
+        """What the memory of a micro-batch of so many depends on."""
+        rows, training = self._training_rows(count), self._training
+        longest = max(len(row["input_ids"]) for row in rows)
+        tokens = sum(len(row["input_ids"]) for row in rows) if self._layout.is_flat else len(rows) * longest
+        return MemoryFacts(
+            footprint=self._footprint,
+            per_device_train_batch_size=count,
+            gradient_accumulation_steps=2,  # that gradients stand beside a micro-batch is all that matters here
+            tokens=tokens,
+            longest_row=longest,
+            max_seq_length=self._longest,
+            weights=self._precision.weights,
+            mixed=self._precision.mixed,
+            optimizer=training.optim,
+            gradient_checkpointing=training.gradient_checkpointing,
+            device=self._context.device,
+            score_chunk_bytes=self._layout.output.chunk_bytes,
+            world_size=self._context.world_size,
+            process_bytes=self._limits.process_bytes,
+        )
+
+    def _shortage(self, fit: BatchFit, unit: str, longest: int) -> MemoryShortage:
+        """What to say where not even one fits, here or on another process."""
+        peak = fit.trials[0].peak_bytes
+        needs = f"takes {size(peak)}" if peak is not None else "runs out of memory"
+        advice = advise(self._facts(1), fit.budget_bytes)
+        changes = [f"{each.change} ({size(each.needed_bytes)})" for each in advice if each.fits]
+        way_out = f"By arithmetic these fit: {'; '.join(changes)}." if changes else "Raise memory_budget_gib."
+        if not advice:
+            way_out = "Set gradient_checkpointing: true, a smaller max_seq_length, or raise memory_budget_gib."
+        return MemoryShortage(
+            f"per_device_train_batch_size: auto: a single {unit} ({longest:,} tokens) {needs} with model, "
+            f"gradients and optimizer, and the budget is {size(fit.budget_bytes)} a device. {way_out}"
+        )
+
+
+def _tell(what: str, fit: BatchFit, chosen: int, unit: str) -> None:
+    peak = next(trial.peak_bytes for trial in fit.trials if trial.size == chosen)
+    logger.info(trial_line(what, chosen, unit, [trial.size for trial in fit.trials], peak, fit.budget_bytes))

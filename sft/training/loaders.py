@@ -1,0 +1,79 @@
+"""From rows to the micro-batches of this process: samplers and loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from sft.batching.layout import SupervisedRows
+from sft.batching.order import PackedBatchSampler, RankBatchSampler
+from sft.batching.stream import MicroBatchStream
+from sft.common.data_records import RowDataset
+from sft.common.run_records import BatchPlan, DistributedContext
+from sft.processes.environment import tokenize_in_one_thread
+
+
+def training_sampler(
+    rows: RowDataset, arguments: TrainingArguments, plan: BatchPlan, context: DistributedContext
+) -> RankBatchSampler:
+    """Which rows are trained when: row by row, or pack by pack."""
+    options = {
+        "rank": context.rank,
+        "world_size": context.world_size,
+        "seed": arguments.seed if arguments.data_seed is None else arguments.data_seed,
+        "strategy": arguments.train_sampling_strategy,
+        "drop_last": arguments.dataloader_drop_last,
+    }
+    if plan.packs is not None:
+        return PackedBatchSampler(plan.packs, plan.per_device_train_batch_size, **options)
+    lengths = rows.lengths if arguments.train_sampling_strategy == "group_by_length" else None
+    return RankBatchSampler(len(rows), plan.per_device_train_batch_size, lengths=lengths, **options)
+
+
+def evaluation_sampler(rows: RowDataset, batch_size: int, context: DistributedContext) -> RankBatchSampler:
+    """This process's share of the evaluation rows; every row once over all processes."""
+    return RankBatchSampler(
+        len(rows), batch_size, rank=context.rank, world_size=context.world_size, strategy="sequential"
+    )
+
+
+def rows_loader(
+    rows: RowDataset, sampler: RankBatchSampler, collator: Callable[..., dict], arguments: TrainingArguments
+) -> DataLoader:
+    """The sampler's micro-batches, laid out."""
+    return DataLoader(SupervisedRows(rows), batch_sampler=sampler, collate_fn=collator, **_loader_options(arguments))
+
+
+def stream_loader(stream: MicroBatchStream, arguments: TrainingArguments) -> DataLoader:
+    """The micro-batches of a stream, which are laid out already."""
+    return DataLoader(
+        stream,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        worker_init_fn=_start_tokenizing_worker,
+        **_loader_options(arguments),
+    )
+
+
+def _loader_options(arguments: TrainingArguments) -> dict[str, Any]:
+    workers = arguments.dataloader_num_workers
+    return {
+        "num_workers": workers,
+        "pin_memory": arguments.dataloader_pin_memory,
+        "persistent_workers": workers > 0 and arguments.dataloader_persistent_workers,
+        "prefetch_factor": arguments.dataloader_prefetch_factor if workers else None,
+        "multiprocessing_context": getattr(arguments, "dataloader_multiprocessing_context", None) if workers else None,
+        "in_order": getattr(arguments, "dataloader_in_order", True),
+    }
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_tokenizing_worker(worker: int) -> None:
+    """The tokenizer's own threads did not survive the fork of a worker process."""
+    tokenize_in_one_thread()

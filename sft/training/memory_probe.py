@@ -1,0 +1,162 @@
+"""The real model with the longest rows, tried out before training: what a micro-batch takes, in memory and time.
+
+It leaves no trace: weights, gradients, random numbers and the order of rows are as if nothing had been tried.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sft.batching.fit import Trial
+from sft.batching.layout import FlatCollator, PaddedCollator, model_inputs
+from sft.batching.memory import optimizer_bytes
+from sft.batching.moving import moved
+from sft.common.data_records import RowDataset
+from sft.common.run_records import Precision
+from sft.modeling.document_attention import documents_apart
+from sft.modeling.gradient_checkpointing import checkpointed
+from sft.modeling.output_layer import OutputLayer
+from sft.modeling.random_state import RandomState
+from sft.processes.device_memory import PeakWatch
+from sft.processes.heap import give_back_freed_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Row = Mapping[str, np.ndarray]
+
+
+class MemoryProbe:
+    """Trains and evaluates micro-batches of the longest rows, every token supervised, without an update."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        precision: Precision,
+        device: str,
+        *,
+        collator: FlatCollator | PaddedCollator,
+        evaluation_collator: FlatCollator | PaddedCollator,
+        attention: str | None,
+        output: OutputLayer,
+        optimizer: str,
+        checkpointing: Mapping[str, Any] | None,
+    ):
+        """Args:
+        model: on its device, with its adapters.
+        precision: the types to compute in.
+        device: of this process.
+        collator, evaluation_collator, attention, output: see `row_layout.RowLayout`.
+        optimizer: name of the optimizer; its states are stood in for by as many bytes.
+        checkpointing: options of gradient checkpointing; None where activations are kept.
+        """
+        self._model = model
+        self._collators = (evaluation_collator, collator)
+        self._attention = attention
+        self._output = output
+        self._precision = precision
+        self._device = device
+        self._optimizer = optimizer
+        self._checkpointing = checkpointing
+
+    @contextmanager
+    def standing_in_for_training(self) -> Iterator[None]:
+        """What training holds beside a micro-batch stands in memory while this lasts; then everything is as before."""
+        state = RandomState.of(self._device)
+        was_training = self._model.training
+        trained = [weight for weight in self._model.parameters() if weight.requires_grad]
+        # Written to, or the system would not really give it.
+        states = [
+            torch.full((size,), 1, dtype=torch.uint8, device=weight.device)
+            for weight, size in ((weight, self._state_bytes(weight)) for weight in trained)
+        ]
+        try:
+            with checkpointed(self._model, self._checkpointing):
+                yield
+        finally:
+            for weight in trained:
+                weight.grad = None
+            self._model.train(was_training)
+            states.clear()
+            if self._device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            else:
+                give_back_freed_memory()
+            state.restore()
+
+    def _state_bytes(self, weight: torch.Tensor) -> int:
+        return round(weight.numel() * optimizer_bytes(self._optimizer, weight.element_size()))
+
+    def train(self, rows: Sequence[Row]) -> Trial:
+        """Forward and backward pass of a micro-batch, on top of the gradients of those before.
+
+        Raises:
+            torch.OutOfMemoryError: if it does not fit.
+        """
+        self._model.train()
+        return self._trial(rows, trains=True)
+
+    def evaluate(self, rows: Sequence[Row]) -> Trial:
+        """What evaluation does with a batch.
+
+        Raises:
+            torch.OutOfMemoryError: if it does not fit.
+        """
+        self._model.eval()
+        for weight in self._model.parameters():
+            weight.grad = None
+        return self._trial(rows, trains=False)
+
+    def _trial(self, rows: Sequence[Row], *, trains: bool) -> Trial:
+        collator = self._collators[trains]
+        if isinstance(collator, FlatCollator):
+            # Not every micro-batch has leading tokens to share.
+            collator = FlatCollator(collator.pad_token_id, longest=collator.longest)
+        started = time.perf_counter()
+        with PeakWatch(self._device) as watch:
+            batch = moved(collator(rows), torch.device(self._device))
+            with documents_apart(self._model, self._attention):
+                if trains:
+                    with self._autocast():
+                        loss = self._output.loss_sum(self._model, model_inputs(batch), batch)
+                    (loss / max(len(batch["targets"]), 1)).backward()
+                    del loss
+                else:
+                    with self._autocast(), torch.no_grad():
+                        self._output.losses_and_hits(self._model, model_inputs(batch), batch)
+        return Trial(
+            size=len(rows),
+            tokens=batch["counts"]["tokens"],
+            peak_bytes=watch.peak_bytes,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _autocast(self) -> AbstractContextManager:
+        if self._precision.mixed == "no":
+            return nullcontext()
+        dtype = torch.bfloat16 if self._precision.mixed == "bf16" else torch.float16
+        return torch.autocast(torch.device(self._device).type, dtype=dtype)
+
+
+def longest_rows(dataset: RowDataset, count: int) -> list[Row]:
+    """The longest rows, each with every token supervised; the longest again where there are too few."""
+    order = np.argsort(-dataset.lengths, kind="stable")[:count].tolist()
+    order += [order[0]] * (count - len(order))
+    return [_all_supervised(dataset[row]["input_ids"]) for row in order]
+
+
+def full_packs(dataset: RowDataset, count: int, capacity: int, longest: int) -> list[Row]:
+    """Rows that fill so many packs: tokens of the longest row over and over, in rows of up to `longest` tokens."""
+    ids = np.asarray(dataset[int(np.argmax(dataset.lengths))]["input_ids"])
+    lengths = [min(longest, capacity - start) for start in range(0, capacity, longest)]
+    return [_all_supervised(np.resize(ids, length)) for _ in range(count) for length in lengths]
+
+
+def _all_supervised(input_ids: np.ndarray) -> Row:
+    return {"input_ids": input_ids, "labels": input_ids}

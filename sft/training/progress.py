@@ -1,0 +1,132 @@
+"""What has been trained so far, in which time, and what the device holds: the figures that a step logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from sft.common.run_records import DistributedContext, ModelFootprint
+from sft.modeling.flops import training_flops
+from sft.processes.device_memory import held_memory_bytes, peak_memory_bytes, reserved_memory_bytes, total_memory_bytes
+from sft.processes.utilization import CpuUtilization, GpuUtilization
+
+COUNTED = ("supervised", "tokens", "rows", "laid_out", "squares")
+"""Counts of a micro-batch that are added up; see `sft.batching.layout.BatchCounts`."""
+_SPEEDS = ("supervised_tokens_per_second", "tokens_per_second", "examples_per_second", "computed_tokens_per_second")
+_SEEN = ("supervised_tokens_seen", "tokens_seen", "rows_seen")
+_NUM_COUNTS = len(COUNTED) + 1
+
+
+class TrainingProgress:
+    """Counts of all ranks together, and a clock that stands still while nothing is trained."""
+
+    def __init__(
+        self,
+        context: DistributedContext,
+        device: torch.device,
+        *,
+        size: ModelFootprint,
+        peak_flops: float | None = None,
+    ):
+        """Args:
+        context: this process.
+        device: where the counts are kept, so that counting never waits.
+        size: of the model, for the operations that its tokens cost.
+        peak_flops: operations a second that one device can do at most; None where that is not known.
+        """
+        where = "cpu" if device.type == "mps" else device
+        self.counts = torch.zeros(_NUM_COUNTS, dtype=torch.float64, device=where)
+        """Supervised tokens, tokens, rows, tokens that are computed (padding too, shared leading ones once), squares of
+        the rows' lengths, empty slots of a stream."""
+        self.seen_before = [0.0] * len(_SEEN)
+        """Supervised tokens, tokens and rows that the run was trained on before this process went on with it."""
+        self._size = size
+        self.peak_flops = peak_flops
+        self._context = context
+        self._started = self._paused = 0.0
+        self._is_paused = False
+        self.on_wait: Callable[[str, float | None], None] = lambda kind, seconds: None
+        """Is told what training waits for, and at the end how long that took."""
+        self._logged = (0.0, [0.0] * _NUM_COUNTS)
+        self._gpu = GpuUtilization(context.device)
+        self._cpu = CpuUtilization()
+
+    def start(self) -> None:
+        """Sets the clock to 0."""
+        self._started, self._paused = time.perf_counter(), 0.0
+
+    def seconds(self) -> float:
+        """Seconds of training."""
+        return time.perf_counter() - self._started - self._paused
+
+    @contextmanager
+    def paused(self, kind: str) -> Iterator[None]:
+        """Stops the clock for as long as this lasts; within another pause it changes nothing.
+
+        Args:
+            kind: what training waits for: `evaluating`, `saving`, `answering`.
+        """
+        if self._is_paused:
+            yield
+            return
+        self._is_paused, since = True, time.perf_counter()
+        self.on_wait(kind, None)
+        try:
+            yield
+        finally:
+            self._is_paused = False
+            seconds = time.perf_counter() - since
+            self._paused += seconds
+            self.on_wait(kind, seconds)
+
+    def seen(self) -> list[float]:
+        """Supervised tokens, tokens and rows that the run was trained on so far, all its processes together."""
+        return [before + here for before, here in zip(self.seen_before, self.counts.tolist(), strict=False)]
+
+    def model_flops(self, *, since: Sequence[float] | None = None) -> int:
+        """Operations of the tokens trained on, padding aside (see `training_flops`).
+
+        Args:
+            since: earlier counts; None for all of this process's run.
+        """
+        counts = self.counts.tolist()
+        _, tokens, _, _, squares, _ = counts if since is None else [n - o for n, o in zip(counts, since, strict=True)]
+        return training_flops(self._size, tokens=round(tokens), squares=round(squares))
+
+    def utilization(self, flops_per_second: float) -> float | None:
+        """Share of what all devices could do at most (MFU); None where that is not known."""
+        if self.peak_flops is None:
+            return None
+        return flops_per_second / (self.peak_flops * self._context.world_size)
+
+    def figures(self, *, is_stream: bool) -> dict[str, float]:
+        """Speed since the last call, memory and utilization; bytes, and shares between 0 and 1."""
+        seconds, counts = self.seconds(), self.counts.tolist()
+        last_seconds, last_counts = self._logged
+        self._logged = (seconds, counts)
+        elapsed = max(seconds - last_seconds, 1e-9)
+        values = {n: (new - old) / elapsed for n, new, old in zip(_SPEEDS, counts, last_counts, strict=False)}
+        if is_stream:
+            values["rows_dropped"] = counts[-1]
+        values |= {name: round(count) for name, count in zip(_SEEN, self.seen(), strict=True)}
+        values["model_flops_per_second"] = self.model_flops(since=last_counts) / elapsed
+        mfu = self.utilization(values["model_flops_per_second"])
+        if mfu is not None:
+            values["mfu"] = mfu
+        device = self._context.device
+        held = values["memory_allocated_bytes"] = held_memory_bytes(device)
+        reserved, total = reserved_memory_bytes(device), total_memory_bytes(device)
+        if reserved is not None:
+            values["memory_reserved_bytes"] = reserved
+        # Linux counts pages by processor and adds up roughly: its peak may be a little less than what is held.
+        values["peak_memory_bytes"] = max(peak_memory_bytes(device), held)
+        if total:
+            values["memory_share"] = values["peak_memory_bytes"] / total
+        values["cpu_utilization"] = self._cpu.read()
+        gpu = self._gpu.read()
+        if gpu is not None:
+            values["gpu_utilization"] = gpu
+        return values

@@ -1,0 +1,168 @@
+"""`report.html` and `report.md`: written while a run trains, so that it can be watched, and at its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from sft.common.data_records import TrainingData
+from sft.common.errors import one_line
+from sft.common.run_records import BatchPlan, DistributedContext, TrainingResult
+from sft.configuration.schema import SFTConfig
+from sft.configuration.values import config_sha256, config_to_yaml, config_values
+from sft.modeling.footprint import footprint
+from sft.processes.signals import signal_name
+from sft.reporting.environment import describe_machine
+from sft.reporting.metrics_log import read_metrics
+from sft.reporting.report.facts import find_facts
+from sft.reporting.report.html_page import report_html
+from sft.reporting.report.markdown_page import report_markdown
+from sft.reporting.report.records import (
+    COMPLETED,
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    ReportRecords,
+    answers_of,
+    read_answers,
+)
+
+logger = logging.getLogger("sft.train")
+HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
+
+
+class RunReport(TrainerCallback):
+    """The report of a run, by its main process alone. That it cannot be written never ends a run."""
+
+    def __init__(
+        self,
+        config: SFTConfig,
+        data: TrainingData,
+        context: DistributedContext,
+        *,
+        model: Any,
+        plan: Callable[[], BatchPlan],
+        bad_steps: Callable[[], int],
+        data_digests: Mapping[str, Any],
+        command: str,
+    ):
+        """Args:
+        config: the whole.
+        data: what is trained on.
+        context: this process.
+        model: as it will be trained.
+        plan: tells the batch plan as it is.
+        bad_steps: tells how many steps were left out so far.
+        data_digests: of the rows of each split.
+        command: what was typed, without a word on resuming.
+        """
+        self._config, self._data, self._context, self._model = config, data, context, model
+        self._plan, self._bad_steps = plan, bad_steps
+        self._data_digests, self._command = dict(data_digests), command
+        self._output = Path(config.training.output_dir)
+        self._records: ReportRecords | None = None
+        """What does not change while it runs; gathered at the first writing."""
+        self._step = 0
+        self._failure: str | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._write_as_it_runs(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._step = state.global_step
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._write_as_it_runs(state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._data.validation is None:
+            self._write_as_it_runs(state.global_step)  # nothing is evaluated, so nothing else would show how it goes
+
+    def _write_as_it_runs(self, step: int) -> None:
+        self._step = step
+        self._write(status=RUNNING, step=step)
+
+    def finish(self, result: TrainingResult) -> None:
+        """Writes the report of a run that has come to its end, or was stopped."""
+        self._write(
+            status=COMPLETED if result.status == "completed" else INTERRUPTED,
+            step=result.steps,
+            result=result,
+            ended_by=signal_name(result.stopped_by) if result.stopped_by else None,
+        )
+
+    @contextmanager
+    def told_of_failure(self) -> Iterator[None]:
+        """What ends the run in here is told in the report too, which would else look like that of a run that runs."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            self._write(status=FAILED, step=self._step, failure=one_line(error))
+            raise
+
+    def _write(self, **known: Any) -> None:
+        if not self._context.is_main_process:
+            return
+        try:
+            self._records = self._records or self._first_records()
+            facts = find_facts(self._records_now(known))
+            _write_text(self._output / HTML_FILE, report_html(facts))
+            _write_text(self._output / MARKDOWN_FILE, report_markdown(facts))
+        except Exception as error:
+            # The run is worth more than its report, whatever the reason.
+            problem = one_line(error)
+            if problem != self._failure or known["status"] != RUNNING:
+                logger.warning("%s cannot be written: %s", self._output / HTML_FILE, problem)
+            self._failure = problem
+
+    def _first_records(self) -> ReportRecords:
+        config, model = self._config, self._model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return ReportRecords(
+            name=config.logging.run_name or self._output.resolve().name,
+            status=RUNNING,
+            step=0,
+            plan=self._plan(),
+            data=self._data.report,
+            settings=config_values(config),
+            settings_yaml=config_to_yaml(config),
+            given=dict(config.origins),
+            config_sha256=config_sha256(config),
+            data_digests=self._data_digests,
+            footprint=footprint(model),
+            model_class=type(base).__name__,
+            machine=describe_machine(self._context),
+            is_chat=self._data.is_chat,
+            command=self._command,
+        )
+
+    def _records_now(self, known: Mapping[str, Any]) -> ReportRecords:
+        metrics = self._output / "metrics.jsonl"
+        prompts = read_answers(self._output / "samples.jsonl")
+        result = known.get("result")
+        if not prompts and result is not None:
+            prompts = answers_of(result.samples, result.steps)
+        return replace(
+            self._records,
+            plan=self._plan(),
+            bad_steps=self._bad_steps(),
+            events=read_metrics(metrics) if metrics.is_file() else (),
+            prompts=prompts,
+            written_at=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
+            **known,
+        )
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(temporary, path)

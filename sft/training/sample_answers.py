@@ -1,0 +1,187 @@
+"""The sample prompts, answered before training, at each evaluation and after: what a person looks at first.
+
+Answering changes nothing of the run: random numbers, the model's mode, its attention and the clock are as before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from sft.checkpointing.checkpoints import checkpoint_step
+from sft.common.data_records import SamplePrompt
+from sft.common.run_records import Answer, SampleAnswer
+from sft.modeling.document_attention import attention_of, documents_apart
+from sft.modeling.random_state import RandomState
+from sft.modeling.sample_prompts import answer_prompts
+from sft.modeling.sharding import let_go_of_gathered
+from sft.reporting.samples_log import SamplesLog
+from sft.reporting.trackers.install import Trackers
+from sft.training.checkpointed_trainer import CheckpointedTrainer
+from sft.training.run_identity import first_answers
+
+logger = logging.getLogger("sft.train")
+
+
+class SampleAnswers(TrainerCallback):
+    """Asks the model of a trainer, and keeps what it said, by step."""
+
+    def __init__(
+        self,
+        trainer: CheckpointedTrainer,
+        prompts: Sequence[SamplePrompt],
+        eos_token_ids: list[int],
+        *,
+        max_new_tokens: int,
+        at_evaluations: bool,
+        log: SamplesLog | None,
+        trackers: Trackers,
+    ):
+        """Args:
+        trainer: whose model answers. Its attention must be the model's own by now.
+        prompts: what to ask.
+        eos_token_ids: tokens that end an answer.
+        max_new_tokens: of an answer.
+        at_evaluations: whether to ask at evaluations while training too.
+        log: the record; None where this process keeps none.
+        trackers: show the answers too.
+        """
+        self._trainer = trainer
+        self._prompts = prompts
+        self._eos_token_ids = eos_token_ids
+        self._max_new_tokens = max_new_tokens
+        self._at_evaluations = at_evaluations
+        self._log = log
+        self._trackers = trackers
+        self._own_attention = attention_of(trainer.model)
+        self._answers: dict[int, list[Answer]] = {}
+        self._is_training = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._is_training = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._is_training and self._at_evaluations:
+            self.ask(step=state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._is_training = False
+
+    def remember_first(self, known: dict[str, Answer]) -> None:
+        """Takes the answers from before the first step as they were given then, if that is all of them.
+
+        Args:
+            known: prompt -> answer.
+        """
+        if self._prompts and all(prompt.shown in known for prompt in self._prompts):
+            self._keep(0, [known[prompt.shown] for prompt in self._prompts])
+
+    def ask(self, *, step: int) -> None:
+        """Answers all prompts by the weights of this step, unless they have; all processes call it.
+
+        Only the first process answers, unless the weights are spread: the others wait at the next sum of gradients.
+        A model that DeepSpeed has taken is not asked.
+
+        Args:
+            step: of the weights that the model has now.
+        """
+        trainer = self._trainer
+        if step in self._answers or not self._prompts or trainer.is_deepspeed_enabled:
+            return
+        # Spread weights are gathered by all processes together, so all of them answer; one is listened to.
+        if not (trainer.context.is_main_process or trainer.is_spread):
+            return
+        random_state = RandomState.of(trainer.context.device)
+        try:
+            with trainer.progress.paused("answering"), documents_apart(trainer.model, self._own_attention):
+                answers = answer_prompts(
+                    trainer.model, trainer.processing_class, self._prompts, self._eos_token_ids,
+                    self._max_new_tokens,
+                )  # fmt: skip
+        except torch.OutOfMemoryError:
+            if trainer.is_spread:
+                raise  # the others wait in the middle of an answer
+            logger.info(
+                "Out of memory while the sample prompts were answered at step %d: the run goes on without these "
+                "answers. Shorter sample_prompts or sample_max_new_tokens need less.", step,
+            )  # fmt: skip
+            return
+        finally:
+            random_state.restore()
+        if trainer.is_spread:
+            let_go_of_gathered(trainer.model)
+        self._keep(step, answers)
+        if step == trainer.state.global_step and trainer.context.is_main_process:
+            ended = sum(answer.ended for answer in answers)
+            trainer.log({"eval_samples_ended": ended / len(answers)})
+
+    def before_and_after(self) -> tuple[SampleAnswer, ...]:
+        """Each prompt with its answers before and after training; asks for what is missing of the latter."""
+        trainer = self._trainer
+        state = trainer.state
+        has_best = trainer.args.load_best_model_at_end and state.best_global_step
+        step = state.best_global_step if has_best else state.global_step
+        self.ask(step=step)
+        return tuple(
+            SampleAnswer(
+                prompt=prompt.shown, before=old.text, after=new.text, reference=prompt.reference,
+                before_ended=old.ended, after_ended=new.ended,
+            )
+            for prompt, old, new in zip(
+                self._prompts, self._answers.get(0, ()), self._answers.get(step, ()), strict=False
+            )
+        )  # fmt: skip
+
+    def _keep(self, step: int, answers: list[Answer]) -> None:
+        self._answers[step] = answers
+        pairs = list(zip(self._prompts, answers, strict=True))
+        if step == 0:
+            # Kept in checkpoints: a run that goes on has other weights by then.
+            self._trainer.facts["samples_before"] = {prompt.shown: asdict(answer) for prompt, answer in pairs}
+        if self._log is None:
+            return
+        lines = [
+            {"step": step, "prompt": prompt.shown, "answer": answer.text, "ended": answer.ended,
+             "reference": prompt.reference}
+            for prompt, answer in pairs
+        ]  # fmt: skip
+        new = self._log.write(lines)
+        if new:
+            self._trackers.add_samples(step, new)
+
+
+def build_samples(
+    trainer: CheckpointedTrainer,
+    trackers: Trackers,
+    prompts: Sequence[SamplePrompt],
+    eos_token_ids: list[int],
+    checkpoint: Path | None,
+    *,
+    max_new_tokens: int,
+    at_evaluations: bool,
+) -> SampleAnswers:
+    """Lets a trainer's model answer at its evaluations; of a run that goes on, what it answered before is kept.
+
+    Args:
+        trainer: put together, not yet training.
+        trackers: of the run.
+        prompts, eos_token_ids, max_new_tokens, at_evaluations: see `SampleAnswers`.
+        checkpoint: what the run goes on from; None for a fresh start.
+    """
+    log = None
+    if trainer.context.is_main_process:
+        step = checkpoint_step(checkpoint) if checkpoint else None
+        log = SamplesLog(Path(trainer.args.output_dir, "samples.jsonl"), resume_step=step)
+    samples = SampleAnswers(
+        trainer, prompts, eos_token_ids, max_new_tokens=max_new_tokens, at_evaluations=at_evaluations, log=log,
+        trackers=trackers,
+    )  # fmt: skip
+    samples.remember_first(first_answers(checkpoint, trainer.facts))
+    trainer.add_callback(samples)
+    return samples

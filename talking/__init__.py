@@ -1,1 +1,0 @@
-"""Talking to a trained model in a terminal, or with one question."""

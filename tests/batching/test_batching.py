@@ -1,0 +1,209 @@
+"""Order, layout and plan of batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sft.batching.layout import FlatCollator, PaddedCollator, SupervisedRows
+from sft.batching.order import PackedBatchSampler, RankBatchSampler, filler
+from sft.batching.packing import plan_packs
+from sft.batching.plan import resolve_batch_plan
+from sft.common.run_records import DistributedContext
+from sft.configuration.schema import TrainingConfig
+
+
+def rows_of_step(num_rows, micro, accumulation, world, *, step, **options):
+    """The rows of an optimizer step, all ranks and micro-batches together, fillers left out."""
+    rows = []
+    for rank in range(world):
+        sampler = RankBatchSampler(num_rows, micro, rank=rank, world_size=world, seed=7, **options)
+        for batch in list(sampler)[step * accumulation : (step + 1) * accumulation]:
+            rows += batch
+    return sorted(row for row in rows if row >= 0)
+
+
+@pytest.mark.parametrize(("micro", "accumulation", "world"), [(8, 1, 1), (1, 8, 1), (4, 1, 2), (1, 2, 4), (2, 4, 1)])
+def test_rows_of_a_step_do_not_depend_on_the_split(micro, accumulation, world):
+    for step in range(4):  # the last step is short: 27 rows
+        expected = rows_of_step(27, 8, 1, 1, step=step)
+        assert rows_of_step(27, micro, accumulation, world, step=step) == expected
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
+def test_every_row_comes_once_and_ranks_have_equally_many_batches(world, strategy):
+    lengths = list(np.random.default_rng(0).integers(1, 100, 101))
+    samplers = [
+        RankBatchSampler(101, 4, rank=rank, world_size=world, strategy=strategy, lengths=lengths)
+        for rank in range(world)
+    ]
+    batches = [list(sampler) for sampler in samplers]
+    assert {len(own) for own in batches} == {len(samplers[0])}
+    rows = [row for own in batches for batch in own for row in batch if row >= 0]
+    assert sorted(rows) == list(range(101))
+    assert all(batch for own in batches for batch in own)
+
+
+def test_order_changes_with_epoch_and_seed_and_comes_again():
+    sampler = RankBatchSampler(50, 5, seed=3)
+    first = sampler.order().tolist()
+    assert sampler.order().tolist() == first
+    sampler.set_epoch(1)
+    assert sampler.order().tolist() != first
+    assert RankBatchSampler(50, 5, seed=4).order().tolist() != first
+    sampler.set_epoch(0)
+    assert sampler.order().tolist() == first
+
+
+def test_group_by_length_puts_like_lengths_together():
+    lengths = np.random.default_rng(1).integers(1, 1000, 4000)
+    grouped = RankBatchSampler(4000, 8, strategy="group_by_length", lengths=lengths)
+    plain = RankBatchSampler(4000, 8)
+
+    def padding(sampler):
+        return sum(max(lengths[batch]) * len(batch) - lengths[batch].sum() for batch in sampler)
+
+    assert padding(grouped) < padding(plain) / 10
+
+
+def test_drop_last_leaves_out_the_short_batch():
+    assert [len(batch) for batch in RankBatchSampler(10, 4, drop_last=True)] == [4, 4]
+    assert [len(batch) for batch in RankBatchSampler(10, 4)] == [4, 4, 2]
+
+
+def test_a_rank_without_rows_gets_a_filler():
+    batches = list(RankBatchSampler(5, 2, rank=1, world_size=2, strategy="sequential"))
+    assert batches == [[1, 3], [filler(4)]]
+    assert filler(4) == -5
+
+
+def test_supervised_rows_ignores_every_label_of_a_filler():
+    lists = [([1, 2], [-100, 2]), ([3, 4, 5], [-100, 4, 5])]
+    rows = SupervisedRows([{"input_ids": np.array(ids), "labels": np.array(labels)} for ids, labels in lists])
+    assert rows[1]["labels"].tolist() == [-100, 4, 5]
+    assert rows[filler(1)]["input_ids"].tolist() == [3, 4, 5]
+    assert rows[filler(1)]["labels"].tolist() == [-100, -100, -100]
+
+
+ROWS = [
+    {"input_ids": np.array([5, 6, 7]), "labels": np.array([-100, 6, 7])},
+    {"input_ids": np.array([8, 9]), "labels": np.array([-100, 9])},
+    # A label on the first token is of no use: nothing stands before it that could predict it.
+    {"input_ids": np.array([4, 3]), "labels": np.array([4, -100])},
+]
+COUNTS = {"rows": 2, "tokens": 5, "supervised": 3, "squares": 13}
+
+
+def test_padded_collator_pads_at_the_right_and_finds_what_is_trained():
+    batch = PaddedCollator(pad_token_id=9)(ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9], [4, 3, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
+    # The pad token is a token of the answer too: only the real one is a target.
+    assert batch["label_positions"].tolist() == [0, 1, 3]
+    assert batch["targets"].tolist() == [6, 7, 9]
+    assert batch["target_rows"].tolist() == [0, 0, 1]
+    assert batch["counts"] == {**COUNTS, "laid_out": 9}
+
+
+def test_flat_collator_lays_rows_end_to_end():
+    batch = FlatCollator(pad_token_id=9)(ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 4, 3]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1]]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 7]
+    assert batch["cu_seq_lens_q"].dtype is torch.int32
+    assert batch["max_length_q"] == batch["max_length_k"] == 3
+    assert "attention_mask" not in batch
+    assert batch["label_positions"].tolist() == [0, 1, 3]
+    assert batch["targets"].tolist() == [6, 7, 9]
+    assert batch["target_rows"].tolist() == [0, 0, 1]
+    assert batch["counts"] == {**COUNTS, "laid_out": 7}
+
+
+def test_flat_collator_fills_up_to_a_fixed_size():
+    batch = FlatCollator(pad_token_id=1, fixed_tokens=12, longest=3)(ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 4, 3, 1, 1, 1, 1, 1]]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 7, 10, 12, *[12] * 10]
+    assert batch["max_length_q"] == 3
+    assert batch["counts"] == {**COUNTS, "laid_out": 12}
+    exact = FlatCollator(pad_token_id=1, fixed_tokens=7, longest=3)(ROWS)
+    assert exact["cu_seq_lens_q"].tolist() == [0, 3, 5, 7, *[7] * 12]
+    assert len(FlatCollator(1, fixed_tokens=70, longest=3)(ROWS * 10)["cu_seq_lens_q"]) == 32
+
+
+def packed_rows(sampler, epoch=0):
+    sampler.set_epoch(epoch)
+    return [[row for row, _ in batch] for batch in sampler]
+
+
+LENGTHS = np.random.default_rng(0).integers(1, 60, 500)
+
+
+def test_packed_batches_hold_every_row_once_and_no_pack_too_full():
+    sampler = PackedBatchSampler(plan_packs(LENGTHS, 64), 3, seed=5)
+    for epoch in (0, 1):
+        batches = packed_rows(sampler, epoch)
+        assert len(batches) == len(sampler)
+        assert sorted(row for batch in batches for row in batch) == list(range(500))
+        assert all(LENGTHS[batch].sum() <= 3 * 64 for batch in batches)
+    assert packed_rows(sampler, 0) != packed_rows(sampler, 1)
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential"])
+def test_packs_of_a_step_do_not_depend_on_how_it_is_split(strategy):
+    packs = plan_packs(LENGTHS, 64)
+    one = packed_rows(PackedBatchSampler(packs, 8, seed=5, strategy=strategy))
+    halves = [
+        packed_rows(PackedBatchSampler(packs, 4, rank=rank, world_size=2, seed=5, strategy=strategy)) for rank in (0, 1)
+    ]
+    accumulated = packed_rows(PackedBatchSampler(packs, 1, seed=5, strategy=strategy))
+    for step, batch in enumerate(one):
+        both = [row for half in halves for row in half[step] if row >= 0]
+        assert sorted(both) == sorted(batch)
+        assert sorted(row for part in accumulated[8 * step : 8 * step + 8] for row in part) == sorted(batch)
+
+
+def test_a_rank_without_a_pack_gets_a_pack_of_fillers():
+    packs = plan_packs(np.array([5, 5, 5]), 10)
+    own, other = (
+        packed_rows(PackedBatchSampler(packs, 2, rank=rank, world_size=2, strategy="sequential")) for rank in (0, 1)
+    )
+    assert sorted(own[0] + other[0]) == [0, 1, 2]
+    packs = plan_packs(np.array([5, 5, 5, 5, 5]), 10)
+    own, other = (
+        packed_rows(PackedBatchSampler(packs, 1, rank=rank, world_size=2, strategy="sequential")) for rank in (0, 1)
+    )
+    assert [len(own), len(other)] == [2, 2]
+    assert other[1] == [filler(row) for row in own[1]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps_per_epoch", "global_batch_size", "capacity"),
+    [
+        ({"packing": True, "per_device_train_batch_size": 2}, 3, 4, 50),
+        ({"tokens_per_batch": 100}, 3, 2, 100),
+        ({"tokens_per_batch": 100, "gradient_accumulation_steps": 3}, 1, 6, 100),
+    ],
+)
+def test_resolve_batch_plan_counts_packs(settings, steps_per_epoch, global_batch_size, capacity):
+    plan = resolve_batch_plan(
+        TrainingConfig(**settings), 20, DistributedContext(world_size=2), lengths=np.full(20, 25), longest=50
+    )
+    assert (plan.steps_per_epoch, plan.global_batch_size) == (steps_per_epoch, global_batch_size)
+    assert (plan.packs.capacity, plan.packs.fill, plan.unit) == (capacity, 1.0, "packs")
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "world", "steps_per_epoch", "total"),
+    [
+        ({"per_device_train_batch_size": 4, "num_train_epochs": 2.0}, 10, 1, 3, 6),
+        ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "num_train_epochs": 1.5}, 20, 1, 3, 5),
+        ({"per_device_train_batch_size": 2, "max_steps": 7}, 10, 2, 3, 7),
+        ({"per_device_train_batch_size": 64}, 10, 1, 1, 3),
+    ],
+)
+def test_resolve_batch_plan_counts_steps(settings, rows, world, steps_per_epoch, total):
+    plan = resolve_batch_plan(TrainingConfig(**settings), rows, DistributedContext(world_size=world))
+    assert (plan.steps_per_epoch, plan.total_steps) == (steps_per_epoch, total)
+    assert plan.global_batch_size == plan.per_device_train_batch_size * plan.gradient_accumulation_steps * world

@@ -1,0 +1,170 @@
+"""The arithmetic of memory: every part by hand, and what each setting changes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from sft.batching.memory import estimate_memory, optimizer_bytes
+from sft.common.run_records import ModelFootprint
+
+SMALL = ModelFootprint(
+    num_parameters=1000, num_trainable_parameters=1000, weight_bytes=4000, hidden_size=8, num_layers=2, vocab_size=50,
+    intermediate_size=16, num_attention_heads=2,
+)  # fmt: skip
+ACTIVATIONS = 2 * 20 * (40 * 8 + 16 * 16)
+SLACK = 2**24 + round(0.45 * ACTIVATIONS)
+ADAPTERS = dataclasses.replace(SMALL, num_trainable_parameters=100)
+
+
+def parts(footprint=SMALL, **changed):
+    settings = {
+        "tokens": 20, "longest_row": 10, "weights": "float32", "mixed": "no", "optimizer": "adamw_torch_fused",
+        "gradient_checkpointing": False, "device": "cpu",
+    }  # fmt: skip
+    estimate = estimate_memory(footprint, **(settings | changed))
+    numbers = dataclasses.astuple(estimate)
+    assert estimate.total_bytes == sum(numbers)
+    return numbers
+
+
+def test_estimate_memory_counts_each_part_in_float32():
+    # 20 tokens; a layer keeps 40 bytes for each of h = 8 and 16 for each of I = 16; a score and its gradient, 4 each.
+    assert parts() == (4000, 4000, 8000, ACTIVATIONS, 8 * 20 * 50, SLACK, 0)
+
+
+def test_estimate_memory_of_adapters_has_gradients_and_states_of_what_is_trained_alone():
+    weights, gradients, optimizer, activations, *_ = parts(ADAPTERS)
+    assert (weights, gradients, optimizer) == (4000, 400, 800)
+    assert activations == 2 * 20 * (32 * 8 + 16 * 16)  # frozen layers keep nearly as much as trained ones
+
+
+def test_estimate_memory_of_mixed_precision_adds_a_cast_copy_of_float32_weights():
+    assert parts(mixed="bf16")[:3] == (4000 + 2000, 4000, 8000)
+    in_16_bits = dataclasses.replace(ADAPTERS, weight_bytes=2200)
+    assert parts(in_16_bits, weights="bfloat16", mixed="bf16")[:3] == (2200 + 200, 400, 800)
+
+
+def test_estimate_memory_of_pure_bfloat16_halves_gradients_states_and_activations():
+    half = parts(dataclasses.replace(SMALL, weight_bytes=2000), weights="bfloat16")
+    assert half[:4] == (2000, 2000, 4000, 2 * 20 * (24 * 8 + 8 * 16))
+
+
+def test_estimate_memory_with_checkpointing_keeps_a_layers_input_and_one_whole_layer():
+    layer = 20 * (40 * 8 + 16 * 16)
+    assert parts(gradient_checkpointing=True)[3] == 2 * 20 * 8 * 4 + layer
+    deep = dataclasses.replace(SMALL, num_layers=30)
+    assert parts(deep, gradient_checkpointing=True)[3] == 30 * 20 * 8 * 4 + layer < parts(deep)[3] / 10
+
+
+def test_estimate_memory_of_eager_attention_grows_with_the_square_of_the_row():
+    kept = [
+        parts(tokens=2 * length, longest_row=length, attention="eager")[3]
+        - parts(tokens=2 * length, longest_row=length)[3]
+        for length in (10, 20)
+    ]
+    assert kept == [2 * 4 * 2 * 2 * 10 * 10, 2 * 4 * 2 * 2 * 20 * 20]  # layers, bytes, heads, rows, T x T
+    in_16_bits = parts(mixed="bf16", attention="eager")[3] - parts(mixed="bf16")[3]
+    assert in_16_bits == 2 * 6 * 2 * 2 * 10 * 10  # float32 and its cast copy
+
+
+def test_estimate_memory_of_logits_shrinks_with_what_is_supervised():
+    assert parts(supervised_share=0.25)[4] == 5 * 50 * 8
+    assert parts(weights="bfloat16", supervised_share=0.25)[4] == 5 * 50 * 4
+    assert parts(weights="bfloat16", mixed="bf16", supervised_share=0.25)[4] == 5 * 50 * 8
+    assert parts(supervised_share=0.0)[4] == 0
+
+
+def test_estimate_memory_of_logits_made_in_chunks_is_the_chunk_and_the_gradients():
+    of_hidden, of_weights = 4 * 20 * 8, 4 * 50 * 8
+    assert parts(score_chunk_bytes=1000)[4] == of_hidden + of_weights + 1000
+    assert parts(ADAPTERS, score_chunk_bytes=1000)[4] == of_hidden + 1000
+    assert parts(ADAPTERS, score_chunk_bytes=1000, mixed="bf16")[4] == of_hidden + 1500  # and the gradient in 16 bits
+    assert parts(ADAPTERS, score_chunk_bytes=10**9)[4] == of_hidden + 4 * 20 * 50
+
+
+def test_estimate_memory_of_slack_by_device():
+    assert parts(gradient_checkpointing=True)[5] == SLACK  # the heap keeps holes of every layer
+    assert parts(accumulates=False)[5] == SLACK - 4000  # gradients come where activations were
+    assert parts(tokens=1, accumulates=False)[5] == 2**24
+    assert parts(ADAPTERS)[5] == 2**24 + round(0.9 * 2 * 20 * (32 * 8 + 16 * 16))
+    assert parts(device="cuda:0")[5] == 3 * 2**28
+    assert parts(device="cuda:0", world_size=2)[5] == 3 * 2**28 + 2**26
+
+
+def test_estimate_memory_of_4bit_weights_adds_scales_and_one_matrix():
+    quantized = dataclasses.replace(ADAPTERS, num_4bit_parameters=64 * 10, weight_bytes=2000)
+    # The heap keeps what they were before, and holes for one more tensor.
+    assert parts(quantized)[5] == 2**24 + round(1.2 * 2 * 20 * (32 * 8 + 16 * 16)) + 4 * 640
+    assert parts(quantized)[0] == 2000 + 10 + 4 * 8 * 16
+    assert parts(quantized, weights="bfloat16")[0] == 2000 + 10 + 2 * 8 * 16
+
+
+def test_estimate_memory_takes_four_times_the_hidden_size_where_the_model_tells_no_width():
+    untold = dataclasses.replace(SMALL, intermediate_size=0)
+    assert parts(untold)[3] == parts(dataclasses.replace(SMALL, intermediate_size=32))[3]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("adamw_torch_fused", 8), ("adamw_torch", 8), ("paged_adamw_32bit", 8), ("stable_adamw", 8),
+        ("adamw_bnb_8bit", 2), ("paged_adamw_8bit", 2), ("adamw_torch_4bit", 1), ("ademamix", 12), ("ademamix_8bit", 3),
+        ("lion_32bit", 4), ("lion_8bit", 1), ("rmsprop", 4), ("adagrad", 4), ("sgd", 0), ("schedule_free_sgd", 4),
+        ("schedule_free_adamw", 8), ("lomo", 0), ("adalomo", 0), ("adafactor", 0.04),
+    ],
+)  # fmt: skip
+def test_optimizer_bytes_by_name(name, expected):
+    assert optimizer_bytes(name) == pytest.approx(expected)
+
+
+def test_optimizer_bytes_are_those_of_a_real_adamw():
+    for dtype, element in ((torch.float32, 4), (torch.bfloat16, 2)):
+        weight = torch.nn.Parameter(torch.zeros(64, 64, dtype=dtype))
+        optimizer = torch.optim.AdamW([weight])
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        state = optimizer.state[weight]
+        held = sum(value.nbytes for name, value in state.items() if name != "step")
+        assert held == weight.numel() * optimizer_bytes("adamw_torch", element)
+
+
+@pytest.mark.parametrize("mixed", ["no", "bf16"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_estimate_memory_is_near_what_autograd_keeps(mixed, attention):
+    """The layers' part against the saved tensors of a forward pass, each storage once."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    # Wide layers and a small vocabulary, so that little but the layers' activations is kept.
+    config = LlamaConfig(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=64, attn_implementation=attention,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.arange(4 * 128).reshape(4, 128) % 64
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed == "bf16")
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast:
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    footprint = ModelFootprint(
+        num_parameters=count, num_trainable_parameters=count, weight_bytes=4 * count, hidden_size=256, num_layers=3,
+        vocab_size=64, intermediate_size=512, num_attention_heads=4,
+    )  # fmt: skip
+    estimate = estimate_memory(
+        footprint, tokens=4 * 128, longest_row=128, weights="float32", mixed=mixed, optimizer="sgd",
+        gradient_checkpointing=False, attention=attention,
+    )  # fmt: skip
+    expected = estimate.activations_bytes + estimate.weights_bytes - 4 * count
+    assert output.logits.shape == (4, 128, 64)
+    assert expected == pytest.approx(sum(kept.values()), rel=0.1)

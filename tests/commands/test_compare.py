@@ -1,0 +1,196 @@
+"""Runs side by side, from folders as runs of this and of earlier versions leave them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from compare_runs import main
+from sft.commands.compare.comparison import compare, read_run, short_names
+from sft.commands.compare.text import comparison_lines
+from tests.support.parts import REPOSITORY
+from tests.support.report_records import GIB, evaluation, falling, in_order
+
+SUMMARY = {
+    "status": "completed", "device": "cpu", "bad_steps": 0, "versions": {"torch": "2.13.0"},
+    "eval_after": {"loss": 1.0},
+    "batch_plan": {"world_size": 1, "global_batch_size": 8},
+    "train": {
+        "steps": 100, "seconds": 50.0, "examples_per_second": 16.0, "tokens_per_second": 1000.0,
+        "peak_memory_bytes": 2 * GIB,
+    },
+    "data": {
+        "train": {"rows_used": 400, "tokens": 8000, "supervised_tokens": 2000},
+        "validation": {"rows_used": 40, "tokens": 800, "supervised_tokens": 200},
+        "digests": {"train": "a" * 64, "validation": "b" * 64},
+    },
+}  # fmt: skip
+SETTINGS = {"learning_rate": 0.001, "output_dir": "x", "lora_config": {"r": 8, "lora_alpha": 16.0}}
+
+
+def changed(document, path, value):
+    """A copy with one value replaced; of `...`, taken out."""
+    copy = json.loads(json.dumps(document))
+    *above, last = path
+    place = copy
+    for key in above:
+        place = place[key]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return copy
+
+
+def write_run(folder, *, summary=SUMMARY, settings=SETTINGS, best=1.0):
+    folder.mkdir(parents=True)
+    if summary is not None:
+        (folder / "run_summary.json").write_text(json.dumps(summary))
+    if settings is not None:
+        (folder / "resolved_config.yaml").write_text(yaml.safe_dump({**settings, "output_dir": str(folder)}))
+    events = in_order(falling(), [evaluation(0, 3.0), evaluation(50, best), evaluation(100, best + 0.1)])
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return str(folder)
+
+
+def compared(*folders):
+    return compare([read_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)])
+
+
+def rows(part):
+    return {row.name: row.cells for row in part}
+
+
+def test_equal_runs_differ_in_nothing(tmp_path):
+    found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b"))
+    assert (found.settings, found.data, found.warnings) == ((), (), ())
+    assert rows(found.figures)["validation loss, best"] == ("1.0000", "1.0000")
+    assert not any(row.best for row in found.figures)
+    text = "\n".join(comparison_lines(found))
+    assert "Settings that differ: none." in text
+    assert "Data that differs: none: counts and digests are the same." in text
+
+
+def test_only_settings_and_versions_that_differ_are_shown(tmp_path):
+    settings = {"learning_rate": 0.01, "lora_config": {"r": 16, "lora_alpha": 16.0}, "packing": True}
+    summary = changed(SUMMARY, ("versions", "torch"), "2.11.0")
+    found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", settings=settings, summary=summary))
+    assert rows(found.settings) == {
+        "learning_rate": ("0.001", "0.01"), "lora_config.r": ("8", "16"), "packing": ("", "true"),
+        "version of torch": ("2.13.0", "2.11.0"),
+    }  # fmt: skip
+
+
+def test_figures_stand_side_by_side_with_the_best_marked(tmp_path):
+    faster = changed(SUMMARY, ("train", "tokens_per_second"), 1500.0)
+    faster["eval_after"]["loss"] = 0.9
+    found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", summary=faster, best=0.8))
+    figures = {row.name: (row.cells, set(row.best)) for row in found.figures}
+    assert figures["validation loss, best"] == (("1.0000", "0.8000"), {1})
+    assert figures["validation loss, last"] == (("1.0000", "0.9000"), {1})
+    assert figures["tokens/s"] == (("1,000", "1,500"), {1})
+    assert figures["  at step"] == (("50", "50"), set())
+    assert figures["training loss, last"] == (("0.5000", "0.5000"), set())
+    assert figures["memory at most"][0] == ("2.0 GiB", "2.0 GiB")
+    assert "0.8000*" in "\n".join(comparison_lines(found))
+
+
+def test_other_validation_rows_are_a_warning_and_nothing_is_best(tmp_path):
+    other = changed(SUMMARY, ("data", "digests", "validation"), "c" * 64)
+    found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", summary=other, best=0.5))
+    (warning,) = found.warnings
+    assert warning.startswith("Validation figures cannot be compared")
+    assert rows(found.data) == {"validation rows sha256": ("b" * 12, "c" * 12)}
+    assert not any(row.best for row in found.figures)
+
+
+def test_another_machine_is_a_warning(tmp_path):
+    other = changed(SUMMARY, ("batch_plan", "world_size"), 2)
+    other["train"]["tokens_per_second"] = 9000.0
+    found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", summary=other))
+    (warning,) = found.warnings
+    assert warning.startswith("Speed and memory cannot be compared")
+    assert not any(row.best for row in found.figures)
+
+
+@pytest.mark.parametrize(
+    ("write", "warning"),
+    [
+        ({"summary": changed(SUMMARY, ("data", "digests"), ...)}, "did not record the digest"),
+        ({"summary": None}, "no run_summary.json; the run goes on, or was killed"),
+        ({"summary": None, "settings": None}, "no run_summary.json"),
+        ({"summary": {"status": "completed"}}, "did not record the digest"),
+    ],
+)
+def test_runs_that_recorded_less_are_compared_by_what_there_is(tmp_path, write, warning):
+    found = compared(write_run(tmp_path / "old", **write), write_run(tmp_path / "new"))
+    assert any(warning in each for each in found.warnings)
+    assert rows(found.figures)["validation loss, best"] == ("1.0000", "1.0000")
+    assert comparison_lines(found)
+
+
+def test_a_run_without_validation_has_none(tmp_path):
+    without = changed(SUMMARY, ("data", "validation"), None)
+    without["data"]["digests"]["validation"] = None
+    found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", summary=without))
+    assert rows(found.data)["validation rows used"] == ("40", "none")
+
+
+def test_main_prints_and_draws(tmp_path, capsys):
+    folders = [write_run(tmp_path / name / "out", best=1.0 + place / 10) for place, name in enumerate("abc")]
+    picture = tmp_path / "picture.png"
+    assert main([*folders, "--output", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].startswith("Settings that differ: none")
+    assert next(line for line in out.splitlines() if "a/out" in line).split() == ["a/out", "b/out", "c/out"]
+    assert max(map(len, out.splitlines()[:-1])) <= 100
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 20_000
+
+
+def test_main_survives_names_with_signs_of_other_languages(tmp_path, capsys):
+    folders = [write_run(tmp_path / name) for name in ("_a$x$", "b\x1b[31m")]
+    assert main([*folders, "--output", str(tmp_path / "p.PNG")]) == 0
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["{a}"], "name two or more runs"),
+        (["{a}", "{a}/"], "is named twice"),
+        (["{a}", "{tmp}/nowhere"], "there is no folder"),
+        (["{a}", "{tmp}"], "holds no run: neither run_summary.json nor metrics.jsonl"),
+        (["{a}", "{broken}"], "run_summary.json: cannot be read"),
+        (["{a}", "{b}", "--output", "x.jpg"], "expected the name of a PNG file"),
+        (["{a}", "{b}", "--output", "{tmp}/none/x.png"], "cannot be written"),
+        (["{a}", "{b}", "--bogus"], "--bogus"),
+        ([], "FOLDER"),
+    ],
+)
+def test_main_answers_a_mistake_in_one_line(tmp_path, capsys, arguments, line):
+    places = {"a": write_run(tmp_path / "a"), "b": write_run(tmp_path / "b"), "tmp": str(tmp_path)}
+    places["broken"] = write_run(tmp_path / "broken")
+    (tmp_path / "broken" / "run_summary.json").write_text("{")
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert line in captured.err
+    assert (captured.err.count("\n"), captured.out) == (1, "")
+
+
+def test_help_imports_nothing_that_is_slow():
+    code = (
+        "import sys, compare_runs\n"
+        "try: compare_runs.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "found = {'torch', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules); assert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "compare_runs.py" in done.stdout

@@ -1,0 +1,257 @@
+"""The first configuration: what is asked, what is found, and that a run takes what was written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from config_manager import load_config
+from sft.commands.init.choices import choose_length, choose_rows_a_step, fit_methods, suggest_method
+from sft.commands.init.data_look import look_at_data
+from sft.commands.init.facts import DataFacts, MachineFacts, ModelFacts
+from sft.commands.init.model_look import look_at_model
+from sft.commands.init.start import start
+from sft.common.errors import ConfigError, DataError, ModelError
+from sft.common.run_records import ModelFootprint
+from sft.configuration.command_line import StartOptions, read_start
+from sft_main import main
+from tests.support.parts import REPOSITORY
+
+MODEL = str(REPOSITORY / "examples" / "tiny-chat")
+DATA = str(REPOSITORY / "examples" / "data" / "orders_train.jsonl")
+EIGHT_BILLION = ModelFootprint(
+    num_parameters=8_030_261_248, num_trainable_parameters=8_030_261_248, weight_bytes=4 * 8_030_261_248,
+    hidden_size=4096, num_layers=32, vocab_size=128_256, intermediate_size=14_336, num_attention_heads=32,
+    num_lookup_parameters=525_336_576,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    logging.getLogger("sft").handlers.clear()
+
+
+def rows_file(name: str, rows: list[dict]) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_what_is_written_is_sound_and_trains(method, capsys):
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    small = rows_file("small_train.jsonl", [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(40)])
+    assert main(["--init", "first.yaml", "--model", MODEL, "--data", small, "--method", method]) == 0
+    said = capsys.readouterr().out
+    assert "40 rows, read as question_answer" in said
+    assert "--config_file first.yaml --dry_run" in said
+    text = Path("first.yaml").read_text()
+    # Every value has its reason, beside it or in the line above; headings of sections speak for themselves.
+    lines = text.splitlines()
+    for before, line in pairwise(lines):
+        if line and not line.startswith("#") and not line.endswith("_config:"):
+            assert "#" in line or before.strip().startswith("#"), line
+    given = yaml.safe_load(text)
+    assert ("lora_config" in given, "quantization_config" in given) == (method != "full", method == "qlora")
+    assert main(["--config_file", "first.yaml", "--dry_run"]) == 0
+    assert "Sound: a run would start." in capsys.readouterr().out
+    if method == "lora":
+        assert main(["--config_file", "first.yaml", "--max_steps=2", "--report_to=none", "--sample_prompts=[]"]) == 0
+        assert Path("runs/first/adapter_model.safetensors").is_file()
+
+
+def test_the_shipped_data_is_looked_at(capsys):
+    assert main(["--init=first.yaml", "--model", MODEL, "--data", DATA, "--gpus", "3", "--output_dir", "out"]) == 0
+    said = capsys.readouterr().out
+    assert "2,000 rows, read as messages (columns: messages)" in said
+    assert "orders_validation.jsonl lies beside it and is taken for validation." in said
+    assert "Note: it is for 3 GPUs" in said
+    config = load_config("first.yaml")
+    assert config.distributed.num_gpus == 3
+    assert config.training.global_batch_size == 18, "the first multiple of 3 from 16 up"
+    assert config.data.validation_file.endswith("orders_validation.jsonl")
+    assert "the longest has up to 109 tokens (counted with its tokenizer)" in said, "as a dry run counts it"
+    assert config.data.max_seq_length == 128
+    assert config.training.output_dir == "out"
+
+
+def test_a_bad_answer_is_asked_again_with_what_is_allowed():
+    rows_file("data.jsonl", [{"prompt": "Hi", "completion": "Hello"}] * 30)
+    Path("taken.yaml").write_text("mine\n")
+    answers = iter(
+        ["no/such/model/", "/no/such/place", MODEL, "dta.jsonl", "data.jsonl", "half", "LoRA"]
+        + ["taken.yaml", "notes.txt", "new.yaml"]
+    )
+    asked, said = [], []
+
+    def ask(question: str) -> str:
+        asked.append(question)
+        return next(answers)
+
+    assert start(StartOptions(), ask, said.append) == 0
+    text = "\n".join(said)
+    for line in (
+        "there is no folder '/no/such/place'", "there is no 'dta.jsonl' here. Did you mean 'data.jsonl'?",
+        "'half' is unknown; choose full | lora | qlora.", "taken.yaml is there already", "let it end with .yaml",
+    ):  # fmt: skip
+        assert line in text
+    assert len({question.partition(":")[0] for question in asked}) <= 5
+    assert Path("taken.yaml").read_text() == "mine\n"
+    assert load_config("new.yaml").lora is not None
+
+
+def test_nothing_is_overwritten_unless_asked_for(capsys):
+    Path("mine.yaml").write_text("mine\n")
+    command = ["--init", "mine.yaml", "--model", MODEL, "--data", DATA, "--method", "full"]
+    assert main(command) == 2
+    assert "mine.yaml is there already; name another file, or add --overwrite" in capsys.readouterr().err
+    assert Path("mine.yaml").read_text() == "mine\n"
+    assert main([*command, "--overwrite"]) == 0
+    assert load_config("mine.yaml").lora is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--init"], "give --model, --data, a file behind --init"),
+        (["--init", "a.yaml", "--model"], "--model needs a folder or a name on the Hub"),
+        (["--init", "a.yaml", "--learning_rate", "1"], "--learning_rate has no place beside --init"),
+        (["--init", "a.yaml", "--model", MODEL, "--data", DATA, "--method", "half"], "'half' is unknown; choose full"),
+        (["--init", "a.yaml", "--model", MODEL, "--data", DATA, "--gpus", "0"], "expected a whole number from 1 up"),
+        (["--init", "a.yaml", "--model", MODEL, "--data", "/nowhere.jsonl"], "there is no '/nowhere.jsonl' here"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(capsys, arguments, line):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert "Traceback" not in said
+    assert not Path("a.yaml").exists()
+
+
+def test_control_c_leaves_without_a_traceback():
+    terminal, own_end = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "sft_main.py"), "--init"], stdin=own_end, stdout=own_end, stderr=own_end,
+        start_new_session=True, preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    ) as process:  # fmt: skip
+        os.close(own_end)
+        shown, deadline = "", time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if select.select([terminal], [], [], 0.2)[0]:
+                shown += os.read(terminal, 4096).decode()
+                if shown.endswith("]: "):
+                    os.write(terminal, b"\x03")
+                    break
+        assert process.wait(60) == 130, shown
+    rest = b""
+    while select.select([terminal], [], [], 0.2)[0]:
+        try:
+            rest += os.read(terminal, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(terminal)
+    assert "Nothing was written." in rest.decode()
+    assert "Traceback" not in rest.decode()
+
+
+def test_look_at_model_counts_parameters_without_weights(model_folder):
+    facts = look_at_model(model_folder("llama"))
+    from tests.support.parts import build_model
+
+    assert facts.footprint.num_parameters == sum(p.numel() for p in build_model("llama").parameters())
+    assert facts.positions == 128
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        look_at_model(".")
+
+
+def test_look_at_model_says_when_it_is_nowhere():
+    facts = look_at_model("nobody/nothing")
+    assert facts.footprint is None
+    assert "neither in the Hub's cache here nor read from the Hub" in facts.problem
+
+
+def test_look_at_data_counts_rows_that_cannot_be_used():
+    good = [{"question": "One?", "answer": "1"}] * 9
+    facts = look_at_data(rows_file("rows.jsonl", [*good, {"question": "Two?", "answer": ""}]), None)
+    assert (facts.rows, facts.bad_rows, facts.format_name) == (10, 1, "question_answer")
+    assert facts.first_bad_row.startswith("rows.jsonl:10: ")
+    assert not facts.are_tokens_counted
+
+
+def test_look_at_data_says_when_the_chat_template_cannot_be_asked(tmp_path):
+    rows = rows_file("rows.jsonl", [{"question": "One?", "answer": "1"}] * 300)
+    counted = look_at_data(rows, str(Path(MODEL, "tokenizer.json")))
+    (tmp_path / "tokenizer.json").write_bytes(Path(MODEL, "tokenizer.json").read_bytes())
+    alone = look_at_data(rows, str(tmp_path / "tokenizer.json"))
+    assert (counted.are_tokens_counted, alone.are_tokens_counted) == (True, False)
+    assert counted.longest_row < alone.longest_row
+    texts = look_at_data(rows_file("texts.jsonl", [{"text": "Some words."}]), str(Path(MODEL, "tokenizer.json")))
+    assert texts.are_tokens_counted
+
+
+def test_look_at_data_takes_columns_by_what_they_are_called():
+    facts = look_at_data(rows_file("rows.jsonl", [{"id": 1, "user_query": "One?", "reply": "1"}]), None)
+    assert facts.mapped == {"user_query": "prompt", "reply": "completion"}
+    with pytest.raises(DataError, match="make no known format"):
+        look_at_data(rows_file("odd.jsonl", [{"a": "1", "b": "2"}]), None)
+
+
+def test_look_at_data_takes_an_unknown_name_for_a_dataset_on_the_hub():
+    assert look_at_data("openai/gsm8k", None).key == "dataset_name"
+    with pytest.raises(DataError, match="there is no"):
+        look_at_data("./openai/gsm8k", None)
+
+
+def test_a_method_is_suggested_by_the_memory_there_is():
+    model = ModelFacts(name="eight", footprint=EIGHT_BILLION, positions=131_072)
+    data = DataFacts(place="x", rows=2000, longest_row=1000)
+
+    def fits(gib: int):
+        machine = MachineFacts(device="cuda", name="a GPU", num_gpus=1, memory_bytes=gib * 2**30, cpu_count=8)
+        return fit_methods(model, data, machine, 1)
+
+    assert suggest_method(fits(12)) == "qlora"
+    assert suggest_method(fits(24)) == "lora"
+    assert suggest_method(fits(192)) == "full"
+    tight, roomy = fits(24)["lora"], fits(80)["lora"]
+    assert tight.fits
+    assert tight.gradient_checkpointing
+    assert roomy.rows >= tight.rows
+    assert not fits(24)["full"].fits
+    for fit in fits(80).values():
+        assert not fit.fits or fit.needed_bytes <= 0.9 * 80 * 2**30
+
+
+def test_choose_length_holds_the_longest_row_within_the_positions():
+    model = ModelFacts(name="m", positions=512)
+    assert choose_length(DataFacts(place="x", longest_row=109), model) == 128
+    assert choose_length(DataFacts(place="x", longest_row=200), model) == 256
+    assert choose_length(DataFacts(place="x", longest_row=300), model) == 384
+    assert choose_length(DataFacts(place="x", longest_row=5000), model) == 512
+    assert choose_length(DataFacts(place="x"), model) == 512
+
+
+@pytest.mark.parametrize(("rows", "gpus", "expected"), [(100, 1, 8), (2000, 1, 16), (2000, 3, 18), (90_000, 8, 32)])
+def test_choose_rows_a_step_is_a_multiple_of_the_gpus(rows, gpus, expected):
+    assert choose_rows_a_step(DataFacts(place="x", rows=rows), gpus) == expected
+
+
+def test_read_start_is_for_init_alone():
+    assert read_start(["--config_file", "a.yaml"]) is None
+    assert read_start(["--init", "--model", "gpt2"]) == StartOptions(model="gpt2")
+    with pytest.raises(ConfigError, match="--model needs"):
+        read_start(["--init", "--model", "--data"])

@@ -1,0 +1,81 @@
+"""The benchmarks run, at toy size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.parts import REPOSITORY
+
+
+def test_bench_prepare_runs(question_file):
+    done = subprocess.run(
+        [sys.executable, "benchmarks/bench_prepare.py", "--model=examples/tiny-chat", f"--data={question_file}",
+         "--rows=300", "--workers=1"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+    assert result["rows"] == 300
+    assert result["rows_per_second"] == round(result["rows_per_second"]) > 0
+    assert result["warm_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "layout"), [("full", "padded"), ("full", "flat"), ("lora", "packed"), ("full", "packed")]
+)
+def test_bench_train_runs(mode, layout):
+    done = subprocess.run(
+        [sys.executable, "benchmarks/bench_train.py", "--size=toy", "--max_length=64", "--document=20", "--batch=2",
+         "--steps=5", "--breakdown", "--bare", f"--mode={mode}", f"--layout={layout}", "--device=cpu",
+         "--set=bf16=false"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+    assert result["is_flat"] is (layout != "padded")
+    assert result["tokens_per_second"] > result["supervised_tokens_per_second"] > 0
+    assert result["tflops"] > 0
+    assert set(result["breakdown_seconds"]) == {"batch", "forward", "backward", "clip", "optimizer"}
+    assert len(result["losses"]) == 5
+    assert result["times_the_bare_loop"] > 0
+
+
+def test_peers_are_driven_by_a_script_that_runs(question_file):
+    done = subprocess.run(
+        [sys.executable, "benchmarks/peer_train.py", "trainer", "--model=examples/tiny-chat", "--steps=3",
+         f"--data={question_file}"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))["tokens_per_second"] > 0
+
+
+def test_bench_startup_runs():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/bench_startup.py", "--repeats=1"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+    assert 0 < result["help_seconds"] < result["dry_run_seconds"]
+    assert result["help_seconds"] < result["first_step_seconds"] < result["whole_run_seconds"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_bench_memory_runs():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/bench_memory.py", "--models=toy", "--lengths=32", "--modes", "full", "lora",
+         "--checkpointing=on"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *table, last = done.stdout.splitlines()
+    assert table[0] == "| model | mode | checkpointing | 2 x 32 |"
+    assert [line.split(" | ")[1] for line in table[2:]] == ["full", "lora"]
+    result = json.loads(last.removeprefix("RESULT "))
+    assert result["worst"] < 0.5  # a toy is nearly all libraries
+    assert all(cell["measured_mib"] > cell["before_mib"] for cell in result["cells"])

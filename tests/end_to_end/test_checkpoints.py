@@ -1,0 +1,486 @@
+"""Checkpoints of real runs: what goes on from them is the same run; what is damaged or cannot be written is told."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from sft.checkpointing.manifest import find_damage, read_manifest
+from tests.support.checkpoints import as_if_killed, trained
+from tests.support.parts import REPOSITORY
+
+
+@pytest.fixture
+def short_run(run_sft):
+    """A run of 6 steps with checkpoints at 2, 4 and 6; it goes on with further settings."""
+
+    def run(**settings):
+        return run_sft(
+            **{"save_steps": 2, "save_total_limit": "null", "sample_prompts": "[]", "max_steps": 6} | settings
+        )
+
+    return run
+
+
+def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_taken(short_run):
+    first = short_run()
+    steps = trained(first.output_dir)
+    for step, name in ((6, "optimizer.pt"), (4, "trainer_state.json")):
+        path = first.output_dir / f"checkpoint-{step}" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    again = short_run(resume_from_checkpoint="auto")
+    assert again.status == 0, again.err
+    assert "checkpoint-6 cannot be gone on from: optimizer.pt is not what was written" in again.out
+    assert "checkpoint-4 cannot be gone on from: trainer_state.json is not what was written" in again.out
+    assert (first.output_dir / "earlier-run-1" / "checkpoint-6").is_dir()
+    assert trained(again.output_dir) == steps
+    assert find_damage(first.output_dir / "checkpoint-6") == []
+
+
+def test_a_log_over_several_steps_is_the_same_where_a_checkpoint_lies_between_them(short_run, tmp_path):
+    settings = {"logging_steps": 4}
+    whole = short_run(**settings)
+    assert [step for step, *_ in trained(whole.output_dir)] == [4, 6]
+    folder = as_if_killed(whole.output_dir, tmp_path / "killed", 2)
+    again = short_run(**settings, resume_from_checkpoint="auto", output_dir=folder)
+    assert again.status == 0, again.err
+    assert trained(folder) == trained(whole.output_dir)
+    ends = [next(event["train_loss"] for event in run.metrics if "train_loss" in event) for run in (whole, again)]
+    every_step = short_run(logging_steps=1, output_dir=tmp_path / "every")
+    steps = [event for event in every_step.metrics if "loss" in event]
+    mean = sum(event["loss"] for event in steps) / 6
+    assert ends == [pytest.approx(mean, rel=1e-6), ends[0]]
+    seen = [0, *(event["supervised_tokens_seen"] for event in steps)]
+    hits = [event["token_accuracy"] * (b - a) for event, a, b in zip(steps, seen, seen[1:], strict=False)]
+    assert trained(folder)[0][2] == pytest.approx(sum(hits[:4]) / seen[4], rel=1e-9)
+    assert whole.summary["train"]["loss"] == again.summary["train"]["loss"] == ends[0]
+
+
+def test_a_checkpoint_behind_the_one_that_is_named_is_set_aside(short_run):
+    first = short_run()
+    again = short_run(resume_from_checkpoint=str(first.output_dir / "checkpoint-2"), max_steps=4)
+    assert again.status == 0, again.err
+    assert sorted(path.name for path in (first.output_dir / "earlier-run-1").iterdir()) == [
+        "checkpoint-4", "checkpoint-6"
+    ]  # fmt: skip
+    assert [step for step, *_ in trained(again.output_dir)] == [1, 2, 3, 4]
+
+
+def no_room(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_checkpoints(short_run, monkeypatch):
+    saved = torch.save
+
+    def save(state, path, *args, **kwargs):
+        if "checkpoint-4" in str(path) and str(path).endswith("optimizer.pt"):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+        return saved(state, path, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", save)
+        run = short_run()
+    assert run.status == 2
+    assert run.err.count("\n") == 1
+    assert "output_dir: checkpoint-4 cannot be written to" in run.err
+    assert [path.name for path in run.output_dir.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert find_damage(run.output_dir / "checkpoint-2") == []
+    again = short_run(resume_from_checkpoint="auto")
+    assert again.status == 0, again.err
+    assert [step for step, *_ in trained(again.output_dir)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_disk_that_is_full_in_the_thread_ends_the_run_at_the_next_step(short_run, monkeypatch):
+    from sft.training.callbacks import StopCallback
+    from sft.training.checkpointed_trainer import CheckpointedTrainer
+
+    failed = threading.Event()
+    publish, on_step_end = CheckpointedTrainer._publish, StopCallback.on_step_end
+
+    def fail(trainer, aside, target, *others):
+        if target.name == "checkpoint-4":
+            threading.Timer(0.1, failed.set).start()
+            no_room()
+        publish(trainer, aside, target, *others)
+
+    def wait_at_six(callback, args, state, control, **kwargs):
+        if state.global_step == 6:
+            assert failed.wait(60)
+        on_step_end(callback, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointedTrainer, "_publish", fail)
+        patched.setattr(StopCallback, "on_step_end", wait_at_six)
+        run = short_run(max_steps=100, save_steps=4)
+    assert run.status == 2
+    assert "output_dir: checkpoint-4 cannot be written to" in run.err
+    assert run.metrics[-1]["step"] <= 6  # not only at the next save, at step 8
+    assert not list(run.output_dir.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("place", ["weights", "rename", "metrics"])
+def test_a_full_disk_is_told_wherever_it_shows(short_run, monkeypatch, place):
+    import transformers
+
+    from sft.reporting.metrics_log import MetricsLog
+
+    with monkeypatch.context() as patched:
+        if place == "weights":
+            patched.setattr(transformers.PreTrainedModel, "save_pretrained", no_room)
+        elif place == "rename":
+            patched.setattr(os, "rename", no_room)
+        else:
+            patched.setattr(MetricsLog, "write", no_room)
+        run = short_run()
+    assert run.status == 2
+    assert run.err.count("\n") == 1
+    assert "No space left on device" in run.err
+    assert not list(run.output_dir.glob("checkpoint-*"))
+
+
+def test_training_goes_on_while_a_checkpoint_gets_its_name(short_run, monkeypatch):
+    from sft.reporting.metrics_log import MetricsLog
+    from sft.training import checkpointed_trainer
+
+    third_step, waited = threading.Event(), []
+    write, publish = MetricsLog.write, checkpointed_trainer.publish
+
+    def write_and_tell(log, step, values):
+        write(log, step, values)
+        if step == 3:
+            third_step.set()
+
+    def publish_late(aside, target, facts):
+        waited.append((target.name, third_step.wait(60)))
+        publish(aside, target, facts)
+
+    monkeypatch.setattr(MetricsLog, "write", write_and_tell)
+    monkeypatch.setattr(checkpointed_trainer, "publish", publish_late)
+    run = short_run(save_total_limit=1, logging_steps=1)
+    assert run.status == 0, run.err
+    assert waited == [("checkpoint-2", True), ("checkpoint-4", True), ("checkpoint-6", True)]
+    assert [path.name for path in run.output_dir.glob("checkpoint-*")] == ["checkpoint-6"]
+    assert find_damage(run.output_dir / "checkpoint-6") == []
+
+
+def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(short_run, tmp_path, monkeypatch):
+    from sft.reporting.metrics_log import MetricsLog
+    from sft.training import assembly
+    from sft.training.checkpointed_trainer import CheckpointedTrainer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(assembly, "room_for_a_copy", lambda *_: 0)
+        at_once = short_run(output_dir=tmp_path / "at-once")
+    logged, waited = {step: threading.Event() for step in range(1, 7)}, []
+    write, publish = MetricsLog.write, CheckpointedTrainer._publish
+
+    def write_and_tell(log, step, values):
+        write(log, step, values)
+        logged[step].set()
+
+    def publish_late(trainer, aside, target, to_write, *others):
+        step = int(target.name.rpartition("-")[2])
+        names = {path.name for path in aside.iterdir()}
+        waited.append((step, len(to_write), "optimizer.pt" in names, logged[min(step + 1, 6)].wait(60)))
+        publish(trainer, aside, target, to_write, *others)
+
+    monkeypatch.setattr(MetricsLog, "write", write_and_tell)
+    monkeypatch.setattr(CheckpointedTrainer, "_publish", publish_late)
+    later = short_run(output_dir=tmp_path / "later")
+    assert waited == [
+        (2, 2, False, True),
+        (4, 2, False, True),
+        (6, 0, True, True),
+    ]  # nothing is trained behind the last
+    for step in (2, 4, 6):
+        files, expected = (
+            {path.name: path.read_bytes() for path in (run.output_dir / f"checkpoint-{step}").iterdir()}
+            for run in (later, at_once)
+        )
+        assert files.keys() == expected.keys()
+        differ = {name for name in files if files[name] != expected[name]}
+        assert differ <= {"manifest.json", "trainer_state.json"}  # which tell times and folders
+
+
+def test_a_checkpoint_that_cannot_be_copied_is_written_and_that_is_told(short_run, monkeypatch):
+    from sft.training import checkpointed_trainer
+
+    def fail(state):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(checkpointed_trainer, "copy_to_memory", fail)
+    run = short_run()
+    assert run.status == 0, run.err
+    assert "No copy of the state could be made (DefaultCPUAllocator: can't allocate memory)" in run.out
+    for step in (2, 4, 6):
+        assert find_damage(run.output_dir / f"checkpoint-{step}") == []
+
+
+def test_changed_settings_are_told_in_one_line_and_hold(short_run, run_sft):
+    first = short_run()
+    shutil.rmtree(first.output_dir / "checkpoint-6")
+    again = short_run(
+        resume_from_checkpoint="auto", learning_rate=5e-3, max_steps=8, logging_steps=2, weight_decay=0.5, save_steps=4
+    )
+    assert again.status == 0, again.err
+    (line,) = [line for line in again.out.splitlines() if line.startswith("Changed since checkpoint-4: ")]
+    for change in ("learning_rate 0.01 -> 0.005", "max_steps 6 -> 8", "logging_steps 1 -> 2", "weight_decay 0.0 -> 0.5",
+                   "save_steps 2 -> 4"):  # fmt: skip
+        assert change in line
+    rates = {step: rate for step, *_, rate in trained(again.output_dir)}
+    assert rates[6] == pytest.approx(5e-3 * 3 / 8)  # after 5 of 8 steps
+    assert rates[8] == pytest.approx(5e-3 * 1 / 8)
+    optimizer = torch.load(again.output_dir / "checkpoint-8" / "optimizer.pt", weights_only=True)
+    assert max(group["weight_decay"] for group in optimizer["param_groups"]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"seed": 1}, "seed: checkpoint-6 was trained with 42, and now it is 1"),
+     ({"per_device_train_batch_size": 2}, "was trained with 4 rows a step, and this run has 2"),
+     ({"max_seq_length": 32}, "max_seq_length: checkpoint-6 was trained with 64"),
+     ({"train_on": "last", "train_file": None}, "was trained on other rows: 24 then, 23 now")],
+)  # fmt: skip
+def test_what_would_corrupt_the_run_is_refused_in_one_line(short_run, question_file, tmp_path, settings, told):
+    short_run(num_train_epochs=4, max_steps=6)
+    if "train_file" in settings:
+        other = tmp_path / "other.jsonl"
+        other.write_text("".join(Path(question_file).read_text().splitlines(keepends=True)[1:]))
+        settings = {**settings, "train_file": str(other)}
+    run = short_run(resume_from_checkpoint="auto", max_steps=8, **settings)
+    assert run.status == 2
+    assert told in run.err
+    assert run.err.count("\n") == 1
+
+
+def test_data_that_was_moved_is_the_same_data(short_run, question_file, tmp_path):
+    short_run()
+    moved = shutil.copy(question_file, tmp_path / "moved.jsonl")
+    run = short_run(resume_from_checkpoint="auto", max_steps=8, train_file=str(moved))
+    assert run.status == 0, run.err
+    assert "Changed since checkpoint-6: max_steps 6 -> 8; train_file " in run.out
+
+
+def test_a_second_run_into_the_same_folder_is_refused(short_run, tmp_path):
+    (tmp_path / "out").mkdir()
+    code = (
+        "import sys\nfrom sft.checkpointing.output_lock import OutputLock\nlock = OutputLock()\nlock.take(sys.argv[1])\n"
+        "print('held', flush=True)\nsys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out")], cwd=REPOSITORY, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    holder.stdout.readline()
+    run = short_run()
+    holder.communicate("")
+    assert run.status == 2
+    assert f"is in use by another run (process {holder.pid} on" in run.err
+    assert run.err.count("\n") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    assert short_run().status == 0
+
+
+def test_no_file_holds_a_token_and_no_checkpoint_a_pickle_that_could_run(short_run):
+    run = short_run(hub_token="hf_a_secret_of_mine", report_to="tensorboard")
+    assert run.status == 0, run.err
+    for path in run.output_dir.rglob("*"):
+        if path.is_file():
+            assert b"hf_a_secret_of_mine" not in path.read_bytes(), path
+    for path in run.output_dir.glob("checkpoint-6/*.p*t*"):
+        from transformers.trainer_pt_utils import safe_globals
+
+        with safe_globals():
+            torch.load(path, weights_only=True)
+    assert not list(run.output_dir.rglob("*.bin"))
+
+
+def test_rotation_keeps_the_best_and_its_name_in_the_state(run_sft):
+    run = run_sft(
+        learning_rate=3e-2, lr_scheduler_type="constant", num_train_epochs=6, eval_steps=3, save_steps=3,
+        save_total_limit=1, load_best_model_at_end=True, sample_prompts="[]", validation_split=0.25,
+    )  # fmt: skip
+    assert run.status == 0, run.err
+    left = sorted(run.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    state = json.loads((left[-1] / "trainer_state.json").read_text())
+    best = run.output_dir / f"checkpoint-{state['best_global_step']}"
+    assert state["best_model_checkpoint"] == str(best)
+    assert left == sorted({best, left[-1]}, key=lambda path: int(path.name.rpartition("-")[2]))
+    assert left[-1].name == f"checkpoint-{run.summary['train']['steps']}"
+
+
+def test_trackers_go_on_with_the_same_run(short_run, run_sft, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trackers = {"report_to": "[tensorboard, wandb]"}
+    first = short_run(**trackers, run_name="a-name")
+    assert first.status == 0, first.err
+    shutil.rmtree(first.output_dir / "checkpoint-6")
+    for name in ("WANDB_RUN_ID", "WANDB_RESUME", "TENSORBOARD_LOGGING_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    again = short_run(**trackers, resume_from_checkpoint="auto")
+    assert again.status == 0, again.err
+    assert "Changed since" not in again.out
+    manifest = read_manifest(again.output_dir / "checkpoint-6")
+    assert manifest["configuration"]["run_name"] == "a-name"
+    records = {path.name.partition("-run-")[2].rpartition("-")[2] for path in (again.output_dir / "wandb").glob("off*")}
+    assert records == {manifest["wandb_run_id"]}
+    events = EventAccumulator(str(again.output_dir / "logs")).Reload().Scalars("train/loss")
+    assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
+
+
+EDGE = {"validation_split": 0.25, "num_train_epochs": 2, "sample_prompts": "[]", "save_total_limit": "null"}
+
+
+def without_times(run):
+    """All that a run logged, but what depends on the clock and the machine."""
+    of_machine = ("runtime", "per_second", "memory", "utilization")
+    return [
+        {name: value for name, value in event.items() if not any(sign in name for sign in of_machine)}
+        for event in run.metrics
+        if "train_loss" not in event
+    ]
+
+
+def add_to_trainers(patched, callback):
+    """Gives each trainer that is built a callback of a class, last."""
+    import trainer_utils
+
+    build_trainer = trainer_utils.build_trainer
+
+    def build(*args, **kwargs):
+        prepared = build_trainer(*args, **kwargs)
+        prepared.trainer.add_callback(callback())
+        return prepared
+
+    patched.setattr(trainer_utils, "build_trainer", build)
+
+
+@pytest.mark.parametrize(
+    ("settings", "from_edge"), [({}, 0), ({"logging_strategy": "epoch"}, 0), ({"logging_strategy": "epoch"}, -1)]
+)
+def test_a_run_stopped_at_the_edge_of_an_epoch_makes_the_evaluation_of_the_edge_when_it_goes_on(
+    run_sft, tmp_path, monkeypatch, settings, from_edge
+):
+    settings = {**EDGE, **settings, "load_best_model_at_end": True}
+    whole = run_sft(output_dir=str(tmp_path / "whole"), **settings)
+    edge = whole.summary["batch_plan"]["steps_per_epoch"]
+
+    class Signal(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step + 1 == edge + from_edge:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        add_to_trainers(patched, Signal)
+        stopped = run_sft(**settings)
+    assert stopped.status == 143
+    assert [event["step"] for event in stopped.metrics if "eval_loss" in event] == [0]
+    for _ in range(2):  # the second time as if it had been killed behind the edge, with the evaluation in the records
+        again = run_sft(resume_from_checkpoint="auto", **settings)
+        assert again.status == 0, again.err
+        assert without_times(again) == without_times(whole)
+        shutil.rmtree(again.output_dir / f"checkpoint-{2 * edge}")
+    state = json.loads((whole.output_dir / f"checkpoint-{2 * edge}" / "trainer_state.json").read_text())
+    assert again.summary["eval_after"] == whole.summary["eval_after"]
+    assert state["best_global_step"] in (edge, 2 * edge)
+
+
+@pytest.mark.parametrize("where", ["a step", "the last step", "an epoch", "the answers", "what is made up for"])
+def test_a_signal_in_an_evaluation_stops_there_and_the_evaluation_is_made_when_the_run_goes_on(
+    run_sft, tmp_path, monkeypatch, where
+):
+    settings = {"validation_split": 0.5, "max_steps": 6, "save_total_limit": "null", "per_device_eval_batch_size": 2,
+                "load_best_model_at_end": True, "sample_max_new_tokens": 4}  # fmt: skip
+    settings |= {} if where == "an epoch" else {"eval_steps": 2, "save_steps": 2}
+    whole = run_sft(output_dir=str(tmp_path / "whole"), **settings)
+    edge = whole.summary["batch_plan"]["steps_per_epoch"]
+    assert edge == 3
+    at = {"an epoch": edge, "the last step": 6}.get(where, 4)
+
+    class Signal(transformers.TrainerCallback):
+        batches = 0
+
+        def on_prediction_step(self, args, state, control, **kwargs):
+            self.batches += state.global_step == at
+            if self.batches == 2 and where != "the answers":
+                signal.raise_signal(signal.SIGTERM)
+
+        def on_evaluate(self, args, state, control, **kwargs):
+            if state.global_step == at and where == "the answers":
+                signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        add_to_trainers(patched, Signal)
+        stopped = run_sft(**settings)
+        assert stopped.status == 143, stopped.err
+        assert f"Stopped at step {at} of 6, saved in" in stopped.out
+        was_cut = f"The evaluation at step {at} is cut short; it is made when the run goes on." in stopped.out
+        assert was_cut == (where != "the answers")
+        assert (at in [event["step"] for event in stopped.metrics if "eval_loss" in event]) == (not was_cut)
+        if where == "what is made up for":
+            again = run_sft(**settings, resume_from_checkpoint="auto")
+            assert again.status == 143
+            assert again.err.count("\n") == 1
+            assert "Ended by SIGTERM" in again.err
+    again = run_sft(**settings, resume_from_checkpoint="auto")
+    assert again.status == 0, again.err
+    assert without_times(again) == without_times(whole)
+    lines = [(run.output_dir / "samples.jsonl").read_text() for run in (again, whole)]
+    assert lines[0] == lines[1]
+    weights = [(run.output_dir / "model.safetensors").read_bytes() for run in (again, whole)]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_whose_last_save_was_lost_is_finished_from_the_last_checkpoint(short_run):
+    whole = short_run()  # 6 steps end an epoch; 5 do not
+    for steps in (6, 5):
+        first = short_run(max_steps=steps)
+        weights = (first.output_dir / "model.safetensors").read_bytes()
+        (first.output_dir / "config.json").unlink()
+        again = short_run(max_steps=steps, resume_from_checkpoint="auto")
+        assert again.status == 0, again.err
+        assert [step for step, *_ in trained(again.output_dir)] == list(range(1, steps + 1))
+        assert (again.output_dir / "model.safetensors").read_bytes() == weights
+        assert (again.output_dir / "config.json").is_file()
+    assert whole.status == 0
+
+
+def test_a_damaged_best_checkpoint_is_told_and_the_last_weights_are_kept(run_sft, monkeypatch):
+    from sft.training import checkpointed_trainer
+
+    settings = {**EDGE, "num_train_epochs": 3, "learning_rate": 3e-2, "lr_scheduler_type": "constant"}
+    load_best_model = checkpointed_trainer.CheckpointedTrainer._load_best_model
+
+    def damage_then_load(trainer):
+        path = Path(trainer.state.best_model_checkpoint, "model.safetensors")
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        load_best_model(trainer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpointed_trainer.CheckpointedTrainer, "_load_best_model", damage_then_load)
+        run = run_sft(load_best_model_at_end=True, **settings)
+    assert run.status == 0, run.err
+    assert run.out.count("is damaged (model.safetensors is not what was written (its sha256 is another))") == 1
+    assert "Loaded the best checkpoint" not in run.out
+    last = run.output_dir / f"checkpoint-{run.summary['train']['steps']}" / "model.safetensors"
+    plain = run_sft(output_dir=str(run.output_dir) + "-plain", **settings)
+    assert (run.output_dir / "model.safetensors").read_bytes() == (plain.output_dir / "model.safetensors").read_bytes()
+    assert last.is_file()
+    assert run.summary["eval_after"] == plain.summary["eval_after"]

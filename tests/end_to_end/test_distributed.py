@@ -1,0 +1,177 @@
+"""Two real processes (gloo, on CPU) against one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.parts import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def runs(model_folder, question_file, tmp_path_factory):
+    """The same run on one process and on two: global batch 4, 24 rows less 5 for validation, so the tail is uneven."""
+    folder = tmp_path_factory.mktemp("distributed")
+    common = {
+        "model_name_or_path": model_folder("llama"), "train_file": question_file, "validation_split": 0.2,
+        "max_seq_length": 64, "learning_rate": 1e-2, "num_train_epochs": 2, "logging_steps": 1, "report_to": "none",
+        "eval_steps": 3, "sample_max_new_tokens": 4, "use_cpu": True, "bf16": False,
+    }  # fmt: skip
+    config = folder / "config.yaml"
+    config.write_text("".join(f"{key}: {value}\n" for key, value in common.items()))
+    one, two = folder / "one", folder / "two"
+    single = subprocess.run(
+        [sys.executable, "sft_main.py", f"--config_file={config}", f"--output_dir={one}",
+         "--per_device_train_batch_size=4"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    double = subprocess.run(
+        ["./launch_training.sh", "--config", config, "--gpus", "2", f"--output_dir={two}",
+         "--per_device_train_batch_size", "2"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, env={**os.environ, "PYTHON": sys.executable},
+    )  # fmt: skip
+    assert single.returncode == 0, single.stderr
+    assert double.returncode == 0, double.stderr
+    return (one, single), (two, double)
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [event[name] for event in events if name in event]
+
+
+def test_two_processes_log_the_same_losses_as_one(runs):
+    (one, _), (two, _) = runs
+    assert len(losses(one, "loss")) == 10
+    assert losses(two, "loss") == pytest.approx(losses(one, "loss"), abs=1e-4)
+    assert losses(two, "token_accuracy") == pytest.approx(losses(one, "token_accuracy"), abs=1e-9)
+    assert losses(two, "eval_loss") == pytest.approx(losses(one, "eval_loss"), abs=1e-4)
+    assert losses(two, "eval_token_accuracy") == pytest.approx(losses(one, "eval_token_accuracy"), abs=1e-9)
+
+
+def test_two_processes_end_with_the_same_weights_as_one(runs):
+    (one, _), (two, _) = runs
+    ours, theirs = load_file(two / "model.safetensors"), load_file(one / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-3)
+
+
+def test_two_processes_train_as_the_plain_trainer_does_on_padded_rows(runs, tmp_path):
+    """transformers' own Trainer, with nothing of ours but the order of rows, on one process."""
+    import transformers
+
+    from config_manager import load_config
+    from data_handler import prepare_data
+    from sft.batching.order import RankBatchSampler
+
+    (one, _), (two, _) = runs
+    config = load_config(str(one / "resolved_config.yaml"), [])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(one)
+    rows = prepare_data(config.data, tokenizer, seed=config.training.seed, sample_prompts=[]).train
+    sampler = RankBatchSampler(len(rows), 4, seed=config.training.seed)
+    batches = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        batches += list(sampler)
+
+    def collate(chosen):
+        rows_of_batch = [torch.tensor(row["input_ids"], dtype=torch.long) for row in chosen]
+        labels = [torch.tensor(row["labels"], dtype=torch.long) for row in chosen]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {
+            "input_ids": pad(rows_of_batch, batch_first=True, padding_value=tokenizer.pad_token_id),
+            "attention_mask": pad([torch.ones_like(ids) for ids in rows_of_batch], batch_first=True),
+            "labels": pad(labels, batch_first=True, padding_value=-100),
+        }
+
+    class PlainTrainer(transformers.Trainer):
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader(rows, batch_sampler=batches, collate_fn=collate)
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), learning_rate=1e-2, max_steps=len(batches), logging_steps=1, report_to=[],
+        save_strategy="no", use_cpu=True, disable_tqdm=True, weight_decay=0.0,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_pretrained(config.model.model_name_or_path, dtype=torch.float32)
+    trainer = PlainTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    plain = [event["loss"] for event in trainer.state.log_history if "loss" in event]
+    assert losses(two, "loss") == pytest.approx(plain, abs=1e-4)
+    for name, weight in load_file(two / "model.safetensors").items():
+        torch.testing.assert_close(weight, model.state_dict()[name], rtol=1e-3, atol=1e-3)
+
+
+def test_two_processes_write_each_line_once(runs):
+    _, (two, done) = runs
+    summary = json.loads((two / "run_summary.json").read_text())
+    assert summary["batch_plan"]["world_size"] == 2
+    assert summary["batch_plan"]["global_batch_size"] == 4
+    assert done.stdout.count("step  1/10") == 1
+    assert done.stdout.count("Saved the model") == 1
+    assert done.stderr == ""
+    steps = [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_a_bad_row_is_told_once_and_ends_with_exit_code_2(model_folder, tmp_path):
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": ""}\n')
+    done = subprocess.run(
+        [sys.executable, "sft_main.py", "--num_gpus=2", "--use_cpu", f"--train_file={data}", "--report_to=none",
+         f"--model_name_or_path={model_folder('llama')}", f"--output_dir={tmp_path / 'out'}"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("train.jsonl:2") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_data_that_cannot_be_read_is_told_whichever_process_finds_it(model_folder, tmp_path):
+    data = tmp_path / "train.json"
+    data.write_text('[{"question": "a", "answer": "b"}, {"question": ')
+    done = subprocess.run(
+        [sys.executable, "sft_main.py", "--num_gpus=2", "--use_cpu", f"--train_file={data}", "--report_to=none",
+         f"--model_name_or_path={model_folder('llama')}", f"--output_dir={tmp_path / 'out'}"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("train.json:1: invalid JSON") == 1
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts CPU cores")
+def test_more_processes_than_cores_are_refused_before_any_is_started(model_folder, question_file, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "sft_main.py", "--num_gpus=5000", f"--train_file={question_file}", "--report_to=none",
+         f"--model_name_or_path={model_folder('llama')}", f"--output_dir={tmp_path / 'out'}"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "num_gpus is 5000, but this machine has no GPU and" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_adapters_on_4bit_weights_train_on_two_processes_as_on_one(question_file, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    for count in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "sft_main.py", f"--num_gpus={count}", f"--per_device_train_batch_size={4 // count}",
+             "--model_name_or_path=examples/tiny-chat", f"--train_file={question_file}", "--validation_split=0.2",
+             "--max_seq_length=64", "--learning_rate=1e-2", "--max_steps=3", "--logging_steps=1", "--report_to=none",
+             "--sample_prompts=[]", "--use_cpu", "--bf16=false", "--lora_config.r=4",
+             "--quantization_config.load_in_4bit", f"--output_dir={tmp_path / str(count)}"],
+            cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "1", tmp_path / "2"
+    for name in ("loss", "grad_norm", "eval_loss"):
+        assert losses(two, name) == pytest.approx(losses(one, name), rel=1e-5)

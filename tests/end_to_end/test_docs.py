@@ -1,0 +1,97 @@
+"""The pages under docs/ and the README: links lead somewhere, tables are current, commands and settings exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+
+import pytest
+
+from sft.configuration.coercion import describe
+from tests.support.parts import REPOSITORY
+
+PAGES = sorted(
+    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "benchmarks").glob("*.md")]
+)
+SCRIPTS = r"(?:python|\./launch_training\.sh|sbatch)"
+
+
+def maker():
+    spec = importlib.util.spec_from_file_location("make_configuration", REPOSITORY / "docs" / "make_configuration.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def anchors(page) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def test_configuration_page_is_current():
+    written = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert written == maker().page(), "run python docs/make_configuration.py"
+
+
+def test_every_key_has_its_reason_and_every_number_its_unit():
+    module = maker()
+    notes, keys = module.notes(), dict(module.all_keys())
+    assert set(notes) == set(keys), "add the key to docs/configuration_notes.yaml, or take it out there"
+    without_unit = {"learning_rate", "weight_decay", "seed", "lora_config.lora_alpha"}
+    for name, key in keys.items():
+        unit, why = notes[name]
+        assert why, f"{name}: say in docs/configuration_notes.yaml why this default"
+        is_number = "number" in describe(key.annotation)
+        assert bool(unit) == (is_number and name not in without_unit), f"{name}: unit {unit!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_what_is_there(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        assert place.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(place), f"{page.name}: no heading for {target}"
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for page in (REPOSITORY / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in readme, page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_name_scripts_that_are_there(page):
+    for block in re.findall(r"```(?:bash|sh)?\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        for line in block.splitlines():
+            for script in re.findall(rf"(?:^|&& ){SCRIPTS}(?: --\S+)* (\S+\.(?:py|sh))", line):
+                assert (REPOSITORY / script).is_file(), f"{page.name}: {line}"
+            if line.startswith("./"):
+                assert (REPOSITORY / shlex.split(line)[0]).is_file(), f"{page.name}: {line}"
+
+
+def test_what_is_to_be_seen_is_what_the_program_says():
+    """Each message in troubleshooting stands in the code, but for what is filled in (`...`, numbers, N)."""
+    code = "\n".join(path.read_text(encoding="utf-8") for path in REPOSITORY.rglob("*.py") if "tests" not in path.parts)
+    code = re.sub(r"\"\s*\n\s*f?\"", "", code)  # texts that are written over several lines
+    code = re.sub(r"\{[^{}]*\}", "...", code)
+    text = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    seen = [
+        span
+        for cell in re.findall(r"^\| ([^|]*) \|", text, flags=re.MULTILINE)
+        for span in re.findall("`([^`]+)`", cell)
+    ]
+    assert len(seen) > 25
+    for message in seen:
+        if message in ("ends", "We couldn't connect to"):  # a word of the report; what a library says
+            continue
+        for part in re.split(r"\.\.\.|\[\.\.\.\]|\bN\b|(?<![\w.])\d+", message):
+            part = part.strip(" :`[]()")
+            assert part in code, f"{message!r}: no {part!r} in the code"

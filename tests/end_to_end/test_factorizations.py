@@ -1,0 +1,65 @@
+"""The same numbers, however a global batch of 16 is split over processes, micro-batches and accumulation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.support.parts import REPOSITORY
+
+
+def run_all(folder, model, questions, world_size, **environment):
+    """Every way that so many processes allow."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
+    command = [sys.executable, *(launcher if world_size > 1 else []), "tests/support/run_factorizations.py"]
+    done = subprocess.run(
+        [*command, model, questions, folder],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=600,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OUTPUT_DIR": str(folder), "OMP_NUM_THREADS": "1",
+             **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob(f"{world_size}-*.pt")}
+
+
+def assert_same(found, expected):
+    """Relative 1e-5, of the largest entry where tensors are compared."""
+    assert found["steps"] == expected["steps"]
+    assert found["seen"] == expected["seen"]
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    assert found["evaluation"] == pytest.approx(expected["evaluation"], rel=1e-5)
+    for ours, theirs in [(found["weights"], expected["weights"]), (found["gradients"][0], expected["gradients"][0])]:
+        largest = max(tensor.abs().max().item() for tensor in theirs.values())
+        for name, tensor in theirs.items():
+            assert (ours[name] - tensor).abs().max().item() <= 1e-5 * largest, name
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_every_factorization_of_a_global_batch_gives_the_same(model_folder, question_file, tmp_path, world_size):
+    """17 rows: the second step has one alone, so all other processes have a micro-batch without a supervised token."""
+    model = model_folder("llama")
+    alone = run_all(tmp_path, model, question_file, 1)
+    together = run_all(tmp_path, model, question_file, world_size)
+    assert len(alone) == 5
+    assert len(together) == {2: 4, 4: 3}[world_size]
+    expected = alone["1-16-17"]
+    assert expected["seen"] == sorted([*range(17)] * 2)
+    assert len(expected["losses"]) == 4
+    for found in (*alone.values(), *together.values()):
+        assert_same(found, expected)
+
+
+@pytest.mark.slow
+def test_every_size_of_dataset_ends_and_trains_each_row_once_an_epoch(model_folder, question_file, tmp_path):
+    model = model_folder("llama")
+    alone = run_all(tmp_path, model, question_file, 1, RESIDUES="1")
+    together = run_all(tmp_path, model, question_file, 2, RESIDUES="1")
+    assert len(alone) == len(together) == 16
+    for name, expected in alone.items():
+        num_rows = int(name.split("-")[2])
+        assert expected["seen"] == sorted([*range(num_rows)] * 2)
+        assert_same(together[name.replace("1-", "2-", 1)], expected)

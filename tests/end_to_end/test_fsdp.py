@@ -1,0 +1,184 @@
+"""Weights spread over two real processes (gloo, on CPU) against one process that has all of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sft.checkpointing.manifest import find_damage, read_manifest
+from sft_main import main
+from tests.support.checkpoints import as_if_killed, evaluated, trained
+from tests.support.parts import build_model
+from tests.support.started_in_turn import run_in_turn
+
+KINDS = {
+    "all": {"model": "llama", "settings": []},
+    "tied": {"model": "qwen2", "settings": ["--gradient_checkpointing=true"]},
+    "adapters": {"model": "qwen2", "settings": ["--lora_config.r=4"]},
+}
+"""All weights; a head that is tied to the embedding; adapters on frozen weights. What one process and two do alike."""
+SPREAD = {
+    "all": ["--fsdp={}", "--per_device_train_batch_size=2"],
+    "tied": ["--fsdp.checkpoints=sharded", "--per_device_train_batch_size=1", "--gradient_accumulation_steps=2"],
+    "adapters": ["--fsdp={}", "--fsdp.reshard_after_forward=false", "--per_device_train_batch_size=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(model_folder, question_file, tmp_path_factory):
+    """Each kind on one process and on two; gone on with; disturbed. 19 rows, 4 a step: the tail is uneven."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    common = [
+        f"--train_file={question_file}", "--validation_split=0.2", "--max_seq_length=64", "--learning_rate=1e-2",
+        "--num_train_epochs=1", "--logging_steps=1", "--report_to=none", "--eval_steps=3", "--save_steps=2",
+        "--save_total_limit=null", "--sample_max_new_tokens=4", "--use_cpu", "--bf16=false",
+    ]  # fmt: skip
+    go_on = "--resume_from_checkpoint=auto"
+
+    def arguments(kind: str, name: str, *more: str) -> list[str]:
+        model = f"--model_name_or_path={model_folder(KINDS[kind]['model'])}"
+        return [*common, model, f"--output_dir={folder / name}", *KINDS[kind]["settings"], *more]
+
+    def two(kind: str, name: str, *more: str, **disturbed: Any) -> dict[str, Any]:
+        return {"arguments": arguments(kind, name, *SPREAD[kind], *more), **disturbed}
+
+    def one(kind: str, name: str, *more: str) -> int:
+        return main(arguments(kind, name, "--per_device_train_batch_size=4", *more))
+
+    assert [one(kind, f"{kind}-one") for kind in KINDS] == [0, 0, 0]
+    statuses, said = run_in_turn(
+        [
+            *(two(kind, f"{kind}-two") for kind in KINDS),
+            *(two(kind, f"{kind}-again", go_on, killed=[str(folder / f"{kind}-two"), 2]) for kind in KINDS),
+            two("all", "spoiled", spoil=2),
+            two("tied", "stopped", stop_after=2),
+            two("tied", "stopped", go_on),
+        ],
+        folder,
+    )
+    assert statuses == [0] * 7 + [143, 0], said
+    for kind in ("all", "tied"):  # from a whole checkpoint, and from one in parts
+        as_if_killed(folder / f"{kind}-two", folder / f"{kind}-alone", 2)
+        assert one(kind, f"{kind}-alone", go_on) == 0
+    yield folder, said
+    logging.getLogger("sft").handlers.clear()
+
+
+def steps(folder: Path) -> list[dict[str, float]]:
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [event for event in events if "loss" in event]
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    (path,) = folder.glob("*model.safetensors")
+    return load_file(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_gradients_and_evaluations_are_those_of_one_process(runs, kind):
+    folder, _ = runs
+    one, two = steps(folder / f"{kind}-one"), steps(folder / f"{kind}-two")
+    assert len(one) == len(two) == 5
+    for name in ("loss", "grad_norm", "learning_rate"):
+        assert [step[name] for step in two] == pytest.approx([step[name] for step in one], rel=1e-5)
+    expected = evaluated(folder / f"{kind}-one")
+    assert len(expected) == 3
+    assert evaluated(folder / f"{kind}-two") == [(step, pytest.approx(loss, rel=1e-5)) for step, loss in expected]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_at_the_end_is_an_ordinary_one_with_the_weights_of_one_process(runs, kind):
+    import transformers
+
+    folder, _ = runs
+    one, two = final_weights(folder / f"{kind}-one"), final_weights(folder / f"{kind}-two")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+    names = {path.name for path in (folder / f"{kind}-two").iterdir()}
+    assert names == {path.name for path in (folder / f"{kind}-one").iterdir()}
+    if kind == "adapters":
+        return
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / f"{kind}-two")
+    assert type(model).__name__ == json.loads((folder / f"{kind}-one/config.json").read_text())["architectures"][0]
+    assert json.loads((folder / f"{kind}-two/config.json").read_text())["architectures"] == [type(model).__name__]
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in two.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_goes_on_is_the_one_that_was_never_stopped_to_the_bit(runs, kind):
+    folder, _ = runs
+    whole, again = folder / f"{kind}-two", folder / f"{kind}-again"
+    assert trained(again) == trained(whole)
+    assert evaluated(again) == evaluated(whole)
+    expected, found = final_weights(whole), final_weights(again)
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_checkpoints_are_whole_or_in_parts_and_have_their_manifest(runs):
+    folder, _ = runs
+    whole, parts = folder / "all-two/checkpoint-4", folder / "tied-two/checkpoint-4"
+    assert find_damage(whole) == find_damage(parts) == []
+    ordinary = read_manifest(folder / "all-one/checkpoint-4")["files"].keys() - {"rng_state.pth"}
+    assert read_manifest(whole)["files"].keys() - {"rng_state_0.pth", "rng_state_1.pth"} == ordinary
+    names = read_manifest(parts)["files"].keys()
+    assert {"weights-1-of-2.safetensors", "weights-2-of-2.safetensors", "optimizer-2-of-2.pt"} <= names
+    assert not [name for name in names if name.startswith("model")]
+    own = load_file(parts / "weights-2-of-2.safetensors")
+    first = load_file(parts / "weights-1-of-2.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    together = torch.cat([first[name], own[name]])
+    assert first[name].shape == own[name].shape == (32, 32)
+    assert not torch.equal(together, build_model("qwen2").state_dict()[name])
+
+
+def test_what_was_spread_goes_on_where_nothing_is(runs):
+    folder, _ = runs
+    for kind in ("all", "tied"):
+        expected, found = steps(folder / f"{kind}-two"), steps(folder / f"{kind}-alone")
+        assert [step["step"] for step in found] == [1, 2, 3, 4, 5]
+        for name in ("loss", "grad_norm"):
+            assert [step[name] for step in found] == pytest.approx([step[name] for step in expected], rel=1e-5)
+
+
+def test_a_bad_step_of_one_process_is_left_out_on_all_and_counted(runs):
+    folder, said = runs
+    found, sound = steps(folder / "spoiled"), steps(folder / "all-two")
+    assert json.loads((folder / "spoiled/run_summary.json").read_text())["bad_steps"] == 1
+    assert said.count("Step 2: its loss or gradient is no finite number") == 1
+    assert "train.jsonl:" in said.partition("Step 2: its loss")[2].partition("\n")[0]
+    assert found[0]["loss"] == sound[0]["loss"]
+    assert found[1]["loss"] == 0.0
+    # The third step meets the weights of the first: other rows, but no worse than they were.
+    assert all(weight.isfinite().all() for weight in final_weights(folder / "spoiled").values())
+    assert found[2]["loss"] != sound[2]["loss"]
+
+
+def test_a_signal_to_one_process_saves_and_the_run_goes_on_as_if_there_had_been_none(runs):
+    folder, said = runs
+    assert "Go on with: " in said
+    assert trained(folder / "stopped") == trained(folder / "tied-two")
+    expected, found = final_weights(folder / "tied-two"), final_weights(folder / "stopped")
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sample_answers_are_those_of_one_process(runs, kind):
+    folder, _ = runs
+    one, two = (
+        json.loads((folder / f"{kind}-{number}/run_summary.json").read_text())["samples"] for number in ("one", "two")
+    )
+    assert len(one) == 3
+    assert two == one
+
+
+def test_the_log_says_that_weights_are_spread_and_that_rows_lie_end_to_end(runs):
+    _, said = runs
+    assert said.count("Weights are spread over 2 processes (FSDP2), 2 layers one by one.") == 9
+    assert said.count("Rows lie end to end, without padding") == 9

@@ -1,0 +1,101 @@
+"""Spread weights with settings that change how a step or a run is made: packs, streams, bfloat16, dropout, the best.
+
+On two and four real processes (gloo, on CPU), against one process that has all weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sft_main import main
+from tests.support.checkpoints import evaluated, trained
+from tests.support.started_in_turn import run_in_turn
+
+pytestmark = pytest.mark.slow
+
+KINDS = {
+    "packed": ("llama", ["--packing=true", "--gradient_accumulation_steps=1"], 2),
+    "stream": ("llama", ["--streaming=true", "--max_steps=5"], 4),
+    "bf16": ("llama", ["--bf16=true", "--learning_rate=1e-3"], 4),
+    "best": ("llama", ["--load_best_model_at_end=true", "--greater_is_better=true"], 4),
+    "dropout": ("gpt2", ["--max_seq_length=96"], 4),
+}
+"""Model, settings, and rows (or packs) a step. What is called the best is the worst here: it is not the last."""
+ALIKE = {"packed": 1e-5, "stream": 1e-5, "bf16": 0.02, "best": 1e-5}
+"""How far figures may be from those of one process. Dropout draws on each process for itself."""
+
+
+@pytest.fixture(scope="module")
+def runs(model_folder, question_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fsdp-settings")
+    common = [
+        f"--train_file={question_file}", f"--validation_file={question_file}", "--max_seq_length=64",
+        "--learning_rate=1e-2", "--max_steps=5", "--logging_steps=1", "--report_to=none", "--eval_steps=2",
+        "--save_steps=2", "--save_total_limit=null", "--sample_prompts=[]", "--use_cpu", "--bf16=false",
+        "--max_leakage_share=1",
+    ]  # fmt: skip
+
+    def arguments(kind: str, processes: int, name: str, *more: str) -> list[str]:
+        architecture, settings, rows = KINDS[kind]
+        spread = ["--fsdp={}"] if processes > 1 else []
+        return [*common, f"--model_name_or_path={model_folder(architecture)}", f"--output_dir={folder / name}",
+                f"--per_device_train_batch_size={rows // processes}", *spread, *settings, *more]  # fmt: skip
+
+    for kind in ALIKE:
+        assert main(arguments(kind, 1, f"{kind}-1")) == 0
+    two = [{"arguments": arguments(kind, 2, f"{kind}-2")} for kind in KINDS]
+    again = [
+        {"arguments": arguments(kind, 2, f"{kind}-again", "--resume_from_checkpoint=auto"),
+         "killed": [str(folder / f"{kind}-2"), 2]}
+        for kind in KINDS
+    ]  # fmt: skip
+    statuses, said = run_in_turn([*two, *again], folder)
+    assert statuses == [0] * 10, said
+    four = [{"arguments": arguments(kind, 4, f"{kind}-4")} for kind in ("best", "stream")]
+    statuses, said = run_in_turn(four, folder, processes=4)
+    assert statuses == [0, 0], said
+    yield folder
+    logging.getLogger("sft").handlers.clear()
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(("kind", "processes"), [*((kind, 2) for kind in ALIKE), ("best", 4), ("stream", 4)])
+def test_figures_are_those_of_one_process(runs, kind, processes):
+    one, several = runs / f"{kind}-1", runs / f"{kind}-{processes}"
+    assert [step for step, *_ in trained(several)] == [1, 2, 3, 4, 5]
+    for found, expected in zip(trained(several), trained(one), strict=True):
+        assert found == pytest.approx(expected, rel=ALIKE[kind])
+    found, expected = evaluated(several), evaluated(one)
+    assert found == [(step, pytest.approx(loss, rel=ALIKE[kind])) for step, loss in expected]
+    assert len(found) >= 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_goes_on_is_the_one_that_was_never_stopped_to_the_bit(runs, kind):
+    whole, again = runs / f"{kind}-2", runs / f"{kind}-again"
+    assert trained(again) == trained(whole)
+    assert evaluated(again) == evaluated(whole)
+    expected, found = final_weights(whole), final_weights(again)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_best_weights_are_loaded_at_the_end_and_saved(runs, processes):
+    folder = runs / f"best-{processes}"
+    losses = dict(evaluated(folder))
+    best = max(losses, key=lambda step: step and losses[step])
+    assert best == 2
+    summary = json.loads((folder / "run_summary.json").read_text())
+    assert summary["eval_after"]["loss"] == pytest.approx(losses[best], rel=1e-6)
+    of_checkpoint = load_file(folder / f"checkpoint-{best}/model.safetensors")
+    assert all(torch.equal(of_checkpoint[name], weight) for name, weight in final_weights(folder).items())

@@ -1,0 +1,94 @@
+"""Models and datasets by name, results sent: against a Hub on this machine that is private, silent, or breaks off."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.parts import REPOSITORY
+
+SLOW = ("silent", "silent for data")
+QUICK = (
+    "by name", "interrupted", "always interrupted", "data interrupted", "private model", "private data", "gated model",
+    "gated data", "no model", "no data", "may not write", "no token",
+)  # fmt: skip
+
+
+def on_local_hub(folder: Path, *cases: str, **environment: str) -> dict:
+    """Runs cases of `tests/support/run_on_local_hub.py`; what it found."""
+    done = subprocess.run(
+        [sys.executable, "tests/support/run_on_local_hub.py", str(folder), *cases], cwd=REPOSITORY, capture_output=True,
+        text=True, check=False, timeout=900,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return on_local_hub(tmp_path_factory.mktemp("hub"), *QUICK)
+
+
+def test_model_and_data_by_name_and_the_result_sent(found):
+    run = found["runs"]["by name"]
+    assert (run["status"], run["err"]) == (0, ""), run
+    assert {"tester/result/model.safetensors", "tester/result/config.json", "tester/result/tokenizer.json",
+            "tester/result/README.md"} <= set(found["pushed"])  # fmt: skip
+    kept = {name.rpartition("/")[2] for name in found["pushed"]}
+    assert not kept & {".lock", "training_args.bin", "optimizer.pt"}
+    assert found["with_secrets"] == []
+
+
+def test_an_interrupted_download_goes_on(found):
+    run = found["runs"]["interrupted"]
+    assert (run["status"], run["err"]) == (0, ""), run
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("always interrupted", "tester/broken: the download from the Hub broke off. Run it again."),
+        ("data interrupted", "dataset_name 'tester/broken': the download from the Hub broke off. Run it again."),
+        ("private model", "tester/private: no folder here and no model on the Hub, or a private one: check the name; "
+                          "for a private one set HF_TOKEN (or run: hf auth login)."),
+        ("private data", "dataset_name 'tester/private': no folder here and no dataset on the Hub, or a private one"),
+        ("gated model", "tester/gated: gated or private on the Hub: accept its terms on the model's page there, then "
+                        "set HF_TOKEN (or run: hf auth login)."),
+        ("gated data", "dataset_name 'tester/gated': gated or private on the Hub: accept its terms on the dataset's"),
+        ("no model", "tester/nothing: no folder here and no model on the Hub"),
+        ("no data", "dataset_name 'tester/nothing': no folder here and no dataset on the Hub"),
+        ("may not write", "hub_model_id: tester/result is refused by the Hub (401): for a token that may write there"),
+        ("no token", "hub_model_id: tester/result is refused by the Hub (401): for a token that may write there"),
+    ],
+)  # fmt: skip
+def test_a_hub_that_does_not_give_is_one_line_that_says_what_to_do(found, case, told):
+    run = found["runs"][case]
+    assert run["status"] == 2, run
+    assert told in run["err"]
+    assert run["err"].count("\n") == 1
+
+
+def test_a_token_that_may_not_read_is_told(tmp_path):
+    run = on_local_hub(tmp_path, "gated model", HF_TOKEN_PATH=str(token_file(tmp_path)))["runs"]["gated model"]
+    assert run["status"] == 2
+    assert "gated or private on the Hub, and the token that is set may not read it: accept its terms" in run["err"]
+
+
+def token_file(folder: Path) -> Path:
+    path = folder / "token"
+    path.write_text("hf_wrong")
+    return path
+
+
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer_is_one_line(tmp_path):
+    for case, run in on_local_hub(tmp_path, *SLOW)["runs"].items():
+        assert run["status"] == 2, (case, run)
+        assert "no folder here, and the Hugging Face Hub cannot be reached" in run["err"]
+        assert run["err"].count("\n") == 1

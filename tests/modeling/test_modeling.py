@@ -1,0 +1,191 @@
+"""The loss and the sums that metrics are made of."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sft.common.run_records import ModelFootprint
+from sft.modeling.answering import answer_prompt
+from sft.modeling.flops import training_flops
+from sft.modeling.supervised_loss import EvaluationSums, cross_entropy_sum, linear_cross_entropy_sum, losses_and_hits
+from tests.support.parts import build_model, build_tokenizer
+
+
+def batch(positions=14, vocabulary=11, seed=0):
+    """Scores `[S, V]` of supervised positions, and the tokens to predict."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(positions, vocabulary, generator=generator), torch.randint(
+        0, vocabulary, (positions,), generator=generator
+    )
+
+
+def layer(hidden=5, vocabulary=11, positions=14, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"hidden": (positions, hidden), "weight": (vocabulary, hidden), "bias": (vocabulary,)}
+    return {name: torch.randn(*shape, generator=generator).requires_grad_() for name, shape in shapes.items()}
+
+
+def with_gradients(loss, tensors):
+    return [loss.detach(), *torch.autograd.grad(loss, list(tensors.values()))]
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk_rows", [1, 4, 100])
+def test_the_losses_count_the_targets_that_are_the_most_likely(chunk_rows, label_smoothing):
+    tensors, found = layer(), []
+    scores = torch.nn.functional.linear(*tensors.values()).detach()
+    targets = scores.argmax(dim=1)
+    targets[::3] = (targets[::3] + 1) % scores.shape[1]
+    how = {"label_smoothing": label_smoothing, "count_hits": lambda number: found.append(int(number))}
+    linear_cross_entropy_sum(**tensors, targets=targets, chunk_rows=chunk_rows, **how)
+    assert sum(found) == len(targets) - len(targets[::3]) == 9
+    assert len(found) == -(-len(targets) // chunk_rows)
+    found.clear()
+    cross_entropy_sum(scores, targets, **how)
+    assert found == [9]
+
+
+def test_cross_entropy_sum_equals_the_sum_by_hand():
+    scores, targets = batch()
+    log_probabilities = scores.log_softmax(-1)
+    expected = -sum(log_probabilities[s, targets[s]] for s in range(len(targets)))
+    torch.testing.assert_close(cross_entropy_sum(scores, targets), expected)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk_rows", [1, 4, 14, 100])
+def test_linear_cross_entropy_sum_is_torchs_own_with_every_score(chunk_rows, label_smoothing):
+    _, targets = batch()
+    tensors = layer()
+    found = linear_cross_entropy_sum(**tensors, targets=targets, label_smoothing=label_smoothing, chunk_rows=chunk_rows)
+    expected = torch.nn.functional.cross_entropy(
+        torch.nn.functional.linear(*tensors.values()), targets, reduction="sum", label_smoothing=label_smoothing
+    )
+    # Times a factor, as the mean over the global batch is made of it.
+    torch.testing.assert_close(with_gradients(found * 0.3, tensors), with_gradients(expected * 0.3, tensors))
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cross_entropy_sum_is_torchs_own(label_smoothing):
+    scores, targets = batch()
+    tensors = {"scores": scores.requires_grad_()}
+    found = cross_entropy_sum(scores, targets, label_smoothing=label_smoothing)
+    expected = torch.nn.functional.cross_entropy(scores, targets, reduction="sum", label_smoothing=label_smoothing)
+    torch.testing.assert_close(with_gradients(found * 0.3, tensors), with_gradients(expected * 0.3, tensors))
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_linear_cross_entropy_sum_makes_no_gradient_that_is_not_needed(frozen):
+    tensors = layer()
+    tensors[frozen] = tensors[frozen].detach()
+    linear_cross_entropy_sum(**tensors, targets=batch()[1], chunk_rows=4).backward()
+    assert [name for name, tensor in tensors.items() if tensor.grad is None] == [frozen]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_linear_cross_entropy_sum_under_autocast_is_as_near_as_the_layer_itself(dtype):
+    """Each against float32: the gradient of ours is no further off than that of the layer and loss under autocast."""
+    tensors, (_, targets) = layer(hidden=64, vocabulary=300, positions=50), batch(50, 300)
+    tensors = {name: (tensor.detach() * 0.3).requires_grad_() for name, tensor in tensors.items()}
+    exact = with_gradients(linear_cross_entropy_sum(**tensors, targets=targets), tensors)
+    with torch.autocast("cpu", dtype=dtype):
+        found = with_gradients(linear_cross_entropy_sum(**tensors, targets=targets, chunk_rows=16), tensors)
+        scores = torch.nn.functional.linear(*tensors.values()).float()
+        theirs = with_gradients(torch.nn.functional.cross_entropy(scores, targets, reduction="sum"), tensors)
+    for one, other, right in zip(found, theirs, exact, strict=True):
+        assert one.dtype is right.dtype
+        assert (one - right).norm() <= 1.5 * (other - right).norm() + 1e-4 * right.norm()
+
+
+def test_linear_cross_entropy_sum_keeps_small_float16_gradients():
+    """A softmax over many tokens has values below what float16 can tell from zero."""
+    vocabulary = 40_000
+    hidden = torch.randn(4, 8, dtype=torch.float16).requires_grad_()
+    weight = torch.zeros(vocabulary, 8, dtype=torch.float16).requires_grad_()
+    linear_cross_entropy_sum(hidden, weight, None, torch.tensor([0, 1, 2, 3])).backward()
+    untouched = weight.grad[4:].float()
+    torch.testing.assert_close(
+        untouched, (hidden.detach().float().sum(0) / vocabulary).expand_as(untouched), rtol=0.02, atol=1e-7
+    )
+
+
+def test_linear_cross_entropy_sum_in_float16_sums_many_rows_of_one_token():
+    """Their sum, times the scale that keeps small gradients, would be beyond float16; no loss scale could mend that."""
+    hidden = torch.full((200, 8), 4.0, dtype=torch.float16).requires_grad_()
+    weight = torch.zeros(50, 8, dtype=torch.float16).requires_grad_()
+    linear_cross_entropy_sum(hidden, weight, None, torch.full((200,), 7)).backward()
+    torch.testing.assert_close(weight.grad[7].float(), torch.full((8,), 200 * 4 * (1 / 50 - 1)), rtol=1e-2, atol=0)
+
+
+def test_linear_cross_entropy_sum_without_targets_is_zero_and_has_a_gradient():
+    tensors = layer(positions=0)
+    loss, *gradients = with_gradients(
+        linear_cross_entropy_sum(**tensors, targets=torch.zeros(0, dtype=torch.long)), tensors
+    )
+    assert loss == 0
+    assert all(gradient.abs().sum() == 0 for gradient in gradients)
+
+
+def test_losses_and_hits_come_in_the_order_of_the_targets():
+    scores, targets = batch()
+    losses, hits = losses_and_hits(iter(scores.split([3, 10, 1])), targets)
+    torch.testing.assert_close(losses, torch.nn.functional.cross_entropy(scores, targets, reduction="none"))
+    assert hits.tolist() == (scores.argmax(-1) == targets).tolist()
+
+
+def test_evaluation_sums_do_not_depend_on_batches():
+    scores, targets = batch(positions=40)
+    losses, hits = losses_and_hits(iter([scores]), targets)
+    rows = torch.arange(40) // 4
+    whole, parts = EvaluationSums("cpu"), EvaluationSums("cpu")
+    whole.add(losses, hits, rows, num_rows=10)
+    for start, end in ((0, 1), (1, 8), (8, 10)):
+        part = slice(4 * start, 4 * end)
+        parts.add(losses[part], hits[part], rows[part] - start, num_rows=end - start)
+    assert parts.result().loss == pytest.approx(whole.result().loss, abs=1e-9)
+    assert parts.result().token_accuracy == whole.result().token_accuracy
+    assert parts.result().sequence_accuracy == whole.result().sequence_accuracy
+
+
+def test_evaluation_sums_count_tokens_and_sequences():
+    sums = EvaluationSums("cpu")
+    # Row 1 has no supervised token and does not count; of row 2 one token is wrong.
+    hits = torch.tensor([True, True, True, True, False])
+    losses = torch.tensor([0.5, 0.5, 0.0, 0.0, 4.0])
+    sums.add(losses, hits, torch.tensor([0, 0, 2, 2, 2]), num_rows=2)
+    sums.add(losses[:0], hits[:0], torch.zeros(0, dtype=torch.long), num_rows=0)
+    result = sums.result()
+    assert result.token_accuracy == 4 / 5
+    assert result.sequence_accuracy == 1 / 2
+    assert sums.num_sequences == 2
+    assert result.loss == 1.0
+    assert result.perplexity == pytest.approx(math.e)
+
+
+@pytest.mark.parametrize(("adapters", "expected"), [(False, 6 * 90 * 10), (True, 4 * 80 * 10 + 6 * 10 * 10)])
+def test_training_flops_by_hand(adapters, expected):
+    size = ModelFootprint(
+        num_parameters=100, num_trainable_parameters=10 if adapters else 100, weight_bytes=400, hidden_size=4,
+        num_layers=2, vocab_size=7, num_lookup_parameters=10,
+    )  # fmt: skip
+    # Two documents of 3 and 7 tokens.
+    assert training_flops(size, tokens=10, squares=9 + 49) == expected + 6 * 2 * 4 * 58
+
+
+def test_answer_prompt_stops_at_the_end_token_and_keeps_the_mode():
+    tokenizer, model = build_tokenizer(), build_model("llama")
+    model.train()
+    whole = answer_prompt(model, tokenizer, "Two plus", max_new_tokens=8, eos_token_ids=[2], add_special_tokens=False)
+    assert model.training
+    ids = tokenizer("Two plus", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        first = int(model.eval()(ids).logits[0, -1].argmax())
+    assert not whole.ended
+    assert whole.text.startswith(tokenizer.decode([first]))
+    stopped = answer_prompt(
+        model, tokenizer, "Two plus", max_new_tokens=8, eos_token_ids=[first], add_special_tokens=False
+    )
+    assert (stopped.text, stopped.ended) == ("", True)

@@ -1,0 +1,83 @@
+"""Copies of state in main memory: what is written of them is what was there when they were made."""
+
+from __future__ import annotations
+
+import torch
+
+from sft.modeling.state_copy import copy_to_memory, state_bytes
+from sft.processes.device_memory import held_memory_bytes, room_for_a_copy
+from tests.support.parts import build_model
+
+
+def test_a_copy_does_not_follow_what_training_changes():
+    model = build_model("llama")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def step(times):
+        for _ in range(times):
+            model(input_ids=torch.arange(8)[None]).logits.logsumexp(-1).sum().backward()
+            optimizer.step()
+
+    step(1)
+    expected = [torch.cat([weight.flatten() for weight in model.state_dict().values()]).clone(),
+                [group["lr"] for group in optimizer.param_groups],
+                [value.clone() for values in optimizer.state.values() for value in values.values()]]  # fmt: skip
+    weights, state = copy_to_memory(model.state_dict()), copy_to_memory(optimizer.state_dict())
+    step(2)
+    optimizer.param_groups[0]["lr"] = 5.0
+    assert torch.equal(torch.cat([weight.flatten() for weight in weights.values()]), expected[0])
+    assert [group["lr"] for group in state["param_groups"]] == expected[1]
+    found = [value for values in state["state"].values() for value in values.values()]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected[2], strict=True))
+    assert state["param_groups"][0]["betas"] == (0.9, 0.999)
+    again = torch.optim.AdamW(model.parameters(), lr=1.0)
+    again.load_state_dict(state)
+
+
+def test_what_is_one_tensor_is_one_in_the_copy_and_counts_once():
+    weight = torch.ones(3, 4)
+    state = {"embedding": weight, "head": weight, "view": weight[:1], "others": [torch.zeros(2, dtype=torch.float64)]}
+    copy = copy_to_memory(state)
+    assert copy["embedding"] is copy["head"]
+    assert copy["view"].data_ptr() != copy["head"].data_ptr()
+    assert state_bytes([weight, weight, state["others"]]) == 48 + 16
+
+
+class Quantized(torch.Tensor):
+    """Without numbers of its own, like the state of 8-bit optimizers: all of them have no place in memory."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return Quantized(function(args[0].inner, *args[1:], **(kwargs or {})))
+
+
+def test_tensors_that_only_wrap_others_are_copied_one_by_one():
+    first, second = Quantized(torch.ones(2)), Quantized(torch.zeros(2))
+    assert first.data_ptr() == second.data_ptr()
+    copy = copy_to_memory({"exp_avg": first, "exp_avg_sq": second})
+    first.inner.add_(1)
+    assert copy["exp_avg"].inner.tolist() == [1, 1]
+    assert copy["exp_avg_sq"].inner.tolist() == [0, 0]
+    assert state_bytes([first, second]) == 16
+
+
+def test_nothing_is_nothing():
+    assert state_bytes({}) == 0
+
+
+def test_room_for_a_copy_is_half_of_what_is_free_within_the_budget():
+    free = room_for_a_copy("cuda:0", 1)  # a GPU's budget is not the main memory's
+    assert free > 0
+    assert 0 < room_for_a_copy("cpu", None) <= 1.2 * free
+    assert room_for_a_copy("cpu", 1) == 0
+    budget = held_memory_bytes("cpu") * 2
+    assert room_for_a_copy("cpu", budget) <= budget
+    # An earlier copy is in the highest so far, so that much of it may be taken once more.
+    assert room_for_a_copy("cpu", 1, 2**50) > 0

@@ -1,0 +1,207 @@
+"""The terminal while it runs: one line below the log's, on a real pseudo-terminal; the time left."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+
+from sft.common.terminal import can_draw
+from sft.processes.live_line import LiveLine, fitted
+from sft.reporting.log_lines import evaluation_table, live_parts, progress_line
+from sft.reporting.time_left import TimeLeft, clock
+from tests.support.parts import REPOSITORY
+
+
+def screen_of(output: str) -> list[str]:
+    """What a terminal shows in the end: returns of the carriage and erased lines are obeyed."""
+    lines = []
+    for written in output.replace("\r\n", "\n").split("\n"):
+        shown = ""
+        for piece in written.split("\r"):
+            text, erased, rest = piece.partition("\x1b[K")
+            shown = text + ("" if erased else shown[len(text) :]) + rest
+        lines.append(shown)
+    return lines
+
+
+def run_on_terminal(*arguments: str, width: int, interrupt_at: bytes | None = None) -> tuple[int, str, bool]:
+    """Exit status, all that was written, and whether the terminal's modes are as they were."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
+    modes = termios.tcgetattr(theirs)
+    process = subprocess.Popen(
+        [sys.executable, "sft_main.py", *arguments], cwd=REPOSITORY, stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**os.environ, "TERM": "xterm"}, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    written, deadline = b"", time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if select.select([ours], [], [], 0.2)[0]:
+            written += os.read(ours, 65536)
+        elif process.poll() is not None:
+            break
+        if interrupt_at is not None and interrupt_at in written:
+            os.write(ours, b"\x03")  # as the key: the terminal makes a signal of it
+            interrupt_at = None
+    same = termios.tcgetattr(theirs) == modes
+    os.close(ours)
+    os.close(theirs)
+    return process.wait(timeout=10), written.decode(), same
+
+
+@pytest.fixture
+def settings(model_folder, question_file, tmp_path):
+    return [
+        f"--model_name_or_path={model_folder('llama')}", f"--train_file={question_file}", "--max_seq_length=64",
+        f"--output_dir={tmp_path / 'out'}", "--validation_split=0.25", "--report_to=none", "--bf16=false",
+        "--sample_max_new_tokens=4", "--logging_steps=1", "--per_device_train_batch_size=4", "--use_cpu",
+    ]  # fmt: skip
+
+
+def test_a_terminal_of_60_columns_shows_one_line_below_the_log_and_is_left_as_it_was(settings):
+    status, written, same = run_on_terminal(*settings, "--max_steps=6", "--eval_steps=3", width=60)
+    assert status == 0, written
+    assert same
+    drawn = [piece for line in written.split("\n") for piece in line.split("\r") if piece.startswith("step ")]
+    assert any("left" in piece and "loss" in piece for piece in drawn)
+    assert any("evaluating" in piece for piece in drawn)
+    assert all(len(piece.removesuffix("\x1b[K")) < 60 for piece in drawn)
+    screen = screen_of(written)
+    assert not [line for line in screen if line.startswith("step ")], "nothing of it is left in the end"
+    assert [line.split()[3] for line in screen if line.startswith("validation at step")] == ["0", "3", "6"]
+    assert all(part.startswith("[K") for part in written.split("\x1b")[1:]), "no colour, nothing else that acts"
+
+
+def test_ctrl_c_leaves_the_terminal_as_it_was(settings):
+    status, written, same = run_on_terminal(*settings, "--max_steps=100000", width=100, interrupt_at=b"tokens/s")
+    assert status == 130, written
+    assert same
+    screen = screen_of(written)
+    assert any(line.startswith("Stopped at step") for line in screen)
+    assert screen[-1] == ""
+    assert "Traceback" not in written
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_live_line_stays_below_what_is_written():
+    stream = Terminal()
+    line = LiveLine(stream, width=lambda: 20)
+    line.show(["step 1", "loss 2.0"])
+    line.write("a message\n")
+    line.show(["step 2", "loss 1.0", "no room for this"])
+    assert screen_of(stream.getvalue()) == ["a message", "step 2  loss 1.0"]
+    line.write("half ")
+    line.show(["step 3"])
+    line.write("a line\n")
+    assert screen_of(stream.getvalue()) == ["a message", "half a line", ""]
+    line.show(["step 4"])
+    other = Terminal()
+    line.write_to(other, "a warning\n")
+    assert other.getvalue() == "a warning\n"
+    line.clear()
+    assert screen_of(stream.getvalue())[-1] == ""
+
+
+def test_live_line_draws_only_what_has_changed():
+    stream = Terminal()
+    line = LiveLine(stream, width=lambda: 80)
+    for _ in range(3):
+        line.show(["step 1"])
+    assert stream.getvalue().count("step 1") == 1
+
+
+def test_fitted_leaves_out_what_has_no_room_and_lets_nothing_act():
+    assert fitted(["step 1/2", "1:00 left", "loss 1.0"], 20) == "step 1/2  1:00 left"
+    assert fitted(["step 1/2", "a part that is long", "short"], 15) == "step 1/2  short"
+    assert fitted(["step 1/2"], 4) == "step"
+    assert fitted(["\x1b[2J"], 20) == "\\x1b[2J"
+
+
+@pytest.mark.parametrize(("term", "expected"), [("xterm", True), ("dumb", False), (None, False)])
+def test_can_draw_on_a_terminal_that_is_not_dumb(monkeypatch, term, expected):
+    monkeypatch.delenv("TERM", raising=False)
+    if term:
+        monkeypatch.setenv("TERM", term)
+    assert can_draw(Terminal()) is expected
+    assert not can_draw(io.StringIO())
+
+
+def test_time_left_counts_what_is_still_to_come():
+    left = TimeLeft(first_step=0, total_steps=100, evaluation_every=30, saving_every=50)
+    assert left.seconds() is None
+    left.add_wait("evaluating", 7.0)
+    left.add_wait("saving", 4.0)
+    left.add_step(10, 20.0)
+    assert left.seconds() == 90 * 2 + 4 * 7 + 2 * 4  # at 30, 60, 90 and the end; at 50 and 100
+    left.add_step(30, 60.0)
+    assert left.seconds() == 70 * 2 + 4 * 7 + 2 * 4, "the evaluation of this step is still to come"
+    left.add_wait("evaluating", 10.0)
+    assert left.seconds() == 70 * 2 + 3 * 10 + 2 * 4
+
+
+def test_time_left_follows_the_last_steps():
+    left = TimeLeft(first_step=100, total_steps=400, evaluation_every=None, saving_every=0)
+    for step in range(101, 201):
+        left.add_step(step, (step - 100) * 1.0)
+    for step in range(201, 301):
+        left.add_step(step, 100 + (step - 200) * 3.0)
+    assert left.seconds() == 300
+    left.add_wait("saving", 5.0)
+    assert left.seconds() == 305
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(7.2, "0:07"), (754, "12:34"), (11100, "3:05:00"), (2 * 86400 + 11100, "2 d 03:05")]
+)
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_lines_of_a_terminal_have_room_in_60_columns():
+    logs = {
+        "eval_loss": 0.5, "eval_perplexity": 1234567.0, "eval_token_accuracy": 0.9, "eval_sequence_accuracy": 0.5,
+        "loss": 1.0, "learning_rate": 1e-4, "tokens_per_second": 3e5, "memory_allocated_bytes": 2**31,
+    }  # fmt: skip
+    before = logs | {"eval_loss": 0.75, "eval_token_accuracy": 1.0}
+    table = evaluation_table(50, logs, before)
+    assert table[1].split() == ["loss", "0.5000", "-0.2500"]
+    assert table[3].split() == ["tokens", "right", "90.0%", "-10.0%"]
+    assert max(map(len, table)) < 60
+    assert "change" not in evaluation_table(0, logs, None)[0]
+    parts = live_parts(5, 250, "", 90.0, logs)
+    assert parts == [
+        "step   5/250   2%", "1:30 left", "loss 1.0000", "300,000 tokens/s", "2.0 GiB", "lr 1.00e-04",
+    ]  # fmt: skip
+
+
+def test_lines_of_a_log_end_with_the_time_left():
+    logs = {"loss": 1.0, "learning_rate": 1e-4}
+    assert progress_line(5, 250, logs, 90.0) == "step   5/250  loss 1.0000  lr 1.00e-04  1:30 left"
+    assert (
+        progress_line(250, 250, logs, 0.0) == progress_line(250, 250, logs) == "step 250/250  loss 1.0000  lr 1.00e-04"
+    )
+
+
+def test_a_run_without_a_terminal_tells_the_time_left_in_its_log(settings):
+    command = [sys.executable, "sft_main.py", *settings, "--max_steps=4"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    steps = [line for line in run.stdout.splitlines() if line.startswith("step ")]
+    assert all(re.search(r"  \d+:\d\d left$", line) for line in steps[:-1])
+    assert len(steps) == 4
+    assert "left" not in steps[-1]

@@ -1,0 +1,64 @@
+"""A tracker, or the Hub, that fails in the middle of a run: one line, and the run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from tests.support.parts import REPOSITORY
+
+
+def test_trackers_that_die_are_told_once_each_and_the_run_goes_on(model_folder, question_file, tmp_path):
+    settings = {
+        "model_name_or_path": model_folder("llama"), "train_file": question_file, "max_seq_length": 64, "max_steps": 5,
+        "logging_steps": 1, "sample_prompts": "[]", "save_strategy": "no", "bf16": False, "use_cpu": True,
+        "report_to": "[tensorboard, wandb]", "output_dir": tmp_path / "out",
+    }  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    done = subprocess.run(
+        [sys.executable, "tests/support/run_dying_trackers.py", *(f"--{key}={value}" for key, value in settings.items())],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=240,
+        env={**environment, "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
+    for name in ("tensorboard", "wandb"):
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{name} failed ")]
+        assert "the run goes on without it" in line
+        assert summary["trackers"][name].startswith("at step ")
+    events = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if "loss" in event] == [1, 2, 3, 4, 5]
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_tracker_that_cannot_begin_is_left_out(run_sft, tmp_path, monkeypatch):
+    import wandb
+
+    wandb.teardown()  # what an earlier run in this process has set up would begin all the same
+    monkeypatch.setenv("WANDB_MODE", "nonsense")  # wandb refuses it when it begins
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = run_sft(report_to="[wandb]", max_steps=2, sample_prompts="[]")
+    assert run.status == 0, run.err
+    assert run.out.count("wandb failed at step 0") == 1
+    assert "nonsense" in run.summary["trackers"]["wandb"]
+
+
+def test_a_hub_that_cannot_be_reached_is_told_and_the_saved_model_has_a_status_of_its_own(run_sft, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    run = run_sft(
+        push_to_hub=True, hub_model_id="me/mine", hub_token="hf_secret", max_steps=4, save_steps=2, sample_prompts="[]"
+    )
+    assert run.status == 3, run.err
+    assert run.out.count("push_to_hub: the Hub cannot be reached") == 1
+    assert run.out.count("push_to_hub: the model is not on the Hub (") == 1
+    assert f"hf upload me/mine {run.output_dir}" in run.out
+    assert run.summary["status"] == "completed"
+    assert "Connect" in run.summary["push_to_hub"]
+    assert (run.output_dir / "model.safetensors").is_file()
+    assert sorted(path.name for path in run.output_dir.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert not any(b"hf_secret" in path.read_bytes() for path in run.output_dir.rglob("*") if path.is_file())

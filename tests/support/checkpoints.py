@@ -1,0 +1,43 @@
+"""What tests of checkpoints share: runs that look as if they had been killed, and what of two runs must be equal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sft.checkpointing.manifest import read_manifest
+
+
+def as_if_killed(whole: Path, folder: Path, step: int) -> Path:
+    """A copy of a run, killed some steps behind a checkpoint: later ones are not there, the records of them are."""
+    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("*.safetensors", "run_summary.json", "logs"))
+    for path in whole.glob("checkpoint-*"):
+        shutil.rmtree(folder / path.name)
+        if int(path.name.partition("-")[2]) <= step:
+            shutil.copytree(path, folder / path.name)
+    return folder
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    """Of weights, optimizer, schedule and random numbers."""
+    files = read_manifest(checkpoint)["files"]
+    found = {name: file["sha256"] for name, file in files.items() if name.endswith((".pt", ".pth", ".safetensors"))}
+    assert len(found) >= 4
+    return found
+
+
+def trained(output_dir: Path) -> list[tuple[Any, ...]]:
+    """What each step logged, so far as it does not depend on the clock."""
+    names = ("step", "loss", "token_accuracy", "grad_norm", "learning_rate")
+    return [tuple(event[name] for name in names) for event in _events(output_dir) if "loss" in event]
+
+
+def evaluated(output_dir: Path) -> list[tuple[int, float]]:
+    """Steps and losses of the evaluations."""
+    return [(event["step"], event["eval_loss"]) for event in _events(output_dir) if "eval_loss" in event]
+
+
+def _events(output_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]

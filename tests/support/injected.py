@@ -1,0 +1,107 @@
+"""Faults that a process puts into itself before its run starts."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CALLS = frozenset(
+    "open write writelines __exit__ flush truncate fsync rename replace mkdir unlink remove rmdir "
+    "serialize_file write_record write_end_of_file".split()
+)
+"""Functions in C by which Python and the libraries change the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class KilledInSave:
+    """SIGKILL just before the N-th change of the disk in the save of a checkpoint, the part in the thread included."""
+
+    step: int
+    number: int | None
+    """None only counts: the names of all changes go into `counted`."""
+    counted: Path | None = None
+
+    def __call__(self) -> None:
+        from sft.training.checkpointed_trainer import CheckpointedTrainer
+
+        changes: list[str] = []
+
+        def look(frame: Any, event: str, function: Any) -> None:
+            name = getattr(function, "__name__", "")
+            if event != "c_call" or name not in CALLS or isinstance(function.__self__, str):
+                return
+            if name == "__exit__" and not isinstance(function.__self__, io.IOBase):
+                return
+            changes.append(name)
+            if len(changes) == self.number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def watched(usual: Callable[..., Any], is_this: Callable[..., bool]) -> Callable[..., Any]:
+            def call(*args: Any) -> Any:
+                if not is_this(*args):
+                    return usual(*args)
+                sys.setprofile(look)
+                try:
+                    return usual(*args)
+                finally:
+                    sys.setprofile(None)
+                    if self.counted is not None:
+                        self.counted.write_text(json.dumps(changes))
+
+            return call
+
+        CheckpointedTrainer._save_checkpoint = watched(
+            CheckpointedTrainer._save_checkpoint, lambda trainer, *_: trainer.state.global_step == self.step
+        )
+        CheckpointedTrainer._publish = watched(
+            CheckpointedTrainer._publish, lambda trainer, aside, *_: aside.name == f"checkpoint-{self.step}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KilledAtStep:
+    """SIGKILL some time after a step was logged: anywhere in what follows it."""
+
+    step: int
+    seconds: float
+
+    def __call__(self) -> None:
+        def kill() -> None:
+            time.sleep(self.seconds)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        _at_step(self.step, lambda: threading.Thread(target=kill, daemon=True).start())
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedAtStep:
+    """A folder in which nothing can be made any more, not even by root, while the run goes on."""
+
+    step: int
+    folder: Path
+
+    def __call__(self) -> None:
+        _at_step(self.step, lambda: subprocess.run(["chattr", "+i", str(self.folder)], check=True))
+
+
+def _at_step(step: int, act: Callable[[], Any]) -> None:
+    from sft.reporting.metrics_log import MetricsLog
+
+    usual = MetricsLog.write
+
+    def write(log: MetricsLog, at: int, values: Any) -> None:
+        usual(log, at, values)
+        if at == step and "loss" in values:
+            act()
+
+    MetricsLog.write = write

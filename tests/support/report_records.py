@@ -1,0 +1,115 @@
+"""Records of runs, made up: as a run leaves them, with whatever a test changes."""
+
+from __future__ import annotations
+
+from sft.common.data_records import DataReport, LengthReport, SourceReport, SplitReport
+from sft.common.run_records import BatchPlan, EvaluationResult, TrainingResult
+from sft.reporting.report.records import AnsweredPrompt, Machine, ReportRecords, StepAnswer
+
+GIB = 2**30
+
+
+def split(name="train.jsonl", rows=100, **changed):
+    """Rows that leave nothing to be wished for."""
+    source = SourceReport(
+        name=name, format_name="messages", files=(name,), rows_read=rows, rows_used=rows, rows_dropped={},
+        rows_an_epoch=rows,
+    )  # fmt: skip
+    lengths = LengthReport(
+        median=20, p90=30, p95=35, p99=40, longest=45, bin_edges=(10, 20, 30, 46), bin_counts=(40, 50, rows - 90)
+    )
+    values = {
+        "sources": (source,), "rows_read": rows, "rows_used": rows, "lengths": lengths, "rows_with_trained_end": rows,
+        "tokens": 2000, "supervised_tokens": 500, "longest_row": 45,
+    }  # fmt: skip
+    return SplitReport(**(values | changed))
+
+
+def data(*, train=None, validation=None, has_validation=True, **changed):
+    validation = (validation or split("validation.jsonl")) if has_validation else None
+    return DataReport(train=train or split(), validation=validation, **changed)
+
+
+def machine(**changed):
+    values = {
+        "device": "cpu", "device_name": "A processor", "device_memory_bytes": 16 * GIB, "num_cores": 4,
+        "processes_here": 1, "system": "Linux", "versions": {"python": "3.12.0", "torch": "2.13.0+cpu"},
+    }  # fmt: skip
+    return Machine(**(values | changed))
+
+
+def train_event(step, loss, **changed):
+    values = {
+        "step": step, "loss": loss, "learning_rate": 1e-3 / step, "grad_norm": 1.0, "tokens_per_second": 1000.0,
+        "supervised_tokens_per_second": 250.0, "examples_per_second": 50.0, "memory_allocated_bytes": GIB,
+        "peak_memory_bytes": 2 * GIB, "cpu_utilization": 0.9, "epoch": step / 50,
+    }  # fmt: skip
+    return values | changed
+
+
+def evaluation(step, loss):
+    return {
+        "step": step, "eval_loss": loss, "eval_perplexity": 2.0, "eval_token_accuracy": 0.5,
+        "eval_sequence_accuracy": 0.25,
+    }  # fmt: skip
+
+
+def falling(steps=100, every=5, first=3.0, last=0.5):
+    """Training losses that fall in a straight line."""
+    return [
+        train_event(step, first + (last - first) * (step - every) / (steps - every))
+        for step in range(every, steps + 1, every)
+    ]
+
+
+def in_order(*events):
+    return sorted((event for group in events for event in group), key=lambda event: event["step"])
+
+
+def result(*, before=3.0, after=1.0, **changed):
+    def scores(loss):
+        return loss and EvaluationResult(loss=loss, perplexity=2.0, token_accuracy=0.5, sequence_accuracy=0.25)
+
+    values = {
+        "status": "completed", "steps": 100, "epochs": 2.0, "loss": 1.2, "seconds": 125.0, "examples_per_second": 50.0,
+        "tokens_per_second": 1000.0, "supervised_tokens_per_second": 250.0, "peak_memory_bytes": 2 * GIB,
+        "memory_share": 0.125, "eval_before": scores(before), "eval_after": scores(after),
+    }  # fmt: skip
+    return TrainingResult(**(values | changed))
+
+
+def prompts():
+    answers = [(0, "Hm.", False), (50, "Paris, perhaps.", True), (100, "Paris.", True)]
+    return (
+        AnsweredPrompt(
+            prompt="The capital of France?", reference="Paris.",
+            answers=tuple(StepAnswer(step=step, text=text, ended=ended) for step, text, ended in answers),
+        ),
+    )  # fmt: skip
+
+
+def records(**changed):
+    """A run that learned, of 100 steps, evaluated before, at 50 and at 100."""
+    values = {
+        "name": "a-run", "status": "completed", "step": 100,
+        "plan": BatchPlan(
+            per_device_train_batch_size=2, gradient_accumulation_steps=2, world_size=1, steps_per_epoch=50,
+            total_steps=100,
+        ),
+        "data": data(),
+        "settings": {
+            "model_name_or_path": "a/model", "output_dir": "out", "max_seq_length": 32, "lora_config": None,
+            "sample_max_new_tokens": 8,
+        },
+        "settings_yaml": "model_name_or_path: a/model\noutput_dir: out\n",
+        "given": {"model_name_or_path": "my.yaml:1"},
+        "config_sha256": "c" * 64,
+        "data_digests": {"train": "1" * 64, "validation": "2" * 64},
+        "machine": machine(),
+        "events": in_order(falling(), [evaluation(0, 3.0), evaluation(50, 1.005), evaluation(100, 1.0)]),
+        "prompts": prompts(),
+        "command": "python sft_main.py --config_file my.yaml",
+        "result": result(),
+        "written_at": "2026-01-02 03:04:05 UTC",
+    }  # fmt: skip
+    return ReportRecords(**(values | changed))

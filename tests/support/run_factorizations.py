@@ -1,0 +1,97 @@
+"""Trains the same global batch in every way that a number of processes allows; leaves what came of each in a folder.
+
+    torchrun --nproc_per_node=2 tests/support/run_factorizations.py MODEL QUESTIONS FOLDER
+
+Not a test itself: `test_factorizations` starts it.
+"""
+
+import dataclasses
+import os
+import sys
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from data_handler import prepare_data
+from distributed_utils import start_distributed
+from sft.batching.plan import resolve_batch_plan
+from sft.common.run_records import Precision
+from sft.configuration.schema import DataConfig, LoggingConfig, ModelConfig, TrainingConfig
+from sft.modeling.loading import load_model
+from sft.processes.libraries import quiet_libraries
+from sft.training.arguments import build_training_arguments
+from sft.training.row_layout import resolve_layout
+from trainer_utils import build_trainer, evaluate, train
+
+FLOAT32 = Precision(weights="float32", mixed="no")
+GLOBAL_BATCH_SIZE = 16
+WAYS = [(size, num_rows) for size in (1, 2, 4, 8, 16) for num_rows in (17,)]
+RESIDUES = [(2, num_rows) for num_rows in range(1, 17)]
+"""Micro-batch size, rows in the dataset."""
+
+
+def main(model_folder: str, questions: str, folder: str) -> None:
+    quiet_libraries()
+    from sft.configuration.schema import DistributedConfig
+
+    context = start_distributed(DistributedConfig(), use_cpu=True)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    data = prepare_data(DataConfig(train_file=questions, max_seq_length=64, validation_split=0.3), tokenizer, seed=1)
+    ways = RESIDUES if os.environ.get("RESIDUES") else WAYS
+    for size, num_rows in ways:
+        if size * context.world_size > GLOBAL_BATCH_SIZE:
+            continue
+        some = dataclasses.replace(data, train=data.train.select(np.arange(num_rows)))
+        result = train_one(model_folder, tokenizer, some, context, size)
+        if context.is_main_process:
+            torch.save(result, f"{folder}/{context.world_size}-{size}-{num_rows}.pt")
+
+
+def train_one(model_folder, tokenizer, data, context, size):
+    """Two epochs: gradients of the first step, losses, evaluation, weights, the rows that were seen."""
+    config = TrainingConfig(
+        output_dir=os.environ["OUTPUT_DIR"], per_device_train_batch_size=size, num_train_epochs=2, optim="sgd",
+        gradient_accumulation_steps=GLOBAL_BATCH_SIZE // size // context.world_size, learning_rate=0.5,
+        max_grad_norm=0.0, lr_scheduler_type="constant",
+        extra_training_arguments={"save_strategy": "no", "eval_strategy": "no", "use_cpu": True},
+    )  # fmt: skip
+    arguments = build_training_arguments(
+        config, LoggingConfig(report_to=[], logging_steps=1), FLOAT32, context, has_validation=True
+    )
+    model_config = ModelConfig(model_name_or_path=model_folder)
+    model = load_model(model_config, None, None, FLOAT32, context)
+    layout = resolve_layout(model, model_config, config, FLOAT32, context, pad_token_id=0, longest=64)
+    plan = resolve_batch_plan(config, len(data.train), context, lengths=data.train.lengths, longest=64)
+    trainer = build_trainer(arguments, model, tokenizer, data, plan, layout, context, checkpoint=None)
+    gradients, seen = [], []
+    look, add = trainer.trainer.bad_steps.look, trainer.trainer.step_gradient.add
+
+    def keep_gradient(loss, weights, batches):
+        gradients.append({name: w.grad.clone() for name, w in model.named_parameters()})
+        return look(loss, weights, batches)
+
+    def keep_rows(batch, *args, **kwargs):
+        seen.extend(row["number"] for row in batch["rows"] if "number" in row)
+        return add(batch, *args, **kwargs)
+
+    trainer.trainer.bad_steps.look, trainer.trainer.step_gradient.add = keep_gradient, keep_rows
+    result = train(trainer, checkpoint=None)
+    if context.world_size > 1:
+        rows = [None] * context.world_size
+        torch.distributed.all_gather_object(rows, seen)
+        seen = [row for own in rows for row in own]
+    return {
+        "gradients": gradients,
+        "losses": [event["loss"] for event in trainer.trainer.state.log_history if "loss" in event],
+        "evaluation": dataclasses.astuple(evaluate(trainer.trainer)),
+        "weights": {name: weight.detach().clone() for name, weight in model.named_parameters()},
+        "seen": sorted(seen),
+        "steps": result.steps,
+    }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

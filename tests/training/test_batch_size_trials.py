@@ -1,0 +1,277 @@
+"""Batch sizes by trial: what is chosen, that the trial leaves no trace, and that a run that goes on keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import sft_main
+from config_manager import load_config
+from data_handler import prepare_data
+from sft.checkpointing.manifest import read_manifest, write_manifest
+from sft.common.errors import ConfigError, MemoryShortage
+from sft.common.machine_records import MemoryLimits
+from sft.common.run_records import DistributedContext, Precision
+from sft.processes import device_memory
+from sft.training.batch_size_trials import memory_limits, resolve_batches
+from sft.training.memory_probe import MemoryProbe, full_packs, longest_rows
+from sft.training.row_layout import resolve_layout
+from tests.support.parts import build_model, build_tokenizer
+
+FLOAT32 = Precision(weights="float32", mixed="no")
+CPU = DistributedContext()
+PLENTY = MemoryLimits(budget_bytes=2**36, process_bytes=2**28)
+
+
+@pytest.fixture
+def resolve(question_file, tmp_path):
+    """The plan of some settings, and the model that was tried."""
+
+    def resolve(*settings, context=CPU, limits=PLENTY, checkpoint=None, architecture="llama"):
+        config = load_config(
+            None,
+            ["--model_name_or_path=m", f"--train_file={question_file}", "--max_seq_length=64", "--validation_split=0.3",
+             f"--output_dir={tmp_path}", "--bf16=false", *settings],
+        )  # fmt: skip
+        data = prepare_data(config.data, build_tokenizer(), seed=1)
+        model = build_model(architecture)
+        layout = resolve_layout(model, config.model, config.training, FLOAT32, CPU, pad_token_id=0, longest=64)
+        plan = resolve_batches(
+            config, data, model, layout, FLOAT32, context, checkpoint=checkpoint, own=CPU, limits=limits
+        )
+        return plan, model
+
+    return resolve
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_auto_keeps_the_global_batch_size_to_the_row(resolve, world_size):
+    plan, _ = resolve("--global_batch_size=12", context=DistributedContext(world_size=world_size))
+    assert plan.global_batch_size == 12
+    assert plan.world_size == world_size
+    assert plan.per_device_eval_batch_size == 8  # not asked to be chosen
+
+
+def test_auto_keeps_the_accumulation_where_no_global_batch_size_is_given(resolve, caplog):
+    with caplog.at_level("INFO", logger="sft"):
+        plan, _ = resolve("--auto_batch_size", "--gradient_accumulation_steps=3")
+    assert plan.gradient_accumulation_steps == 3
+    assert plan.per_device_train_batch_size in (1, 2, 4, 8)
+    assert f"write global_batch_size: {plan.global_batch_size}" in caplog.text
+    assert "found by trial" in caplog.text
+
+
+def test_global_batch_size_with_a_batch_size_decides_the_accumulation(resolve):
+    plan, _ = resolve("--global_batch_size=12", "--per_device_train_batch_size=3",
+                      context=DistributedContext(world_size=2))  # fmt: skip
+    assert (plan.per_device_train_batch_size, plan.gradient_accumulation_steps) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--global_batch_size=10", "--per_device_train_batch_size=4"],
+         "global_batch_size: 10 is no multiple of per_device_train_batch_size 4 x 1 processes; write 8 or 12"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line(resolve, settings, message):
+    with pytest.raises(ConfigError) as raised:
+        resolve(*settings)
+    assert raised.value.problems[0].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--auto_batch_size", "--per_device_train_batch_size=4"], "per_device_train_batch_size: auto_batch_size"),
+        (["--global_batch_size=8", "--gradient_accumulation_steps=2"], "gradient_accumulation_steps: follows from"),
+        (["--per_device_train_batch_size=auto", "--tokens_per_batch=128"], "tokens_per_batch: says how large"),
+        (["--target_memory_utilization=1.5"], "target_memory_utilization: 1.5 is out of range"),
+        (["--memory_budget_gib=0"], "memory_budget_gib: 0 is out of range"),
+        (["--per_device_train_batch_size=many"], "per_device_train_batch_size: 'many' is not allowed"),
+    ],
+)
+def test_contradictions_are_told_before_anything_is_loaded(question_file, settings, message):
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, ["--model_name_or_path=m", f"--train_file={question_file}", "--max_seq_length=64", *settings])
+    assert len(raised.value.problems) == 1
+    assert f"command line: {message}" in raised.value.problems[0]
+
+
+def test_nothing_that_fits_is_one_line_with_what_would(resolve):
+    limits = MemoryLimits(budget_bytes=2**20, process_bytes=2**19)
+    with pytest.raises(MemoryShortage, match=r"a single row .* and the budget is 1 MiB a device"):
+        resolve("--global_batch_size=4", limits=limits)
+
+
+def trace_of(model):
+    """Everything that a run depends on: weights, buffers, gradients, modes, random numbers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    digest.update(torch.get_rng_state().numpy().tobytes())
+    digest.update(repr(np.random.get_state()).encode() + repr(random.getstate()).encode())
+    state = [(name, module.training, getattr(module, "gradient_checkpointing", None))
+             for name, module in model.named_modules()]  # fmt: skip
+    digest.update(repr(state).encode())
+    digest.update(repr([weight.grad for weight in model.parameters()]).encode())
+    digest.update(str(model.config._attn_implementation).encode())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": False, "every_n_layers": 2}])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_trial_leaves_no_trace(architecture, checkpointing):
+    model = build_model(architecture)
+    from sft.configuration.schema import ModelConfig, TrainingConfig
+
+    layout = resolve_layout(
+        model, ModelConfig(model_name_or_path="m"), TrainingConfig(), FLOAT32, CPU, pad_token_id=0, longest=64
+    )
+    before = trace_of(model)
+    probe = MemoryProbe(
+        model, FLOAT32, "cpu", collator=layout.collator, evaluation_collator=layout.evaluation_collator,
+        attention=layout.attention, output=layout.output, optimizer="adamw_torch", checkpointing=checkpointing,
+    )  # fmt: skip
+    rows = [{"input_ids": np.arange(40), "labels": np.arange(40)}] * 3
+    with probe.standing_in_for_training():
+        trial = probe.train(rows)
+        assert any(weight.grad is not None for weight in model.parameters())
+        probe.evaluate(rows)
+    assert trial.tokens == 120
+    assert trial.peak_bytes > 0
+    assert trace_of(model) == before
+
+
+def test_the_trial_leaves_no_trace_when_memory_runs_out():
+    model = build_model("llama")
+    before = trace_of(model)
+    probe = MemoryProbe(
+        model, FLOAT32, "cpu", collator=None, evaluation_collator=None, attention=None, output=None,
+        optimizer="adamw_torch", checkpointing=None,
+    )  # fmt: skip
+
+    def run_out_of_memory():
+        with probe.standing_in_for_training():
+            torch.rand(3)
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        run_out_of_memory()
+    assert trace_of(model) == before
+
+
+class Rows:
+    lengths = np.array([3, 9, 5])
+
+    def __getitem__(self, index):
+        return {"input_ids": np.arange(self.lengths[index]) + 10 * index, "labels": np.full(self.lengths[index], -100)}
+
+
+def test_longest_rows_are_supervised_throughout():
+    rows = longest_rows(Rows(), 2)
+    assert [row["input_ids"].tolist() for row in rows] == [list(range(10, 19)), [20, 21, 22, 23, 24]]
+    assert all((row["labels"] == row["input_ids"]).all() for row in rows)
+    assert [len(row["input_ids"]) for row in longest_rows(Rows(), 5)] == [9, 5, 3, 9, 9]
+
+
+def test_full_packs_are_full():
+    assert [len(row["input_ids"]) for row in full_packs(Rows(), 2, capacity=20, longest=16)] == [16, 4, 16, 4]
+
+
+def test_memory_limits_by_hand_and_by_what_is_free(monkeypatch):
+    config = load_config(None, ["--model_name_or_path=m", "--train_file=tests/support/parts.py"]).training
+    monkeypatch.setattr(
+        "sft.training.batch_size_trials.available_memory_bytes", lambda device, processes: 1000 // processes
+    )
+    assert memory_limits(config, CPU).budget_bytes == 900
+    assert memory_limits(config, DistributedContext(world_size=2)).budget_bytes == 450
+    from dataclasses import replace
+
+    assert memory_limits(replace(config, memory_budget_gib=2.0), CPU).budget_bytes == 2**31
+    assert memory_limits(replace(config, target_memory_utilization=0.5), CPU).budget_bytes == 500
+
+
+def test_peak_watch_sees_what_was_freed_again():
+    before = device_memory.held_memory_bytes("cpu")
+    with device_memory.PeakWatch("cpu") as watch:
+        block = torch.ones(2**26)
+        del block
+    assert watch.peak_bytes >= before + 2**28 - 2**24
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"memory.max": "4096000", "memory.current": "1000000", "memory.stat": "inactive_file 400000\n"},
+         [(4_096_000, 600_000)]),
+        ({"memory.max": "max", "memory.current": "1000000"}, []),
+        ({"memory.limit_in_bytes": "4096000", "memory.usage_in_bytes": "5", "memory.stat": "total_inactive_file 1"},
+         [(4_096_000, 4)]),
+        ({"memory.limit_in_bytes": str(2**63 - 4096), "memory.usage_in_bytes": "5"}, []),
+    ],
+)  # fmt: skip
+def test_limits_of_the_control_group_are_found(tmp_path, monkeypatch, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(device_memory, "_group_folders", lambda: [tmp_path])
+    assert list(device_memory._group_limits()) == expected
+
+
+def run(tmp_path, model_folder, question_file, *settings) -> tuple[list[float], dict]:
+    output = tmp_path / "out"
+    status = sft_main.main(
+        [f"--model_name_or_path={model_folder('llama')}", f"--train_file={question_file}", "--max_seq_length=64",
+         "--report_to=none", "--logging_steps=1", "--learning_rate=1e-2", "--use_cpu", "--bf16=false",
+         "--sample_prompts=[]", "--validation_split=0.3", f"--output_dir={output}", *settings],
+    )  # fmt: skip
+    assert status == 0
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    summary = json.loads((output / "run_summary.json").read_text())
+    return [event["loss"] for event in map(json.loads, lines) if "loss" in event], summary
+
+
+def test_auto_trains_to_the_same_loss_curve_as_by_hand(tmp_path, model_folder, question_file):
+    by_hand, _ = run(
+        tmp_path, model_folder, question_file, "--max_steps=4", "--per_device_train_batch_size=8", "--save_strategy=no"
+    )
+    auto, summary = run(
+        tmp_path, model_folder, question_file, "--max_steps=4", "--global_batch_size=8", "--auto_batch_size",
+        "--save_strategy=no",
+    )  # fmt: skip
+    assert auto == pytest.approx(by_hand, rel=1e-5)
+    assert summary["batch_plan"]["global_batch_size"] == 8
+    assert summary["memory_shortages"] == {"training": 0, "evaluation": 0}
+
+
+def test_a_run_that_goes_on_keeps_the_plan_without_a_trial(tmp_path, model_folder, question_file, capsys):
+    settings = ["--global_batch_size=8", "--auto_batch_size", "--save_steps=2"]
+    _, before = run(tmp_path, model_folder, question_file, "--max_steps=2", *settings)
+    checkpoint = tmp_path / "out/checkpoint-2"
+    # Another size than any trial would choose now, to see that it is kept.
+    facts = read_manifest(checkpoint)
+    plan = facts["batch_plan"]
+    size = 4 if plan["per_device_train_batch_size"] != 4 else 2
+    plan |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+    write_manifest(checkpoint, facts)
+    capsys.readouterr()
+    _, after = run(tmp_path, model_folder, question_file, "--max_steps=4", "--resume_from_checkpoint=auto", *settings)
+    assert after["batch_plan"]["per_device_train_batch_size"] == size
+    assert after["batch_plan"]["global_batch_size"] == before["batch_plan"]["global_batch_size"] == 8
+    said = capsys.readouterr().out
+    assert "Batch sizes are those of the run that goes on" in said
+    assert "found by trial" not in said
+
+
+def test_metrics_carry_memory_and_utilization(tmp_path, model_folder, question_file):
+    run(tmp_path, model_folder, question_file, "--max_steps=1", "--save_strategy=no")
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    (event,) = [line for line in lines if "loss" in line]
+    assert 0 < event["memory_allocated_bytes"] <= event["peak_memory_bytes"]
+    assert 0 < event["memory_share"] < 1
+    assert 0 <= event["cpu_utilization"] <= 1

@@ -1,0 +1,150 @@
+"""The trainer: its loss against the definition, its evaluation against every batch size, its arguments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from data_handler import prepare_data
+from sft.batching.plan import resolve_batch_plan
+from sft.common.run_records import DistributedContext, Precision
+from sft.configuration.schema import DataConfig, LoggingConfig, ModelConfig, TrainingConfig
+from sft.modeling.document_attention import documents_apart
+from sft.modeling.footprint import footprint
+from sft.training.arguments import build_training_arguments
+from sft.training.row_layout import resolve_layout
+from tests.support.parts import build_model, build_tokenizer
+from trainer_utils import SFTTrainer
+
+FLOAT32 = Precision(weights="float32", mixed="no")
+CPU = DistributedContext()
+
+
+@pytest.fixture
+def make_trainer(question_file, tmp_path):
+    tokenizer = build_tokenizer()
+    data = prepare_data(
+        DataConfig(train_file=question_file, max_seq_length=64, validation_split=0.3), tokenizer, seed=1
+    )
+
+    made = []
+
+    def make(**settings) -> SFTTrainer:
+        made.append(settings)  # a folder for each: a checkpoint is never written over another
+        config = TrainingConfig(output_dir=str(tmp_path / str(len(made))), **settings)
+        logging_config = LoggingConfig(report_to=[], logging_steps=1)
+        model = build_model("llama")
+        layout = resolve_layout(
+            model, ModelConfig(model_name_or_path="m"), config, FLOAT32, CPU, pad_token_id=0, longest=64
+        )
+        plan = resolve_batch_plan(config, len(data.train), CPU, lengths=data.train.lengths, longest=64)
+        arguments = build_training_arguments(config, logging_config, FLOAT32, CPU, has_validation=True)
+        return SFTTrainer(
+            context=CPU, data=data, layout=layout, size=footprint(model), plan=plan, model=model, args=arguments,
+            processing_class=tokenizer,
+        )  # fmt: skip
+
+    return make
+
+
+def gradients_of_one_step(trainer: SFTTrainer) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss and gradients of the first optimizer step, before clipping."""
+    caught = {}
+
+    class Catch(torch.optim.SGD):
+        def step(self, closure=None):
+            caught.update({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
+
+    trainer.optimizer = Catch(trainer.model.parameters(), lr=0.0)
+    with documents_apart(trainer.model, trainer.layout.attention):
+        trainer.train()
+    return trainer.state.log_history[0]["loss"], caught
+
+
+def test_one_by_eight_equals_eight_by_one(make_trainer):
+    settings = {"max_steps": 1, "max_grad_norm": 0.0, "save_steps": 100, "eval_steps": 100}
+    loss_a, a = gradients_of_one_step(
+        make_trainer(per_device_train_batch_size=1, gradient_accumulation_steps=8, **settings)
+    )
+    loss_b, b = gradients_of_one_step(
+        make_trainer(per_device_train_batch_size=8, gradient_accumulation_steps=1, **settings)
+    )
+    assert loss_a == pytest.approx(loss_b, abs=1e-5)
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-5)
+    assert max(gradient.abs().max() for gradient in a.values()) > 1e-2
+
+
+def test_loss_is_the_mean_over_the_supervised_tokens_of_the_global_batch(make_trainer):
+    trainer = make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=1)
+    rows = trainer.train_sampler.order()[:8]
+    dataset = trainer.train_dataset
+    model = build_model("llama")
+    total, count = 0.0, 0
+    for row in rows:
+        ids = torch.tensor(dataset[int(row)]["input_ids"].tolist())[None]
+        labels = torch.tensor(dataset[int(row)]["labels"].tolist())[1:]
+        losses = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], labels, reduction="none")
+        total, count = total + losses.sum().item(), count + int((labels != -100).sum())
+    loss, _ = gradients_of_one_step(trainer)
+    assert loss == pytest.approx(total / count, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_evaluation_does_not_depend_on_the_batch_size(make_trainer, batch_size):
+    expected = make_trainer(per_device_eval_batch_size=64).evaluate()
+    found = make_trainer(per_device_eval_batch_size=batch_size).evaluate()
+    for name in ("eval_loss", "eval_perplexity", "eval_token_accuracy", "eval_sequence_accuracy"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-6, abs=1e-6)
+
+
+def test_evaluation_leaves_training_as_it_was(make_trainer):
+    settings = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
+    with_evaluation = make_trainer(eval_steps=1, **settings)
+    with_evaluation.train()
+    without = make_trainer(eval_steps=1000, **settings)
+    without.train()
+    for ours, theirs in zip(with_evaluation.model.parameters(), without.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_token_less_trained_is_a_token_less_counted(make_trainer):
+    trainer = make_trainer(max_steps=3, per_device_train_batch_size=4)
+    trainer.progress.started = 0.0
+    trainer.train()
+    rows = trainer.train_sampler.order()[:12]
+    dataset = trainer.train_dataset
+    supervised = sum(sum(label != -100 for label in dataset[int(row)]["labels"][1:]) for row in rows)
+    tokens = sum(len(dataset[int(row)]["input_ids"]) for row in rows)
+    *counted, laid_out, _, dropped = trainer.progress.counts.tolist()
+    assert (counted, dropped) == ([supervised, tokens, 12], 0)
+    assert 0 < laid_out <= tokens  # leading tokens that rows share are laid out once
+
+
+def arguments_of(**settings):
+    config = TrainingConfig(output_dir="out", **settings)
+    return build_training_arguments(config, LoggingConfig(report_to=[]), FLOAT32, CPU, has_validation=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value"),
+    [
+        ({"warmup_ratio": 0.1}, "warmup_steps", 0.1),
+        ({"warmup_steps": 7}, "warmup_steps", 7),
+        ({}, "eval_strategy", "epoch"),
+        ({"eval_steps": 5}, "eval_strategy", "steps"),
+        ({"save_steps": 5}, "save_steps", 5),
+        ({"load_best_model_at_end": True}, "greater_is_better", False),
+        ({"extra_training_arguments": {"adam_beta2": 0.95}}, "adam_beta2", 0.95),
+        ({"extra_training_arguments": {"eval_strategy": "no"}}, "eval_strategy", "no"),
+        ({}, "logging_nan_inf_filter", False),
+    ],
+)
+def test_build_training_arguments_says_what_the_settings_mean(settings, name, value):
+    assert getattr(arguments_of(**settings), name) == value
+
+
+def test_build_training_arguments_best_by_accuracy_is_the_highest():
+    settings = {"metric_for_best_model": "eval_token_accuracy"}
+    assert arguments_of(load_best_model_at_end=True, extra_training_arguments=settings).greater_is_better is True
