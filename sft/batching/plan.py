@@ -38,7 +38,7 @@ def resolve_batch_plan(
         steps_per_epoch = total = config.max_steps
     else:
         rows_together = micro_batch_size * context.world_size
-        drop_last = bool(config.extra_training_arguments.get("dataloader_drop_last", False))
+        drop_last = config.passed_through.dataloader_drop_last
         micro_batches = num_rows // rows_together if drop_last else math.ceil(num_rows / rows_together)
         steps_per_epoch = max(math.ceil(micro_batches / config.gradient_accumulation_steps), 1)
         total = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch)

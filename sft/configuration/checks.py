@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from sft.configuration.batch_sizes import batch_size_contradictions
 from sft.configuration.fsdp import deepspeed_contradictions, fsdp_contradictions
 from sft.configuration.installed_transformers import optimizer_names, scheduler_names
 from sft.configuration.keys import flat_keys
+from sft.configuration.passed_through import PassedThrough
 from sft.configuration.schema import RECORD_FORMATS, DatasetSource, SFTConfig
 
 TRACKERS = {
@@ -67,9 +68,9 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
     # nothing.
     if not data.streaming and data.shuffle_block_rows != _default("shuffle_block_rows"):
         yield "shuffle_block_rows has no effect: streaming is false."
-    if data.streaming and training.extra_training_arguments.get("dataloader_drop_last"):
+    if data.streaming and training.passed_through.dataloader_drop_last:
         yield "dataloader_drop_last has no effect: a stream has no last batch."
-    if training.extra_training_arguments.get("use_liger_kernel"):
+    if training.passed_through.use_liger_kernel:
         yield "use_liger_kernel: Liger's layers are used; its loss is not, as this project makes its own in chunks."
     if training.torch_compile and not (training.packing or training.tokens_per_batch):
         yield "torch_compile: without packing or tokens_per_batch, batches differ in size and are compiled for again."
@@ -79,7 +80,7 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
         yield "checkpoint_every_n_layers has no effect: gradient_checkpointing is false."
     if data.on_bad_rows == "error" and data.max_bad_row_share != _default("max_bad_row_share"):
         yield "max_bad_row_share has no effect: on_bad_rows: error stops at any bad row."
-    if training.extra_training_arguments.get("gradient_checkpointing_kwargs") and not training.gradient_checkpointing:
+    if training.passed_through.gradient_checkpointing_kwargs and not training.gradient_checkpointing:
         yield "gradient_checkpointing_kwargs has no effect: gradient_checkpointing is false."
 
 
@@ -174,11 +175,11 @@ def _check_streaming(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction(
             "validation_split", "streaming keeps no rows that could be set aside; give validation_file instead."
         )
-    if config.training.extra_training_arguments.get("train_sampling_strategy") == "group_by_length":
+    if config.training.passed_through.train_sampling_strategy == "group_by_length":
         yield Contradiction(
             "train_sampling_strategy", "group_by_length needs all lengths beforehand, streaming has none; choose one."
         )
-    if config.training.extra_training_arguments.get("train_sampling_strategy") == "sequential":
+    if config.training.passed_through.train_sampling_strategy == "sequential":
         yield Contradiction("train_sampling_strategy", "of a stream is given by shuffle_block_rows; 1 is sequential.")
     for number, source in enumerate(data.datasets):
         if source.weight != 1:
@@ -229,7 +230,7 @@ def _check_training(config: SFTConfig) -> Iterator[Contradiction]:
 
 def _check_speed(config: SFTConfig) -> Iterator[Contradiction]:
     data, training = config.data, config.training
-    kwargs = training.extra_training_arguments.get("gradient_checkpointing_kwargs") or {}
+    kwargs = training.passed_through.gradient_checkpointing_kwargs
     if training.checkpoint_every_n_layers != 1 and "every_n_layers" in kwargs:
         yield Contradiction("checkpoint_every_n_layers", "gradient_checkpointing_kwargs says it too; choose one.")
     if training.packing and training.tokens_per_batch:
@@ -246,34 +247,34 @@ def _check_speed(config: SFTConfig) -> Iterator[Contradiction]:
             yield Contradiction(key, "needs the lengths of all rows beforehand, streaming has none; choose one.")
         if training.padding_free is False:
             yield Contradiction(key, "lays rows end to end, which padding_free: false forbids; choose one.")
-        if training.extra_training_arguments.get("train_sampling_strategy") == "group_by_length":
+        if training.passed_through.train_sampling_strategy == "group_by_length":
             yield Contradiction(key, "makes batches of like size itself; leave train_sampling_strategy out.")
 
 
 def _check_passed_through(config: SFTConfig) -> Iterator[Contradiction]:
     """What transformers would refuse only after it is loaded."""
-    extra = config.training.extra_training_arguments
-    sampling = extra.get("train_sampling_strategy", "random")
+    passed = config.training.passed_through
+    sampling = passed.train_sampling_strategy
     if sampling not in SAMPLING_STRATEGIES:
         choices = " | ".join(SAMPLING_STRATEGIES)
         yield Contradiction("train_sampling_strategy", f"{sampling!r} is unknown; choose {choices}.")
     for key in ("torch_compile_backend", "torch_compile_mode"):
-        if extra.get(key) is not None and not config.training.torch_compile:
+        if getattr(passed, key) is not None and not config.training.torch_compile:
             yield Contradiction(key, "belongs to torch_compile, which is false; add torch_compile: true.")
-    metric = extra.get("metric_for_best_model")
+    metric = passed.metric_for_best_model
     if metric is not None and str(metric).removeprefix("eval_") not in EVALUATION_METRICS:
         choices = " | ".join(EVALUATION_METRICS)
         yield Contradiction("metric_for_best_model", f"{metric!r} is unknown; choose {choices}.")
-    if extra.get("dataloader_prefetch_factor") is not None and config.training.dataloader_num_workers in (0, "auto"):
+    if passed.dataloader_prefetch_factor is not None and config.training.dataloader_num_workers in (0, "auto"):
         yield Contradiction("dataloader_prefetch_factor", "needs dataloader_num_workers above 0.")
-    cache_steps = extra.get("torch_empty_cache_steps")
+    cache_steps = passed.torch_empty_cache_steps
     if cache_steps is not None and cache_steps < 1:
         yield Contradiction("torch_empty_cache_steps", f"is {cache_steps}; give a whole number from 1 up, or null.")
 
 
 def _check_evaluation_schedule(config: SFTConfig) -> Iterator[Contradiction]:
     training, data = config.training, config.data
-    extra = training.extra_training_arguments
+    passed = training.passed_through
     # A named dataset or a folder may bring a validation split of its own: seen only when it is read.
     folders = [os.path.join(data.dataset_path or "", data.train_file or ""), *(entry.path for entry in data.datasets)]
     names = [data.dataset_name, *(entry.name for entry in data.datasets)]
@@ -285,37 +286,37 @@ def _check_evaluation_schedule(config: SFTConfig) -> Iterator[Contradiction]:
     )
     follows_validation = {
         "load_best_model_at_end": training.load_best_model_at_end,
-        "save_strategy": extra.get("save_strategy") == "best",
+        "save_strategy": passed.saves_best,
         "lr_scheduler_type": training.lr_scheduler_type in NEED_VALIDATION,
     }
     needs_validation = {
         **follows_validation,
         "eval_steps": training.eval_steps is not None,
-        "eval_strategy": extra.get("eval_strategy", "no") != "no",
+        "eval_strategy": passed.asks_for_evaluation,
     }
     for key in (key for key, is_so in needs_validation.items() if is_so and not may_have_validation):
         yield Contradiction(key, "needs validation data; give validation_file or validation_split.")
-    for key in (key for key, is_so in follows_validation.items() if is_so and extra.get("eval_strategy") == "no"):
+    for key in (key for key, is_so in follows_validation.items() if is_so and passed.eval_strategy == "no"):
         yield Contradiction(key, "needs evaluation, which eval_strategy: no switches off; choose one.")
     for key, steps, strategy in (
-        ("eval_steps", training.eval_steps, extra.get("eval_strategy")),
-        ("save_steps", training.save_steps, extra.get("save_strategy")),
+        ("eval_steps", training.eval_steps, passed.eval_strategy),
+        ("save_steps", training.save_steps, passed.save_strategy),
     ):
         if steps is not None and strategy not in (None, "steps"):
             yield Contradiction(key, f"{key[:4]}_strategy: {strategy} leaves no room for it; choose one.")
         if steps is None and strategy == "steps":
             yield Contradiction(f"{key[:4]}_strategy", f"steps needs {key}; add it.")
     if training.load_best_model_at_end:
-        yield from _check_best_model_schedule(training.eval_steps, training.save_steps, extra)
+        yield from _check_best_model_schedule(training.eval_steps, training.save_steps, passed)
 
 
 def _check_best_model_schedule(
-    eval_steps: float | None, save_steps: float | None, extra: Mapping[str, Any]
+    eval_steps: float | None, save_steps: float | None, passed: PassedThrough
 ) -> Iterator[Contradiction]:
     """A model can be kept as the best only where it is both evaluated and saved."""
-    if extra.get("save_strategy") == "best":
+    if passed.saves_best:
         return
-    if extra.get("save_strategy") == "no":
+    if passed.save_strategy == "no":
         yield Contradiction("load_best_model_at_end", "needs checkpoints, which save_strategy: no switches off.")
         return
     if (eval_steps is None) != (save_steps is None):

@@ -17,10 +17,10 @@ SPREADABLE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "
 def fsdp_contradictions(config: SFTConfig) -> Iterator[tuple[str, str]]:
     """Key and message of what FSDP does not go together with."""
     training = config.training
-    extra = training.extra_training_arguments
+    passed = training.passed_through
     if config.fsdp is None:
         return
-    if extra.get("deepspeed"):
+    if passed.deepspeed:
         yield "deepspeed", "fsdp spreads the weights too; choose one."
     if config.quantization is not None:
         yield (
@@ -37,7 +37,7 @@ def fsdp_contradictions(config: SFTConfig) -> Iterator[tuple[str, str]]:
     for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         if getattr(training, key) == AUTO:
             yield key, "auto tries the whole model on one device, and fsdp spreads it over several; give a number."
-    if extra.get("save_only_model") and config.fsdp.checkpoints == "sharded":
+    if passed.save_only_model and config.fsdp.checkpoints == "sharded":
         yield "save_only_model", "is for weights to be used elsewhere, which sharded ones are not; choose one."
 
 
@@ -46,7 +46,7 @@ GATHERED = "stage3_gather_16bit_weights_on_model_save"
 
 def deepspeed_contradictions(config: SFTConfig) -> Iterator[tuple[str, str]]:
     """Key and message of what is wrong with `deepspeed`, which is a file (or the settings themselves) of its own."""
-    setting = config.training.extra_training_arguments.get("deepspeed")
+    setting = config.training.passed_through.deepspeed
     if not setting:
         return
     if importlib.util.find_spec("deepspeed") is None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from sft.configuration.passed_through import PassedThrough
 from sft.configuration.rules import (
     CommaSeparated,
     Names,
@@ -293,6 +294,11 @@ class TrainingConfig:
 
     extra_training_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of transformers' TrainingArguments, given at the top level, checked by name and type."""
+
+    @property
+    def passed_through(self) -> PassedThrough:
+        """Typed access to the fields of `extra_training_arguments` that this program reads itself."""
+        return PassedThrough(self.extra_training_arguments)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

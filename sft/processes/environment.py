@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -89,9 +88,9 @@ def tokenize_in_one_thread() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def uses_deepspeed(extra_training_arguments: Mapping[str, Any]) -> bool:
+def uses_deepspeed(setting: Any | None) -> bool:
     """Whether DeepSpeed will spread state over processes: by a key, or by accelerate's launcher."""
-    return bool(extra_training_arguments.get("deepspeed")) or is_set("ACCELERATE_USE_DEEPSPEED")
+    return bool(setting) or is_set("ACCELERATE_USE_DEEPSPEED")
 
 
 def is_set(name: str) -> bool:

@@ -133,7 +133,7 @@ def memory_limits(training: TrainingConfig, context: DistributedContext) -> Memo
 
 def _check_can_be_tried(training: TrainingConfig, context: DistributedContext, limits: MemoryLimits) -> None:
     reason = None
-    if uses_deepspeed(training.extra_training_arguments):
+    if uses_deepspeed(training.passed_through.deepspeed):
         reason = "it tries the whole model on one device, and DeepSpeed spreads it over several; give a number"
     elif context.device == "mps":
         reason = "it knows CPUs and CUDA devices, not Apple's; give a number"

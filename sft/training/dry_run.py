@@ -46,10 +46,10 @@ def check_data(config: SFTConfig, data: TrainingData, *, is_rehearsal: bool) -> 
             logger.info(line)
     if data.validation is None:
         # Only the data itself could tell whether it has any.
-        training, extra = config.training, config.training.extra_training_arguments
+        training, passed = config.training, config.training.passed_through
         wanted = [key for key in ("load_best_model_at_end", "eval_steps") if getattr(training, key)]
-        wanted += ["save_strategy"] * (extra.get("save_strategy") == "best")
-        wanted += ["eval_strategy"] * (extra.get("eval_strategy", "no") != "no")
+        wanted += ["save_strategy"] * passed.saves_best
+        wanted += ["eval_strategy"] * passed.asks_for_evaluation
         wanted += ["lr_scheduler_type"] * (training.lr_scheduler_type in NEED_VALIDATION)
         if wanted:
             raise ConfigError(
@@ -198,7 +198,7 @@ def _tokens_of_a_batch(data: TrainingData, plan: BatchPlan, layout: RowLayout) -
 def _num_checkpoints(config: SFTConfig, plan: BatchPlan) -> int:
     """How many checkpoints a run writes."""
     training = config.training
-    strategy = training.extra_training_arguments.get("save_strategy", "steps" if training.save_steps else "epoch")
+    strategy = training.passed_through.save_strategy or ("steps" if training.save_steps else "epoch")
     if strategy == "no":
         return 0
     if strategy == "steps" and training.save_steps:

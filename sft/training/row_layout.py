@@ -92,7 +92,7 @@ def resolve_layout(
     Raises:
         ConfigError: if settings need rows laid end to end, and the model cannot have that.
     """
-    sharded = uses_deepspeed(training.extra_training_arguments)
+    sharded = uses_deepspeed(training.passed_through.deepspeed)
     if not sharded and not stays_in_place and not getattr(model, "is_quantized", False):
         model.to(context.device)
     trial = _TrialCalls(model, precision)
@@ -133,7 +133,7 @@ def _attention(asked_for: str | None) -> tuple[str | None, str | None]:
 
 def _obstacle_in_settings(training: TrainingConfig, *, sharded: bool) -> str | None:
     """What other settings have against rows laid end to end."""
-    if training.extra_training_arguments.get("neftune_noise_alpha"):
+    if training.passed_through.neftune_noise_alpha:
         return "neftune_noise_alpha scales its noise by the length of the row"
     if sharded:
         return "DeepSpeed spreads the weights, where this was never tried"

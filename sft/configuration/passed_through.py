@@ -1,0 +1,95 @@
+"""Typed access to the fields of transformers' `TrainingArguments` that a configuration passes through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class PassedThrough:
+    """Fields that this program reads itself beside passing them on. A field that is not set has its default here."""
+
+    fields: Mapping[str, Any]
+    """Every passed-through field by name, checked by name and type."""
+
+    @property
+    def use_cpu(self) -> bool:
+        return bool(self.fields.get("use_cpu", False))
+
+    @property
+    def data_seed(self) -> int | None:
+        return self.fields.get("data_seed")
+
+    @property
+    def ddp_timeout(self) -> int | None:
+        """Seconds until a collective operation fails; None for torch's default."""
+        return self.fields.get("ddp_timeout")
+
+    @property
+    def deepspeed(self) -> Any | None:
+        """DeepSpeed's configuration: a file's name, or the settings themselves."""
+        return self.fields.get("deepspeed")
+
+    @property
+    def save_only_model(self) -> bool:
+        return bool(self.fields.get("save_only_model", False))
+
+    @property
+    def save_strategy(self) -> str | None:
+        return self.fields.get("save_strategy")
+
+    @property
+    def eval_strategy(self) -> str | None:
+        return self.fields.get("eval_strategy")
+
+    @property
+    def saves_best(self) -> bool:
+        """Whether a checkpoint is saved whenever the metric improves."""
+        return self.save_strategy == "best"
+
+    @property
+    def asks_for_evaluation(self) -> bool:
+        """Whether `eval_strategy` is set to anything but `no`."""
+        return self.eval_strategy not in (None, "no")
+
+    @property
+    def metric_for_best_model(self) -> str | None:
+        return self.fields.get("metric_for_best_model")
+
+    @property
+    def dataloader_drop_last(self) -> bool:
+        return bool(self.fields.get("dataloader_drop_last", False))
+
+    @property
+    def dataloader_prefetch_factor(self) -> int | None:
+        return self.fields.get("dataloader_prefetch_factor")
+
+    @property
+    def train_sampling_strategy(self) -> str:
+        return self.fields.get("train_sampling_strategy", "random")
+
+    @property
+    def torch_empty_cache_steps(self) -> int | None:
+        return self.fields.get("torch_empty_cache_steps")
+
+    @property
+    def gradient_checkpointing_kwargs(self) -> Mapping[str, Any]:
+        return self.fields.get("gradient_checkpointing_kwargs") or {}
+
+    @property
+    def use_liger_kernel(self) -> bool:
+        return bool(self.fields.get("use_liger_kernel", False))
+
+    @property
+    def neftune_noise_alpha(self) -> float | None:
+        return self.fields.get("neftune_noise_alpha")
+
+    @property
+    def torch_compile_backend(self) -> str | None:
+        return self.fields.get("torch_compile_backend")
+
+    @property
+    def torch_compile_mode(self) -> str | None:
+        return self.fields.get("torch_compile_mode")
