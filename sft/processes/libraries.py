@@ -27,6 +27,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    # Warns at import, on CPUs with AVX512-BF16, that the optional package `kernels` is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Says "Retrying in ..." many times before an unreachable Hub ends in one line of ours.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

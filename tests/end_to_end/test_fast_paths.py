@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sft.common.errors import ConfigError
-from sft.modeling import cpu_speed as speed
+from sft.modeling import precision as speed
 from sft.modeling.compiling import compile_layers
 from sft.processes import heap
 from sft.processes.heap import reuse_freed_memory
@@ -168,7 +168,7 @@ def test_reuse_freed_memory_says_where_it_cannot(monkeypatch, caplog):
 def test_reuse_freed_memory_keeps_what_is_freed(wanted):
     """Memory that was freed and is asked for again costs page faults only where it was given back."""
     code = (
-        "import resource, torch; from heap import reuse_freed_memory; "
+        "import resource, torch; from sft.processes.heap import reuse_freed_memory; "
         f"reuse_freed_memory({wanted}, 'cpu'); faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(12): torch.ones(2**24)\n"
         "before = faults()\n"
@@ -232,7 +232,7 @@ def test_compiled_command_compiles_and_trains_the_same(model_folder, question_fi
             f"--output_dir={tmp_path / str(compiles)}",
         ]  # fmt: skip
         code = (
-            "import sys, sft_main; from distributed_utils import pause_garbage_collection as pause; pause(); "
+            "import sys, sft_main; from sft.processes.libraries import pause_garbage_collection as pause; pause(); "
             "status = sft_main.main(sys.argv[1:]); from torch._dynamo.utils import counters; "
             "print('graphs', counters['stats']['unique_graphs']); sys.exit(status)"
         )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model_manager import resolve_precision
 from sft.common.data_records import SamplePrompt
 from sft.common.errors import ConfigError, ModelError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig, TrainingConfig
+from sft.modeling import precision as precision_module
 from sft.modeling.fitting import fit_to_tokenizer, set_generation_defaults
 from sft.modeling.footprint import footprint
 from sft.modeling.loading import load_model
+from sft.modeling.precision import resolve_precision
 from sft.modeling.sample_prompts import answer_prompts
 from sft.modeling.tokenizer import load_tokenizer
 from tests.support.parts import ARCHITECTURES, POSITIONS, VOCABULARY, build_model, build_tokenizer
@@ -48,9 +49,12 @@ def test_resolve_precision_keeps_frozen_weights_small_on_a_gpu(monkeypatch, has_
     assert resolve_precision(model, TrainingConfig(), GPU, adapters_only=True).weights == weights
 
 
-def test_resolve_precision_on_cpu_is_float32():
+@pytest.mark.parametrize(("is_faster", "mixed"), [(False, "no"), (True, "bf16")])
+def test_resolve_precision_on_cpu_is_float32(monkeypatch, is_faster, mixed):
+    monkeypatch.setattr(precision_module, "is_bfloat16_faster_on_cpu", lambda: is_faster)
     model = ModelConfig(model_name_or_path="m")
-    assert resolve_precision(model, TrainingConfig(), CPU, adapters_only=True) == FLOAT32
+    expected = Precision(weights="float32", mixed=mixed)
+    assert resolve_precision(model, TrainingConfig(), CPU, adapters_only=True) == expected
     with pytest.raises(ConfigError, match="fp16: true needs a GPU"):
         resolve_precision(model, TrainingConfig(fp16=True), CPU, adapters_only=False)
 

@@ -9,10 +9,14 @@ import signal
 import sys
 from pathlib import Path
 
-import transformers
+from sft.processes.libraries import quiet_libraries
 
-import sft_main
-import trainer_utils
+quiet_libraries()  # as the command does, before transformers imports peft and bitsandbytes
+
+import transformers  # noqa: E402
+
+import sft_main  # noqa: E402
+import trainer_utils  # noqa: E402
 
 
 class Disturb(transformers.TrainerCallback):
