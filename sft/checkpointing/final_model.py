@@ -12,7 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from sft.checkpointing.publish import UNFINISHED, write_through
+from sft.checkpointing.publish import UNFINISHED
+from sft.common.files import flush_to_disk
 
 _MODEL = ("config.json", ("model*.safetensors", "model*.safetensors.index.json"))
 _ADAPTERS = ("adapter_config.json", ("adapter_model*.safetensors", "adapter_model*.bin"))
@@ -51,19 +52,19 @@ def publish_model(aside: Path, target: Path) -> None:
     (aside / _PICKLED).unlink(missing_ok=True)
     files = [path.relative_to(aside) for path in sorted(aside.rglob("*")) if path.is_file()]
     for name in files:
-        write_through(aside / name)
+        flush_to_disk(aside / name)
     door, weights = _ADAPTERS if (aside / _ADAPTERS[0]).is_file() else _MODEL
     (target / door).unlink(missing_ok=True)
-    write_through(target)
+    flush_to_disk(target)
     for pattern in weights:
         for path in target.glob(pattern):
             path.unlink()
     for name in sorted(files, key=lambda name: name.as_posix() == door):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if name.as_posix() == door:
-            write_through(target)
+            flush_to_disk(target)
         os.replace(aside / name, target / name)
-    write_through(target)
+    flush_to_disk(target)
     shutil.rmtree(aside)
     with suppress(OSError):  # a checkpoint is there too
         aside.parent.rmdir()

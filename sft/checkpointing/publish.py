@@ -14,6 +14,7 @@ from typing import Any
 
 from sft.checkpointing.checkpoints import checkpoint_step, list_checkpoints
 from sft.checkpointing.manifest import write_manifest
+from sft.common.files import flush_to_disk
 
 logger = logging.getLogger("sft.train")
 UNFINISHED = ".unfinished"
@@ -36,10 +37,10 @@ def publish(aside: Path, target: Path, facts: Mapping[str, Any]) -> None:
     """
     write_manifest(aside, facts)
     for path in sorted(aside.rglob("*"), reverse=True):  # what is in a folder before the folder
-        write_through(path)
-    write_through(aside)
+        flush_to_disk(path)
+    flush_to_disk(aside)
     os.rename(aside, target)
-    write_through(target.parent)
+    flush_to_disk(target.parent)
 
 
 def rotate(output_dir: Path, *, limit: int | None, best_step: int | None) -> None:
@@ -105,12 +106,3 @@ def full_disk(error: Exception) -> str | None:
 def _room_left(folder: str | Path) -> str:
     there = next((path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists()), None)
     return "" if there is None else f" ({shutil.disk_usage(there).free / 2**20:,.0f} MiB are free there)"
-
-
-def write_through(path: Path) -> None:
-    """Brings a file or folder to the disk itself: after a power failure a name must not stand for half a file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,13 +1,10 @@
-"""Records of a run: processes, precision, batch plan, model size, results. Frozen; change one with `dataclasses.replace`."""
+"""Records of a run: processes, precision, batch plan, model size, results. Frozen: use `dataclasses.replace`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:  # the annotations below cost nothing at run time: floor 0 imports neither library
-    pass
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.common.errors import DataError
+from sft.common.files import flush_to_disk
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -108,18 +109,12 @@ def _make_unless_there(entry: Path, make: Callable[[Path], None]) -> bool:
     try:
         make(unfinished)
         for path in unfinished.iterdir():
-            _write_through(path)
+            flush_to_disk(path)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     unfinished.rename(entry)
     return False
-
-
-def _write_through(path: Path) -> None:
-    """To the disk itself: after a power failure a name must not stand for half a file."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _delete_unused(folder: Path) -> None:

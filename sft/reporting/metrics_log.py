@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from sft.common.files import json_safe, write_text
 
 
 class MetricsLog:
@@ -29,9 +29,7 @@ class MetricsLog:
         if num_evaluations is not None:
             kept = [line for line in kept if line not in evaluations[num_evaluations:]]
         self._told_to = resume_step if resume_step is not None and kept else 0
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(_as_line(line) for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(_as_line(line) for line in kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one event; one of a step before the one that the run goes on from stands there already."""
@@ -54,16 +52,3 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def _as_line(event: Mapping[str, Any]) -> str:
     return json.dumps(json_safe(event)) + "\n"
-
-
-def json_safe(value: Any) -> Any:
-    """The value in strict JSON: a number that is none becomes null, other objects their text."""
-    if isinstance(value, Mapping):
-        return {str(key): json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return value.item() if hasattr(value, "item") else str(value)

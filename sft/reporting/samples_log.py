@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sft.common.files import write_text
 from sft.reporting.metrics_log import read_metrics
 
 
@@ -27,9 +27,7 @@ class SamplesLog:
         if resume_step is not None:
             kept = [line for line in read_metrics(self.path) if line["step"] <= resume_step]
         self._known = {(line["step"], line["prompt"]) for line in kept}
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(_as_text(kept), encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, self.path)
+        write_text(self.path, _as_text(kept))
 
     def write(self, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Appends answers of a step, those aside that stand there already; returns those appended.

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from sft.common.data_records import DataReport, RowSource, SplitReport
+from sft.common.files import json_safe
 from sft.common.run_records import BatchPlan, TrainingResult
-from sft.reporting.metrics_log import json_safe
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "bitsandbytes")
 _OF_TRAINING = (
@@ -94,16 +91,6 @@ def plan_document(plan: BatchPlan) -> dict[str, Any]:
 def plan_facts(plan: BatchPlan) -> dict[str, Any]:
     """The plan as a checkpoint keeps it, with what the settings said of sizes; ready for JSON."""
     return json_safe({**plan_document(plan), "asked": dict(plan.asked)})
-
-
-def write_json(document: dict[str, Any], path: str | Path) -> None:
-    """Writes a document so that a reader never sees half of it."""
-    target = Path(path)
-    temporary = target.with_suffix(".tmp")
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    # Half a surrogate pair, out of someone's data, has no UTF-8; written `\\ud800` it is JSON's own escape.
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, target)
 
 
 def installed_versions() -> dict[str, str]:

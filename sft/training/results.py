@@ -10,6 +10,7 @@ from typing import Any
 
 from sft.checkpointing.final_model import model_aside, publish_model, write_model
 from sft.common.data_records import TrainingData
+from sft.common.files import write_json
 from sft.common.run_records import BatchPlan, TrainingResult
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_sha256
@@ -17,7 +18,7 @@ from sft.modeling.saving import save_final_model
 from sft.reporting.curves import draw_curves
 from sft.reporting.log_lines import before_and_after_lines, sample_lines
 from sft.reporting.metrics_log import read_metrics
-from sft.reporting.summary import build_summary, write_json
+from sft.reporting.summary import build_summary
 from sft.reporting.trackers.install import Trackers
 from sft.training.checkpointed_trainer import CheckpointedTrainer
 from sft.training.hub_pushes import NOT_SENT_STATUS

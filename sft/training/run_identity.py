@@ -11,11 +11,11 @@ from typing import Any
 from sft.checkpointing.checkpoints import check_same_run, check_steps_are_left
 from sft.checkpointing.manifest import read_manifest
 from sft.common.data_records import TrainingData
+from sft.common.files import json_safe
 from sft.common.run_records import Answer, BatchPlan, EvaluationResult
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_sha256, config_values
 from sft.data.digest import rows_digest
-from sft.reporting.metrics_log import json_safe
 from sft.reporting.summary import plan_facts
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from transformers import TrainerCallback
 
 from sft.common.data_records import TrainingData
 from sft.common.errors import one_line
+from sft.common.files import write_text
 from sft.common.run_records import BatchPlan, DistributedContext, TrainingResult
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_sha256, config_to_yaml, config_values
@@ -114,8 +114,8 @@ class RunReport(TrainerCallback):
         try:
             self._records = self._records or self._first_records()
             facts = find_facts(self._records_now(known))
-            _write_text(self._output / HTML_FILE, report_html(facts))
-            _write_text(self._output / MARKDOWN_FILE, report_markdown(facts))
+            write_text(self._output / HTML_FILE, report_html(facts))
+            write_text(self._output / MARKDOWN_FILE, report_markdown(facts))
         except Exception as error:
             # The run is worth more than its report, whatever the reason.
             problem = one_line(error)
@@ -159,10 +159,3 @@ class RunReport(TrainerCallback):
             written_at=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
             **known,
         )
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)

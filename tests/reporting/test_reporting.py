@@ -19,6 +19,7 @@ from sft.common.data_records import (
     SourceReport,
     SplitReport,
 )
+from sft.common.files import json_safe
 from sft.common.machine_records import Environment, MemoryAdvice, MemoryEstimate
 from sft.common.run_records import (
     BatchPlan,
@@ -35,11 +36,11 @@ from sft.processes.environment import num_usable_cores
 from sft.reporting.curves import draw_curves
 from sft.reporting.environment import gather_environment
 from sft.reporting.log_lines import before_and_after_lines, data_lines, evaluation_line, model_line, sample_lines
-from sft.reporting.metrics_log import MetricsLog, json_safe, read_metrics
+from sft.reporting.metrics_log import MetricsLog, read_metrics
 from sft.reporting.preflight.document import preflight_document, write_preflight
 from sft.reporting.preflight.row_text import row_lines
 from sft.reporting.preflight.text import Preflight, preflight_lines
-from sft.reporting.summary import split_counts, write_json
+from sft.reporting.summary import split_counts
 
 GIB = 2**30
 EMPTY_ANSWER = RowProblem(reason="empty_answer", message="'answer' is empty")
@@ -125,11 +126,6 @@ def test_read_metrics_passes_over_a_line_cut_by_a_kill(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
-
-
-def test_json_safe_has_no_number_that_json_lacks():
-    value = {"a": math.nan, "b": [math.inf, 1.5], "c": (True, None, "x")}
-    assert json.dumps(json_safe(value), allow_nan=False) == '{"a": null, "b": [null, 1.5], "c": [true, null, "x"]}'
 
 
 def test_draw_curves_writes_a_picture_even_without_data(tmp_path):
@@ -439,11 +435,6 @@ def test_write_preflight_makes_the_folder_and_leaves_nothing_beside(tmp_path):
     write_preflight({"a": 2}, path)
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": 2}
     assert [file.name for file in path.parent.iterdir()] == ["preflight.json"]
-
-
-def test_write_json_survives_half_a_surrogate_pair(tmp_path):
-    write_json({"text": "a\ud800b"}, tmp_path / "x.json")
-    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"text": "a\ud800b"}
 
 
 def test_split_counts_are_ready_for_json():

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.data_records import LengthReport, RowPreview, SplitReport
+from sft.common.files import json_safe, write_json
 from sft.common.run_records import BatchPlan
-from sft.reporting.metrics_log import json_safe
 from sft.reporting.preflight.text import Preflight
-from sft.reporting.summary import pairs_of_places, plan_document, split_counts, write_json
+from sft.reporting.summary import pairs_of_places, plan_document, split_counts
 
 
 def preflight_document(preflight: Preflight) -> dict[str, Any]:

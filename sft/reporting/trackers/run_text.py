@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sft.common.data_records import DataReport
+from sft.common.files import json_safe
 from sft.common.run_records import BatchPlan, DistributedContext, ModelFootprint
 from sft.processes.device_memory import total_memory_bytes
 from sft.processes.environment import num_usable_cores
 from sft.reporting.environment import device_name
-from sft.reporting.metrics_log import json_safe
 from sft.reporting.summary import installed_versions, plan_document, split_counts
 
 _LONG = ("dropped_examples", "duplicate_examples", "sources")
