@@ -1,44 +1,58 @@
-"""Processes: who we are among them, starting several, quiet libraries, one log.
+"""The processes of a run: rank and device of this one, and the process group that connects it with the others.
 
-Neither torch nor transformers is imported at module level: the entry needs this module before it knows whether the
-configuration is sound.
+This module imports torch: the entry imports it once it knows that the configuration is valid.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+
+import torch
 
 from sft.common.errors import ConfigError
 from sft.common.run_records import DistributedContext
 from sft.configuration.schema import DistributedConfig
-from sft.processes.environment import is_launched, is_set, num_processes_here, rank_of_this_process
+from sft.processes.environment import (
+    hide_all_gpus_but_first,
+    is_launched,
+    is_set,
+    launched_world_size,
+    local_rank_of_this_process,
+    num_processes_here,
+    rank_of_this_process,
+)
+from sft.processes.process_group import open_process_group
 
 logger = logging.getLogger("sft.distributed")
 
 
 def start_distributed(
-    config: DistributedConfig, *, use_cpu: bool = False, is_rehearsal: bool = False, nodes: int = 1
+    config: DistributedConfig,
+    *,
+    use_cpu: bool = False,
+    is_dry_run: bool = False,
+    nodes: int = 1,
+    timeout_seconds: int | None = None,
 ) -> DistributedContext:
-    """Finds this process's place and device.
+    """Determine the rank and device of this process, and open the process group if there are several processes.
 
-    The process group itself is opened by accelerate when the training arguments are built.
+    accelerate and transformers use the open group. A group that is already open is kept.
 
     Args:
         config: the distributed section.
         use_cpu: stay on the CPU although there is a GPU.
-        is_rehearsal: one process stands for all that the configuration asks for; it talks to none.
-        nodes: machines with so many processes each, for a rehearsal.
+        is_dry_run: this process stands for all processes of the configuration and opens no group.
+        nodes: number of machines with `num_gpus` processes each, for a dry run.
+        timeout_seconds: timeout of collective operations and of connecting (`ddp_timeout`); default: 1800.
 
     Raises:
-        ConfigError: if the processes started are not those that the configuration asks for, or there is no GPU for
-            one of them.
+        ConfigError: if the number of processes is not the configured one, there is no GPU for one of them, or they
+            cannot connect.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    world_size, local_rank = launched_world_size(), local_rank_of_this_process()
     processes_here = num_processes_here(world_size)
-    if is_rehearsal and not is_launched():
-        return DistributedContext(world_size=(config.num_gpus or 1) * nodes, device=_device_of(0, 1, use_cpu))
+    if is_dry_run and not is_launched():
+        return DistributedContext(world_size=(config.num_gpus or 1) * nodes, device=_select_device(0, 1, use_cpu))
     if config.num_gpus is not None and config.num_gpus != processes_here:
         raise ConfigError(
             f"num_gpus is {config.num_gpus} but {processes_here} processes were started. "
@@ -46,33 +60,38 @@ def start_distributed(
         )
     if is_set("ACCELERATE_USE_FSDP"):
         raise ConfigError(
-            "accelerate's launcher asks for FSDP by settings of its own. Write fsdp: {} into the configuration, and "
-            "start it by ./launch_training.sh --gpus N or torchrun."
+            "accelerate's launcher requests FSDP with its own settings, which are not supported. Write fsdp: {} in the "
+            "configuration, and start the run with ./launch_training.sh --gpus N or torchrun."
         )
-    device = _device_of(local_rank, processes_here, use_cpu)
+    device = _select_device(local_rank, processes_here, use_cpu)
     if config.ddp_backend == "nccl" and device == "cpu":
-        raise ConfigError("ddp_backend: nccl needs GPUs, and this run is on CPU; write gloo, or leave it out.")
-    return DistributedContext(rank=rank_of_this_process(), local_rank=local_rank, world_size=world_size, device=device)
+        raise ConfigError("ddp_backend: nccl needs GPUs, and this run is on CPU; write gloo, or omit the key.")
+    context = DistributedContext(
+        rank=rank_of_this_process(), local_rank=local_rank, world_size=world_size, device=device
+    )
+    if world_size > 1 and not is_dry_run:
+        open_process_group(context, backend=config.ddp_backend, timeout_seconds=timeout_seconds)
+    return context
 
 
-def _device_of(local_rank: int, processes_here: int, use_cpu: bool) -> str:
-    import torch
-
+def _select_device(local_rank: int, processes_here: int, use_cpu: bool) -> str:
+    """The device of this process; on a machine with several GPUs and one process, only the first stays visible."""
     if use_cpu:
         return "cpu"
     if not torch.cuda.is_available():
         if processes_here > 1:
-            logger.info("No GPU on this machine: %d processes on CPU, which talk by gloo.", processes_here)
+            logger.info("No GPU on this machine: %d processes on CPU, connected by gloo.", processes_here)
         return "mps" if processes_here == 1 and torch.backends.mps.is_available() else "cpu"
     num_devices = torch.cuda.device_count()
     if processes_here > num_devices:
-        raise ConfigError(f"{processes_here} processes but {num_devices} GPUs on this machine; start at most as many.")
+        raise ConfigError(
+            f"{processes_here} processes but {num_devices} GPUs on this machine; start at most {num_devices}."
+        )
     if processes_here == 1 and num_devices > 1 and not is_launched():
-        # Left to itself, Trainer would wrap the model in DataParallel: slower, and another batch size.
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        os.environ["CUDA_VISIBLE_DEVICES"] = first
+        # Otherwise Trainer would wrap the model in DataParallel: slower, and with another batch size.
+        hide_all_gpus_but_first()
         logger.info(
-            "%d GPUs here, training on one. For all: ./launch_training.sh --config FILE --gpus %d",
+            "%d GPUs on this machine, training on one. To use all: ./launch_training.sh --config FILE --gpus %d",
             num_devices,
             num_devices,
         )

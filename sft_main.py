@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config_manager import load_config
-from distributed_utils import start_distributed
 from sft.checkpointing.output_lock import OutputLock
 from sft.checkpointing.publish import full_disk
 from sft.common.errors import CheckpointError, ConfigError, UserError, located
@@ -25,7 +24,7 @@ from sft.configuration.command_line import Command, StartOptions, read_command, 
 from sft.configuration.help import format_help
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_to_yaml, config_with_origins
-from sft.processes.agreement import agree_on_smallest, open_process_group
+from sft.processes.agreement import agree_on_smallest
 from sft.processes.environment import end_with_launcher, is_launched, launch_id, num_restarts, rank_of_this_process
 from sft.processes.exit_notes import leave_with_the_others, leave_word, settled_before, tell_problems
 from sft.processes.heap import reuse_freed_memory
@@ -156,8 +155,15 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     """
     _log_lines(config.notices)
     is_rehearsal, extra = command.dry_run, config.training.extra_training_arguments
-    context = start_distributed(config.distributed, use_cpu=bool(extra.get("use_cpu")), is_rehearsal=is_rehearsal,
-                                nodes=command.launch.nodes)  # fmt: skip
+    from distributed_utils import start_distributed  # not above: it imports torch
+
+    context = start_distributed(
+        config.distributed,
+        use_cpu=config.training.passed_through.use_cpu,
+        is_dry_run=is_rehearsal,
+        nodes=command.launch.nodes,
+        timeout_seconds=config.training.passed_through.ddp_timeout,
+    )
     reuse_freed_memory(config.training.reuse_freed_memory, context.device)
     import_libraries(is_rehearsal=is_rehearsal, optimizer=config.training.optim, quantization=config.quantization)
 
@@ -314,7 +320,6 @@ def _spread_weights(
         return is_rehearsal
     if precision.mixed == "fp16":
         raise ConfigError("fsdp: computes in bfloat16 or float32, and this GPU has no bfloat16; write fp16: false.")
-    open_process_group(config.distributed, context, config.training.extra_training_arguments.get("ddp_timeout"))
     count = spread_weights(
         model, context.device.partition(":")[0], context.world_size,
         mixed=precision.mixed, reshard_after_forward=config.fsdp.reshard_after_forward,
@@ -406,6 +411,10 @@ if __name__ == "__main__":
     end_with_launcher()
     status = main(sys.argv[1:])
     ignore_signals(is_launched=is_launched())
-    if not is_launched():  # a process group is to be ended properly
+    if not is_launched():
         leave_objects_to_the_system()
+    elif status == 0:  # all processes left together; after an error the others may be in a collective operation
+        from sft.processes.process_group import close_process_group
+
+        close_process_group()
     sys.exit(status)

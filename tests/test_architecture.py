@@ -18,7 +18,6 @@ LIGHT = (
     "sft/configuration",
     "sft/checkpointing",
     "config_manager.py",
-    "distributed_utils.py",
     "sft_main.py",
     "chat.py",
     "export_model.py",

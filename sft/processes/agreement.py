@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from sft.common.run_records import DistributedContext
-from sft.configuration.schema import DistributedConfig
 
 
 def agree_on_smallest(number: int, context: DistributedContext) -> int:
@@ -48,19 +46,3 @@ def wait_for_all(problem: str | None, context: DistributedContext, group: Any) -
     found: list[str | None] = [None] * context.world_size
     torch.distributed.all_gather_object(found, problem, group=group)
     return next((each for each in found if each is not None), None)
-
-
-def open_process_group(config: DistributedConfig, context: DistributedContext, timeout_seconds: int | None) -> None:
-    """Opens the group of all processes before accelerate would, which then takes it.
-
-    Args:
-        config: the distributed section.
-        context: this process.
-        timeout_seconds: of an operation in which not all processes take part; None for torch's default.
-    """
-    import torch
-
-    if not torch.distributed.is_initialized():
-        backend = config.ddp_backend or ("gloo" if context.device == "cpu" else "nccl")
-        timeout = None if timeout_seconds is None else timedelta(seconds=timeout_seconds)
-        torch.distributed.init_process_group(backend, timeout=timeout)

@@ -29,9 +29,24 @@ def rank_of_this_process() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def local_rank_of_this_process() -> int:
+    """The rank among the processes of this machine, 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def launched_world_size() -> int:
+    """The number of processes that the launcher started on all machines, 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def num_processes_here(world_size: int) -> int:
     """Processes of this run on this machine, of `world_size` in all."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+
+
+def hide_all_gpus_but_first() -> None:
+    """Leave one GPU visible. To be called before CUDA is initialized."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def prepare_children(num_processes: int) -> None:

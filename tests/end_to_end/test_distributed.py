@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from distributed_utils import start_distributed
+from sft.common.errors import ConfigError
+from sft.configuration.schema import DistributedConfig
 from tests.support.parts import REPOSITORY
 
 
@@ -45,6 +49,79 @@ def runs(model_folder, question_file, tmp_path_factory):
 def losses(folder: Path, name: str) -> list[float]:
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [event[name] for event in events if name in event]
+
+
+OPENED = """
+import sys, torch
+from distributed_utils import start_distributed
+from sft.configuration.schema import DistributedConfig
+from sft.processes.process_group import close_process_group
+assert not torch.distributed.is_initialized()
+context = start_distributed(DistributedConfig(), use_cpu=True, timeout_seconds=77)
+group = torch.distributed.group.WORLD
+assert (context.world_size, torch.distributed.get_backend()) == (2, "gloo")
+assert group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == 77
+rank = torch.tensor(context.rank)
+torch.distributed.all_reduce(rank)
+assert rank == 1
+assert start_distributed(DistributedConfig(), use_cpu=True) == context
+assert torch.distributed.group.WORLD is group, "an open group is kept"
+from accelerate import PartialState
+assert PartialState(cpu=True).num_processes == 2 and torch.distributed.group.WORLD is group
+close_process_group()
+assert not torch.distributed.is_initialized()
+close_process_group()
+open(f"{sys.argv[1]}/{context.rank}", "w").close()
+"""
+
+
+def test_the_process_group_is_open_before_any_library_needs_it(tmp_path):
+    (tmp_path / "opened.py").write_text(OPENED)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python",
+         sys.executable, str(tmp_path / "opened.py"), str(tmp_path)],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "0").exists()
+    assert (tmp_path / "1").exists()
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The environment of the first of two processes; returns the socket that holds its port."""
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+        yield taken
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [("port in use", "address already in use"), ("timeout", "1/2 clients joined"), ("no address", "MASTER_ADDR exp")],
+)
+def test_processes_that_cannot_connect_end_with_one_line(launched, monkeypatch, case, reason):
+    port = launched.getsockname()[1]
+    if case == "timeout":
+        launched.close()
+    elif case == "no address":
+        monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(ConfigError, match="could not connect") as raised:
+        start_distributed(DistributedConfig(), use_cpu=True, timeout_seconds=1)
+    (line,) = raised.value.problems
+    assert reason in line
+    assert f":{port}, rank 0" in line
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_dry_run_opens_no_process_group(launched):
+    assert start_distributed(DistributedConfig(), use_cpu=True, is_dry_run=True).world_size == 2
+    assert not torch.distributed.is_initialized()
 
 
 def test_two_processes_log_the_same_losses_as_one(runs):
