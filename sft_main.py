@@ -311,7 +311,7 @@ def _spread_weights(
     Returns:
         Whether they are spread, or would be: a rehearsal of several processes leaves them where they are.
     """
-    from sft.modeling.sharding import spread_weights
+    from sft.modeling.sharding import shard_weights
 
     if context.world_size == 1:
         is_rehearsal = (config.distributed.num_gpus or 1) > 1
@@ -320,7 +320,7 @@ def _spread_weights(
         return is_rehearsal
     if precision.mixed == "fp16":
         raise ConfigError("fsdp: computes in bfloat16 or float32, and this GPU has no bfloat16; write fp16: false.")
-    count = spread_weights(
+    count = shard_weights(
         model, context.device.partition(":")[0], context.world_size,
         mixed=precision.mixed, reshard_after_forward=config.fsdp.reshard_after_forward,
     )  # fmt: skip

@@ -22,20 +22,20 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from sft.batching.layout import model_inputs
-from sft.batching.moving import moved
 from sft.batching.stream import MicroBatchStream
+from sft.batching.transfer import to_device
 from sft.checkpointing.checkpoints import checkpoint_step, list_checkpoints
 from sft.checkpointing.manifest import read_manifest
 from sft.common.data_records import TrainingData
 from sft.common.errors import DataError
 from sft.common.machine_records import MemoryLimits
 from sft.common.run_records import BatchPlan, DistributedContext, EvaluationResult, ModelFootprint, TrainingResult
-from sft.modeling.document_attention import documents_apart
+from sft.modeling.document_attention import isolated_documents
 from sft.modeling.flops import training_flops
 from sft.modeling.footprint import footprint
 from sft.modeling.gradient_sum import broadcast_weights
 from sft.modeling.random_state import RandomState
-from sft.modeling.sharding import let_go_of_gathered
+from sft.modeling.sharding import reshard_weights
 from sft.modeling.supervised_loss import EvaluationSums, perplexity_of
 from sft.processes.device_memory import peak_memory_bytes, total_memory_bytes
 from sft.processes.device_peaks import kind_of_products, peak_flops_of
@@ -119,16 +119,16 @@ class SFTTrainer(CheckpointedTrainer):
         self._stream_drops = stream_drops
         self.evaluation_step = EvaluationStep(
             layout.evaluation_collator, self.args.per_device_eval_batch_size, self.args.device,
-            can_be_parted=not self.is_spread,
+            can_be_parted=not self.is_sharded,
         )  # fmt: skip
         self.bad_steps = BadSteps(
             context, device=self.args.device, most_in_a_row=max_bad_steps, place_of=data.place_of,
-            leaves_out_by_hand=self.is_spread,
+            leaves_out_by_hand=self.is_sharded,
         )  # fmt: skip
         self.step_gradient: StepGradient | None = None
         """None where FSDP or DeepSpeed sum the gradients of the weights that they spread."""
         self._sharded_step: ShardedStep | None = None
-        if self.is_spread:
+        if self.is_sharded:
             self._sharded_step = self._summed_in_parts()
         elif not self.is_deepspeed_enabled:
             self.step_gradient = self._own_gradient(context, layout, plan)
@@ -153,7 +153,7 @@ class SFTTrainer(CheckpointedTrainer):
 
     def _summed_in_parts(self) -> ShardedStep:
         """Tells accelerate that the model is prepared: its weights are spread, and gradients sum themselves up."""
-        let_go_of_gathered(self.model)
+        reshard_weights(self.model)
         self.accelerator.prepare_model(self.model, evaluation_mode=True)
         self.add_callback(self.bad_steps)
         return ShardedStep(
@@ -191,13 +191,13 @@ class SFTTrainer(CheckpointedTrainer):
         dropped = 0 if self.train_sampler is not None else self._take_dropped(batches)
         summed = [sum(batch["counts"][name] for batch in batches) for name in COUNTED]
         counts = torch.tensor([*summed, dropped], dtype=torch.float64)
-        counts = moved(counts, self.progress.counts.device)
+        counts = to_device(counts, self.progress.counts.device)
         if self.context.world_size > 1:
             torch.distributed.all_reduce(counts)
         self.progress.counts += counts
         self.means.begin_step(counts[0])
         # All of them now: the device copies later ones while it computes the first.
-        return [moved(batch, device) for batch in batches], counts[0].to(device, torch.float32)
+        return [to_device(batch, device) for batch in batches], counts[0].to(device, torch.float32)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """What training on a micro-batch costs by the usual formula, without its padding (see `training_flops`)."""
@@ -289,7 +289,7 @@ class SFTTrainer(CheckpointedTrainer):
             told_of_attention(),
             torch.no_grad(),
             self.accelerator.autocast(),
-            documents_apart(model, self.layout.attention),
+            isolated_documents(model, self.layout.attention),
             torch.compiler.set_stance("force_eager"),  # these batches have shapes of their own
         ):
             for batch in dataloader:
@@ -307,7 +307,7 @@ class SFTTrainer(CheckpointedTrainer):
         Random numbers are as before: a run that goes on from a checkpoint made before an evaluation would else draw
         others than the run that evaluated.
         """
-        random_state, was_training = RandomState.of(self.context.device), self.model.training
+        random_state, was_training = RandomState.capture(self.context.device), self.model.training
         try:
             with self.progress.paused("evaluating"):
                 return super().evaluate(*args, **kwargs)
@@ -463,7 +463,7 @@ def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingRes
     progress.start()
     if checkpoint:
         logger.info("Going on from %s.", checkpoint)
-    apart = documents_apart(trainer.model, trainer.layout.attention)
+    apart = isolated_documents(trainer.model, trainer.layout.attention)
     with told_of_attention(), prepared.request, apart, quiet_tracker_threads():
         try:
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

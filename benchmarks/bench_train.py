@@ -283,8 +283,8 @@ def against_bare_loop(trainer: Any, options: argparse.Namespace) -> dict[str, fl
     import torch
 
     from sft.batching.layout import model_inputs
-    from sft.batching.moving import moved
-    from sft.modeling.document_attention import documents_apart
+    from sft.batching.transfer import to_device
+    from sft.modeling.document_attention import isolated_documents
 
     model, device = trainer.model, trainer.args.device
     own = trainer.optimizer
@@ -310,9 +310,9 @@ def against_bare_loop(trainer: Any, options: argparse.Namespace) -> dict[str, fl
 
     seconds: dict[str, list[float]] = {"own": [], "bare": []}
     model.train()
-    with documents_apart(model, trainer.layout.attention):
+    with isolated_documents(model, trainer.layout.attention):
         for batch in list(trainer.get_train_dataloader())[: options.steps]:
-            for name, step in (("own", own_step), ("bare", lambda batch: bare_step(moved(batch, device)))):
+            for name, step in (("own", own_step), ("bare", lambda batch: bare_step(to_device(batch, device)))):
                 started = waited(options.device)
                 step(batch)
                 seconds[name].append(waited(options.device) - started)
@@ -335,13 +335,13 @@ def waited(device: str) -> float:
 
 def breakdown(trainer: Any, device: str) -> dict[str, float]:
     """Median seconds of a step's parts, the device waited for after each."""
-    from sft.modeling.document_attention import documents_apart
+    from sft.modeling.document_attention import isolated_documents
 
     parts: dict[str, list[float]] = {"batch": [], "forward": [], "backward": [], "clip": [], "optimizer": []}
     batches = iter(trainer.get_train_dataloader())
     model, optimizer = trainer.model_wrapped, trainer.optimizer
     model.train()
-    with documents_apart(trainer.model, trainer.layout.attention):
+    with isolated_documents(trainer.model, trainer.layout.attention):
         for _ in range(4):
             moments = [waited(device)]
             (batch,), tokens = trainer.get_batch_samples(batches, 1, trainer.args.device)

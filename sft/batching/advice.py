@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from sft.batching.memory import estimate_memory, spread_over
+from sft.batching.memory import estimate_memory, sharded_over
 from sft.common.machine_records import MemoryAdvice, MemoryEstimate
 from sft.common.run_records import ModelFootprint
 
@@ -38,9 +38,9 @@ class MemoryFacts:
     device: str
     attention: str = "sdpa"
     supervised_share: float = 1.0
-    score_chunk_bytes: int | None = None
+    logits_chunk_bytes: int | None = None
     world_size: int = 1
-    spread_over: int = 1
+    sharded_over: int = 1
     """Devices over which FSDP spreads the state."""
     reshard_after_forward: bool = True
     process_bytes: int = 0
@@ -63,14 +63,14 @@ def predict(facts: MemoryFacts) -> MemoryEstimate:
         gradient_checkpointing=facts.gradient_checkpointing,
         attention=facts.attention,
         supervised_share=facts.supervised_share,
-        score_chunk_bytes=facts.score_chunk_bytes,
+        logits_chunk_bytes=facts.logits_chunk_bytes,
         device=facts.device,
         accumulates=facts.gradient_accumulation_steps > 1,
         world_size=facts.world_size,
     )
-    if facts.spread_over > 1:
-        estimate = spread_over(
-            estimate, facts.footprint, facts.spread_over, weights=facts.weights, mixed=facts.mixed,
+    if facts.sharded_over > 1:
+        estimate = sharded_over(
+            estimate, facts.footprint, facts.sharded_over, weights=facts.weights, mixed=facts.mixed,
             reshard_after_forward=facts.reshard_after_forward,
         )  # fmt: skip
     return replace(estimate, process_bytes=facts.process_bytes)
@@ -184,18 +184,18 @@ def _smaller_batches(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
 
 
 def _other_training(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
-    is_spread = facts.spread_over > 1  # then neither 8-bit optimizers nor 4-bit weights can be had
+    is_sharded = facts.sharded_over > 1  # then neither 8-bit optimizers nor 4-bit weights can be had
     can_be_spread = facts.world_size > 1 and "8bit" not in facts.optimizer and not facts.footprint.num_4bit_parameters
-    if can_be_spread and not is_spread:
-        yield "fsdp: {}", replace(facts, spread_over=facts.world_size)
+    if can_be_spread and not is_sharded:
+        yield "fsdp: {}", replace(facts, sharded_over=facts.world_size)
     if not facts.has_adapters:
-        if "8bit" not in facts.optimizer and not is_spread:
+        if "8bit" not in facts.optimizer and not is_sharded:
             yield "optim: adamw_bnb_8bit", replace(facts, optimizer="adamw_bnb_8bit")
         lora = with_adapters(facts)
         yield f"lora_config (r: {LORA_RANK}, all-linear)", lora
-        if not is_spread:
+        if not is_sharded:
             yield "lora_config and quantization_config (load_in_4bit)", with_4bit_weights(lora)
-    elif not facts.footprint.num_4bit_parameters and not is_spread:
+    elif not facts.footprint.num_4bit_parameters and not is_sharded:
         yield "quantization_config (load_in_4bit)", with_4bit_weights(facts)
 
 
@@ -227,7 +227,7 @@ def _words(facts: MemoryFacts) -> str:
         words.append("quantization_config (load_in_4bit)")
     elif not facts.has_adapters:
         words.append(f"optim: {facts.optimizer}")
-    if facts.spread_over > 1:
+    if facts.sharded_over > 1:
         words.append("fsdp: {}")
     if facts.per_device_train_batch_size:
         words.append(f"per_device_train_batch_size: {facts.per_device_train_batch_size}")

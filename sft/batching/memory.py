@@ -79,7 +79,7 @@ def estimate_memory(
     gradient_checkpointing: bool,
     attention: str = "sdpa",
     supervised_share: float = 1.0,
-    score_chunk_bytes: int | None = None,
+    logits_chunk_bytes: int | None = None,
     device: str = "cuda",
     accumulates: bool = True,
     world_size: int = 1,
@@ -99,7 +99,7 @@ def estimate_memory(
         gradient_checkpointing: activations are computed again, layer by layer, in the backward pass.
         attention: `eager` keeps every head's scores, `[B, heads, T, T]`; fused attention does not (Dao et al., 2022).
         supervised_share: share of the positions that are trained.
-        score_chunk_bytes: the output layer's scores are made a few at a time, which take so much; None: all at once.
+        logits_chunk_bytes: the output layer's scores are made a few at a time, which take so much; None: all at once.
         device: `cpu`, or the name of a GPU.
         accumulates: a step has several micro-batches.
         world_size: processes that reduce gradients with each other.
@@ -117,19 +117,19 @@ def estimate_memory(
         made = activations(gradient_checkpointing=False)
         holes = made * _HOLES[_kind(footprint)][gradient_checkpointing]
         # Two chunks of scores beside the one in work: chosen by the measured peaks of a model with a small body.
-        holes += 2 * min(score_chunk_bytes or 0, 4 * tokens * supervised_share * footprint.vocab_size)
+        holes += 2 * min(logits_chunk_bytes or 0, 4 * tokens * supervised_share * footprint.vocab_size)
         slack = _heap_slack_bytes(holes, 0 if accumulates else gradients) + element * footprint.num_4bit_parameters
     return MemoryEstimate(
         weights_bytes=_weights_bytes(footprint, element, mixed, has_adapters=has_adapters),
         gradients_bytes=gradients,
         optimizer_bytes=round(trained * optimizer_bytes(optimizer, trained_element)),
         activations_bytes=activations(gradient_checkpointing=gradient_checkpointing),
-        logits_bytes=_logits_bytes(footprint, tokens * supervised_share, element, mixed, score_chunk_bytes),
+        logits_bytes=_logits_bytes(footprint, tokens * supervised_share, element, mixed, logits_chunk_bytes),
         slack_bytes=slack + (_BUCKET_BYTES if world_size > 1 else 0),
     )
 
 
-def spread_over(
+def sharded_over(
     estimate: MemoryEstimate,
     footprint: ModelFootprint,
     count: int,

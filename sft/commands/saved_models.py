@@ -17,7 +17,7 @@ from sft.common.errors import ConfigError, ModelError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, QuantizationConfig
 from sft.modeling.loading import load_model
-from sft.modeling.loading_errors import one_line_errors
+from sft.modeling.loading_errors import readable_loading_errors
 from sft.modeling.tokenizer import load_tokenizer
 from sft.reporting.run_record import RunRecord, read_run_record
 
@@ -131,7 +131,7 @@ def saved_dtype(saved: SavedModel) -> str:
     """The type that the weights are saved in, as far as their config tells; else float32."""
     from transformers import AutoConfig
 
-    with one_line_errors("configuration", saved.weights):
+    with readable_loading_errors("configuration", saved.weights):
         config = AutoConfig.from_pretrained(saved.weights, trust_remote_code=saved.trust_remote_code)
     found = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
     name = str(found).removeprefix("torch.")
@@ -173,7 +173,7 @@ def load_saved_model(
     context, precision = DistributedContext(device=device), Precision(weights=dtype, mixed="no")
     model = load_model(config, None, quantization, precision, context)
     if quantization is None and getattr(model, "hf_quantizer", None) is None:
-        with one_line_errors("model", saved.weights):
+        with readable_loading_errors("model", saved.weights):
             model = model.to(device)
     if saved.is_adapters:
         model = with_saved_adapters(model, saved)
@@ -189,7 +189,7 @@ def with_saved_adapters(model: Any, saved: SavedModel) -> Any:
     from peft import PeftModel, load_peft_weights
     from transformers import GenerationConfig
 
-    with one_line_errors("adapters", saved.place):
+    with readable_loading_errors("adapters", saved.place):
         rows = _embedding_rows(load_peft_weights(saved.place, device="cpu"), model)
         if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(rows, mean_resizing=False)
@@ -203,7 +203,7 @@ def with_saved_adapters(model: Any, saved: SavedModel) -> Any:
             "it with --base), or the file is incomplete."
         )
     if Path(saved.place, "generation_config.json").is_file():
-        with one_line_errors("generation_config.json", saved.place):
+        with readable_loading_errors("generation_config.json", saved.place):
             model.generation_config = GenerationConfig.from_pretrained(saved.place)
     return adapted
 
@@ -248,7 +248,7 @@ def _adapter_settings_in(folder: Path) -> Mapping[str, Any] | None:
 def _adapter_settings_on_hub(name: str) -> Mapping[str, Any] | None:
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    with one_line_errors("model", name):
+    with readable_loading_errors("model", name):
         found = find_adapter_config_file(name)
     return _read_adapter_settings(Path(found)) if found is not None else None
 

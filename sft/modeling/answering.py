@@ -1,37 +1,48 @@
-"""A model's answers to prompts, greedily: the same prompt and weights give the same text."""
+"""A model's greedy answers to prompts: the same prompt and weights give the same text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
+from sft.common.data_records import SamplePrompt
 from sft.common.run_records import Answer
+from sft.modeling.fitting import num_learned_positions
+from sft.prompting.rendering import ChatRenderer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@contextmanager
-def _answering_together(model: Any) -> Iterator[dict[str, Any]]:
-    """What `generate` needs where FSDP2 spreads the weights: all processes go on as long as one of them does.
-
-    The call is made a forward pass of its own: with adapters it goes past the model's own, which gathers its weights.
-    """
-    if not isinstance(model, FSDPModule):
-        yield {}
-        return
-    is_made_one = "generate" in vars(model)  # by Trainer
-    if not is_made_one:
-        register_fsdp_forward_method(model, "generate")
-    try:
-        yield {"synced_gpus": True}
-    finally:
-        if not is_made_one:
-            del model.generate
+def answer_prompts(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[SamplePrompt],
+    eos_token_ids: list[int],
+    max_new_tokens: int,
+) -> list[Answer]:
+    """Answer prompts greedily, each rendered by the chat template unless it is plain text."""
+    answers, positions = [], num_learned_positions(model)
+    for prompt in prompts:
+        text = prompt.text
+        if text is None:
+            text = ChatRenderer(tokenizer).render_prompt(prompt.messages, prompt.tools)
+        answers.append(
+            answer_prompt(
+                model,
+                tokenizer,
+                text,
+                max_new_tokens=max_new_tokens,
+                eos_token_ids=eos_token_ids,
+                add_special_tokens=prompt.text is not None,
+                positions=positions,
+            )
+        )
+    return answers
 
 
 @torch.no_grad()
@@ -45,17 +56,17 @@ def answer_prompt(
     add_special_tokens: bool,
     positions: int | None = None,
 ) -> Answer:
-    """What the model says after `prompt`, without its end token, and whether there was one.
+    """Continue `prompt` greedily; the text excludes the end token.
 
     Args:
-        model: any causal language model; its training mode is left as it was.
-        tokenizer: its tokenizer.
-        prompt: the text to continue: rendered by the chat template, or plain.
-        max_new_tokens: cut there if no end token comes.
+        model: any causal language model; its training mode is restored afterwards.
+        tokenizer: the model's tokenizer.
+        prompt: the text to continue, rendered by the chat template or plain.
+        max_new_tokens: the answer is cut at this many tokens if no end token comes.
         eos_token_ids: tokens that end an answer.
-        add_special_tokens: True for plain text; a rendered prompt is complete.
-        positions: that the model has learned: an answer ends with them, and to a longer prompt it is empty. None for no
-            such end.
+        add_special_tokens: True for plain text; a rendered prompt already has its special tokens.
+        positions: number of learned positions of the model, a limit for prompt and answer together. A prompt that
+            reaches it gets an empty answer. None for no limit.
     """
     inputs = tokenizer(prompt, add_special_tokens=add_special_tokens, return_tensors="pt").to(model.device)
     if positions is not None:
@@ -65,8 +76,8 @@ def answer_prompt(
     was_training = model.training
     model.eval()
     try:
-        # Compiled layers would be compiled anew for every length that comes.
-        with torch.compiler.set_stance("force_eager"), _answering_together(model) as together:
+        # Compiled layers would be recompiled for every new length.
+        with torch.compiler.set_stance("force_eager"), _generating_in_step(model) as options:
             output = model.generate(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
@@ -75,7 +86,7 @@ def answer_prompt(
                 use_cache=True,
                 eos_token_id=eos_token_ids or None,
                 pad_token_id=tokenizer.pad_token_id,
-                **together,
+                **options,
             )
     finally:
         model.train(was_training)
@@ -83,3 +94,23 @@ def answer_prompt(
     ended = next((i for i, token in enumerate(new_tokens) if token in eos_token_ids), len(new_tokens))
     text = tokenizer.decode(new_tokens[:ended], skip_special_tokens=False)
     return Answer(text=text, ended=ended < len(new_tokens))
+
+
+@contextmanager
+def _generating_in_step(model: Any) -> Iterator[dict[str, Any]]:
+    """Options for `generate`; with FSDP2, all processes keep generating until the last one has finished.
+
+    With FSDP2, `generate` is registered as a forward method: on a model with adapters it bypasses the wrapped forward
+    pass, which is what gathers the weights.
+    """
+    if not isinstance(model, FSDPModule):
+        yield {}
+        return
+    is_registered = "generate" in vars(model)  # by Trainer
+    if not is_registered:
+        register_fsdp_forward_method(model, "generate")
+    try:
+        yield {"synced_gpus": True}
+    finally:
+        if not is_registered:
+            del model.generate

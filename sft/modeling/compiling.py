@@ -11,14 +11,14 @@ from torch import nn
 from sft.common.errors import ConfigError
 
 
-def compile_layers(model: nn.Module, *, has_one_shape: bool, **options: Any) -> int:
+def compile_layers(model: nn.Module, *, has_fixed_shape: bool, **options: Any) -> int:
     """Compiles the model's repeated layers in place (`torch.nn.Module.compile`); returns how many there are.
 
     The whole model as one graph would take many times as long to compile, and break at its loop over layers anyway.
 
     Args:
         model: with its adapters, if it has any.
-        has_one_shape: every batch has the same number of tokens; else shapes that vary are compiled once for all.
+        has_fixed_shape: every batch has the same number of tokens; else shapes that vary are compiled once for all.
         options: of `torch.compile`: `backend`, `mode`.
 
     Raises:
@@ -31,7 +31,7 @@ def compile_layers(model: nn.Module, *, has_one_shape: bool, **options: Any) -> 
     if not layers:
         raise ConfigError(f"torch_compile: {type(model).__name__} has no repeated layers to compile. Leave it out.")
     for layer in layers:
-        layer.compile(dynamic=False if has_one_shape else None, **options)
+        layer.compile(dynamic=False if has_fixed_shape else None, **options)
     return len(layers)
 
 

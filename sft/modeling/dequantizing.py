@@ -11,7 +11,7 @@ from sft.common.errors import ModelError
 
 
 @torch.no_grad()
-def dequantized(model: Any) -> Any:
+def dequantize(model: Any) -> Any:
     """A float32 model of the same kind with the values that a model quantized by bitsandbytes computes with.
 
     It is built anew: layers that keep their weight the other way round (GPT-2's) are linear layers while quantized.

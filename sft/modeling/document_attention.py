@@ -43,7 +43,7 @@ class UnsupportedAttention(Exception):
 
 
 @contextmanager
-def documents_apart(model: Any, name: str | None) -> Iterator[None]:
+def isolated_documents(model: Any, name: str | None) -> Iterator[None]:
     """For as long as it lasts, the model's attention is the one called `name`; None leaves it as it is.
 
     Generation, which has no documents, needs the model's own again.

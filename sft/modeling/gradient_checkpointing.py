@@ -8,7 +8,7 @@ from typing import Any
 
 
 @contextmanager
-def checkpointed(model: Any, options: Mapping[str, Any] | None) -> Iterator[None]:
+def gradient_checkpointing_enabled(model: Any, options: Mapping[str, Any] | None) -> Iterator[None]:
     """The model with its layers checkpointed while this lasts, as Trainer would do it; None leaves it as it is.
 
     Args:

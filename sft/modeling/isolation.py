@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sft.common.errors import one_line
-from sft.modeling.document_attention import UnsupportedAttention, documents_apart
+from sft.modeling.document_attention import UnsupportedAttention, isolated_documents
 
 _LENGTHS = (5, 9)
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -31,7 +31,7 @@ def find_obstacle(
     Args:
         model: in the place and the types in which it will be trained, under autocast if that is so.
         lay_out: documents' tokens to the inputs of a call, on the model's device, all in one row.
-        attention: the attention that is to keep them apart (see `documents_apart`); None for the model's own.
+        attention: the attention that is to keep them apart (see `isolated_documents`); None for the model's own.
         longest: tokens of the longest document that will come.
     """
     narrow = _narrow_attention(model.config.get_text_config(), longest)
@@ -41,7 +41,7 @@ def find_obstacle(
     try:
         documents = _documents(model)
         flat = dict(lay_out(documents))
-        with documents_apart(model, attention):
+        with isolated_documents(model, attention):
             model.train()  # dropout of attention weights shows only then
             with torch.no_grad():
                 model(**(flat | {"max_length_q": longest, "max_length_k": longest}))

@@ -12,7 +12,7 @@ from sft.common.errors import ConfigError, ModelError, one_line
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig
 from sft.modeling.adapters import add_adapters
-from sft.modeling.loading_errors import one_line_errors
+from sft.modeling.loading_errors import readable_loading_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,7 +88,7 @@ def _load_weights(config: ModelConfig, options: dict[str, Any]) -> Any:
     # The GGUF reader draws a progress bar that has no switch.
     quiet = redirect_stderr(io.StringIO()) if config.gguf_file else nullcontext()
     try:
-        with one_line_errors("model", config.model_name_or_path), quiet:
+        with readable_loading_errors("model", config.model_name_or_path), quiet:
             model, loading = AutoModelForCausalLM.from_pretrained(
                 config.model_name_or_path, output_loading_info=True, **options
             )

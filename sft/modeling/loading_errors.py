@@ -21,20 +21,20 @@ logger = logging.getLogger("sft.model")
 
 
 @cache
-def tell_of_hub(place: str) -> None:
+def log_hub_lookup(place: str) -> None:
     """Says, once, that a model is not looked for here: where there is no network, that takes a minute of silence."""
     if not Path(place).exists():
         logger.info("%s is no folder here: looking in the Hugging Face cache (HF_HOME), and on the Hub.", place)
 
 
 @contextmanager
-def one_line_errors(what: str, place: str) -> Iterator[None]:
+def readable_loading_errors(what: str, place: str) -> Iterator[None]:
     """Turns what the libraries say of a model that is not there, or not theirs, into one line.
 
     Raises:
         ModelError: in place of the library's error.
     """
-    tell_of_hub(place)
+    log_hub_lookup(place)
     try:
         yield
     except Exception as error:

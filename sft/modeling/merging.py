@@ -11,7 +11,7 @@ from torch import nn
 from sft.common.errors import ModelError, one_line
 
 
-def merged(model: Any) -> Any:
+def merge_adapters(model: Any) -> Any:
     """The model with its adapters in its weights; what was saved beside them (whole modules, new tokens) in its place.
 
     An output layer that shares its weight with the input embedding gets one of its own where adapters make them differ:

@@ -23,7 +23,7 @@ from sft.modeling.supervised_loss import (
     chunk_bytes,
     cross_entropy_sum,
     linear_cross_entropy_sum,
-    linear_scores,
+    linear_logits,
     losses_and_hits,
 )
 
@@ -89,7 +89,7 @@ class OutputLayer:
         layer = self._layer
         return self._at_the_door(
             model, inputs, batch["label_positions"],
-            lambda hidden: losses_and_hits(linear_scores(hidden, layer.weight, layer.bias), batch["targets"]),
+            lambda hidden: losses_and_hits(linear_logits(hidden, layer.weight, layer.bias), batch["targets"]),
         )  # fmt: skip
 
     def _logits(self, model: Any, inputs: Mapping[str, Any], batch: Mapping[str, Any]) -> torch.Tensor:

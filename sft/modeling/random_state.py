@@ -21,7 +21,7 @@ class RandomState:
     gpu: torch.Tensor | None
 
     @classmethod
-    def of(cls, device: str) -> "RandomState":
+    def capture(cls, device: str) -> "RandomState":
         """The state now. Waits for no GPU: its generator's state stands in main memory."""
         gpu = torch.cuda.get_rng_state(device) if device.startswith("cuda") else None
         return cls(

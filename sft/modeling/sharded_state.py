@@ -48,7 +48,7 @@ def gather_optimizer_state(optimizer: Any, *, keep: bool) -> dict[str, Any]:
     return _with_state(optimizer.state_dict(), lambda _, __, value: _gathered(value, keep=keep))
 
 
-def load_whole_weights(folder: Path, model: nn.Module) -> list[str]:
+def load_full_weights(folder: Path, model: nn.Module) -> list[str]:
     """Reads this process's part of the weights from a folder as `save_pretrained` writes it.
 
     Returns:
@@ -66,14 +66,14 @@ def load_whole_weights(folder: Path, model: nn.Module) -> list[str]:
         return _set_weights(model, read)
 
 
-def load_whole_optimizer_state(path: Path, optimizer: Any) -> None:
+def load_full_optimizer_state(path: Path, optimizer: Any) -> None:
     """Reads this process's part of an optimizer's state from a file that holds all of it."""
     document = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     weights = _weights_in_order(optimizer)
     optimizer.load_state_dict(_with_state(document, lambda number, _, value: _dealt_out(value, weights[number])))
 
 
-def save_parts(folder: Path, model: nn.Module, optimizer: Any, place: tuple[int, int], *, trained_only: bool) -> None:
+def save_shards(folder: Path, model: nn.Module, optimizer: Any, place: tuple[int, int], *, trained_only: bool) -> None:
     """Writes this process's part of weights and optimizer. Talks to no other process.
 
     Args:
@@ -91,19 +91,19 @@ def save_parts(folder: Path, model: nn.Module, optimizer: Any, place: tuple[int,
         torch.save(document, folder / _OPTIMIZER.format(number, count))
 
 
-def num_parts(folder: Path) -> int:
+def num_shards(folder: Path) -> int:
     """In how many parts a checkpoint's weights lie; 0 if they lie there whole."""
     names = (re.fullmatch(r"weights-1-of-(\d+)\.safetensors", path.name) for path in folder.glob("weights-1-of-*"))
     return next((int(match.group(1)) for match in names if match), 0)
 
 
-def load_weight_parts(folder: Path, model: nn.Module) -> list[str]:
+def load_weight_shards(folder: Path, model: nn.Module) -> list[str]:
     """Reads this process's part of the weights from what any number of processes wrote.
 
     Returns:
         Names of trained weights that are not there.
     """
-    count = num_parts(folder)
+    count = num_shards(folder)
     with ExitStack() as open_files:
         paths = [folder / _WEIGHTS.format(number, count) for number in range(1, count + 1)]
         files = [open_files.enter_context(safe_open(path, "pt")) for path in paths]
@@ -117,9 +117,9 @@ def load_weight_parts(folder: Path, model: nn.Module) -> list[str]:
         return _set_weights(model, read)
 
 
-def load_optimizer_parts(folder: Path, optimizer: Any) -> None:
+def load_optimizer_shards(folder: Path, optimizer: Any) -> None:
     """Reads this process's part of the optimizer's state likewise."""
-    count, weights = num_parts(folder), _weights_in_order(optimizer)
+    count, weights = num_shards(folder), _weights_in_order(optimizer)
     paths = [folder / _OPTIMIZER.format(number, count) for number in range(1, count + 1)]
     parts = [torch.load(path, weights_only=True, mmap=True, map_location="cpu") for path in paths]
 

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from sft.modeling.compiling import repeated_layers
 
 
-def spread_weights(model: Any, device_type: str, world_size: int, *, mixed: str, reshard_after_forward: bool) -> int:
+def shard_weights(model: Any, device_type: str, world_size: int, *, mixed: str, reshard_after_forward: bool) -> int:
     """Spreads a model's weights over all processes, in place, and moves this process's part to its device.
 
     A process group must be open, and every process must have the same weights.
@@ -49,7 +49,7 @@ def spread_weights(model: Any, device_type: str, world_size: int, *, mixed: str,
     return len(layers)
 
 
-def let_go_of_gathered(model: nn.Module) -> None:
+def reshard_weights(model: nn.Module) -> None:
     """Lets all weights go that a forward pass gathered and that would stay for the backward pass.
 
     An optimizer made of them instead of their parts would train nothing.
@@ -59,7 +59,7 @@ def let_go_of_gathered(model: nn.Module) -> None:
             module.reshard()
 
 
-def is_spread(model: Any) -> bool:
+def is_sharded(model: Any) -> bool:
     """Whether a model's weights are spread over processes."""
     return isinstance(model, FSDPModule)
 

@@ -89,7 +89,7 @@ def losses_and_hits(scores: Iterator[torch.Tensor], targets: torch.Tensor) -> tu
     return torch.cat(losses), torch.cat(hits)
 
 
-def linear_scores(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Iterator[torch.Tensor]:
+def linear_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Iterator[torch.Tensor]:
     """An output layer's scores, `[S, V]` in parts."""
     for part in hidden.split(_chunk_rows(weight.shape[0], hidden.device.type)):
         yield functional.linear(part, weight, bias)

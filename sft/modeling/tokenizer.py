@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sft.common.errors import ModelError
 from sft.configuration.schema import ModelConfig
-from sft.modeling.loading_errors import one_line_errors
+from sft.modeling.loading_errors import readable_loading_errors
 from sft.prompting.templates import resolve_chat_template
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     _check_model_folder(config)
     place = config.tokenizer_name_or_path or config.model_name_or_path
     gguf = {"gguf_file": config.gguf_file} if config.gguf_file and config.tokenizer_name_or_path is None else {}
-    with one_line_errors("tokenizer", place):
+    with readable_loading_errors("tokenizer", place):
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=config.trust_remote_code, **gguf)
     if not tokenizer.is_fast:
         raise ModelError(

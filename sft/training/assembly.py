@@ -67,7 +67,7 @@ def _room_for_copies(context: DistributedContext, limits: MemoryLimits | None) -
 
 def _compile(model: "PreTrainedModel", layout: RowLayout, options: Mapping[str, Any] | None) -> None:
     if options is not None:
-        count = compile_layers(model, has_one_shape=layout.has_one_shape, **options)
+        count = compile_layers(model, has_fixed_shape=layout.has_fixed_shape, **options)
         logger.info("Compiling %d layers, at the first steps.", count)
 
 

@@ -273,7 +273,7 @@ class _Finder:
             optimizer=training.optim,
             gradient_checkpointing=training.gradient_checkpointing,
             device=self._context.device,
-            score_chunk_bytes=self._layout.output.chunk_bytes,
+            logits_chunk_bytes=self._layout.output.chunk_bytes,
             world_size=self._context.world_size,
             process_bytes=self._limits.process_bytes,
         )

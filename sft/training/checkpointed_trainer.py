@@ -26,14 +26,14 @@ from sft.common.run_records import DistributedContext
 from sft.modeling.sharded_state import (
     gather_optimizer_state,
     gather_weights,
-    load_optimizer_parts,
-    load_weight_parts,
-    load_whole_optimizer_state,
-    load_whole_weights,
-    num_parts,
-    save_parts,
+    load_full_optimizer_state,
+    load_full_weights,
+    load_optimizer_shards,
+    load_weight_shards,
+    num_shards,
+    save_shards,
 )
-from sft.modeling.sharding import is_spread
+from sft.modeling.sharding import is_sharded
 from sft.modeling.state_copy import copy_to_memory, state_bytes
 from sft.processes.agreement import open_talk, wait_for_all
 from sft.training.hub_pushes import HubPushes
@@ -111,13 +111,13 @@ class CheckpointedTrainer(Trainer):
         }
 
     @property
-    def is_spread(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether the weights are spread over the processes."""
-        return is_spread(self.model)
+        return is_sharded(self.model)
 
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
         """Leaves spread weights where they are: on their devices."""
-        if not is_spread(model):
+        if not is_sharded(model):
             super()._move_model_to_device(model, device)
 
     @property
@@ -254,7 +254,7 @@ class CheckpointedTrainer(Trainer):
         """Saves the model. Where a checkpoint's cannot be written, Trainer still goes on to its barrier."""
         if not _internal_call:
             super().save_model(output_dir)
-        elif not self.is_spread:
+        elif not self.is_sharded:
             self._unless_it_fails(lambda: super(CheckpointedTrainer, self).save_model(output_dir, _internal_call=True))
         elif not self._keeps_parts:  # which are written with the optimizer's
             weights = self.gather_whole_weights()
@@ -266,14 +266,14 @@ class CheckpointedTrainer(Trainer):
 
         None where they are not spread.
         """
-        if not self.is_spread:
+        if not self.is_sharded:
             return None
         return gather_weights(self.model, keep=self.args.should_save, trained_only=self._has_adapters)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Saves them; of spread weights, what all processes do together comes before anything is written."""
         folder = Path(output_dir)
-        if not self.is_spread:
+        if not self.is_sharded:
             state = None
             if self._to_write is not None and self.args.should_save:
                 state = _copy_if_it_can_be(self.optimizer.state_dict())
@@ -285,7 +285,7 @@ class CheckpointedTrainer(Trainer):
             return
         if self._keeps_parts:
             place = (self.context.rank, self.context.world_size)
-            save_parts(folder, self.model, self._inner_optimizer, place, trained_only=self._has_adapters)
+            save_shards(folder, self.model, self._inner_optimizer, place, trained_only=self._has_adapters)
         else:
             state = gather_optimizer_state(self._inner_optimizer, keep=self.args.should_save)
             if self.args.should_save:
@@ -338,7 +338,7 @@ class CheckpointedTrainer(Trainer):
 
     def _reads_parts(self, checkpoint: str) -> bool:
         """Whether weights are read by our own hands: they are spread over processes, or were when they were saved."""
-        return self.is_spread or num_parts(Path(checkpoint)) > 0
+        return self.is_sharded or num_shards(Path(checkpoint)) > 0
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Loads a checkpoint's weights.
@@ -350,7 +350,7 @@ class CheckpointedTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         folder = Path(resume_from_checkpoint)
-        load = load_weight_parts if num_parts(folder) else load_whole_weights
+        load = load_weight_shards if num_shards(folder) else load_full_weights
         missing = load(folder, self.model)
         if missing:
             raise CheckpointError(
@@ -359,10 +359,10 @@ class CheckpointedTrainer(Trainer):
             )
 
     def _load_spread_state(self, folder: Path) -> None:
-        if num_parts(folder):
-            load_optimizer_parts(folder, self._inner_optimizer)
+        if num_shards(folder):
+            load_optimizer_shards(folder, self._inner_optimizer)
         else:
-            load_whole_optimizer_state(folder / _OPTIMIZER, self._inner_optimizer)
+            load_full_optimizer_state(folder / _OPTIMIZER, self._inner_optimizer)
         self.lr_scheduler.load_state_dict(torch.load(folder / _SCHEDULER, weights_only=True))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

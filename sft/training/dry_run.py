@@ -134,10 +134,10 @@ def memory_facts(
         attention=config.model.attn_implementation or "sdpa",
         # A padded model's own scores are made for whole columns: hardly fewer than all.
         supervised_share=train.supervised_share if layout.is_flat or layout.output.chunk_bytes else 1.0,
-        score_chunk_bytes=layout.output.chunk_bytes,
+        logits_chunk_bytes=layout.output.chunk_bytes,
         device=context.device,
         world_size=plan.world_size,
-        spread_over=plan.world_size if config.fsdp is not None else 1,
+        sharded_over=plan.world_size if config.fsdp is not None else 1,
         reshard_after_forward=config.fsdp is None or config.fsdp.reshard_after_forward,
         process_bytes=process_bytes,
     )

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 
 from sft.batching.layout import FlatCollator, PaddedCollator
-from sft.batching.moving import moved
 from sft.batching.parts import next_parts, split_rows
+from sft.batching.transfer import to_device
 from sft.common.errors import MemoryShortage
 
 logger = logging.getLogger("sft.train")
@@ -58,10 +58,10 @@ class EvaluationStep:
 
     def _parts_of(self, batch: Batch) -> Iterator[Batch]:
         if self.parts == 1:
-            yield moved(batch, self._device)
+            yield to_device(batch, self._device)
             return
         for rows in split_rows(batch["rows"], self._batch_size, self.parts):
-            yield moved(self._collator(rows), self._device)
+            yield to_device(self._collator(rows), self._device)
 
     def _make_parts_smaller(self, batch: Batch) -> None:
         longest = max(len(row["input_ids"]) for row in batch["rows"])

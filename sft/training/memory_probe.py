@@ -16,11 +16,11 @@ import torch
 from sft.batching.fit import Trial
 from sft.batching.layout import FlatCollator, PaddedCollator, model_inputs
 from sft.batching.memory import optimizer_bytes
-from sft.batching.moving import moved
+from sft.batching.transfer import to_device
 from sft.common.data_records import RowDataset
 from sft.common.run_records import Precision
-from sft.modeling.document_attention import documents_apart
-from sft.modeling.gradient_checkpointing import checkpointed
+from sft.modeling.document_attention import isolated_documents
+from sft.modeling.gradient_checkpointing import gradient_checkpointing_enabled
 from sft.modeling.output_layer import OutputLayer
 from sft.modeling.random_state import RandomState
 from sft.processes.device_memory import PeakWatch
@@ -68,7 +68,7 @@ class MemoryProbe:
     @contextmanager
     def standing_in_for_training(self) -> Iterator[None]:
         """What training holds beside a micro-batch stands in memory while this lasts; then everything is as before."""
-        state = RandomState.of(self._device)
+        state = RandomState.capture(self._device)
         was_training = self._model.training
         trained = [weight for weight in self._model.parameters() if weight.requires_grad]
         # Written to, or the system would not really give it.
@@ -77,7 +77,7 @@ class MemoryProbe:
             for weight, size in ((weight, self._state_bytes(weight)) for weight in trained)
         ]
         try:
-            with checkpointed(self._model, self._checkpointing):
+            with gradient_checkpointing_enabled(self._model, self._checkpointing):
                 yield
         finally:
             for weight in trained:
@@ -120,8 +120,8 @@ class MemoryProbe:
             collator = FlatCollator(collator.pad_token_id, longest=collator.longest)
         started = time.perf_counter()
         with PeakWatch(self._device) as watch:
-            batch = moved(collator(rows), torch.device(self._device))
-            with documents_apart(self._model, self._attention):
+            batch = to_device(collator(rows), torch.device(self._device))
+            with isolated_documents(self._model, self._attention):
                 if trains:
                     with self._autocast():
                         loss = self._output.loss_sum(self._model, model_inputs(batch), batch)

@@ -16,7 +16,7 @@ from sft.common.errors import ConfigError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.document_attention import NAME as DOCUMENTS
-from sft.modeling.document_attention import UnsupportedAttention, documents_apart
+from sft.modeling.document_attention import UnsupportedAttention, isolated_documents
 from sft.modeling.isolation import find_obstacle, tolerance
 from sft.modeling.output_layer import OutputLayer, find_output_layer
 from sft.processes.environment import uses_deepspeed
@@ -45,13 +45,13 @@ class RowLayout:
         return isinstance(self.collator, FlatCollator)
 
     @property
-    def has_one_shape(self) -> bool:
+    def has_fixed_shape(self) -> bool:
         """Whether every batch has the same number of tokens."""
         return isinstance(self.collator, FlatCollator) and self.collator.fixed_tokens is not None
 
     def sized(self, micro_batch_size: int) -> "RowLayout":
         """The layout of micro-batches of so many rows or packs: what has one shape is made for one."""
-        if not self.has_one_shape:
+        if not self.has_fixed_shape:
             return self
         fixed = self.collator.fixed_tokens * micro_batch_size
         collator = FlatCollator(self.collator.pad_token_id, fixed_tokens=fixed, longest=self.collator.longest)
@@ -163,7 +163,7 @@ class _TrialCalls:
         documents = [[*alike, 1, 2], [*alike, 2]]
         was_training = self._model.training
         try:
-            with self._autocast(), torch.no_grad(), documents_apart(self._model, DOCUMENTS):
+            with self._autocast(), torch.no_grad(), isolated_documents(self._model, DOCUMENTS):
                 self._model.train()  # dropout may also be a function, of which the modules tell nothing
                 drawn = [self._model(**self._lay_out(documents)).logits for _ in range(2)]
                 if not torch.equal(*drawn):

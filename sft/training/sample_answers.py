@@ -17,10 +17,10 @@ from transformers import TrainerCallback
 from sft.checkpointing.checkpoints import checkpoint_step
 from sft.common.data_records import SamplePrompt
 from sft.common.run_records import Answer, SampleAnswer
-from sft.modeling.document_attention import attention_of, documents_apart
+from sft.modeling.answering import answer_prompts
+from sft.modeling.document_attention import attention_of, isolated_documents
 from sft.modeling.random_state import RandomState
-from sft.modeling.sample_prompts import answer_prompts
-from sft.modeling.sharding import let_go_of_gathered
+from sft.modeling.sharding import reshard_weights
 from sft.reporting.samples_log import SamplesLog
 from sft.reporting.trackers.install import Trackers
 from sft.training.checkpointed_trainer import CheckpointedTrainer
@@ -95,17 +95,17 @@ class SampleAnswers(TrainerCallback):
         if step in self._answers or not self._prompts or trainer.is_deepspeed_enabled:
             return
         # Spread weights are gathered by all processes together, so all of them answer; one is listened to.
-        if not (trainer.context.is_main_process or trainer.is_spread):
+        if not (trainer.context.is_main_process or trainer.is_sharded):
             return
-        random_state = RandomState.of(trainer.context.device)
+        random_state = RandomState.capture(trainer.context.device)
         try:
-            with trainer.progress.paused("answering"), documents_apart(trainer.model, self._own_attention):
+            with trainer.progress.paused("answering"), isolated_documents(trainer.model, self._own_attention):
                 answers = answer_prompts(
                     trainer.model, trainer.processing_class, self._prompts, self._eos_token_ids,
                     self._max_new_tokens,
                 )  # fmt: skip
         except torch.OutOfMemoryError:
-            if trainer.is_spread:
+            if trainer.is_sharded:
                 raise  # the others wait in the middle of an answer
             logger.info(
                 "Out of memory while the sample prompts were answered at step %d: the run goes on without these "
@@ -114,8 +114,8 @@ class SampleAnswers(TrainerCallback):
             return
         finally:
             random_state.restore()
-        if trainer.is_spread:
-            let_go_of_gathered(trainer.model)
+        if trainer.is_sharded:
+            reshard_weights(trainer.model)
         self._keep(step, answers)
         if step == trainer.state.global_step and trainer.context.is_main_process:
             ended = sum(answer.ended for answer in answers)

@@ -10,8 +10,8 @@ import torch
 from torch import distributed, nn
 
 from sft.batching.layout import FlatCollator, PaddedCollator
-from sft.batching.moving import moved
 from sft.batching.parts import next_parts, split_rows
+from sft.batching.transfer import to_device
 from sft.common.errors import MemoryShortage
 from sft.common.run_records import DistributedContext
 from sft.modeling.gradient_sum import sum_gradients
@@ -84,7 +84,7 @@ class StepGradient:
             MemoryShortage: on all processes, if the parts cannot be smaller.
         """
         if not self._batches:
-            self._random_state = RandomState.of(self._context.device)
+            self._random_state = RandomState.capture(self._context.device)
         self._batches.append(batch)
         if not self._is_short:
             self._try(batch, run)
@@ -123,7 +123,7 @@ class StepGradient:
         device = batch["targets"].device
         collator = self._collator.for_parts(self.parts)
         split = split_rows(batch["rows"], self._micro_batch_size, self.parts)
-        return (moved(collator(rows), device) for rows in split)
+        return (to_device(collator(rows), device) for rows in split)
 
     def _agree(self) -> list[bool] | None:
         """For each weight, whether any process has a gradient; None if memory ran out on any.

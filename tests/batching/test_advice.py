@@ -16,7 +16,7 @@ FACTS = MemoryFacts(
     ),
     per_device_train_batch_size=4, gradient_accumulation_steps=2, tokens=8192, longest_row=2048, max_seq_length=2048,
     weights="float32", mixed="bf16", optimizer="adamw_torch_fused", gradient_checkpointing=False, device="cuda:0",
-    score_chunk_bytes=2**28,
+    logits_chunk_bytes=2**28,
 )  # fmt: skip
 
 

@@ -79,10 +79,10 @@ def test_estimate_memory_of_logits_shrinks_with_what_is_supervised():
 
 def test_estimate_memory_of_logits_made_in_chunks_is_the_chunk_and_the_gradients():
     of_hidden, of_weights = 4 * 20 * 8, 4 * 50 * 8
-    assert parts(score_chunk_bytes=1000)[4] == of_hidden + of_weights + 1000
-    assert parts(ADAPTERS, score_chunk_bytes=1000)[4] == of_hidden + 1000
-    assert parts(ADAPTERS, score_chunk_bytes=1000, mixed="bf16")[4] == of_hidden + 1500  # and the gradient in 16 bits
-    assert parts(ADAPTERS, score_chunk_bytes=10**9)[4] == of_hidden + 4 * 20 * 50
+    assert parts(logits_chunk_bytes=1000)[4] == of_hidden + of_weights + 1000
+    assert parts(ADAPTERS, logits_chunk_bytes=1000)[4] == of_hidden + 1000
+    assert parts(ADAPTERS, logits_chunk_bytes=1000, mixed="bf16")[4] == of_hidden + 1500  # and the gradient in 16 bits
+    assert parts(ADAPTERS, logits_chunk_bytes=10**9)[4] == of_hidden + 4 * 20 * 50
 
 
 def test_estimate_memory_of_slack_by_device():

@@ -11,7 +11,7 @@ from sft.batching.layout import FlatCollator, model_inputs
 from sft.batching.prefixes import cut_into_pieces, find_owners
 from sft.configuration.schema import LoRAConfig
 from sft.modeling.adapters import add_adapters
-from sft.modeling.document_attention import documents_apart
+from sft.modeling.document_attention import isolated_documents
 from tests.support.parts import ARCHITECTURES, build_model
 from tests.training.test_same_numbers import assert_same, gradients, layout_of, plain
 
@@ -89,7 +89,7 @@ def test_loss_and_gradient_are_those_of_the_plain_padded_batch(architecture, wit
     layout = layout_of(model)
     batch = layout.collator(rows())
     assert batch["counts"]["laid_out"] == batch["counts"]["tokens"] - 2 * 20 - 11
-    with documents_apart(model, layout.attention):
+    with isolated_documents(model, layout.attention):
         total = layout.output.loss_sum(model, model_inputs(batch), batch)
     loss = total / batch["counts"]["supervised"]
     loss.backward()
@@ -102,7 +102,7 @@ def test_a_documents_own_tokens_change_no_other_by_a_bit():
     before, after = rows(), rows()
     after[2]["input_ids"][-2] = (after[2]["input_ids"][-2] + 1) % 400
     batches = [layout.collator(batch) for batch in (before, after)]
-    with torch.no_grad(), documents_apart(model, layout.attention):
+    with torch.no_grad(), isolated_documents(model, layout.attention):
         scores = [model(**model_inputs(batch)).logits[0] for batch in batches]
     changed = (scores[0] != scores[1]).any(dim=1)
     ids = [batch["input_ids"][0] for batch in batches]

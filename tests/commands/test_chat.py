@@ -23,7 +23,7 @@ from sft.commands.chat.terminal import Talk, answer_once
 from sft.commands.chat.text_stream import TextStream, shown
 from sft.common.data_records import SamplePrompt
 from sft.common.errors import ModelError
-from sft.modeling.sample_prompts import answer_prompts
+from sft.modeling.answering import answer_prompts
 from tests.support.parts import POSITIONS, REPOSITORY, build_model, build_tokenizer
 from tests.support.saved_models import ESCAPE, save_adapters, save_endless_model
 

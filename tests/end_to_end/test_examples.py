@@ -148,13 +148,13 @@ def test_memory_of_the_fsdp_example_is_what_our_arithmetic_predicts():
         footprint=LLAMAS["8B"], per_device_train_batch_size=rows, gradient_accumulation_steps=2,
         tokens=rows * length, longest_row=length, max_seq_length=length, weights="float32", mixed="bf16",
         optimizer=training.optim, gradient_checkpointing=training.gradient_checkpointing, device="cuda",
-        score_chunk_bytes=2**28, world_size=8, spread_over=8,
+        logits_chunk_bytes=2**28, world_size=8, sharded_over=8,
     )  # fmt: skip
-    spread, whole = predict(facts), predict(replace(facts, spread_over=1))
+    spread, whole = predict(facts), predict(replace(facts, sharded_over=1))
     parts = (spread.weights_bytes, spread.gradients_bytes, spread.optimizer_bytes, spread.activations_bytes)
     for count in (spread.total_bytes, whole.total_bytes, *parts):
         assert f" {count / 2**30:.1f}" in comment
-    assert predict(replace(facts, spread_over=4)).total_bytes < 80 * 2**30
+    assert predict(replace(facts, sharded_over=4)).total_bytes < 80 * 2**30
 
 
 def test_deepspeed_that_would_save_no_model_is_refused(small_files, tmp_path):
@@ -190,7 +190,7 @@ def test_memory_in_a_recipe_is_what_our_arithmetic_predicts(example):
             footprint=LLAMAS[size], per_device_train_batch_size=rows, gradient_accumulation_steps=2,
             tokens=rows * length, longest_row=length, max_seq_length=length, weights="float32", mixed="bf16",
             optimizer=training.optim, gradient_checkpointing=training.gradient_checkpointing, device="cuda",
-            score_chunk_bytes=2**28,
+            logits_chunk_bytes=2**28,
         )  # fmt: skip
         facts = with_adapters(facts, rank=config.lora.r) if config.lora is not None else facts
         return predict(with_4bit_weights(facts) if config.quantization is not None else facts)

@@ -196,7 +196,7 @@ def test_best_seconds_measures_both_types():
 
 def test_compile_layers_refuses_a_model_without_layers():
     with pytest.raises(ConfigError, match="no repeated layers"):
-        compile_layers(torch.nn.Linear(2, 2), has_one_shape=True, backend="eager")
+        compile_layers(torch.nn.Linear(2, 2), has_fixed_shape=True, backend="eager")
 
 
 def test_compiled_run_is_the_same_and_compiles_each_layer_once(run_sft, tmp_path):

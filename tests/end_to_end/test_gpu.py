@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from sft.batching.layout import model_inputs
-from sft.batching.moving import moved
+from sft.batching.transfer import to_device
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
-from sft.modeling.document_attention import documents_apart
+from sft.modeling.document_attention import isolated_documents
 from sft.training.row_layout import resolve_layout
 from tests.support.parts import build_model
 from tests.training.test_same_numbers import LENGTHS, gradients, rows
@@ -27,8 +27,8 @@ def layout_on_gpu(model, *, weights="bfloat16", mixed="no", **settings):
 
 
 def loss_and_gradients(model, layout, *, mixed=False):
-    batch = moved(layout.collator(rows()), torch.device("cuda:0"))
-    with documents_apart(model, layout.attention), torch.autocast("cuda", torch.bfloat16, enabled=mixed):
+    batch = to_device(layout.collator(rows()), torch.device("cuda:0"))
+    with isolated_documents(model, layout.attention), torch.autocast("cuda", torch.bfloat16, enabled=mixed):
         total = layout.output.loss_sum(model, model_inputs(batch), batch)
     (total / batch["counts"]["supervised"]).backward()
     return float(total.detach()), gradients(model)
@@ -57,8 +57,8 @@ def test_a_document_changes_no_other_by_a_bit():
     layout = layout_on_gpu(model)
     before, after = rows(), rows()
     after[2] = {**after[2], "input_ids": (after[2]["input_ids"] + 1) % 400}
-    batches = [moved(layout.collator(batch), torch.device("cuda:0")) for batch in (before, after)]
-    with torch.no_grad(), documents_apart(model, layout.attention):
+    batches = [to_device(layout.collator(batch), torch.device("cuda:0")) for batch in (before, after)]
+    with torch.no_grad(), isolated_documents(model, layout.attention):
         scores = [model(**model_inputs(batch)).logits[0] for batch in batches]
     start = int(np.sum(LENGTHS[:2]))
     same = (scores[0] == scores[1]).all(dim=1).tolist()
@@ -82,8 +82,8 @@ def test_a_micro_batch_waits_for_nothing():
     batch = layout.collator(rows())
     torch.cuda.set_sync_debug_mode("error")
     try:
-        batch = moved(batch, device)
-        with documents_apart(model, layout.attention):
+        batch = to_device(batch, device)
+        with isolated_documents(model, layout.attention):
             total = layout.output.loss_sum(model, model_inputs(batch), batch)
         total.backward()
     finally:

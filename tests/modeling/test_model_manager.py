@@ -10,11 +10,11 @@ from sft.common.errors import ConfigError, ModelError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig, TrainingConfig
 from sft.modeling import precision as precision_module
+from sft.modeling.answering import answer_prompts
 from sft.modeling.fitting import fit_to_tokenizer, set_generation_defaults
 from sft.modeling.footprint import footprint
 from sft.modeling.loading import load_model
 from sft.modeling.precision import resolve_precision
-from sft.modeling.sample_prompts import answer_prompts
 from sft.modeling.tokenizer import load_tokenizer
 from tests.support.parts import ARCHITECTURES, POSITIONS, VOCABULARY, build_model, build_tokenizer
 

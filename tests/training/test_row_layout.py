@@ -110,7 +110,7 @@ def test_resolve_layout_takes_sdpa_for_its_own():
 
 def test_evaluation_batches_are_not_filled_up_for_a_compiler():
     layout = layout_of(build_model("llama"), torch_compile=True, packing=True, per_device_train_batch_size=4)
-    assert layout.has_one_shape
+    assert layout.has_fixed_shape
     assert layout.sized(4).collator(rows())["input_ids"].shape == (1, 4 * 64)
     assert layout.evaluation_collator(rows())["input_ids"].shape == (1, sum(len(row["labels"]) for row in rows()))
 

@@ -13,7 +13,7 @@ from sft.batching.layout import FlatCollator, PaddedCollator, model_inputs
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import LoRAConfig, ModelConfig, TrainingConfig
 from sft.modeling.adapters import add_adapters
-from sft.modeling.document_attention import documents_apart
+from sft.modeling.document_attention import isolated_documents
 from sft.modeling.output_layer import OutputLayer
 from sft.training.row_layout import resolve_layout
 from tests.support.parts import ARCHITECTURES, build_model
@@ -58,7 +58,7 @@ def ours(model, batch_of_rows, **settings):
     model = copy.deepcopy(model)
     layout = layout_of(model, **settings)
     batch = layout.collator(batch_of_rows)
-    with documents_apart(model, layout.attention):
+    with isolated_documents(model, layout.attention):
         total = layout.output.loss_sum(model, model_inputs(batch), batch)
         loss = total / batch["counts"]["supervised"]
         loss.backward()  # inside: checkpointed layers are computed again
@@ -136,7 +136,7 @@ def test_loss_and_gradient_of_a_batch_filled_up_to_a_fixed_size_are_the_same():
     assert batch["cu_seq_lens_q"].diff().tolist() == [*LENGTHS, 40, 26, *[0] * 7]
     assert batch["counts"]["laid_out"] == 150
     assert batch["counts"]["tokens"] == sum(LENGTHS)
-    with documents_apart(model, layout.attention):
+    with isolated_documents(model, layout.attention):
         total = layout.output.loss_sum(model, model_inputs(batch), batch)
     (total / batch["counts"]["supervised"]).backward()
     expected = plain(build_model("llama").train(), rows())
@@ -150,7 +150,7 @@ def test_a_batch_of_fillers_has_no_loss_and_a_gradient_of_zero_for_every_weight(
     batch = collator([{**row, "labels": np.full_like(row["labels"], -100)} for row in rows()])
     assert batch["counts"] == {"rows": 0, "tokens": 0, "supervised": 0, "laid_out": batch["input_ids"].numel(),
                                "squares": 0}  # fmt: skip
-    with documents_apart(model, layout.attention):
+    with isolated_documents(model, layout.attention):
         layout.output.loss_sum(model, model_inputs(batch), batch).backward()
     for name, weight in model.named_parameters():
         assert weight.grad is not None, name  # DDP waits for every one
@@ -163,7 +163,7 @@ def test_a_document_changes_no_other_by_a_bit(architecture):
     layout = layout_of(model)
     before, after = rows(), rows()
     after[2] = {**after[2], "input_ids": (after[2]["input_ids"] + 1) % 400}
-    with torch.no_grad(), documents_apart(model, layout.attention):
+    with torch.no_grad(), isolated_documents(model, layout.attention):
         scores = [model(**model_inputs(layout.collator(batch))).logits[0] for batch in (before, after)]
     bounds = np.concatenate([[0], np.cumsum(LENGTHS)])
     for number, (start, end) in enumerate(itertools.pairwise(bounds)):
@@ -175,7 +175,7 @@ def test_every_document_alone_gives_the_same_scores():
     layout = layout_of(model)
     bounds = np.concatenate([[0], np.cumsum(LENGTHS)])
     with torch.no_grad():
-        with documents_apart(model, layout.attention):
+        with isolated_documents(model, layout.attention):
             together = model(**model_inputs(layout.collator(rows()))).logits[0]
         for row, start in zip(rows(), bounds, strict=False):
             alone = model(input_ids=torch.tensor(row["input_ids"])[None]).logits[0]
@@ -192,7 +192,7 @@ def test_scores_are_made_for_supervised_positions_alone():
     kept = []
     with (
         torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t),
-        documents_apart(model, layout.attention),
+        isolated_documents(model, layout.attention),
     ):
         layout.output.loss_sum(model, model_inputs(batch), batch)
     handle.remove()
@@ -203,14 +203,14 @@ def test_scores_are_made_for_supervised_positions_alone():
 def test_the_models_own_attention_is_back_afterwards():
     model = build_model("llama")
     before = model.config._attn_implementation
-    with documents_apart(model, layout_of(model).attention):
+    with isolated_documents(model, layout_of(model).attention):
         assert model.config._attn_implementation != before
     assert model.config._attn_implementation == before
 
 
 def test_a_saved_configuration_does_not_name_our_attention(tmp_path):
     model = build_model("llama")
-    with documents_apart(model, layout_of(model).attention):
+    with isolated_documents(model, layout_of(model).attention):
         model.save_pretrained(tmp_path)
     assert "sft_documents" not in (tmp_path / "config.json").read_text()
 
@@ -234,6 +234,6 @@ def test_output_layer_takes_a_model_without_logits_to_keep():
     output._keeps_positions = False
     batch = FlatCollator(0)(rows())
     layout = layout_of(model)
-    with documents_apart(model, layout.attention):
+    with isolated_documents(model, layout.attention):
         arguments = (model, model_inputs(batch), batch)
         torch.testing.assert_close(output.loss_sum(*arguments), layout.output.loss_sum(*arguments))

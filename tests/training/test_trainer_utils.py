@@ -9,7 +9,7 @@ from data_handler import prepare_data
 from sft.batching.plan import resolve_batch_plan
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import DataConfig, LoggingConfig, ModelConfig, TrainingConfig
-from sft.modeling.document_attention import documents_apart
+from sft.modeling.document_attention import isolated_documents
 from sft.modeling.footprint import footprint
 from sft.training.arguments import build_training_arguments
 from sft.training.row_layout import resolve_layout
@@ -56,7 +56,7 @@ def gradients_of_one_step(trainer: SFTTrainer) -> tuple[float, dict[str, torch.T
             caught.update({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
 
     trainer.optimizer = Catch(trainer.model.parameters(), lr=0.0)
-    with documents_apart(trainer.model, trainer.layout.attention):
+    with isolated_documents(trainer.model, trainer.layout.attention):
         trainer.train()
     return trainer.state.log_history[0]["loss"], caught
 

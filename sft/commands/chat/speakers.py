@@ -22,7 +22,7 @@ from sft.commands.saved_models import (
 )
 from sft.common.errors import ConfigError, ModelError
 from sft.configuration.schema import QuantizationConfig
-from sft.modeling.merging import merged
+from sft.modeling.merging import merge_adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ def load_speakers(options: TalkOptions) -> list[Speaker]:
     is_chat = _is_chat(tokenizer, options)
     model = _load(saved, options, quantization)
     if options.merge:
-        model = merged(model)
+        model = merge_adapters(model)
     check_vocabulary(model, tokenizer, saved.place)
     tuned = Speaker(model, tokenizer, name="model" if compared is None else "tuned", is_chat=is_chat)
     if compared is None:

@@ -41,9 +41,9 @@ from sft.commands.saved_models import (
 from sft.common.errors import ConfigError, ModelError
 from sft.common.text import size
 from sft.configuration.schema import QuantizationConfig
-from sft.modeling.dequantizing import dequantized
+from sft.modeling.dequantizing import dequantize
 from sft.modeling.fitting import set_generation_defaults
-from sft.modeling.merging import merged
+from sft.modeling.merging import merge_adapters
 from sft.modeling.saving import save_final_model
 
 if TYPE_CHECKING:
@@ -143,11 +143,11 @@ def _whole_model(
         del model, base  # merged in place it would be rounded to 4 bits again
         alone = SavedModel(place=saved.weights, trust_remote_code=saved.trust_remote_code)
         base = load_saved_model(alone, dtype="float32", device=device, quantization=quantization)
-        model = with_saved_adapters(dequantized(base), saved)
+        model = with_saved_adapters(dequantize(base), saved)
     elif is_quantized:
-        model = dequantized(base)
+        model = dequantize(base)
     if saved.is_adapters:
-        model = merged(model)
+        model = merge_adapters(model)
     found = logits_of(model, rows)
     difference = compare_logits(found, reference)
     allowed = allowed_by_order(model, eight_bit_base=is_8bit)

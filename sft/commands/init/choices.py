@@ -79,7 +79,7 @@ def _fit(
         footprint=footprint, per_device_train_batch_size=1, gradient_accumulation_steps=2, tokens=longest,
         longest_row=longest, max_seq_length=length, weights="float32", mixed="bf16" if on_gpu else "no",
         optimizer="adamw_torch_fused", gradient_checkpointing=False, device=machine.device,
-        score_chunk_bytes=chunk_bytes(machine.device), world_size=num_gpus,
+        logits_chunk_bytes=chunk_bytes(machine.device), world_size=num_gpus,
         process_bytes=0 if on_gpu else _CPU_PROCESS_BYTES,
     )  # fmt: skip
     if method != "full":

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 
-def moved(value: Any, device: torch.device) -> Any:
+def to_device(value: Any, device: torch.device) -> Any:
     """A tensor, or those of a batch, on the device; on a GPU without waiting for the copy."""
     if isinstance(value, Mapping):
-        return {key: moved(item, device) for key, item in value.items()}
+        return {key: to_device(item, device) for key, item in value.items()}
     if not torch.is_tensor(value) or value.device == device:
         return value
     if device.type == "cuda" and not value.is_pinned():
