@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import pytest
 
 from tests.support.parts import _FAULT_WORDS, _FAULTS, QUESTIONS, REPOSITORY, Run, Tally, build_model, build_tokenizer
 
-# Before any library is imported: nothing in the tests may look for a hub.
+# Before any library is imported. Several processes run tests at the same time: one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test may contact the Hugging Face Hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -22,8 +24,46 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Prepared rows are kept between runs: a test must find none but its own session's.
 _CACHE = tempfile.TemporaryDirectory(prefix="sft-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+MAX_WORKERS = 8
+"""Each takes about 1 GiB of memory."""
 # Scripts in tests/support are started by path.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run whole folders of tests in parallel, one worker per core; single files stay in this process (`-n` decides)."""
+    if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    if config.option.numprocesses is None and any(Path(argument).is_dir() for argument in config.args):
+        config.option.numprocesses = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    if config.option.numprocesses and config.option.dist == "no":
+        config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share a fixture of their module in one worker: the fixture is set up once."""
+    for item in items:
+        definitions = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
+        if any(definition.scope in ("module", "class") for found in definitions for definition in found):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Workers send reports as UTF-8: surrogates in captured output (odd file names) are escaped."""
+    return _without_surrogates((yield))
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {name: _without_surrogates(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_without_surrogates(item) for item in value)
+    return value
 
 
 @pytest.fixture(scope="session")
