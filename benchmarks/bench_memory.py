@@ -112,7 +112,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
 
     import trainer_utils
     from model_manager import resolve_precision
-    from sft.batching.advice import predict
+    from sft.batching.memory import estimate_memory
     from sft.batching.plan import resolve_batch_plan
     from sft.modeling.footprint import footprint
     from sft.modeling.tokenizer import load_tokenizer
@@ -130,7 +130,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     plan = resolve_batch_plan(
         config.training, data.num_train_rows, context, lengths=data.train.lengths, longest=options.max_length
     )
-    memory = predict(memory_facts(config, data, footprint(model), plan, precision, layout, context))
+    memory = estimate_memory(memory_facts(config, data, footprint(model), plan, precision, layout, context))
     prepared = trainer_of(config, options, precision, context, data, layout, model, tokenizer)
     trainer_utils.train(prepared, checkpoint=None)
     measured, predicted = resident("VmHWM"), before + memory.total_bytes

@@ -1,92 +1,35 @@
-"""What to change where the predicted memory is more than there is, the cheapest change first.
+"""What to change where the estimated memory does not fit, the cheapest change first.
 
-Each change is tried by the same arithmetic as the prediction (`sft.batching.memory`). What costs least comes first: a
-smaller micro-batch with as many more accumulated (the same numbers), gradient checkpointing (the same numbers, about a
+Each change is tried with the same arithmetic as the estimate (`sft.batching.memory`). What costs least comes first: a
+smaller micro-batch with more accumulation (the same training), gradient checkpointing (the same training, about a
 quarter slower), both; then other training: an optimizer in 8 bits, adapters, adapters on 4-bit weights; a shorter
-`max_seq_length` only where nothing else fits, since it cuts the data.
+`max_seq_length` only where nothing else fits, since it truncates the data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
-from sft.batching.memory import estimate_memory, sharded_over
-from sft.common.machine_records import MemoryAdvice, MemoryEstimate
-from sft.common.run_records import ModelFootprint
+from sft.batching.memory import MemoryFacts, estimate_memory
+from sft.common.machine_records import MemoryAdvice
 
 LORA_RANK = 16
 _LENGTH_STEP = 64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryFacts:
-    """All that the prediction depends on. What is not said here stands at `sft.batching.memory.estimate_memory`."""
-
-    footprint: ModelFootprint
-    per_device_train_batch_size: int
-    """0 where micro-batches are made by tokens: their number of rows cannot be lowered then."""
-    gradient_accumulation_steps: int
-    tokens: int
-    longest_row: int
-    max_seq_length: int
-    weights: str
-    mixed: str
-    optimizer: str
-    gradient_checkpointing: bool
-    device: str
-    attention: str = "sdpa"
-    supervised_share: float = 1.0
-    logits_chunk_bytes: int | None = None
-    world_size: int = 1
-    sharded_over: int = 1
-    """Devices over which FSDP spreads the state."""
-    reshard_after_forward: bool = True
-    process_bytes: int = 0
-    """What the process holds without a model, where that counts: on CPU."""
-
-    @property
-    def has_adapters(self) -> bool:
-        return self.footprint.num_trainable_parameters < self.footprint.num_parameters
-
-
-def predict(facts: MemoryFacts) -> MemoryEstimate:
-    """What one device holds at its fullest."""
-    estimate = estimate_memory(
-        facts.footprint,
-        tokens=facts.tokens,
-        longest_row=facts.longest_row,
-        weights=facts.weights,
-        mixed=facts.mixed,
-        optimizer=facts.optimizer,
-        gradient_checkpointing=facts.gradient_checkpointing,
-        attention=facts.attention,
-        supervised_share=facts.supervised_share,
-        logits_chunk_bytes=facts.logits_chunk_bytes,
-        device=facts.device,
-        accumulates=facts.gradient_accumulation_steps > 1,
-        world_size=facts.world_size,
-    )
-    if facts.sharded_over > 1:
-        estimate = sharded_over(
-            estimate, facts.footprint, facts.sharded_over, weights=facts.weights, mixed=facts.mixed,
-            reshard_after_forward=facts.reshard_after_forward,
-        )  # fmt: skip
-    return replace(estimate, process_bytes=facts.process_bytes)
-
-
 def advise(facts: MemoryFacts, budget_bytes: int) -> tuple[MemoryAdvice, ...]:
-    """The changes that would fit, the cheapest first; one that does not, the least there is, where none does.
+    """List the changes that would fit, the cheapest first; where none does, the one that needs the least memory.
 
     Args:
-        facts: the run as it is set up.
+        facts: the run as it is configured.
         budget_bytes: what a device may hold.
 
     Returns:
-        Nothing if the run fits as it is.
+        Nothing if the run fits without changes.
     """
-    if predict(facts).total_bytes <= budget_bytes:
+    if estimate_memory(facts).total_bytes <= budget_bytes:
         return ()
     found = list(_same_training(facts, budget_bytes))
     for name, other in _other_training(facts):
@@ -103,10 +46,10 @@ def advise(facts: MemoryFacts, budget_bytes: int) -> tuple[MemoryAdvice, ...]:
 
 
 def with_adapters(facts: MemoryFacts, *, rank: int = LORA_RANK) -> MemoryFacts:
-    """The same run with LoRA on all linear layers (Hu et al., 2022): `rank * (in + out)` numbers for each of them.
+    """The same run with LoRA on all linear layers (Hu et al., 2022): `rank * (in + out)` parameters for each of them.
 
-    Counted for the seven layers of a gated decoder, keys and values as wide as queries, which is a little high where
-    heads share them. On a GPU frozen weights are held in 16 bits, as `dtype: auto` does.
+    Counted for the seven linear layers of a gated decoder, keys and values as wide as queries, which is slightly high
+    for grouped-query attention. On a GPU frozen weights are held in 16 bits, as `dtype: auto` does.
     """
     size = facts.footprint
     hidden, inner = size.hidden_size, size.intermediate_size or 4 * size.hidden_size
@@ -125,9 +68,9 @@ def with_adapters(facts: MemoryFacts, *, rank: int = LORA_RANK) -> MemoryFacts:
 
 
 def with_4bit_weights(facts: MemoryFacts) -> MemoryFacts:
-    """The same run, frozen weights of its layers in 4 bits, others in float32 (Dettmers et al., 2023, QLoRA).
+    """The same run with the layers' frozen weights in 4 bits, all others in float32 (Dettmers et al., 2023, QLoRA).
 
-    No more are in 4 bits than there are beside the embeddings: heads may share keys and values.
+    Embeddings are never in 4 bits, which limits the count where grouped-query attention makes layers smaller.
     """
     size = facts.footprint
     hidden, inner = size.hidden_size, size.intermediate_size or 4 * size.hidden_size
@@ -141,7 +84,7 @@ def with_4bit_weights(facts: MemoryFacts) -> MemoryFacts:
 
 
 def _lighter(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
-    """The same training in less memory: a smaller micro-batch, checkpointing, both; each step a little lighter."""
+    """The same training in less memory: a smaller micro-batch, gradient checkpointing, both; in falling order."""
     smaller = list(_smaller_batches(facts))
     yield from smaller
     if facts.gradient_checkpointing:
@@ -153,7 +96,7 @@ def _lighter(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
 
 
 def _same_training(facts: MemoryFacts, budget_bytes: int) -> list[MemoryAdvice]:
-    """A smaller micro-batch, and checkpointing; both together only where neither is enough."""
+    """A smaller micro-batch and gradient checkpointing; both together only where neither is enough."""
     lighter = list(_lighter(facts))
     smaller = [pair for pair in lighter if pair[1].gradient_checkpointing == facts.gradient_checkpointing]
     others = lighter[len(smaller) :]
@@ -162,7 +105,7 @@ def _same_training(facts: MemoryFacts, budget_bytes: int) -> list[MemoryAdvice]:
 
 
 def _first_that_fits(variants: Iterable[tuple[str, MemoryFacts]], budget_bytes: int) -> list[MemoryAdvice]:
-    """One, or none: those behind it need less still, and cost more."""
+    """One or none: the later ones need even less, and cost more."""
     fitting = (_advice(words, variant, fits=True) for words, variant in variants if _fits(variant, budget_bytes))
     return list(islice(fitting, 1))
 
@@ -170,7 +113,7 @@ def _first_that_fits(variants: Iterable[tuple[str, MemoryFacts]], budget_bytes: 
 def _smaller_batches(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
     rows = facts.per_device_train_batch_size
     for fewer in range(rows - 1, 0, -1):
-        if rows % fewer == 0:  # so that a step has as many rows as before
+        if rows % fewer == 0:  # so that a step keeps its number of rows
             steps = facts.gradient_accumulation_steps * rows // fewer
             yield (
                 f"per_device_train_batch_size: {fewer}, gradient_accumulation_steps: {steps}",
@@ -184,9 +127,9 @@ def _smaller_batches(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
 
 
 def _other_training(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
-    is_sharded = facts.sharded_over > 1  # then neither 8-bit optimizers nor 4-bit weights can be had
-    can_be_spread = facts.world_size > 1 and "8bit" not in facts.optimizer and not facts.footprint.num_4bit_parameters
-    if can_be_spread and not is_sharded:
+    is_sharded = facts.sharded_over > 1  # FSDP supports neither 8-bit optimizers nor 4-bit weights
+    can_be_sharded = facts.world_size > 1 and "8bit" not in facts.optimizer and not facts.footprint.num_4bit_parameters
+    if can_be_sharded and not is_sharded:
         yield "fsdp: {}", replace(facts, sharded_over=facts.world_size)
     if not facts.has_adapters:
         if "8bit" not in facts.optimizer and not is_sharded:
@@ -200,26 +143,28 @@ def _other_training(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
 
 
 def _lightest(facts: MemoryFacts) -> MemoryFacts:
-    return min((facts, *(variant for _, variant in _lighter(facts))), key=lambda each: predict(each).total_bytes)
+    return min(
+        (facts, *(variant for _, variant in _lighter(facts))), key=lambda each: estimate_memory(each).total_bytes
+    )
 
 
 def _shortest_cut(facts: MemoryFacts, budget_bytes: int) -> MemoryAdvice | None:
-    """The longest `max_seq_length` that fits, if any does."""
+    """The largest `max_seq_length` that fits, if any does."""
     for length in range((facts.longest_row - 1) // _LENGTH_STEP * _LENGTH_STEP, 0, -_LENGTH_STEP):
         tokens = facts.tokens * length // facts.longest_row
-        variant = replace(facts, tokens=tokens, longest_row=length, max_seq_length=length)
+        variant = replace(facts, tokens=tokens, longest_row=length)
         if _fits(variant, budget_bytes):
             return _advice(f"{_words(facts)}, max_seq_length: {length}", variant, fits=True)
     return None
 
 
 def _least(variants: list[MemoryFacts]) -> MemoryAdvice:
-    least = min(variants, key=lambda each: predict(each).total_bytes)
+    least = min(variants, key=lambda each: estimate_memory(each).total_bytes)
     return _advice(_words(least), least, fits=False)
 
 
 def _words(facts: MemoryFacts) -> str:
-    """A whole variant in the words of the configuration."""
+    """All settings of a variant, as configuration keys."""
     words = []
     if facts.has_adapters:
         words.append(f"lora_config (r: {LORA_RANK}, all-linear)")
@@ -238,8 +183,8 @@ def _words(facts: MemoryFacts) -> str:
 
 
 def _fits(facts: MemoryFacts, budget_bytes: int) -> bool:
-    return predict(facts).total_bytes <= budget_bytes
+    return estimate_memory(facts).total_bytes <= budget_bytes
 
 
 def _advice(words: str, facts: MemoryFacts, *, fits: bool) -> MemoryAdvice:
-    return MemoryAdvice(change=words, needed_bytes=predict(facts).total_bytes, fits=fits)
+    return MemoryAdvice(change=words, needed_bytes=estimate_memory(facts).total_bytes, fits=fits)

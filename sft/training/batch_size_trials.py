@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.batching.advice import MemoryFacts, advise, predict
+from sft.batching.advice import advise
 from sft.batching.fit import BatchFit, Trial, candidate_sizes, fit_batch_size
+from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.batching.plan import resolve_batch_plan
 from sft.checkpointing.checkpoints import saved_batch_plan
 from sft.common.data_records import RowDataset, TrainingData
@@ -254,7 +255,7 @@ class _Finder:
 
     def _predicted(self, size: int, trains: bool) -> int:
         """By arithmetic; without a word on evaluation, where hardly anything is kept."""
-        return predict(self._facts(size)).total_bytes if trains else 0
+        return estimate_memory(self._facts(size)).total_bytes if trains else 0
 
     def _facts(self, count: int) -> MemoryFacts:
         """What the memory of a micro-batch of so many depends on."""
@@ -267,7 +268,6 @@ class _Finder:
             gradient_accumulation_steps=2,  # that gradients stand beside a micro-batch is all that matters here
             tokens=tokens,
             longest_row=longest,
-            max_seq_length=self._longest,
             weights=self._precision.weights,
             mixed=self._precision.mixed,
             optimizer=training.optim,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sft.batching.advice import MemoryFacts, advise, predict
+from sft.batching.advice import advise
+from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.common.data_records import TrainingData
 from sft.common.errors import ConfigError, DataError
 from sft.common.machine_records import MemoryAdvice, MemoryLimits
@@ -126,7 +127,6 @@ def memory_facts(
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         tokens=_tokens_of_a_batch(data, plan, layout),
         longest_row=train.longest_row,
-        max_seq_length=config.data.max_seq_length,
         weights=precision.weights,
         mixed=precision.mixed,
         optimizer=training.optim,
@@ -161,7 +161,7 @@ def _all_that_is_known(
     if footprint is not None and plan is not None and precision is not None and layout is not None:
         process_bytes = limits.process_bytes
         facts = memory_facts(config, data, footprint, plan, precision, layout, context, process_bytes=process_bytes)
-        memory = predict(facts)
+        memory = estimate_memory(facts)
         environment = gather_environment(
             context,
             footprint,

@@ -15,7 +15,7 @@ import torch
 
 from sft.batching.fit import Trial
 from sft.batching.layout import FlatCollator, PaddedCollator, model_inputs
-from sft.batching.memory import optimizer_bytes
+from sft.batching.optimizer_state import optimizer_bytes
 from sft.batching.transfer import to_device
 from sft.common.data_records import RowDataset
 from sft.common.run_records import Precision

@@ -1,31 +1,45 @@
-"""What to change where memory does not suffice: which changes, in which order, at what need."""
+"""Which changes are advised where memory does not suffice, in which order, and what they need."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from sft.batching.advice import MemoryFacts, advise, predict, with_4bit_weights, with_adapters
+from sft.batching.advice import advise, with_4bit_weights, with_adapters
+from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.common.run_records import ModelFootprint
 
 GIB = 2**30
 # A 7B model's shape, all weights trained in float32 under bf16.
 FACTS = MemoryFacts(
     footprint=ModelFootprint(
-        num_parameters=7_000_000_000, num_trainable_parameters=7_000_000_000, weight_bytes=28_000_000_000,
-        hidden_size=4096, num_layers=32, vocab_size=32000, intermediate_size=11008, num_attention_heads=32,
+        num_parameters=7_000_000_000,
+        num_trainable_parameters=7_000_000_000,
+        weight_bytes=28_000_000_000,
+        hidden_size=4096,
+        num_layers=32,
+        vocab_size=32000,
+        intermediate_size=11008,
+        num_attention_heads=32,
     ),
-    per_device_train_batch_size=4, gradient_accumulation_steps=2, tokens=8192, longest_row=2048, max_seq_length=2048,
-    weights="float32", mixed="bf16", optimizer="adamw_torch_fused", gradient_checkpointing=False, device="cuda:0",
+    per_device_train_batch_size=4,
+    gradient_accumulation_steps=2,
+    tokens=8192,
+    longest_row=2048,
+    weights="float32",
+    mixed="bf16",
+    optimizer="adamw_torch_fused",
+    gradient_checkpointing=False,
+    device="cuda:0",
     logits_chunk_bytes=2**28,
-)  # fmt: skip
+)
 
 
 def advice_of(facts, gib):
     return [(each.change, round(each.needed_bytes / GIB, 1), each.fits) for each in advise(facts, int(gib * GIB))]
 
 
-def test_advise_is_silent_where_all_fits():
-    assert predict(FACTS).total_bytes > 170 * GIB
+def test_advise_returns_nothing_where_the_run_fits():
+    assert estimate_memory(FACTS).total_bytes > 170 * GIB
     assert advise(FACTS, 300 * GIB) == ()
 
 
@@ -39,7 +53,7 @@ def test_advise_lists_the_cheapest_first():
     ]
 
 
-def test_advise_puts_a_smaller_batch_and_checkpointing_together_where_neither_is_enough():
+def test_advise_combines_a_smaller_batch_and_checkpointing_where_neither_is_enough():
     both = "per_device_train_batch_size: 2, gradient_accumulation_steps: 4, gradient_checkpointing: true"
     assert advice_of(FACTS, 122)[0] == (both, 121.9, True)
 
@@ -72,14 +86,14 @@ def test_advise_shortens_rows_only_as_a_last_resort():
     assert only.needed_bytes <= 8.2 * GIB
 
 
-def test_advise_tells_the_least_where_nothing_fits():
+def test_advise_names_the_smallest_variant_where_nothing_fits():
     (only,) = advise(FACTS, GIB)
     assert not only.fits
     assert only.change.startswith("lora_config (r: 16, all-linear), quantization_config (load_in_4bit)")
     assert only.needed_bytes > GIB
 
 
-def test_advise_of_batches_by_tokens_changes_no_row_count():
+def test_advise_does_not_change_the_row_count_of_batches_filled_by_tokens():
     by_tokens = dataclasses.replace(FACTS, per_device_train_batch_size=0)
     assert not any("per_device" in each.change for each in advise(by_tokens, 145 * GIB))
 
@@ -93,7 +107,7 @@ def test_with_adapters_counts_them_from_the_shape():
     assert (on_cpu.weights, on_cpu.footprint.weight_bytes) == ("float32", 28_000_000_000 + 4 * expected)
 
 
-def test_with_4bit_weights_keeps_embeddings_whole():
+def test_with_4bit_weights_does_not_quantize_embeddings():
     size = with_4bit_weights(with_adapters(FACTS)).footprint
     assert size.num_4bit_parameters == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     others = size.num_parameters - size.num_4bit_parameters

@@ -1,4 +1,4 @@
-"""The arithmetic of memory: every part by hand, and what each setting changes."""
+"""The memory estimate: each part by hand, and what each setting changes."""
 
 from __future__ import annotations
 
@@ -7,35 +7,52 @@ import dataclasses
 import pytest
 import torch
 
-from sft.batching.memory import estimate_memory, optimizer_bytes
+from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.common.run_records import ModelFootprint
 
 SMALL = ModelFootprint(
-    num_parameters=1000, num_trainable_parameters=1000, weight_bytes=4000, hidden_size=8, num_layers=2, vocab_size=50,
-    intermediate_size=16, num_attention_heads=2,
-)  # fmt: skip
+    num_parameters=1000,
+    num_trainable_parameters=1000,
+    weight_bytes=4000,
+    hidden_size=8,
+    num_layers=2,
+    vocab_size=50,
+    intermediate_size=16,
+    num_attention_heads=2,
+)
 ACTIVATIONS = 2 * 20 * (40 * 8 + 16 * 16)
 SLACK = 2**24 + round(0.45 * ACTIVATIONS)
 ADAPTERS = dataclasses.replace(SMALL, num_trainable_parameters=100)
 
 
+FACTS = MemoryFacts(
+    footprint=SMALL,
+    per_device_train_batch_size=2,
+    gradient_accumulation_steps=2,
+    tokens=20,
+    longest_row=10,
+    weights="float32",
+    mixed="no",
+    optimizer="adamw_torch_fused",
+    gradient_checkpointing=False,
+    device="cpu",
+)
+
+
 def parts(footprint=SMALL, **changed):
-    settings = {
-        "tokens": 20, "longest_row": 10, "weights": "float32", "mixed": "no", "optimizer": "adamw_torch_fused",
-        "gradient_checkpointing": False, "device": "cpu",
-    }  # fmt: skip
-    estimate = estimate_memory(footprint, **(settings | changed))
+    """The estimate's parts, in the order of its fields."""
+    estimate = estimate_memory(dataclasses.replace(FACTS, footprint=footprint, **changed))
     numbers = dataclasses.astuple(estimate)
     assert estimate.total_bytes == sum(numbers)
     return numbers
 
 
 def test_estimate_memory_counts_each_part_in_float32():
-    # 20 tokens; a layer keeps 40 bytes for each of h = 8 and 16 for each of I = 16; a score and its gradient, 4 each.
+    # 20 tokens; a layer keeps 40 bytes for each of h = 8 and 16 for each of I = 16; a logit and its gradient, 4 each.
     assert parts() == (4000, 4000, 8000, ACTIVATIONS, 8 * 20 * 50, SLACK, 0)
 
 
-def test_estimate_memory_of_adapters_has_gradients_and_states_of_what_is_trained_alone():
+def test_estimate_memory_of_adapters_counts_gradients_and_states_of_trained_parameters_alone():
     weights, gradients, optimizer, activations, *_ = parts(ADAPTERS)
     assert (weights, gradients, optimizer) == (4000, 400, 800)
     assert activations == 2 * 20 * (32 * 8 + 16 * 16)  # frozen layers keep nearly as much as trained ones
@@ -52,7 +69,7 @@ def test_estimate_memory_of_pure_bfloat16_halves_gradients_states_and_activation
     assert half[:4] == (2000, 2000, 4000, 2 * 20 * (24 * 8 + 8 * 16))
 
 
-def test_estimate_memory_with_checkpointing_keeps_a_layers_input_and_one_whole_layer():
+def test_estimate_memory_with_checkpointing_keeps_each_layers_input_and_one_full_layer():
     layer = 20 * (40 * 8 + 16 * 16)
     assert parts(gradient_checkpointing=True)[3] == 2 * 20 * 8 * 4 + layer
     deep = dataclasses.replace(SMALL, num_layers=30)
@@ -86,9 +103,9 @@ def test_estimate_memory_of_logits_made_in_chunks_is_the_chunk_and_the_gradients
 
 
 def test_estimate_memory_of_slack_by_device():
-    assert parts(gradient_checkpointing=True)[5] == SLACK  # the heap keeps holes of every layer
-    assert parts(accumulates=False)[5] == SLACK - 4000  # gradients come where activations were
-    assert parts(tokens=1, accumulates=False)[5] == 2**24
+    assert parts(gradient_checkpointing=True)[5] == SLACK  # fragmentation of every layer
+    assert parts(gradient_accumulation_steps=1)[5] == SLACK - 4000  # gradients reuse the space of activations
+    assert parts(tokens=1, gradient_accumulation_steps=1)[5] == 2**24
     assert parts(ADAPTERS)[5] == 2**24 + round(0.9 * 2 * 20 * (32 * 8 + 16 * 16))
     assert parts(device="cuda:0")[5] == 3 * 2**28
     assert parts(device="cuda:0", world_size=2)[5] == 3 * 2**28 + 2**26
@@ -96,52 +113,33 @@ def test_estimate_memory_of_slack_by_device():
 
 def test_estimate_memory_of_4bit_weights_adds_scales_and_one_matrix():
     quantized = dataclasses.replace(ADAPTERS, num_4bit_parameters=64 * 10, weight_bytes=2000)
-    # The heap keeps what they were before, and holes for one more tensor.
+    # The heap keeps the unquantized weights, and the fragmentation of one more tensor.
     assert parts(quantized)[5] == 2**24 + round(1.2 * 2 * 20 * (32 * 8 + 16 * 16)) + 4 * 640
     assert parts(quantized)[0] == 2000 + 10 + 4 * 8 * 16
     assert parts(quantized, weights="bfloat16")[0] == 2000 + 10 + 2 * 8 * 16
 
 
-def test_estimate_memory_takes_four_times_the_hidden_size_where_the_model_tells_no_width():
-    untold = dataclasses.replace(SMALL, intermediate_size=0)
-    assert parts(untold)[3] == parts(dataclasses.replace(SMALL, intermediate_size=32))[3]
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("adamw_torch_fused", 8), ("adamw_torch", 8), ("paged_adamw_32bit", 8), ("stable_adamw", 8),
-        ("adamw_bnb_8bit", 2), ("paged_adamw_8bit", 2), ("adamw_torch_4bit", 1), ("ademamix", 12), ("ademamix_8bit", 3),
-        ("lion_32bit", 4), ("lion_8bit", 1), ("rmsprop", 4), ("adagrad", 4), ("sgd", 0), ("schedule_free_sgd", 4),
-        ("schedule_free_adamw", 8), ("lomo", 0), ("adalomo", 0), ("adafactor", 0.04),
-    ],
-)  # fmt: skip
-def test_optimizer_bytes_by_name(name, expected):
-    assert optimizer_bytes(name) == pytest.approx(expected)
-
-
-def test_optimizer_bytes_are_those_of_a_real_adamw():
-    for dtype, element in ((torch.float32, 4), (torch.bfloat16, 2)):
-        weight = torch.nn.Parameter(torch.zeros(64, 64, dtype=dtype))
-        optimizer = torch.optim.AdamW([weight])
-        weight.grad = torch.zeros_like(weight)
-        optimizer.step()
-        state = optimizer.state[weight]
-        held = sum(value.nbytes for name, value in state.items() if name != "step")
-        assert held == weight.numel() * optimizer_bytes("adamw_torch", element)
+def test_estimate_memory_assumes_four_times_the_hidden_size_without_an_intermediate_size():
+    unknown = dataclasses.replace(SMALL, intermediate_size=0)
+    assert parts(unknown)[3] == parts(dataclasses.replace(SMALL, intermediate_size=32))[3]
 
 
 @pytest.mark.parametrize("mixed", ["no", "bf16"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_estimate_memory_is_near_what_autograd_keeps(mixed, attention):
-    """The layers' part against the saved tensors of a forward pass, each storage once."""
+    """The layers' part against the saved tensors of a forward pass, each storage counted once."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     # Wide layers and a small vocabulary, so that little but the layers' activations is kept.
     config = LlamaConfig(
-        hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
-        vocab_size=64, attn_implementation=attention,
-    )  # fmt: skip
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=64,
+        attn_implementation=attention,
+    )
     model = AutoModelForCausalLM.from_config(config)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
@@ -158,13 +156,26 @@ def test_estimate_memory_is_near_what_autograd_keeps(mixed, attention):
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     count = sum(parameter.numel() for parameter in model.parameters())
     footprint = ModelFootprint(
-        num_parameters=count, num_trainable_parameters=count, weight_bytes=4 * count, hidden_size=256, num_layers=3,
-        vocab_size=64, intermediate_size=512, num_attention_heads=4,
-    )  # fmt: skip
+        num_parameters=count,
+        num_trainable_parameters=count,
+        weight_bytes=4 * count,
+        hidden_size=256,
+        num_layers=3,
+        vocab_size=64,
+        intermediate_size=512,
+        num_attention_heads=4,
+    )
     estimate = estimate_memory(
-        footprint, tokens=4 * 128, longest_row=128, weights="float32", mixed=mixed, optimizer="sgd",
-        gradient_checkpointing=False, attention=attention,
-    )  # fmt: skip
+        dataclasses.replace(
+            FACTS,
+            footprint=footprint,
+            tokens=4 * 128,
+            longest_row=128,
+            mixed=mixed,
+            optimizer="sgd",
+            attention=attention,
+        )
+    )
     expected = estimate.activations_bytes + estimate.weights_bytes - 4 * count
     assert output.logits.shape == (4, 128, 64)
     assert expected == pytest.approx(sum(kept.values()), rel=0.1)

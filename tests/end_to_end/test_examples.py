@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from config_manager import load_config
-from sft.batching.advice import MemoryFacts, predict, with_4bit_weights, with_adapters
+from sft.batching.advice import with_4bit_weights, with_adapters
+from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.common.run_records import ModelFootprint
 from sft.configuration.command_line import read_command
 from sft.configuration.fsdp import GATHERED, deepspeed_contradictions
@@ -146,15 +147,15 @@ def test_memory_of_the_fsdp_example_is_what_our_arithmetic_predicts():
     rows = training.per_device_train_batch_size
     facts = MemoryFacts(
         footprint=LLAMAS["8B"], per_device_train_batch_size=rows, gradient_accumulation_steps=2,
-        tokens=rows * length, longest_row=length, max_seq_length=length, weights="float32", mixed="bf16",
+        tokens=rows * length, longest_row=length, weights="float32", mixed="bf16",
         optimizer=training.optim, gradient_checkpointing=training.gradient_checkpointing, device="cuda",
         logits_chunk_bytes=2**28, world_size=8, sharded_over=8,
     )  # fmt: skip
-    spread, whole = predict(facts), predict(replace(facts, sharded_over=1))
+    spread, whole = estimate_memory(facts), estimate_memory(replace(facts, sharded_over=1))
     parts = (spread.weights_bytes, spread.gradients_bytes, spread.optimizer_bytes, spread.activations_bytes)
     for count in (spread.total_bytes, whole.total_bytes, *parts):
         assert f" {count / 2**30:.1f}" in comment
-    assert predict(replace(facts, sharded_over=4)).total_bytes < 80 * 2**30
+    assert estimate_memory(replace(facts, sharded_over=4)).total_bytes < 80 * 2**30
 
 
 def test_deepspeed_that_would_save_no_model_is_refused(small_files, tmp_path):
@@ -188,12 +189,12 @@ def test_memory_in_a_recipe_is_what_our_arithmetic_predicts(example):
     def predicted(rows):
         facts = MemoryFacts(
             footprint=LLAMAS[size], per_device_train_batch_size=rows, gradient_accumulation_steps=2,
-            tokens=rows * length, longest_row=length, max_seq_length=length, weights="float32", mixed="bf16",
+            tokens=rows * length, longest_row=length, weights="float32", mixed="bf16",
             optimizer=training.optim, gradient_checkpointing=training.gradient_checkpointing, device="cuda",
             logits_chunk_bytes=2**28,
         )  # fmt: skip
         facts = with_adapters(facts, rank=config.lora.r) if config.lora is not None else facts
-        return predict(with_4bit_weights(facts) if config.quantization is not None else facts)
+        return estimate_memory(with_4bit_weights(facts) if config.quantization is not None else facts)
 
     def gib(num_bytes):
         return f"{num_bytes / 2**30:.1f}"

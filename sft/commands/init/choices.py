@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from sft.batching.advice import MemoryFacts, predict, with_4bit_weights, with_adapters
+from sft.batching.advice import with_4bit_weights, with_adapters
+from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.commands.init.facts import METHODS, Answers, DataFacts, MachineFacts, ModelFacts
 from sft.common.run_records import ModelFootprint
 from sft.common.text import counted, size
@@ -77,7 +78,7 @@ def _fit(
     budget = int(_SHARE_OF_MEMORY * (machine.memory_bytes or 0)) // here
     base = MemoryFacts(
         footprint=footprint, per_device_train_batch_size=1, gradient_accumulation_steps=2, tokens=longest,
-        longest_row=longest, max_seq_length=length, weights="float32", mixed="bf16" if on_gpu else "no",
+        longest_row=longest, weights="float32", mixed="bf16" if on_gpu else "no",
         optimizer="adamw_torch_fused", gradient_checkpointing=False, device=machine.device,
         logits_chunk_bytes=chunk_bytes(machine.device), world_size=num_gpus,
         process_bytes=0 if on_gpu else _CPU_PROCESS_BYTES,
@@ -90,9 +91,9 @@ def _fit(
     sizes = [rows for rows in range(min(a_device, 16 if on_gpu else 8), 0, -1) if a_device % rows == 0]
     variants = list(_variants(base, sizes, method))
     for facts in variants:
-        if predict(facts).total_bytes <= budget:
+        if estimate_memory(facts).total_bytes <= budget:
             return _as_fit(method, facts, fits=True)
-    return _as_fit(method, min(variants, key=lambda each: predict(each).total_bytes), fits=False)
+    return _as_fit(method, min(variants, key=lambda each: estimate_memory(each).total_bytes), fits=False)
 
 
 def _variants(base: MemoryFacts, sizes: list[int], method: str) -> Iterator[MemoryFacts]:
@@ -114,7 +115,7 @@ def _as_fit(method: str, facts: MemoryFacts, *, fits: bool) -> Fit:
         rows=facts.per_device_train_batch_size,
         gradient_checkpointing=facts.gradient_checkpointing,
         optimizer=facts.optimizer,
-        needed_bytes=predict(facts).total_bytes,
+        needed_bytes=estimate_memory(facts).total_bytes,
         fits=fits,
     )
 
