@@ -42,6 +42,7 @@ from sft.processes.watchdog import SLOW, Watchdog
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from sft.checkpointing.resume_point import ResumePoint
     from sft.common.data_records import TrainingData
     from sft.common.run_records import DistributedContext, Precision, TrainingResult
     from sft.training.assembly import PreparedTraining
@@ -176,11 +177,11 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     from sft.training.arguments import build_training_arguments, compile_options, name_tracker_run, set_batch_sizes
     from sft.training.batch_size_trials import memory_limits, resolve_batches
     from sft.training.dry_run import check_data, show_preflight, stream_drops
-    from sft.training.run_identity import check_goes_on, facts_of_run, with_name_of_run
+    from sft.training.run_identity import check_resumable, facts_of_run, with_name_of_run
 
     _claim_output(config, context, lock, is_rehearsal=is_rehearsal)
-    checkpoint = _checkpoint_to_go_on_from(config)
-    config = with_name_of_run(config, checkpoint)
+    resume_point = _resolve_resume_point(config)
+    config = with_name_of_run(config, resume_point)
     precision = resolve_precision(config.model, config.training, context, adapters_only=config.lora is not None)
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(
@@ -202,29 +203,29 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
         ddp_backend=None if is_rehearsal else config.distributed.ddp_backend,
     )  # fmt: skip
     plan = resolve_batches(config, data, model, layout, precision, context,
-                           checkpoint=checkpoint, own=own, limits=limits)  # fmt: skip
+                           resume_point=resume_point, own=own, limits=limits)  # fmt: skip
     set_batch_sizes(arguments, plan)
     layout = layout.sized(plan.per_device_train_batch_size)
-    facts = facts_of_run(config, data, checkpoint)
-    check_goes_on(checkpoint, facts, plan)
+    facts = facts_of_run(config, data, resume_point)
+    check_resumable(resume_point, facts, plan)
     if is_rehearsal:
         return show(footprint(model), plan, precision, layout)
     logger.info(plan_line(plan, context.device))
     from sft.training.results import attach_report, save_and_report  # not above: a dry run does without Trainer
     from trainer_utils import build_trainer
 
-    _prepare_output(config, context, checkpoint, lock, model, tokenizer)
+    _prepare_output(config, context, resume_point, lock, model, tokenizer)
     name_tracker_run(arguments, facts["wandb_run_id"])
     prepared = build_trainer(
         arguments, model, tokenizer, data, plan, layout, context,
-        checkpoint=checkpoint, stream_drops=stream_drops(config.data), compiling=compile_options(config.training),
+        resume_point=resume_point, stream_drops=stream_drops(config.data), compiling=compile_options(config.training),
         facts=facts, max_bad_steps=config.training.max_bad_steps, limits=limits,
         keeps_parts=config.fsdp is not None and config.fsdp.checkpoints == "sharded",
     )  # fmt: skip
     report = attach_report(config, prepared.trainer, data, facts, command.to_repeat)
     with report.told_of_failure():
         with prepared.on_terminal():
-            result = _train_between_answers(config, prepared, data, eos_token_ids, checkpoint, watchdog)
+            result = _train_between_answers(config, prepared, data, eos_token_ids, resume_point, watchdog)
         with StopRequest():  # what is being written is finished, and then there is nothing left to stop
             status = save_and_report(
                 config, prepared.trainer, prepared.trackers, data, plan, result, command.to_repeat, report
@@ -249,7 +250,7 @@ def _claim_output(config: SFTConfig, context: "DistributedContext", lock: Output
         lock.take(config.training.output_dir)
 
 
-def _checkpoint_to_go_on_from(config: SFTConfig) -> Path | None:
+def _resolve_resume_point(config: SFTConfig) -> "ResumePoint | None":
     """As the settings say; where the launcher started the run again, the newest that this launch has saved."""
     from sft.checkpointing.checkpoints import resolve_checkpoint
 
@@ -259,7 +260,7 @@ def _checkpoint_to_go_on_from(config: SFTConfig) -> Path | None:
         record = Path(output_dir, "resolved_config.yaml")
         is_ours = record.is_file() and record.read_text(encoding="utf-8").startswith(_record_header())
         newest = resolve_checkpoint("auto", output_dir) if is_ours else None
-        logger.info("A process died: started again, %s.", f"from {newest}" if newest else "from where it began")
+        logger.info("A process died: started again, %s.", f"from {newest.path}" if newest else "from where it began")
         if newest is not None:
             return newest
     return resolve_checkpoint(setting, output_dir)
@@ -330,7 +331,7 @@ def _spread_weights(
 
 def _train_between_answers(
     config: SFTConfig, prepared: "PreparedTraining", data: "TrainingData", eos_token_ids: list[int],
-    checkpoint: Path | None, watchdog: Watchdog,
+    resume_point: "ResumePoint | None", watchdog: Watchdog,
 ) -> "TrainingResult":  # fmt: skip
     """Trains, with an evaluation and answers to the sample prompts before and after."""
     from sft.training.callbacks import WatchCallback
@@ -340,7 +341,7 @@ def _train_between_answers(
 
     trainer = prepared.trainer
     samples = build_samples(
-        trainer, prepared.trackers, data.sample_prompts, eos_token_ids, checkpoint,
+        trainer, prepared.trackers, data.sample_prompts, eos_token_ids, resume_point,
         max_new_tokens=config.logging.sample_max_new_tokens, at_evaluations=config.logging.sample_at_evaluations,
     )  # fmt: skip
     trainer.add_callback(WatchCallback(watchdog))
@@ -352,11 +353,11 @@ def _train_between_answers(
         )
         eval_before = None
     else:
-        eval_before = first_evaluation(checkpoint, trainer.facts) or evaluate(trainer)
+        eval_before = first_evaluation(resume_point, trainer.facts) or evaluate(trainer)
     trainer.facts["eval_before"] = eval_before and asdict(eval_before)
     watchdog.expect("sample answers", patience=SLOW)
     samples.ask(step=0)
-    result = replace(train(prepared, checkpoint=checkpoint), eval_before=eval_before)
+    result = replace(train(prepared, resume_point=resume_point), eval_before=eval_before)
     if result.status == "completed":
         watchdog.expect("evaluating at step", result.steps, patience=SLOW)
         result = replace(result, eval_after=last_evaluation(trainer))
@@ -369,14 +370,13 @@ def _train_between_answers(
 
 
 def _prepare_output(
-    config: SFTConfig, context: "DistributedContext", checkpoint: Path | None, lock: OutputLock,
+    config: SFTConfig, context: "DistributedContext", resume_point: "ResumePoint | None", lock: OutputLock,
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase",
 ) -> None:  # fmt: skip
     """Makes the output folder, sets aside what this run does not go on from, and writes down the configuration."""
-    from sft.checkpointing.checkpoints import set_aside_earlier_run, set_aside_newer
+    from sft.checkpointing.checkpoints import set_aside_earlier_run, set_aside_later_checkpoints
     from sft.checkpointing.publish import clear_unfinished
     from sft.modeling.saving import make_adapters_portable
-    from sft.training.run_identity import goes_on_in
 
     if not context.is_main_process:
         return
@@ -385,13 +385,13 @@ def _prepare_output(
         output.mkdir(parents=True, exist_ok=True)
         lock.take(output)
         clear_unfinished(output)
-        goes_on_here = goes_on_in(output, checkpoint)
-        aside = set_aside_newer(output, checkpoint) if goes_on_here else set_aside_earlier_run(output)
+        resumes_here = resume_point is not None and resume_point.is_in(output)
+        aside = set_aside_later_checkpoints(output, resume_point) if resumes_here else set_aside_earlier_run(output)
         (output / "resolved_config.yaml").write_text(_record_header() + config_to_yaml(config), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"output_dir: {output} cannot be written: {error.strerror}.") from None
-    if aside is not None and goes_on_here:
-        logger.info("Checkpoints behind %s were moved to %s.", checkpoint.name, aside)
+    if aside is not None and resumes_here:
+        logger.info("Checkpoints after %s were moved to %s.", resume_point.name, aside)
     elif aside is not None:
         logger.info("%s holds an earlier run: its checkpoints and records were moved to %s.", output, aside)
     make_adapters_portable(model, tokenizer, config.training.output_dir, gguf_file=config.model.gguf_file)

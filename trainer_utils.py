@@ -24,8 +24,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from sft.batching.layout import model_inputs
 from sft.batching.stream import MicroBatchStream
 from sft.batching.transfer import to_device
-from sft.checkpointing.checkpoints import checkpoint_step, list_checkpoints
-from sft.checkpointing.manifest import read_manifest
+from sft.checkpointing.checkpoints import list_checkpoints
+from sft.checkpointing.resume_point import ResumePoint
 from sft.common.data_records import TrainingData
 from sft.common.errors import DataError
 from sft.common.machine_records import MemoryLimits
@@ -164,10 +164,10 @@ class SFTTrainer(CheckpointedTrainer):
         """The batch plan, with the parts that memory has made necessary."""
         return self._plan if self.step_gradient is None else replace(self._plan, parts=self.step_gradient.parts)
 
-    def go_on_from(self, manifest: Mapping[str, Any]) -> None:
+    def resume_from(self, manifest: Mapping[str, Any]) -> None:
         """Counts on from where a checkpoint was saved (see `checkpoint_facts`)."""
         self.progress.seen_before = manifest.get("trained_on") or self.progress.seen_before
-        self.means.go_on_from(manifest.get("means"))
+        self.means.resume_from(manifest.get("means"))
 
     # Batches
 
@@ -393,7 +393,7 @@ def build_trainer(
     layout: RowLayout,
     context: DistributedContext,
     *,
-    checkpoint: Path | None,
+    resume_point: ResumePoint | None,
     stream_drops: StreamDrops | None = None,
     compiling: Mapping[str, Any] | None = None,
     max_bad_steps: int = 3,
@@ -407,7 +407,7 @@ def build_trainer(
         ConfigError: if a tracker or the optimizer needs a package that is not installed.
 
     Args:
-        checkpoint: what training will go on from; None for a fresh start.
+        resume_point: the checkpoint to resume from; None for a fresh start.
         stream_drops: what becomes of rows of a stream that cannot be used.
         compiling: options of `torch.compile` for the model's layers; None leaves them as they are.
         max_bad_steps: in a row, until the run stops.
@@ -417,7 +417,7 @@ def build_trainer(
     """
     _compile(model, layout, compiling)
     request = StopRequest()
-    step = checkpoint_step(checkpoint) if checkpoint else 0
+    step = resume_point.step if resume_point else 0
     if data.stream is not None:
         arguments.ignore_data_skip = True  # the stream itself begins where the checkpoint ends
     with one_line_errors():
@@ -433,9 +433,9 @@ def build_trainer(
         if not trainer.is_deepspeed_enabled:
             # An optimizer whose package is missing is refused here, before anything is written.
             trainer.create_optimizer()
-    if checkpoint:
-        trainer.go_on_from(read_manifest(checkpoint))
-    metrics_log = _metrics_log(arguments.output_dir, checkpoint) if context.is_main_process else None
+    if resume_point:
+        trainer.resume_from(resume_point.manifest)
+    metrics_log = _metrics_log(arguments.output_dir, resume_point) if context.is_main_process else None
     stop = trainer.stop = StopCallback(request, trainer)
     trainer.add_callback(OrderCallback(trainer.train_sampler, plan.steps_per_epoch))
     trainer.add_callback(RecordCallback(metrics_log))
@@ -452,21 +452,21 @@ def evaluate(trainer: SFTTrainer) -> EvaluationResult | None:
     return _result_of(trainer.evaluate())
 
 
-def train(prepared: PreparedTraining, *, checkpoint: Path | None) -> TrainingResult:
+def train(prepared: PreparedTraining, *, resume_point: ResumePoint | None) -> TrainingResult:
     """Trains to the end, or until a signal asks for it to stop; the best model is loaded where that is asked for."""
     trainer = prepared.trainer
     # What was drawn before (sample answers, an evaluation) must not change the run.
     set_seed(trainer.args.seed)
     progress = trainer.progress
-    trainer.resume_step = checkpoint_step(checkpoint) if checkpoint else 0
+    trainer.resume_step = resume_point.step if resume_point else 0
     trainer.add_callback(EdgeCallback(trainer, trainer.plan_now().steps_per_epoch))
     progress.start()
-    if checkpoint:
-        logger.info("Going on from %s.", checkpoint)
+    if resume_point:
+        logger.info("Resuming from %s.", resume_point.path)
     apart = isolated_documents(trainer.model, trainer.layout.attention)
     with told_of_attention(), prepared.request, apart, quiet_tracker_threads():
         try:
-            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            output = trainer.train(resume_from_checkpoint=str(resume_point.path) if resume_point else None)
         except BaseException:
             trainer.let_saving_end()  # or it would still write when another run may
             raise

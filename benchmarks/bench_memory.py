@@ -132,7 +132,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     )
     memory = estimate_memory(memory_facts(config, data, footprint(model), plan, precision, layout, context))
     prepared = trainer_of(config, options, precision, context, data, layout, model, tokenizer)
-    trainer_utils.train(prepared, checkpoint=None)
+    trainer_utils.train(prepared, resume_point=None)
     measured, predicted = resident("VmHWM"), before + memory.total_bytes
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "slack")
     return {

@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     size = footprint(model)
     prepared = trainer_of(config, options, precision, context, data, layout, model, tokenizer)
     timer = add_timer(prepared.trainer)
-    train(prepared, checkpoint=None)
+    train(prepared, resume_point=None)
     steps = timer.steps[options.warm :]
     seconds = sum(step["seconds"] for step in steps)
     counts = {name: sum(step[name] for step in steps) for name in ("tokens", "supervised", "laid_out", "flops")}
@@ -242,7 +242,7 @@ def trainer_of(config, options, precision, context, data, layout, model, tokeniz
         plan,
         layout,
         context,
-        checkpoint=None,
+        resume_point=None,
         compiling=compile_options(config.training),
     )
 

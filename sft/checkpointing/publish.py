@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sft.checkpointing.checkpoints import checkpoint_step, list_checkpoints
+from sft.checkpointing.checkpoints import list_checkpoints
 from sft.checkpointing.manifest import write_manifest
+from sft.checkpointing.resume_point import checkpoint_step
 from sft.common.files import flush_to_disk
 
 logger = logging.getLogger("sft.train")

@@ -13,7 +13,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from sft.batching.stream import MicroBatchStream
-from sft.checkpointing.checkpoints import checkpoint_step
+from sft.checkpointing.resume_point import ResumePoint
 from sft.common.data_records import TrainingData
 from sft.common.machine_records import MemoryLimits
 from sft.common.run_records import BatchPlan, DistributedContext
@@ -99,15 +99,14 @@ def _add_display(trainer: CheckpointedTrainer, plan: BatchPlan, *, first_step: i
     return display
 
 
-def _metrics_log(output_dir: str, checkpoint: Path | None) -> MetricsLog:
+def _metrics_log(output_dir: str, resume_point: ResumePoint | None) -> MetricsLog:
     """The run's record, without what came behind the checkpoint that it goes on from."""
     path = Path(output_dir, "metrics.jsonl")
-    if checkpoint is None:
+    if resume_point is None:
         return MetricsLog(path)
-    step = checkpoint_step(checkpoint)
-    known = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history
-    num_evaluations = sum("eval_loss" in event and event["step"] == step for event in known)
-    return MetricsLog(path, resume_step=step, num_evaluations=num_evaluations)
+    known = TrainerState.load_from_json(str(resume_point.path / TRAINER_STATE_NAME)).log_history
+    num_evaluations = sum("eval_loss" in event and event["step"] == resume_point.step for event in known)
+    return MetricsLog(path, resume_step=resume_point.step, num_evaluations=num_evaluations)
 
 
 def _stream_from(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.batching.advice import advise
 from sft.batching.fit import BatchFit, Trial, candidate_sizes, fit_batch_size
 from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.batching.plan import resolve_batch_plan
-from sft.checkpointing.checkpoints import saved_batch_plan
+from sft.checkpointing.resume_point import ResumePoint
 from sft.common.data_records import RowDataset, TrainingData
 from sft.common.errors import ConfigError, MemoryShortage
 from sft.common.machine_records import MemoryLimits
@@ -47,7 +46,7 @@ def resolve_batches(
     precision: Precision,
     context: DistributedContext,
     *,
-    checkpoint: Path | None,
+    resume_point: ResumePoint | None,
     own: DistributedContext,
     limits: MemoryLimits,
 ) -> BatchPlan:
@@ -60,7 +59,7 @@ def resolve_batches(
         layout: how rows become a micro-batch.
         precision: the types to compute in.
         context: the processes that share a step.
-        checkpoint: what the run goes on from; None for a fresh start.
+        resume_point: the checkpoint to resume from; None for a fresh start.
         own: the processes that are really there: in a rehearsal this one alone.
         limits: of each device's memory.
 
@@ -70,7 +69,7 @@ def resolve_batches(
     """
     training = with_accumulation(config.training, context.world_size)
     asked = _asked(config.training)
-    before = saved_batch_plan(checkpoint) if checkpoint else None
+    before = resume_point.batch_plan if resume_point else None
     parts = 1
     if before is not None and _can_go_on_with(before, training, asked, context):
         training = replace(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from sft.checkpointing.checkpoints import check_same_run, check_steps_are_left
-from sft.checkpointing.manifest import read_manifest
+from sft.checkpointing.resume_point import ResumePoint
 from sft.common.data_records import TrainingData
 from sft.common.files import json_safe
 from sft.common.run_records import Answer, BatchPlan, EvaluationResult
@@ -19,15 +18,15 @@ from sft.data.digest import rows_digest
 from sft.reporting.summary import plan_facts
 
 
-def facts_of_run(config: SFTConfig, data: TrainingData, checkpoint: Path | None) -> dict[str, Any]:
+def facts_of_run(config: SFTConfig, data: TrainingData, resume_point: ResumePoint | None) -> dict[str, Any]:
     """What each checkpoint's manifest keeps, ready for JSON.
 
     Args:
         config: the whole.
         data: the rows.
-        checkpoint: what the run goes on from. In the same folder it is the same run for the trackers too.
+        resume_point: the checkpoint to resume from. In the same folder it is the same run for the trackers too.
     """
-    saved = read_manifest(checkpoint) if checkpoint and goes_on_in(config.training.output_dir, checkpoint) else {}
+    saved = resume_point.manifest if resume_point and resume_point.is_in(config.training.output_dir) else {}
     facts = {
         "configuration": config_values(config),
         "configuration_sha256": config_sha256(config),
@@ -41,61 +40,57 @@ def facts_of_run(config: SFTConfig, data: TrainingData, checkpoint: Path | None)
     return json_safe(facts)
 
 
-def goes_on_in(output_dir: str | Path, checkpoint: Path | None) -> bool:
-    """Whether the checkpoint is one of this output folder's own."""
-    return checkpoint is not None and checkpoint.resolve().parent == Path(output_dir).resolve()
-
-
-def with_name_of_run(config: SFTConfig, checkpoint: Path | None) -> SFTConfig:
+def with_name_of_run(config: SFTConfig, resume_point: ResumePoint | None) -> SFTConfig:
     """The configuration with the name that the run has, where none is given now."""
-    if config.logging.run_name is not None or not goes_on_in(config.training.output_dir, checkpoint):
+    is_named = config.logging.run_name is not None
+    if is_named or resume_point is None or not resume_point.is_in(config.training.output_dir):
         return config
-    name = read_manifest(checkpoint).get("configuration", {}).get("run_name")
+    name = resume_point.manifest.get("configuration", {}).get("run_name")
     return replace(config, logging=replace(config.logging, run_name=name))
 
 
-def check_goes_on(checkpoint: Path | None, facts: Mapping[str, Any], plan: BatchPlan) -> None:
+def check_resumable(resume_point: ResumePoint | None, facts: Mapping[str, Any], plan: BatchPlan) -> None:
     """Refuses to go on from a checkpoint of another run, or one that has nothing left; tells what has changed.
 
     Args:
-        checkpoint: None for a fresh start.
+        resume_point: None for a fresh start.
         facts: of this run.
         plan: of this run.
 
     Raises:
         ConfigError: naming what is in the way.
     """
-    if checkpoint is not None:
-        check_same_run(checkpoint, facts, plan_facts(plan), plan.world_size)
-        check_steps_are_left(checkpoint, plan.total_steps)
+    if resume_point is not None:
+        check_same_run(resume_point, facts, plan_facts(plan), plan.world_size)
+        check_steps_are_left(resume_point, plan.total_steps)
 
 
-def first_evaluation(checkpoint: Path | None, facts: Mapping[str, Any]) -> EvaluationResult | None:
+def first_evaluation(resume_point: ResumePoint | None, facts: Mapping[str, Any]) -> EvaluationResult | None:
     """The evaluation from before the first step, as the checkpoint's run made it; None if it must be made.
 
     Args:
-        checkpoint: what the run goes on from.
+        resume_point: the checkpoint to resume from; None for a fresh start.
         facts: of this run: on other validation data, or from another model, the result is another.
     """
-    saved = _manifest_of_same_model(checkpoint, facts)
+    saved = _manifest_of_same_model(resume_point, facts)
     if saved.get("eval_before") is None or saved["data"]["validation"] != facts["data"]["validation"]:
         return None
     return EvaluationResult(**saved["eval_before"])
 
 
-def first_answers(checkpoint: Path | None, facts: Mapping[str, Any]) -> dict[str, Answer]:
+def first_answers(resume_point: ResumePoint | None, facts: Mapping[str, Any]) -> dict[str, Answer]:
     """Sample prompt -> its answer from before the first step, as the checkpoint's run had it.
 
     Args:
-        checkpoint: what the run goes on from.
+        resume_point: the checkpoint to resume from; None for a fresh start.
         facts: of this run: another model answers otherwise.
     """
-    saved = _manifest_of_same_model(checkpoint, facts).get("samples_before") or {}
+    saved = _manifest_of_same_model(resume_point, facts).get("samples_before") or {}
     return {prompt: Answer(**answer) for prompt, answer in saved.items()}
 
 
-def _manifest_of_same_model(checkpoint: Path | None, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+def _manifest_of_same_model(resume_point: ResumePoint | None, facts: Mapping[str, Any]) -> Mapping[str, Any]:
     """The checkpoint's manifest; empty where there is none, or its run started from another model."""
-    saved = read_manifest(checkpoint) if checkpoint else {}
+    saved = resume_point.manifest if resume_point else {}
     is_same = saved and saved["configuration"]["model_name_or_path"] == facts["configuration"]["model_name_or_path"]
     return saved if is_same else {}

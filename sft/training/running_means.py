@@ -36,7 +36,7 @@ class RunningMeans(TrainerCallback):
         self.mean_loss: float | None = None
         """Mean of all steps' losses, once training has ended; None where there was none."""
 
-    def go_on_from(self, facts: Mapping[str, Any] | None) -> None:
+    def resume_from(self, facts: Mapping[str, Any] | None) -> None:
         """Has training begin with what `facts` said when a checkpoint was saved; None where it said nothing."""
         self._restored = facts
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from sft.checkpointing.checkpoints import checkpoint_step
+from sft.checkpointing.resume_point import ResumePoint
 from sft.common.data_records import SamplePrompt
 from sft.common.run_records import Answer, SampleAnswer
 from sft.modeling.answering import answer_prompts
@@ -161,7 +161,7 @@ def build_samples(
     trackers: Trackers,
     prompts: Sequence[SamplePrompt],
     eos_token_ids: list[int],
-    checkpoint: Path | None,
+    resume_point: ResumePoint | None,
     *,
     max_new_tokens: int,
     at_evaluations: bool,
@@ -172,16 +172,16 @@ def build_samples(
         trainer: put together, not yet training.
         trackers: of the run.
         prompts, eos_token_ids, max_new_tokens, at_evaluations: see `SampleAnswers`.
-        checkpoint: what the run goes on from; None for a fresh start.
+        resume_point: the checkpoint to resume from; None for a fresh start.
     """
     log = None
     if trainer.context.is_main_process:
-        step = checkpoint_step(checkpoint) if checkpoint else None
+        step = resume_point.step if resume_point else None
         log = SamplesLog(Path(trainer.args.output_dir, "samples.jsonl"), resume_step=step)
     samples = SampleAnswers(
         trainer, prompts, eos_token_ids, max_new_tokens=max_new_tokens, at_evaluations=at_evaluations, log=log,
         trackers=trackers,
     )  # fmt: skip
-    samples.remember_first(first_answers(checkpoint, trainer.facts))
+    samples.remember_first(first_answers(resume_point, trainer.facts))
     trainer.add_callback(samples)
     return samples

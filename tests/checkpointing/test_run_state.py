@@ -20,14 +20,16 @@ from sft.checkpointing.checkpoints import (
     list_checkpoints,
     resolve_checkpoint,
     set_aside_earlier_run,
-    set_aside_newer,
+    set_aside_later_checkpoints,
 )
 from sft.checkpointing.manifest import MANIFEST_FILE, find_damage, read_manifest, write_manifest
 from sft.checkpointing.output_lock import OutputLock
 from sft.checkpointing.publish import UNFINISHED, clear_unfinished, disk_failure, full_disk, publish, rotate
+from sft.checkpointing.resume_point import ResumePoint
 from sft.checkpointing.same_run import find_changes
 from sft.common.errors import ConfigError
 from sft.processes.signals import Interrupted, LeaveAtOnce, StopRequest
+from tests.support import messages
 from tests.support.parts import REPOSITORY
 
 COMPLETE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "model.safetensors")
@@ -56,8 +58,8 @@ def test_resolve_checkpoint_passes_over_an_incomplete_one(tmp_path, missing, cap
     make_checkpoint(tmp_path, 10)
     broken = make_checkpoint(tmp_path, 20, [name for name in COMPLETE if name != missing])
     with caplog.at_level("INFO", "sft.train"):
-        assert resolve_checkpoint("auto", str(tmp_path)).name == "checkpoint-10"
-    assert caplog.messages == [f"{broken} cannot be gone on from: {missing} is missing."]
+        assert resolve_checkpoint("auto", str(tmp_path)).path.name == "checkpoint-10"
+    assert caplog.messages == [f"{broken} {messages.CANNOT_RESUME}: {missing} is missing."]
     assert resolve_checkpoint(True, str(tmp_path)).name == "checkpoint-10"
     with pytest.raises(ConfigError, match=f"{missing} is missing"):
         resolve_checkpoint(str(broken), str(tmp_path))
@@ -169,7 +171,7 @@ def test_a_forked_process_ends_by_sigterm_and_leaves_the_rest_to_its_parent():
 
 @pytest.mark.parametrize(("step", "total", "is_fine"), [(3, 5, True), (4, 4, True), (5, 5, True), (8, 5, False)])
 def test_check_steps_are_left_refuses_a_checkpoint_behind_the_last_step(tmp_path, step, total, is_fine):
-    checkpoint = make_checkpoint(tmp_path, step)
+    checkpoint = ResumePoint.read(make_checkpoint(tmp_path, step))
     check_steps_are_left(None, total)
     if is_fine:
         check_steps_are_left(checkpoint, total)
@@ -246,17 +248,17 @@ def test_resolve_checkpoint_refuses_weights_alone(tmp_path):
     path = make_checkpoint(tmp_path, 3)
     write_manifest(path, {"save_only_model": True})
     assert resolve_checkpoint("auto", str(tmp_path)) is None
-    with pytest.raises(ConfigError, match="holds weights alone"):
+    with pytest.raises(ConfigError, match="only weights"):
         resolve_checkpoint(str(path), str(tmp_path))
 
 
-def test_set_aside_newer_leaves_what_comes_before(tmp_path):
+def test_set_aside_later_checkpoints_leaves_the_earlier_ones(tmp_path):
     kept = make_checkpoint(tmp_path, 10)
     make_checkpoint(tmp_path, 5)
     make_checkpoint(tmp_path, 15)
-    assert set_aside_newer(tmp_path, kept) == tmp_path / "earlier-run-1"
+    assert set_aside_later_checkpoints(tmp_path, ResumePoint.read(kept)) == tmp_path / "earlier-run-1"
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
-    assert set_aside_newer(tmp_path, kept) is None
+    assert set_aside_later_checkpoints(tmp_path, ResumePoint.read(kept)) is None
 
 
 # Publishing
@@ -294,7 +296,7 @@ def test_publish_that_fails_leaves_nothing_under_the_name_and_the_one_before_sou
     assert os.strerror(reason) in disk_failure(caught.value, tmp_path)
     assert not target.exists()
     assert find_damage(before) == []
-    assert resolve_checkpoint("auto", str(tmp_path)) == before
+    assert resolve_checkpoint("auto", str(tmp_path)).path == before
     clear_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2"]
 
@@ -313,7 +315,7 @@ def test_publish_that_is_killed_leaves_the_one_before(tmp_path, killed_in):
     done = subprocess.run([sys.executable, "-c", code, str(aside), str(target)], cwd=REPOSITORY, check=False)
     assert done.returncode == -signal.SIGKILL
     assert not target.exists()
-    assert resolve_checkpoint("auto", str(tmp_path)) == before
+    assert resolve_checkpoint("auto", str(tmp_path)).path == before
 
 
 @pytest.mark.parametrize(
@@ -431,7 +433,7 @@ def test_check_same_run_warns_of_another_number_of_processes(tmp_path, caplog):
     write_manifest(checkpoint, {"configuration": SETTINGS, "data": DATA, "batch_plan": PLAN, "world_size": 2})
     facts = {"configuration": SETTINGS, "data": DATA}
     with caplog.at_level("INFO", "sft.train"):
-        check_same_run(checkpoint, facts, PLAN, 2)
+        check_same_run(ResumePoint.read(checkpoint), facts, PLAN, 2)
         assert caplog.messages == []
-        check_same_run(checkpoint, facts, PLAN, 1)
-    assert "made by 2 processes and this run has 1: rows come in the same order" in caplog.text
+        check_same_run(ResumePoint.read(checkpoint), facts, PLAN, 1)
+    assert messages.OTHER_WORLD_SIZE.format(name="checkpoint-6", before=2, after=1) in caplog.text

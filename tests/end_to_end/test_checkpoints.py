@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from sft.checkpointing.manifest import find_damage, read_manifest
+from tests.support import messages
 from tests.support.checkpoints import as_if_killed, trained
 from tests.support.parts import REPOSITORY
 
@@ -42,8 +43,8 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_taken(short_
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     again = short_run(resume_from_checkpoint="auto")
     assert again.status == 0, again.err
-    assert "checkpoint-6 cannot be gone on from: optimizer.pt is not what was written" in again.out
-    assert "checkpoint-4 cannot be gone on from: trainer_state.json is not what was written" in again.out
+    assert f"checkpoint-6 {messages.CANNOT_RESUME}: optimizer.pt {messages.CHANGED_FILE}" in again.out
+    assert f"checkpoint-4 {messages.CANNOT_RESUME}: trainer_state.json {messages.CHANGED_FILE}" in again.out
     assert (first.output_dir / "earlier-run-1" / "checkpoint-6").is_dir()
     assert trained(again.output_dir) == steps
     assert find_damage(first.output_dir / "checkpoint-6") == []

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from tests.support import messages
 from tests.support.parts import ARCHITECTURES, REPOSITORY
 
 VALIDATION = {"validation_split": 0.25}
@@ -181,7 +182,7 @@ def test_main_resume_auto_starts_afresh_and_then_goes_on(run_sft):
     first = run_sft(resume_from_checkpoint="auto", save_steps=3)
     assert first.status == 0, first.err
     second = run_sft(resume_from_checkpoint="auto", save_steps=3)
-    assert "Going on from" in second.out
+    assert messages.RESUMING_FROM.format(path="") in second.out
     steps = [event["step"] for event in second.metrics if "loss" in event]
     assert steps == sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
 

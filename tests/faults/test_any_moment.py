@@ -14,6 +14,7 @@ import pytest
 
 from sft.checkpointing.checkpoints import list_checkpoints
 from sft.checkpointing.manifest import find_damage
+from tests.support import messages
 from tests.support.checkpoints import digests, evaluated, trained
 from tests.support.forked import Ended, run
 from tests.support.injected import ClosedAtStep, KilledAtStep, KilledInSave
@@ -133,7 +134,7 @@ def test_each_file_of_the_newest_checkpoint_damaged(start, uninterrupted, tmp_pa
         ended = start(output, resume_from_checkpoint="auto")
         assert ended.status == 0, ended.err
         tally.continued()
-        assert f"{newest} cannot be gone on from: {name} " in ended.out, (name, ended.out)
+        assert f"{newest} {messages.CANNOT_RESUME}: {name} " in ended.out, (name, ended.out)
         assert trained(output) == trained(whole)
         assert digests(output / newest) == digests(whole / newest)
         assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

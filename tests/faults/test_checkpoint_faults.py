@@ -13,6 +13,7 @@ import pytest
 
 from sft.checkpointing.checkpoints import list_checkpoints
 from sft.checkpointing.manifest import find_damage
+from tests.support import messages
 from tests.support.checkpoints import as_if_killed, digests, evaluated, trained
 from tests.support.parts import REPOSITORY
 
@@ -70,7 +71,7 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(start, tmp_path, kind, process
         folder = as_if_killed(whole, tmp_path / f"killed-{step}", step)
         again = start(folder.name, processes=processes, resume_from_checkpoint="auto", **settings)
         assert again.returncode == 0, again.stderr
-        assert f"Going on from {folder / f'checkpoint-{step}'}" in again.stdout
+        assert messages.RESUMING_FROM.format(path=folder / f"checkpoint-{step}") in again.stdout
         assert "Changed since" not in again.stdout
         assert trained(folder) == trained(whole)
         assert evaluated(folder) == evaluated(whole)
@@ -91,7 +92,7 @@ ENDED = {"max_steps": 6, "save_steps": 2, "save_total_limit": 1}
 PLACES = ("weights", "optimizer", "random", "manifest", "fsync", "rename", "published", "deleting")
 
 
-def test_a_save_that_ends_anywhere_leaves_a_checkpoint_to_go_on_from(start, uninterrupted, tmp_path):
+def test_a_save_that_ends_anywhere_leaves_a_checkpoint_to_resume_from(start, uninterrupted, tmp_path):
     for how in ("kill", "full"):
         for place in PLACES:
             if (how, place) in (("full", "published"), ("full", "deleting")):
@@ -108,7 +109,7 @@ def test_a_save_that_ends_anywhere_leaves_a_checkpoint_to_go_on_from(start, unin
                 assert "No space left on device" in ended.stderr
             again = start(name, resume_from_checkpoint="auto", **ENDED)
             assert again.returncode == 0, (name, again.stderr)
-            assert "cannot be gone on from" not in again.stdout, name
+            assert messages.CANNOT_RESUME not in again.stdout, name
             assert trained(tmp_path / name) == trained(uninterrupted), name
             (checkpoint,) = list_checkpoints(tmp_path / name)
             assert digests(checkpoint) == digests(uninterrupted / "checkpoint-6"), name
@@ -174,7 +175,7 @@ def test_a_run_goes_on_with_another_number_of_processes_in_the_same_order(start,
     folder = as_if_killed(whole, tmp_path / "killed", 4)
     again = start("killed", processes=after, record=tmp_path / "rows", resume_from_checkpoint="auto", **settings)
     assert again.returncode == 0, again.stderr
-    told = f"checkpoint-4 was made by {before} processes and this run has {after}: rows come in the same order"
+    told = messages.OTHER_WORLD_SIZE.format(name="checkpoint-4", before=before, after=after)
     assert again.stdout.count(told) == 1
     rows, expected = rows_of_steps(tmp_path / "rows"), rows_of_steps(tmp_path / "whole-rows")
     assert list(expected) == list(range(1, 13))

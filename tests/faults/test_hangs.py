@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.support import messages
 from tests.support.parts import REPOSITORY
 from tests.support.processes import Process, is_running, settings, sft, weights_of
 
@@ -52,7 +53,7 @@ def test_a_process_that_hangs_ends_all_in_time_and_the_run_goes_on_to_the_bit(tm
     more = ["--save_steps=3", "--num_gpus=2", "--resume_from_checkpoint=auto"]
     again = sft(tmp_path / "again", *settings(output, *more))
     assert again.end(120) == 0, again.err
-    assert "Going on from" in again.out
+    assert messages.RESUMING_FROM.format(path="") in again.out
     assert "checkpoint-3" in again.out
     assert weights_of(output) == uninterrupted
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import messages
 from tests.support.parts import REPOSITORY
 from tests.support.processes import Process, settings, weights_of
 
@@ -108,7 +109,7 @@ def test_a_job_that_is_stopped_twice_ends_with_the_weights_of_one_that_never_was
     finally:
         subprocess.run(["scancel", job.number], check=False, timeout=60)
     assert job.log.count("Stopped at step") == 2
-    assert job.log.count("Going on from") == 2
+    assert job.log.count(messages.RESUMING_FROM.format(path="")) == 2
     assert "Traceback" not in job.log
     assert weights_of(output) == uninterrupted
     events = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -63,7 +63,7 @@ def train_one(model_folder, tokenizer, data, context, size):
     model = load_model(model_config, None, None, FLOAT32, context)
     layout = resolve_layout(model, model_config, config, FLOAT32, context, pad_token_id=0, longest=64)
     plan = resolve_batch_plan(config, len(data.train), context, lengths=data.train.lengths, longest=64)
-    trainer = build_trainer(arguments, model, tokenizer, data, plan, layout, context, checkpoint=None)
+    trainer = build_trainer(arguments, model, tokenizer, data, plan, layout, context, resume_point=None)
     gradients, seen = [], []
     look, add = trainer.trainer.bad_steps.look, trainer.trainer.step_gradient.add
 
@@ -76,7 +76,7 @@ def train_one(model_folder, tokenizer, data, context, size):
         return add(batch, *args, **kwargs)
 
     trainer.trainer.bad_steps.look, trainer.trainer.step_gradient.add = keep_gradient, keep_rows
-    result = train(trainer, checkpoint=None)
+    result = train(trainer, resume_point=None)
     if context.world_size > 1:
         rows = [None] * context.world_size
         torch.distributed.all_gather_object(rows, seen)

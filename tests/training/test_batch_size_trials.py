@@ -32,7 +32,7 @@ PLENTY = MemoryLimits(budget_bytes=2**36, process_bytes=2**28)
 def resolve(question_file, tmp_path):
     """The plan of some settings, and the model that was tried."""
 
-    def resolve(*settings, context=CPU, limits=PLENTY, checkpoint=None, architecture="llama"):
+    def resolve(*settings, context=CPU, limits=PLENTY, resume_point=None, architecture="llama"):
         config = load_config(
             None,
             ["--model_name_or_path=m", f"--train_file={question_file}", "--max_seq_length=64", "--validation_split=0.3",
@@ -42,7 +42,7 @@ def resolve(question_file, tmp_path):
         model = build_model(architecture)
         layout = resolve_layout(model, config.model, config.training, FLOAT32, CPU, pad_token_id=0, longest=64)
         plan = resolve_batches(
-            config, data, model, layout, FLOAT32, context, checkpoint=checkpoint, own=CPU, limits=limits
+            config, data, model, layout, FLOAT32, context, resume_point=resume_point, own=CPU, limits=limits
         )
         return plan, model
 

@@ -49,7 +49,7 @@ def prepare(question_file, tmp_path):
         arguments = build_training_arguments(
             config, LoggingConfig(report_to=[], logging_steps=1), FLOAT32, CPU, has_validation=True
         )
-        prepared = build_trainer(arguments, model, tokenizer, data, plan, layout, CPU, checkpoint=None)
+        prepared = build_trainer(arguments, model, tokenizer, data, plan, layout, CPU, resume_point=None)
         return prepared, model
 
     return prepare
@@ -87,7 +87,7 @@ def trained(prepared, model):
 
 def trained_with_hits(prepared, model):
     """Weights at the end, and the loss and token accuracy of each step."""
-    train(prepared, checkpoint=None)
+    train(prepared, resume_point=None)
     history = prepared.trainer.state.log_history
     logged = [event[name] for event in history if "loss" in event for name in ("loss", "token_accuracy")]
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}, logged
@@ -150,7 +150,7 @@ def test_a_single_row_that_does_not_fit_ends_the_run_with_one_line(prepare):
     give_memory(model, rows=0)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     with pytest.raises(MemoryShortage, match=r"single row \(of up to \d+ tokens\).*gradient_checkpointing") as raised:
-        train(prepared, checkpoint=None)
+        train(prepared, resume_point=None)
     assert len(raised.value.problems) == 1
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
