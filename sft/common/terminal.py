@@ -1,4 +1,4 @@
-"""What a terminal can do."""
+"""Whether a stream is a terminal that can redraw a line."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from typing import TextIO
 
 
 def can_draw(stream: TextIO) -> bool:
-    """Whether a stream is a terminal on which a line can be drawn anew; one that calls itself dumb is none."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    """Whether a stream is a terminal that can redraw a line: not if `TERM` is `dumb` or, outside of Windows, unset."""
+    return stream.isatty() and os.environ.get("TERM", "" if os.name == "nt" else "dumb") != "dumb"

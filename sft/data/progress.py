@@ -7,8 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from sft.common.terminal import can_draw
-from sft.processes.live_line import LiveLine
+from sft.processes.terminal import open_live_line
 
 logger = logging.getLogger("sft.data")
 _SECONDS_TILL_SHOWN = 2.0
@@ -28,7 +27,7 @@ class PreparationProgress:
         self._on_progress = on_progress or _told_to_nobody
         self._started = time.monotonic()
         self._told = self._started + _SECONDS_TILL_SHOWN
-        self._bar = LiveLine(sys.stdout) if can_draw(sys.stdout) and logger.isEnabledFor(logging.INFO) else None
+        self._bar = open_live_line(sys.stdout) if logger.isEnabledFor(logging.INFO) else None
 
     def __enter__(self) -> "PreparationProgress":
         return self

@@ -20,8 +20,8 @@ from sft.common.run_records import BatchPlan, DistributedContext
 from sft.modeling.compiling import compile_layers
 from sft.modeling.footprint import footprint
 from sft.processes.device_memory import room_for_a_copy
-from sft.processes.live_line import live_terminal
 from sft.processes.signals import StopRequest
+from sft.processes.terminal import live_terminal
 from sft.reporting.environment import device_name
 from sft.reporting.log_lines import place_line
 from sft.reporting.metrics_log import MetricsLog

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from sft.processes.live_line import LiveLine
 from sft.reporting.log_lines import evaluation_line, evaluation_table, live_parts, progress_line
 from sft.reporting.time_left import TimeLeft
 from sft.training.progress import TrainingProgress
+
+if TYPE_CHECKING:
+    from sft.processes.live_line import LiveLine
 
 logger = logging.getLogger("sft.train")
 _SECONDS_BETWEEN_DRAWINGS = 0.2

@@ -1,4 +1,4 @@
-"""The terminal while it runs: one line below the log's, on a real pseudo-terminal; the time left."""
+"""The terminal during a run: one line of progress below the log, on a real pseudo-terminal; the time left."""
 
 from __future__ import annotations
 
@@ -22,16 +22,25 @@ from sft.reporting.log_lines import evaluation_table, live_parts, progress_line
 from sft.reporting.time_left import TimeLeft, clock
 from tests.support.parts import REPOSITORY
 
+UP, ERASE, HIDE, SHOW = "\x1b[1A", "\x1b[2K", "\x1b[?25l", "\x1b[?25h"
+
 
 def screen_of(output: str) -> list[str]:
-    """What a terminal shows in the end: returns of the carriage and erased lines are obeyed."""
-    lines = []
-    for written in output.replace("\r\n", "\n").split("\n"):
-        shown = ""
-        for piece in written.split("\r"):
-            text, erased, rest = piece.partition("\x1b[K")
-            shown = text + ("" if erased else shown[len(text) :]) + rest
-        lines.append(shown)
+    """The lines that a terminal shows in the end: moves of the cursor and erased lines are applied."""
+    lines, row, column = [""], 0, 0
+    for piece in re.findall(r"\x1b\[\??\d*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", output.replace("\r\n", "\n")):
+        if piece == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif piece == "\r":
+            column = 0
+        elif piece == UP:
+            row -= 1
+        elif piece == ERASE:
+            lines[row] = ""
+        elif not piece.startswith("\x1b"):
+            lines[row] = lines[row][:column].ljust(column) + piece + lines[row][column + len(piece) :]
+            column += len(piece)
     return lines
 
 
@@ -73,14 +82,16 @@ def test_a_terminal_of_60_columns_shows_one_line_below_the_log_and_is_left_as_it
     status, written, same = run_on_terminal(*settings, "--max_steps=6", "--eval_steps=3", width=60)
     assert status == 0, written
     assert same
-    drawn = [piece for line in written.split("\n") for piece in line.split("\r") if piece.startswith("step ")]
+    drawn = re.findall(rf"{re.escape(ERASE)}(step [^\x1b\r\n]*)", written)
     assert any("left" in piece and "loss" in piece for piece in drawn)
     assert any("evaluating" in piece for piece in drawn)
-    assert all(len(piece.removesuffix("\x1b[K")) < 60 for piece in drawn)
+    assert all(len(piece) < 60 for piece in drawn)
     screen = screen_of(written)
     assert not [line for line in screen if line.startswith("step ")], "nothing of it is left in the end"
     assert [line.split()[3] for line in screen if line.startswith("validation at step")] == ["0", "3", "6"]
-    assert all(part.startswith("[K") for part in written.split("\x1b")[1:]), "no colour, nothing else that acts"
+    sequences = re.findall(r"\x1b\[[^A-Za-z]*[A-Za-z]|\x1b", written)
+    assert set(sequences) <= {UP, ERASE, HIDE, SHOW}, "no colour, nothing else that acts"
+    assert written.count(HIDE + SHOW) == written.count(HIDE), "a killed process must not leave the cursor hidden"
 
 
 def test_ctrl_c_leaves_the_terminal_as_it_was(settings):
@@ -98,31 +109,76 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_live_line_stays_below_what_is_written():
+def open_terminal(monkeypatch) -> Terminal:
+    """Standard output and standard error on one terminal. Not a fixture: pytest sets its own streams for each phase."""
+    monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    line = LiveLine(stream, width=lambda: 20)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+def test_live_line_stays_below_what_is_written(monkeypatch):
+    terminal = open_terminal(monkeypatch)
+    line = LiveLine(terminal, width=20, redirects=True)
     line.show(["step 1", "loss 2.0"])
-    line.write("a message\n")
-    line.show(["step 2", "loss 1.0", "no room for this"])
-    assert screen_of(stream.getvalue()) == ["a message", "step 2  loss 1.0"]
-    line.write("half ")
+    print("a message that is longer than the terminal is wide")
+    line.show(["step 2", "loss 1.0", "does not fit"])
+    message = "a message that is longer than the terminal is wide"
+    assert screen_of(terminal.getvalue()) == [message, "step 2  loss 1.0"]
+    sys.stdout.write("half ")
     line.show(["step 3"])
-    line.write("a line\n")
-    assert screen_of(stream.getvalue()) == ["a message", "half a line", ""]
+    sys.stdout.write("a line\n")
+    assert screen_of(terminal.getvalue()) == [message, "half a line", "step 3"]
     line.show(["step 4"])
-    other = Terminal()
-    line.write_to(other, "a warning\n")
-    assert other.getvalue() == "a warning\n"
+    print("a warning", file=sys.stderr)
+    assert screen_of(terminal.getvalue())[2:] == ["a warning", "step 4"]
     line.clear()
-    assert screen_of(stream.getvalue())[-1] == ""
+    assert screen_of(terminal.getvalue())[3:] == ["", ""]
+    assert sys.stdout is sys.stderr is terminal
 
 
-def test_live_line_draws_only_what_has_changed():
-    stream = Terminal()
-    line = LiveLine(stream, width=lambda: 80)
+def test_live_line_leaves_standard_error_alone_where_it_is_a_file(monkeypatch):
+    terminal = open_terminal(monkeypatch)
+    file = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", file)
+    line = LiveLine(terminal, width=20, redirects=True)
+    line.show(["step 1"])
+    print("a warning", file=sys.stderr)
+    line.clear()
+    assert file.getvalue() == "a warning\n"
+    assert "warning" not in terminal.getvalue()
+
+
+def test_live_line_draws_only_what_has_changed(monkeypatch):
+    terminal = open_terminal(monkeypatch)
+    line = LiveLine(terminal, width=80)
     for _ in range(3):
         line.show(["step 1"])
-    assert stream.getvalue().count("step 1") == 1
+    assert terminal.getvalue().count("step 1") == 1
+
+
+def test_live_line_can_be_shown_again_after_it_was_cleared(monkeypatch):
+    terminal = open_terminal(monkeypatch)
+    line = LiveLine(terminal, width=80)
+    for _ in range(2):
+        line.show(["step 1"])
+        line.clear()
+        line.clear()
+    assert terminal.getvalue().count("step 1") >= 2
+    assert not any(screen_of(terminal.getvalue()))
+
+
+def test_without_a_terminal_there_is_no_line_and_rich_is_not_imported():
+    code = (
+        "import io, sys; from sft.processes.terminal import live_terminal, open_live_line; "
+        "from sft.processes.logs import configure_logging; configure_logging(); "
+        "assert open_live_line(io.StringIO()) is None\n"
+        "with live_terminal() as line: assert line is None and sys.stdout is sys.__stdout__\n"
+        "assert 'rich' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_fitted_leaves_out_what_has_no_room_and_lets_nothing_act():
