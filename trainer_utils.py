@@ -122,7 +122,7 @@ class SFTTrainer(CheckpointedTrainer):
             can_be_parted=not self.is_sharded,
         )  # fmt: skip
         self.bad_steps = BadSteps(
-            context, device=self.args.device, most_in_a_row=max_bad_steps, place_of=data.place_of,
+            context, device=self.args.device, most_in_a_row=max_bad_steps, place_of=data.locate_row,
             leaves_out_by_hand=self.is_sharded,
         )  # fmt: skip
         self.step_gradient: StepGradient | None = None

@@ -257,8 +257,8 @@ class TrainingData:
     stream: "Callable[[int, Callable[[np.ndarray], np.ndarray]], Iterator[Any]] | None" = None
     """Training rows from a slot on, for the slots that a function chooses, prepared while they are read."""
 
-    place_of: "Callable[[int], str] | None" = None
-    """Where a training row stands, as `file:line`, by its number in `train`."""
+    locate_row: "Callable[[int], str] | None" = None
+    """File and line of a training row, as `file:line`, by its number in `train`."""
 
     @property
     def num_train_rows(self) -> int | None:

@@ -1,24 +1,47 @@
-"""A digest of rows as a run trains on them, by which a run that goes on sees whether they are the same."""
+"""Digests: of a conversation, by which duplicates are found, and of all rows, by which a resumed run is checked."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import unicodedata
 
 import numpy as np
 
+from sft.common.data_records import Conversation
 from sft.data.store import PreparedRows
 
 SAMPLED_ROWS = 256
-"""Rows whose every token goes into the digest."""
+"""Rows of which every token is part of the digest of all rows."""
+
+
+def conversation_digest(conversation: Conversation) -> int:
+    """64 bits of a conversation, ignoring case and white space."""
+    if conversation.text is not None:
+        parts = [conversation.text]
+    else:
+        parts = []
+        for message in conversation.messages:
+            parts.append(message["role"])
+            parts.append(message["content"])
+            if len(message) > 2:
+                rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+                parts.append(json.dumps(rest, sort_keys=True, default=str))
+    if conversation.tools:
+        parts.append(json.dumps(conversation.tools, sort_keys=True, default=str))
+    text = "\x1f".join(" ".join(part.casefold().split()) for part in parts)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def rows_digest(rows: PreparedRows) -> str:
-    """A digest of which rows there are, in which order, and what is trained of them; where they lie does not matter.
+    """Hex digest of the rows, their order and what is trained of them. The location of the files does not matter.
 
-    Of every row: the digest of its conversation (letter case and white space aside), its tokens before and after the
-    cut, the trained ones among them, its flags. Of some rows, evenly spread: every token and label, which shows another
-    tokenizer or template without reading all of a large data set.
+    It covers, for every row: the digest of its conversation, its length before and after truncation, the number of
+    supervised tokens, and its flags. For an evenly spaced sample of rows it covers every token and label, which detects
+    another tokenizer or template without reading all of a large dataset.
     """
     digest = hashlib.sha256(str(len(rows)).encode())
     columns = rows.columns()

@@ -1,4 +1,4 @@
-"""Single rows for a person to look at: read from their source again, where they stand."""
+"""Single rows to show: sample prompts and previews, read again from their source."""
 
 from __future__ import annotations
 
@@ -7,55 +7,60 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from sft.common.data_records import Conversation, RawRow, RowPreview, SamplePrompt
-from sft.data.counts import PreparedSource
-from sft.data.preparation import SourcePreparation, format_named
+from sft.data.preparation import SourcePreparation
+from sft.data.prepared import Split
 from sft.data.sources.load import Source
-from sft.data.store import PreparedRows
 
 SAMPLE_PROMPTS = 3
+"""Prompts taken from the data if none are given."""
 
 
-def given_prompts(prompts: Sequence[str], *, is_chat: bool) -> tuple[SamplePrompt, ...]:
-    """Prompts of the settings, as a question of the user or as the beginning of a text."""
-    if is_chat:
-        return tuple(SamplePrompt(messages=({"role": "user", "content": prompt},)) for prompt in prompts)
-    return tuple(SamplePrompt(text=prompt) for prompt in prompts)
-
-
-def first_prompts(
-    preparation: SourcePreparation, sources: Sequence[Source], prepared: Sequence[PreparedSource], rows: PreparedRows
+def select_sample_prompts(
+    given: Sequence[str] | None, preparation: SourcePreparation, train: Split, validation: Split | None
 ) -> tuple[SamplePrompt, ...]:
-    """What the first rows of a split ask."""
-    first = rows.select(np.arange(min(SAMPLE_PROMPTS, len(rows))))
-    columns, parts = first.columns(), first.part_of_rows()
-    prompts: list[SamplePrompt] = []
-    for part in dict.fromkeys(parts.tolist()):
-        preparer = preparation.preparer(sources[part], format_named(prepared[part].format_name))
-        rows_of_part = _rows_at(sources[part], set(columns.number[parts == part].tolist()))
-        prompts += [_as_prompt(preparer.convert(row)) for _, row in rows_of_part]
-    return tuple(prompts)
+    """The prompts to answer before and after training.
+
+    Args:
+        given: Prompts of the configuration. They become user messages, or the beginning of a text if the first source
+            holds plain text. None takes the prompts of the first validation rows, or of the first training rows.
+        preparation: Converts rows.
+        train: The training rows.
+        validation: The validation rows, if there are any.
+    """
+    if given is None:
+        return _first_prompts(preparation, validation or train)
+    if train.prepared[0].record_format.is_chat:
+        return tuple(SamplePrompt(messages=({"role": "user", "content": prompt},)) for prompt in given)
+    return tuple(SamplePrompt(text=prompt) for prompt in given)
 
 
-def previews(
-    preparation: SourcePreparation,
-    sources: Sequence[Source],
-    prepared: Sequence[PreparedSource],
-    numbers: Collection[int],
-) -> tuple[RowPreview, ...]:
-    """Rows by their number, from 1 through all sources as they are read. A number beyond the last row has none."""
+def preview_rows(preparation: SourcePreparation, train: Split, numbers: Collection[int]) -> tuple[RowPreview, ...]:
+    """Previews of training rows by number, from 1 through all sources as read. Numbers beyond the last are ignored."""
     found: list[RowPreview] = []
     before = 0
-    for source, one in zip(sources, prepared, strict=True):
-        wanted = {number - before for number in numbers if before < number <= before + one.rows_read}
+    for source, prepared in zip(train.sources, train.prepared, strict=True):
+        wanted = {number - before for number in numbers if before < number <= before + prepared.rows_read}
         if wanted:
-            preparer = preparation.preparer(source, format_named(one.format_name))
-            found += [preparer.preview(before + number, row) for number, row in _rows_at(source, wanted)]
-        before += one.rows_read
+            preparer = preparation.preparer(source, prepared.record_format)
+            found += [preparer.preview(before + number, row) for number, row in _rows_by_number(source, wanted)]
+        before += prepared.rows_read
     return tuple(found)
 
 
-def _rows_at(source: Source, numbers: Collection[int]) -> Iterator[tuple[int, RawRow]]:
-    """Rows of a source by number, from 1, each with its number, in order; no more is parsed than is asked for."""
+def _first_prompts(preparation: SourcePreparation, split: Split) -> tuple[SamplePrompt, ...]:
+    first = split.rows.select(np.arange(min(SAMPLE_PROMPTS, len(split.rows))))
+    columns, source_of_row = first.columns(), first.source_indices()
+    prompts: list[SamplePrompt] = []
+    for number in dict.fromkeys(source_of_row.tolist()):
+        source = split.sources[number]
+        preparer = preparation.preparer(source, split.prepared[number].record_format)
+        rows = _rows_by_number(source, set(columns.number[source_of_row == number].tolist()))
+        prompts += [_as_prompt(preparer.convert(row)) for _, row in rows]
+    return tuple(prompts)
+
+
+def _rows_by_number(source: Source, numbers: Collection[int]) -> Iterator[tuple[int, RawRow]]:
+    """Rows of a source by number, from 1, each with its number and in order. Parses only these rows."""
     first = 1
     for chunk in source.chunks():
         own = sorted(number for number in numbers if first <= number < first + chunk.num_rows)
@@ -67,7 +72,7 @@ def _rows_at(source: Source, numbers: Collection[int]) -> Iterator[tuple[int, Ra
 
 
 def _as_prompt(conversation: Conversation) -> SamplePrompt:
-    """What comes before a conversation's last answer, and that answer; of plain text, its first words."""
+    """A conversation up to its last answer, with that answer as reference; the first words of plain text."""
     if conversation.text is not None:
         words = conversation.text.split()
         return SamplePrompt(text=" ".join(words[: max(1, min(8, len(words) // 2))]))

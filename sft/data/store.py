@@ -1,4 +1,4 @@
-"""Prepared rows in an Arrow file, memory-mapped: a row is read where it lies, and memory does not grow with the data.
+"""Prepared rows in memory-mapped Arrow files: rows are read in place, and memory does not grow with the data.
 
 Shapes: `R` rows, `T` tokens of a row.
 """
@@ -13,40 +13,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 
 LOST_PROMPT, LOST_END, TRAINED_END, THOUGHTS_LEFT_OUT, TOOLS_LEFT_OUT, CONTENT_LEFT_OUT = 1, 2, 4, 8, 16, 32
 PROMPT_GOES_FURTHER = 64
-"""Bits of `RowColumns.flags`: cut without a loss of anything trained; cut with a loss; an end token is trained; the
-template left out thoughts, tools, or what stands beside tool calls."""
+"""Bits of `RowColumns.flags`: truncated without losing supervised tokens; truncated with such a loss; an end token is
+supervised; the chat template omits thoughts, tools, or content beside tool calls; a generation prompt is longer than
+the text before the trained turn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowColumns:
-    """What is kept of each row beside its tokens: arrays `[R]`."""
+    """What is stored of each row besides its tokens: arrays `[R]`."""
 
     num_supervised: np.ndarray
     """int32: tokens that are predicted and trained."""
     full_length: np.ndarray
-    """int32: tokens before anything was cut."""
+    """int32: tokens before truncation."""
     flags: np.ndarray
-    """uint8: see `LOST_PROMPT` and its kin."""
+    """uint8: see `LOST_PROMPT` and the constants after it."""
     digest: np.ndarray
-    """uint64 of the conversation, letter case and white space aside: equal for duplicates."""
+    """uint64: digest of the conversation, ignoring case and white space. Equal for duplicates."""
     number: np.ndarray
-    """int64: which row of its source it is, from 1; the rows that are not used count too."""
+    """int64: number of the row in its source, from 1; dropped rows count too."""
     file: np.ndarray
-    """int32: place among the source's files."""
+    """int32: index of its file in the source's files."""
     line: np.ndarray
     """int64: line in that file, from 1."""
 
     @classmethod
-    def joined(cls, parts: "Sequence[RowColumns]") -> "RowColumns":
-        """All rows of several, one after another."""
+    def concatenate(cls, parts: "Sequence[RowColumns]") -> "RowColumns":
+        """The columns of all rows of `parts`, in order."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     def take(self, index: np.ndarray) -> "RowColumns":
-        """These rows alone."""
+        """The columns of the rows with these indices."""
         return RowColumns(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
@@ -55,11 +57,9 @@ _COLUMN_TYPES |= {"number": "int64", "file": "int32", "line": "int64"}
 
 
 class RowWriter:
-    """Writes prepared rows, a batch at a time. Use as a context."""
+    """Writes prepared rows to an Arrow file, one batch at a time. A context manager."""
 
     def __init__(self, path: Path):
-        import pyarrow
-
         lists = pyarrow.large_list(pyarrow.int32())
         columns = [("input_ids", lists), ("labels", lists)]
         columns += [(name, getattr(pyarrow, kind)()) for name, kind in _COLUMN_TYPES.items()]
@@ -67,9 +67,7 @@ class RowWriter:
         self._path = path
 
     def __enter__(self) -> "RowWriter":
-        import pyarrow
-
-        # As bytes: pyarrow takes no text for a name that is not UTF-8.
+        # As bytes: pyarrow does not accept a str path that is not valid UTF-8.
         self._file = pyarrow.OSFile(os.fsencode(self._path), "wb")
         self._writer = pyarrow.ipc.new_file(self._file, self._schema)
         return self
@@ -79,15 +77,13 @@ class RowWriter:
             self._writer.close()
 
     def write(self, input_ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray, columns: RowColumns) -> None:
-        """Adds rows.
+        """Append rows.
 
         Args:
-            input_ids, labels: int32, the tokens of all rows one after another.
-            lengths: tokens of each row, `[R]`.
-            columns: what else is kept of them.
+            input_ids, labels: int32, the tokens of all rows concatenated.
+            lengths: Number of tokens of each row, `[R]`.
+            columns: The other columns of these rows.
         """
-        import pyarrow
-
         offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
         lists = [
@@ -102,10 +98,8 @@ class StoredRows:
     """The rows of one Arrow file, in the order in which they were written."""
 
     def __init__(self, path: str | Path):
-        import pyarrow
-
         self._path = str(path)
-        # Held open by the arrays that are taken from it.
+        # The arrays taken from the memory map keep it open.
         reader = pyarrow.ipc.open_file(pyarrow.memory_map(os.fsencode(self._path)))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._batches = [
@@ -121,7 +115,7 @@ class StoredRows:
         ]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A worker process maps the file for itself."""
+        """Pickle as the path: each worker process maps the file itself."""
         return type(self), (self._path,)
 
     def __len__(self) -> int:
@@ -137,26 +131,26 @@ class StoredRows:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, int64 `[R]`."""
+        """Number of tokens of each row, int64 `[R]`."""
         return np.concatenate([np.zeros(0, np.int64), *(np.diff(batch[0][0]) for batch in self._batches)])
 
     @cached_property
     def columns(self) -> RowColumns:
-        """What is kept beside the tokens, of all rows."""
+        """The other columns of all rows."""
         empty = RowColumns(**{name: np.zeros(0, dtype=kind) for name, kind in _COLUMN_TYPES.items()})
-        return RowColumns.joined([empty, *self._columns])
+        return RowColumns.concatenate([empty, *self._columns])
 
 
 class PreparedRows:
-    """A choice of rows from one or several files, each row as often as `index` names it.
+    """A selection of rows of one or several Arrow files, one file for each source. A row may be selected repeatedly.
 
     A row is `{"input_ids": ..., "labels": ...}`, int32 `[T]` each, read-only.
     """
 
     def __init__(self, parts: Sequence[StoredRows], index: np.ndarray | None = None):
         """Args:
-        parts: files of rows; their rows are counted through.
-        index: rows by that count, `[R]`; None for all.
+        parts: The rows of each source. Rows are numbered through all of them.
+        index: Numbers of the selected rows, `[R]`; None for all rows.
         """
         self._parts = tuple(parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
@@ -168,23 +162,28 @@ class PreparedRows:
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         if row >= len(self.index):
             raise IndexError(row)
-        counted = int(self.index[row])
-        part = int(np.searchsorted(self._starts, counted, side="right")) - 1
-        return self._parts[part][counted - int(self._starts[part])]
+        source, own = self.locate(row)
+        return self._parts[source][own]
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """The index of the row's source, and the index of the row among the stored rows of that source."""
+        number = int(self.index[row])
+        source = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return source, number - int(self._starts[source])
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, int64 `[R]`."""
+        """Number of tokens of each row, int64 `[R]`."""
         return np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in self._parts)])[self.index]
 
     def columns(self) -> RowColumns:
-        """What is kept beside the tokens, of the chosen rows."""
-        return RowColumns.joined([part.columns for part in self._parts]).take(self.index)
+        """The other columns of the selected rows."""
+        return RowColumns.concatenate([part.columns for part in self._parts]).take(self.index)
 
-    def part_of_rows(self) -> np.ndarray:
-        """Which of the files each row is from, int64 `[R]`."""
+    def source_indices(self) -> np.ndarray:
+        """Index of the source of each row, int64 `[R]`."""
         return np.searchsorted(self._starts, self.index, side="right") - 1
 
-    def select(self, rows: np.ndarray) -> "PreparedRows":
-        """These of the rows, by their place here."""
-        return PreparedRows(self._parts, self.index[rows])
+    def select(self, rows: np.ndarray | Sequence[int]) -> "PreparedRows":
+        """A selection of these rows, by index."""
+        return PreparedRows(self._parts, self.index[np.asarray(rows, dtype=np.int64)])

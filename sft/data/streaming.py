@@ -1,8 +1,8 @@
-"""Rows prepared while they are read, and stored nowhere: for data that should not be kept.
+"""Rows that are prepared while they are read and stored nowhere.
 
-Every row that is read has a slot: its number in an endless sequence, in which pass follows pass and each block of rows
-is shuffled by a seed. Which rows a step trains on follows from its slots alone, however many processes share the work;
-a row that cannot be used leaves its slot empty. To go on from a slot, what lies before it is passed over unparsed.
+Every row read has a slot: its number in an endless sequence of passes over the data, in which each block of rows is
+shuffled by a seed. Which rows a step trains on follows from slot numbers alone, however many processes share the work;
+a row that cannot be used leaves its slot empty. To resume at a slot, the rows before it are skipped without parsing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from sft.common.data_records import DroppedRow, RawRow
+from sft.data.preparation import SourcePreparation
+from sft.data.prepared import Split
 from sft.data.rows import RowPreparer
 from sft.data.sources.load import Chunk, Source
 from sft.prompting.messages import RowRefused
 
-_ROWS_AT_ONCE = 64
-"""Rows that are prepared together: the tokenizer works on several at a time."""
+_ROWS_PER_CALL = 64
+"""Rows that are prepared together: the tokenizer processes several at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,9 +29,24 @@ class StreamedRow:
 
     slot: int
     input_ids: np.ndarray | None = None
-    """int32 `[T]`, and so `labels`."""
+    """int32 `[T]`, as is `labels`."""
     labels: np.ndarray | None = None
     dropped: DroppedRow | None = None
+
+
+def open_stream(preparation: SourcePreparation, train: Split, *, seed: int) -> "RowStream":
+    """The stream of the training rows.
+
+    Args:
+        preparation: Prepares rows.
+        train: The training sources, with the formats chosen by their first rows.
+        seed: Seed of the order.
+    """
+    preparers = [
+        preparation.preparer(source, prepared.record_format)
+        for source, prepared in zip(train.sources, train.prepared, strict=True)
+    ]
+    return RowStream(train.sources, preparers, seed=seed, block_rows=preparation.config.shuffle_block_rows)
 
 
 class RowStream:
@@ -37,10 +54,10 @@ class RowStream:
 
     def __init__(self, sources: Sequence[Source], preparers: Sequence[RowPreparer], *, seed: int, block_rows: int):
         """Args:
-        sources: read one after another in each pass.
-        preparers: of each source.
-        seed: of the order within blocks.
-        block_rows: rows that are held and shuffled at a time; 1 leaves the order as it is.
+        sources: Read one after another in each pass.
+        preparers: The preparer of each source.
+        seed: Seed of the order within blocks.
+        block_rows: Rows that are held in memory and shuffled together; 1 keeps the order of the files.
         """
         self._sources = sources
         self._preparers = preparers
@@ -48,14 +65,14 @@ class RowStream:
         self._block_rows = block_rows
 
     def read(self, start: int, is_mine: Callable[[np.ndarray], np.ndarray]) -> Iterator[StreamedRow]:
-        """The rows in slots from `start` on that are asked for, in order, without an end.
+        """The rows in the chosen slots from `start` on, in order. Never ends.
 
         Args:
-            start: the first slot.
-            is_mine: which of these slots to prepare, bool for int64, `[N]` both.
+            start: The first slot.
+            is_mine: Chooses slots to prepare: int64 `[N]` to bool `[N]`.
 
         Raises:
-            DataError: if a source cannot be read.
+            DataError: If a source cannot be read.
         """
         slot = 0
         for number, block in self._blocks():
@@ -69,11 +86,11 @@ class RowStream:
             slot_of_row[order if self._block_rows > 1 else np.arange(block.num_rows)] = slots
             wanted = np.flatnonzero((slot_of_row >= start) & is_mine(slot_of_row))
             by_slot = wanted[np.argsort(slot_of_row[wanted])]
-            for first in range(0, len(by_slot), _ROWS_AT_ONCE):
-                rows = by_slot[first : first + _ROWS_AT_ONCE]
-                yield from self._prepared(block, rows, slot_of_row[rows])
+            for first in range(0, len(by_slot), _ROWS_PER_CALL):
+                rows = by_slot[first : first + _ROWS_PER_CALL]
+                yield from self._prepare(block, rows, slot_of_row[rows])
 
-    def _blocks(self) -> Iterator[tuple[int, "_Block"]]:
+    def _blocks(self) -> Iterator[tuple[int, "_ShuffleBlock"]]:
         """Blocks of rows, numbered through all passes."""
         number = 0
         while True:
@@ -84,13 +101,13 @@ class RowStream:
                     held.append(chunk)
                     num_held += chunk.num_rows
                     if num_held >= self._block_rows:
-                        yield number, _Block(source_index, held)
+                        yield number, _ShuffleBlock(source_index, held)
                         number, held, num_held = number + 1, [], 0
                 if held:
-                    yield number, _Block(source_index, held)
+                    yield number, _ShuffleBlock(source_index, held)
                     number += 1
 
-    def _prepared(self, block: "_Block", rows: np.ndarray, slots: np.ndarray) -> Iterator[StreamedRow]:
+    def _prepare(self, block: "_ShuffleBlock", rows: np.ndarray, slots: np.ndarray) -> Iterator[StreamedRow]:
         raw = block.rows_at(rows)
         outcomes = self._preparers[block.source_index].prepare(raw)
         for slot, row, outcome in zip(slots.tolist(), raw, outcomes, strict=True):
@@ -101,8 +118,8 @@ class RowStream:
                 yield StreamedRow(slot=slot, input_ids=tokens.input_ids, labels=tokens.labels)
 
 
-class _Block:
-    """Consecutive chunks of a source, whose rows are parsed one by one as they are wanted."""
+class _ShuffleBlock:
+    """Consecutive chunks of a source. Each row is parsed only when it is needed."""
 
     def __init__(self, source_index: int, chunks: Sequence[Chunk]):
         self.source_index = source_index
@@ -111,11 +128,11 @@ class _Block:
         self.num_rows = int(self._starts[-1])
 
     def rows_at(self, rows: np.ndarray) -> list[RawRow]:
-        """The rows at these places of the block, in the order in which they are asked for."""
-        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        """The rows with these indices in the block, in the requested order."""
+        chunk_of_row = np.searchsorted(self._starts, rows, side="right") - 1
         found: dict[int, RawRow] = {}
-        for part in np.unique(parts).tolist():
-            own = rows[parts == part]
-            places = (own - self._starts[part]).tolist()
-            found.update(zip(own.tolist(), self._chunks[part].rows(places), strict=True))
+        for number in np.unique(chunk_of_row).tolist():
+            own = rows[chunk_of_row == number]
+            indices = (own - self._starts[number]).tolist()
+            found.update(zip(own.tolist(), self._chunks[number].rows(indices), strict=True))
         return [found[row] for row in rows.tolist()]

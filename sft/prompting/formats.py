@@ -45,6 +45,11 @@ def find_format(columns: Collection[str]) -> RecordFormat | None:
     return next((known for known in FORMATS if known.columns <= set(columns)), None)
 
 
+def format_named(name: str) -> RecordFormat:
+    """The format of that name."""
+    return next(known for known in FORMATS if known.name == name)
+
+
 def _from_messages(record: Mapping[str, Any]) -> Conversation:
     return conversation_of(openai_messages(record.get("messages")), "messages", _tools(record))
 

@@ -206,7 +206,7 @@ def test_look_at_data_says_when_the_chat_template_cannot_be_asked(tmp_path):
 def test_look_at_data_takes_columns_by_what_they_are_called():
     facts = look_at_data(rows_file("rows.jsonl", [{"id": 1, "user_query": "One?", "reply": "1"}]), None)
     assert facts.mapped == {"user_query": "prompt", "reply": "completion"}
-    with pytest.raises(DataError, match="make no known format"):
+    with pytest.raises(DataError, match="match no known format"):
         look_at_data(rows_file("odd.jsonl", [{"a": "1", "b": "2"}]), None)
 
 

@@ -8,7 +8,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import zstandard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,6 +15,7 @@ from data_handler import prepare_data
 from sft.common.errors import ConfigError, DataError
 from sft.configuration.schema import DataConfig
 from sft.data.checks import bad_row_lines, find_problems
+from sft.data.sources.streams import zstd
 
 CHATML = (
     "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -123,7 +123,7 @@ def test_prepare_data_says_what_it_reads_and_what_not(tmp_path, data_chat_tokeni
     prepare_data(DataConfig(train_file=file), data_chat_tokenizer, seed=0)
     assert [record.getMessage() for record in caplog.records] == [
         f"Train: {file}, read as instruction (+ input) + output.",
-        "Train: columns not used: id, source.",
+        "Train: unused columns: id, source.",
     ]
 
 
@@ -158,17 +158,25 @@ def test_prepare_data_maps_columns(tmp_path, data_chat_tokenizer):
 @pytest.mark.parametrize(
     ("rows", "columns", "message"),
     [
-        ([{"a": 1, "b": 2}], {}, r"its columns \(a, b\) make no known format\. Known: messages: "),
+        ([{"a": 1, "b": 2}], {}, r"its columns \(a, b\) match no known format\. Known formats: messages: "),
         (
             [{"asked": "q", "reply": "r"}],
             {"aksed": "question"},
-            r"names 'aksed'; the columns are asked, reply\. Did you mean 'asked'",
+            r"names the column 'aksed', which does not exist\. Columns: asked, reply\. Did you mean 'asked'",
         ),
-        ([{"q": "x", "question": "y", "answer": "z"}], {"q": "question"}, "q and question are both 'question'. Choose"),
-        ([{"a": "x", "b": "z"}], {"a": "text", "b": "text"}, "a and b are both 'text'. Choose one"),
-        (["[1]", "2"], {}, r":1: expected an object with named fields, found a list\. No row there can be used"),
-        (["{}"], {}, r":1: an object without fields\. No row there can be used"),
-        ([{f"c{i}": 1 for i in range(30)}], {}, r"c25, c26 and 10 more\) make no known format"),
+        (
+            [{"q": "x", "question": "y", "answer": "z"}],
+            {"q": "question"},
+            "both q and question are named 'question'. Choose",
+        ),
+        ([{"a": "x", "b": "z"}], {"a": "text", "b": "text"}, "both a and b are named 'text'. Choose one"),
+        (
+            ["[1]", "2"],
+            {},
+            r":1: expected an object with named fields, found a list\. No row of this source can be used",
+        ),
+        (["{}"], {}, r":1: an object without fields\. No row of this source can be used"),
+        ([{f"c{i}": 1 for i in range(30)}], {}, r"c25, c26 and 10 more\) match no known format"),
     ],
 )
 def test_prepare_data_says_why_columns_make_no_format(tmp_path, data_chat_tokenizer, rows, columns, message):
@@ -221,7 +229,7 @@ def test_bad_row_lines_name_the_place_of_each(tmp_path, data_chat_tokenizer):
         f"{file}:4: 'answer' must be text, found a number (wrong_type).",
         f"{file}:5: no field 'answer'; there: question (missing_field).",
         f"{file}:6: expected an object with named fields, found a list (not_an_object).",
-        f"{file}:7: its 219 tokens are cut to max_seq_length 60, before the answer begins "
+        f"{file}:7: its 219 tokens are truncated to max_seq_length 60, before the answer begins "
         "(nothing_left_after_truncation).",
         f"{file}:8: 'answer' holds half a surrogate pair, which is no character (not_unicode).",
     ]
@@ -285,7 +293,9 @@ def test_prepare_data_splits_validation_off_by_seed(tmp_path, data_chat_tokenize
 
 def test_prepare_data_refuses_a_split_that_leaves_nothing(tmp_path, data_chat_tokenizer):
     config = DataConfig(train_file=_write(tmp_path / "a.jsonl", _pairs(3)), validation_split=0.1)
-    with pytest.raises(DataError, match=r"validation_split 0\.1 of 3 rows leaves 0 for validation and 3 for training"):
+    with pytest.raises(
+        DataError, match=r"validation_split 0\.1 of 3 rows leaves 0 rows for validation and 3 for training"
+    ):
         prepare_data(config, data_chat_tokenizer, seed=0)
 
 
@@ -349,7 +359,9 @@ def test_prepare_data_refuses_a_broken_template_in_one_line(tmp_path, data_token
 
 def test_prepare_data_refuses_a_tokenizer_without_offsets(tmp_path, data_chat_tokenizer, monkeypatch):
     monkeypatch.setattr(type(data_chat_tokenizer), "is_fast", False)
-    with pytest.raises(ConfigError, match=r"cannot tell which characters a token stands for\. Use a fast tokenizer"):
+    with pytest.raises(
+        ConfigError, match=r"does not report the character offsets of its tokens\. Use a fast tokenizer"
+    ):
         prepare_data(DataConfig(train_file="a.jsonl"), data_chat_tokenizer, seed=0)
 
 
@@ -403,9 +415,7 @@ def _fuzzed_file(choose):
         data = b"prompt,completion\n" + "".join(f'"{i}","{type(row)}"\n' for i, row in enumerate(rows)).encode()
     else:
         data = json.dumps(choose.choice([rows, {"data": rows}, rows[0]]), indent=choose.choice([None, 1])).encode()
-    packed = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(
-        ending[-4:] if "zst" in ending else ending[-3:]
-    )
+    packed = {".gz": gzip.compress, ".zst": zstd.compress}.get(ending[-4:] if "zst" in ending else ending[-3:])
     if packed and choose.random() < 0.5:
         return name + ending, packed(_torn(data, choose))
     return name + ending, _torn(packed(data) if packed else data, choose)

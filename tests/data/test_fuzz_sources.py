@@ -21,12 +21,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
 
 from sft.common.data_records import RawRow
 from sft.common.errors import DataError
 from sft.configuration.schema import DataConfig, DatasetSource
 from sft.data.sources.load import open_sources
+from sft.data.sources.streams import zstd
 from sft.prompting.formats import find_format
 from sft.prompting.messages import RowRefused
 from tests.support.parts import build_tokenizer
@@ -113,7 +113,7 @@ def write_case(number: int, folder: Path) -> Case:
     if rng.random() < 0.7:
         data = _mutated_bytes(data, rng, is_text=kind != "parquet")
     ending = rng.choice(["", "", "", ".gz", ".zst"])
-    packed = {"": bytes, ".gz": lambda data: gzip.compress(data, 1), ".zst": zstandard.compress}[ending](data)
+    packed = {"": bytes, ".gz": lambda data: gzip.compress(data, 1), ".zst": zstd.compress}[ending](data)
     damage = rng.choice([""] * 8 + ["cut", "swapped"]) if ending else ""
     if damage:
         packed = packed[: rng.randrange(len(packed))] if damage == "cut" else _swapped_byte(packed, rng)
@@ -413,7 +413,7 @@ def test_a_line_of_a_hundred_megabytes_is_a_row(tmp_path, name):
     lines = [f'{{"text": "{text}"}}' for text in texts]
     content = {".json": f"[{', '.join(lines)}]", ".csv": "\n".join(["text", *texts]), ".txt": "\n".join(texts)}
     data = content.get(Path(name).suffix, "\n".join([*lines, "x" * length])).encode()
-    compress = {".gz": lambda data: gzip.compress(data, 1), ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+    compress = {".gz": lambda data: gzip.compress(data, 1), ".zst": zstd.compress}.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(compress(data))
     (source,) = open_sources(DataConfig(train_file=str(tmp_path / name))).train
     rows = [row for chunk in source.chunks() for row in chunk.rows()]

@@ -25,11 +25,13 @@ from sft.common.errors import DataError
 from sft.configuration.schema import RECORD_FORMATS, DataConfig, DatasetSource
 from sft.data.checks import bad_row_lines, find_problems
 from sft.data.counts import BINS, _length_report
-from sft.data.preparation import SourcePreparation, format_named
-from sft.data.rows import CHUNKS_WITHOUT_HELP, NOTE_FLAGS, Refusals, RowPreparer
+from sft.data.dropped import DroppedRows
+from sft.data.preparation import SourcePreparation
+from sft.data.rows import NOTE_FLAGS
 from sft.data.sources.chunks import MAX_ROWS
 from sft.data.sources.load import open_sources
-from sft.prompting.formats import FORMATS
+from sft.data.workers import CHUNKS_WITHOUT_WORKERS
+from sft.prompting.formats import FORMATS, format_named
 from sft.prompting.messages import RowRefused
 from sft.prompting.tokenizing import RowTooLong
 from sft.prompting.turns import NOTES
@@ -97,7 +99,7 @@ def mixed_rows(count):
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
 def test_prepare_gives_the_same_file_from_one_process_and_from_several(tmp_path, tokenizer, kind):
     rows = mixed_rows(9 * MAX_ROWS + 100)
-    assert len(rows) / MAX_ROWS > CHUNKS_WITHOUT_HELP + 2
+    assert len(rows) / MAX_ROWS > CHUNKS_WITHOUT_WORKERS + 2
     file = tmp_path / f"a.{kind}"
     if kind == "jsonl":
         write(file, rows)
@@ -146,12 +148,12 @@ def test_prepare_of_a_dataset_gives_the_same_from_several_processes(tmp_path, to
 
 def test_row_preparer_travels_to_a_process_that_is_not_forked(tmp_path, tokenizer):
     (source,) = open_sources(DataConfig(train_file=write(tmp_path / "a.jsonl", mixed_rows(100)))).train
-    preparer = RowPreparer(DataConfig(), tokenizer, format_named("question_answer"), {})
+    preparer = SourcePreparation(DataConfig(), tokenizer).preparer(source, format_named("question_answer"))
     (chunk,) = source.chunks()
     here, there = preparer(chunk), pickle.loads(pickle.dumps(preparer))(pickle.loads(pickle.dumps(chunk)))
     assert here.input_ids.tolist() == there.input_ids.tolist()
     assert here.labels.tolist() == there.labels.tolist()
-    assert (here.refusals, here.rows_read, here.seen_columns) == (there.refusals, there.rows_read, there.seen_columns)
+    assert (here.dropped, here.rows_read, here.seen_columns) == (there.dropped, there.rows_read, there.seen_columns)
 
 
 PREPARE = """
@@ -296,8 +298,8 @@ def test_prepare_with_a_killed_worker_is_one_line(tmp_path, cache, tokenizer):
         prepare(DataConfig(train_file=file, preprocessing_num_workers=2, data_cache_dir=str(cache)), tokenizer)
     killer.join()
     assert caught.value.problems == (
-        "preprocessing_num_workers: one of 2 processes that prepared rows was killed (out of memory?). Write a smaller "
-        "number, or make memory free.",
+        "preprocessing_num_workers: one of 2 worker processes was killed while it prepared rows (out of memory?). Set a "
+        "smaller number or free memory.",
     )
     assert set(active_children()) == before
     assert [path.name for path in cache.iterdir() if path.suffix != ".lock"] == []
@@ -337,7 +339,7 @@ def test_prepare_refuses_a_file_that_changes_while_it_is_read(tmp_path, cache):
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-    assert caught.value.problems == (f"{file}: changed while it was read. Start again once it is written.",)
+    assert caught.value.problems == (f"{file}: changed while it was being read. Start again when it is complete.",)
     assert entries(cache) == []
 
 
@@ -364,9 +366,9 @@ for name in ("few", "many"):
 
 
 def test_refusals_do_not_grow_with_the_rows():
-    total = Refusals()
+    total = DroppedRows()
     for part in range(300):
-        one = Refusals()
+        one = DroppedRows()
         for line in range(512):
             source = RowSource(file="a.jsonl", line=512 * part + line + 1)
             one.add(source, RowTooLong("too_long", "it has", 1000 + line % 3, "end"))
@@ -399,10 +401,10 @@ def test_prepare_finds_what_was_prepared_before(tmp_path, cache, tokenizer, capl
     said = caplog.messages
     caplog.clear()
     second = prepare(config, tokenizer, show_rows=(1, 3))
-    assert said == [f"Train: {file}, read as question + answer.", "Train: columns not used: id, more, remark."]
+    assert said == [f"Train: {file}, read as question + answer.", "Train: unused columns: id, more, remark."]
     assert caplog.messages == [
         f"Train: {file}, read as question + answer (prepared before).",
-        "Train: columns not used: id, more, remark.",
+        "Train: unused columns: id, more, remark.",
     ]
     assert first.report == second.report
     assert (first.previews, first.sample_prompts) == (second.previews, second.sample_prompts)
@@ -903,7 +905,7 @@ def test_prepare_refuses_a_format_whose_columns_are_not_there(tmp_path, tokenize
     with pytest.raises(DataError) as caught:
         prepare(config, tokenizer)
     assert caught.value.problems == (
-        f"{file}: format alpaca needs the columns instruction, output; there: answer, question. Map yours with "
+        f"{file}: format alpaca needs the columns instruction, output. Found: answer, question. Rename yours with "
         "columns: {their_name: our_name}.",
     )
 

@@ -76,7 +76,7 @@ def test_stored_rows_of_an_empty_file(tmp_path):
     assert (len(rows), rows.lengths.tolist(), rows.columns.digest.tolist()) == (0, [], [])
     assert (rows.lengths.dtype, rows.columns.digest.dtype) == (np.int64, np.uint64)
     chosen = PreparedRows([rows])
-    assert (len(chosen), chosen.lengths.tolist(), chosen.part_of_rows().tolist(), list(chosen)) == (0, [], [], [])
+    assert (len(chosen), chosen.lengths.tolist(), chosen.source_indices().tolist(), list(chosen)) == (0, [], [], [])
     assert len(chosen.columns().line) == 0
 
 
@@ -86,7 +86,7 @@ def test_prepared_rows_count_through_several_files(tmp_path):
     last = StoredRows(write_rows(tmp_path / "c.arrow", BATCHES[1:]))
     rows = PreparedRows([first, empty, last])
     assert tokens_of(rows) == ROWS
-    assert rows.part_of_rows().tolist() == [0, 0, 2, 2, 2, 2]
+    assert rows.source_indices().tolist() == [0, 0, 2, 2, 2, 2]
     assert rows.lengths.tolist() == [3, 1, 2, 0, 4, 1]
     assert rows.columns().number.tolist() == [1, 2, 1, 2, 3, 4]
 
@@ -250,7 +250,7 @@ def test_find_or_make_in_an_unwritable_place_is_one_line(tmp_path):
     with pytest.raises(DataError) as caught:
         find_or_make(tmp_path / "file" / "cache", KEY, fill())
     assert caught.value.problems == (
-        f"data_cache_dir: {tmp_path}/file/cache cannot be written: Not a directory. Make room, or name another folder.",
+        f"data_cache_dir: cannot write to {tmp_path}/file/cache: Not a directory. Free disk space or set another folder.",
     )
 
 
@@ -258,7 +258,7 @@ def test_find_or_make_without_room_is_one_line(tmp_path):
     def make(folder):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(DataError, match=r"cannot be written: No space left on device\. Make room, or name another"):
+    with pytest.raises(DataError, match=r": No space left on device\. Free disk space or set another"):
         find_or_make(tmp_path, KEY, make)
 
 

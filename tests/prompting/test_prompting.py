@@ -116,7 +116,7 @@ def _marked(rendered):
 
 
 def _tokenized(tokenizer, rendered, max_seq_length=4096, *, is_chat=True):
-    (row,) = RowTokenizer(tokenizer, is_chat=is_chat, max_seq_length=max_seq_length)([rendered]).apart()
+    (row,) = RowTokenizer(tokenizer, is_chat=is_chat, max_seq_length=max_seq_length)([rendered]).split()
     return row
 
 
@@ -617,12 +617,12 @@ def test_row_tokenizer_cuts_at_the_end_and_says_so(data_tokenizer, max_seq_lengt
     if isinstance(expected, str):
         assert row.problem.reason == expected
     else:
-        assert (row.input_ids.tolist(), row.labels.tolist(), row.was_truncated, row.lost_its_end) == expected
+        assert (row.input_ids.tolist(), row.labels.tolist(), row.was_truncated, row.lost_end) == expected
 
 
 def test_row_tokenizer_keeps_the_end_of_a_row_cut_after_its_answer(data_tokenizer):
     row = _row(data_tokenizer, "hihi</s>", ((0, 2),), max_seq_length=3)
-    assert (row.was_truncated, row.lost_its_end) == (True, False)
+    assert (row.was_truncated, row.lost_end) == (True, False)
 
 
 @pytest.mark.parametrize("spans", [((0, 1),), ((2, 2),)])

@@ -105,7 +105,7 @@ def row_tokenizer(tokenizer, *, is_chat=True, max_seq_length=1000, **options):
 
 def placed(rows, *texts):
     """Ids and places of each text, as our code tells them; characters are counted from the text's own beginning."""
-    tokens = rows._placed([RenderedText(text=text, trained_spans=()) for text in texts])
+    tokens = rows._encode(list(texts))
     results, first, before = [], 0, 0
     for text, length in zip(texts, tokens.lengths.tolist(), strict=True):
         own = slice(first, first + length)
@@ -129,7 +129,7 @@ def by_offsets(tokenizer, text):
 def test_row_tokenizer_by_bytes_equals_the_offsets(normalizer, text):
     tokenizer = byte_level(normalizer)
     rows = row_tokenizer(tokenizer)
-    assert rows._token_bytes is not None, "this tokenizer must go the quick way"
+    assert rows._encode.byte_lengths is not None, "this tokenizer must go the quick way"
     assert placed(rows, text) == [by_offsets(tokenizer, text)]
 
 
@@ -144,7 +144,7 @@ def test_row_tokenizer_by_bytes_labels_like_the_offsets():
             token if start < span[1] and end > span[0] else -100
             for token, start, end in zip(ids, starts, ends, strict=True)
         ]
-        (row,) = rows([RenderedText(text=text, trained_spans=(span,))]).apart()
+        (row,) = rows([RenderedText(text=text, trained_spans=(span,))]).split()
         if set(expected[1:]) == {-100}:
             assert row.problem.reason == "nothing_to_train"
         else:
@@ -153,14 +153,14 @@ def test_row_tokenizer_by_bytes_labels_like_the_offsets():
 
 def test_row_tokenizer_trains_every_token_of_a_split_character():
     tokenizer = byte_level()
-    (row,) = row_tokenizer(tokenizer)([RenderedText(text="a\u6c34b", trained_spans=((1, 2),))]).apart()
+    (row,) = row_tokenizer(tokenizer)([RenderedText(text="a\u6c34b", trained_spans=((1, 2),))]).split()
     assert (row.labels != -100).tolist() == [False, True, True, True, False]
     assert tokenizer.decode(row.labels[1:4]) == "\u6c34"
 
 
 def test_row_tokenizer_by_bytes_does_not_touch_what_does_not_add_up():
     rows = row_tokenizer(byte_level(normalizers.NFC()))
-    by_bytes = rows._token_bytes
+    by_bytes = rows._encode.byte_lengths
 
     def fits(*texts, of=None):
         ids = [by_bytes.backend.encode(text, add_special_tokens=False).ids for text in of or texts]
@@ -185,7 +185,7 @@ def test_row_tokenizer_by_bytes_of_random_texts_equals_the_offsets():
     expected = [by_offsets(tokenizer, text) for text in texts]
     assert placed(rows, *texts) == expected
     ids = [np.asarray(own, dtype=np.int32) for own, _, _ in expected]
-    fits = rows._token_bytes.fits(texts, np.concatenate(ids), np.asarray([len(own) for own in ids]))
+    fits = rows._encode.byte_lengths.fits(texts, np.concatenate(ids), np.asarray([len(own) for own in ids]))
     assert 100 < fits.sum() < 400, "both ways must be taken"
     quick = [number for number in range(400) if fits[number]]
     assert placed(rows, *(texts[number] for number in quick)) == [expected[number] for number in quick]
@@ -200,11 +200,11 @@ def test_row_tokenizer_labels_many_rows_as_it_labels_each():
         rendered.append(RenderedText(text=text, trained_spans=((begin, end), (end, len(text)))[: choose.integers(3)]))
     for normalizer in (None, normalizers.NFC()):
         for is_chat in (True, False):
-            for keep_too_long in (True, False):
+            for truncate in (True, False):
                 tokenizer = byte_level(normalizer)
-                rows = row_tokenizer(tokenizer, is_chat=is_chat, max_seq_length=12, keep_too_long=keep_too_long)
-                together = rows(rendered).apart()
-                alone = [outcome for one in rendered for outcome in rows([one]).apart()]
+                rows = row_tokenizer(tokenizer, is_chat=is_chat, max_seq_length=12, truncate=truncate)
+                together = rows(rendered).split()
+                alone = [outcome for one in rendered for outcome in rows([one]).split()]
                 assert len(together) == len(rendered)
                 assert list(map(_as_plain, together)) == list(map(_as_plain, alone))
                 kinds = {type(outcome).__name__ for outcome in together}
@@ -214,7 +214,7 @@ def test_row_tokenizer_labels_many_rows_as_it_labels_each():
 def _as_plain(outcome):
     if isinstance(outcome, RowRefused):
         return outcome.problem, getattr(outcome, "full_length", None), getattr(outcome, "loses", None)
-    ends = (outcome.full_length, outcome.lost_its_end, outcome.has_trained_end, outcome.num_supervised)
+    ends = (outcome.full_length, outcome.lost_end, outcome.has_trained_end, outcome.num_supervised)
     return outcome.input_ids.tolist(), outcome.labels.tolist(), *ends
 
 
@@ -225,9 +225,9 @@ def test_row_tokenizer_counts_the_supervised_tokens_of_each_row():
     assert sorted(tokens.refusals) == [2, 4]
     assert tokens.num_supervised.tolist() == [2, 2, 4]
     assert tokens.num_supervised.tolist() == [
-        row.num_supervised for row in tokens.apart() if not isinstance(row, RowRefused)
+        row.num_supervised for row in tokens.split() if not isinstance(row, RowRefused)
     ]
-    assert tokens.lost_its_end.tolist() == [False, True, True]
+    assert tokens.lost_end.tolist() == [False, True, True]
     assert (tokens.lengths.tolist(), tokens.full_length.tolist()) == ([6] * 3, [10] * 3)
     assert len(tokens.input_ids) == len(tokens.labels) == 18
 
@@ -248,7 +248,7 @@ def test_row_tokenizer_counts_the_supervised_tokens_of_each_row():
 def test_row_tokenizer_takes_the_offsets_of_other_tokenizers(make, text):
     tokenizer = make()
     rows = row_tokenizer(tokenizer)
-    assert rows._token_bytes is None
+    assert rows._encode.byte_lengths is None
     assert placed(rows, text) == [by_offsets(tokenizer, text)]
 
 
@@ -261,7 +261,7 @@ def test_row_tokenizer_labels_by_offsets(make, expected):
     tokenizer = make()
     text = f"the question the answer{tokenizer.eos_token}"
     begin = text.index("answer")
-    (row,) = row_tokenizer(tokenizer)([RenderedText(text=text, trained_spans=((begin, len(text)),))]).apart()
+    (row,) = row_tokenizer(tokenizer)([RenderedText(text=text, trained_spans=((begin, len(text)),))]).split()
     assert tokenizer.decode(row.labels[row.labels != -100]).strip() == expected
     assert row.has_trained_end
 
@@ -272,14 +272,14 @@ def test_row_tokenizer_by_bytes_is_refused_where_the_backend_drops_characters():
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex("\n"), "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    assert row_tokenizer(tokenizer)._token_bytes is None
+    assert row_tokenizer(tokenizer)._encode.byte_lengths is None
 
 
 def test_row_tokenizer_does_not_cut_or_pad_as_a_saved_tokenizer_would():
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.enable_truncation(3)
     tokenizer.backend_tokenizer.enable_padding(length=50)
-    (row,) = row_tokenizer(tokenizer)([RenderedText(text="12345678", trained_spans=((4, 8),))]).apart()
+    (row,) = row_tokenizer(tokenizer)([RenderedText(text="12345678", trained_spans=((4, 8),))]).split()
     assert tokenizer.decode(row.input_ids) == "12345678"
 
 
@@ -289,14 +289,14 @@ TEXT = "0123456789"
 """Ten tokens: digits are no part of a merge here."""
 
 
-def outcome(spans, *, keep_too_long, max_seq_length=6):
-    rows = row_tokenizer(byte_level(), max_seq_length=max_seq_length, keep_too_long=keep_too_long)
-    (row,) = rows([RenderedText(text=TEXT, trained_spans=spans)]).apart()
+def outcome(spans, *, truncate, max_seq_length=6):
+    rows = row_tokenizer(byte_level(), max_seq_length=max_seq_length, truncate=truncate)
+    (row,) = rows([RenderedText(text=TEXT, trained_spans=spans)]).split()
     return row
 
 
 @pytest.mark.parametrize(
-    ("spans", "labels", "lost_its_end"),
+    ("spans", "labels", "lost_end"),
     [
         (((2, 4),), [None, None, "2", "3", None, None], False),
         (((4, 9),), [None, None, None, None, "4", "5"], True),
@@ -305,20 +305,20 @@ def outcome(spans, *, keep_too_long, max_seq_length=6):
         (((5, 10),), [None, None, None, None, None, "5"], True),
     ],
 )
-def test_row_tokenizer_truncates_and_tells_whether_the_end_is_lost(spans, labels, lost_its_end):
-    row = outcome(spans, keep_too_long=True)
+def test_row_tokenizer_truncates_and_tells_whether_the_end_is_lost(spans, labels, lost_end):
+    row = outcome(spans, truncate=True)
     tokenizer = byte_level()
     assert [None if label == -100 else tokenizer.decode([label]) for label in row.labels] == labels
     assert tokenizer.decode(row.input_ids) == "012345"
-    assert (row.full_length, row.was_truncated, row.lost_its_end) == (10, True, lost_its_end)
+    assert (row.full_length, row.was_truncated, row.lost_end) == (10, True, lost_end)
     assert row.input_ids.base is None, "what was cut off must not stay in memory behind the part"
 
 
 def test_row_tokenizer_refuses_a_row_of_which_the_answer_is_cut_off():
-    row = outcome(((6, 9),), keep_too_long=True)
+    row = outcome(((6, 9),), truncate=True)
     assert isinstance(row, RowTooLong)
     assert (row.problem.reason, row.full_length, row.loses) == ("nothing_left_after_truncation", 10, "answer")
-    assert row.problem.message == "its 10 tokens are cut to max_seq_length 6, before the answer begins"
+    assert row.problem.message == "its 10 tokens are truncated to max_seq_length 6, before the answer begins"
 
 
 @pytest.mark.parametrize(
@@ -332,20 +332,20 @@ def test_row_tokenizer_refuses_a_row_of_which_the_answer_is_cut_off():
     ],
 )
 def test_row_tokenizer_drops_too_long_rows_and_tells_what_a_cut_would_take(spans, loses):
-    row = outcome(spans, keep_too_long=False)
+    row = outcome(spans, truncate=False)
     assert (row.problem.reason, row.loses, row.full_length) == ("too_long", loses, 10)
     assert row.problem.message == "it has 10 tokens, more than max_seq_length 6"
 
 
-@pytest.mark.parametrize("keep_too_long", [True, False])
-def test_row_tokenizer_leaves_a_row_of_just_the_limit_alone(keep_too_long):
-    row = outcome(((8, 10),), keep_too_long=keep_too_long, max_seq_length=10)
-    assert (row.was_truncated, row.lost_its_end, row.num_supervised) == (False, False, 2)
+@pytest.mark.parametrize("truncate", [True, False])
+def test_row_tokenizer_leaves_a_row_of_just_the_limit_alone(truncate):
+    row = outcome(((8, 10),), truncate=truncate, max_seq_length=10)
+    assert (row.was_truncated, row.lost_end, row.num_supervised) == (False, False, 2)
 
 
 @pytest.mark.parametrize("spans", [(), ((0, 1),), ((3, 3),)])
 def test_row_tokenizer_refuses_a_row_without_a_predicted_token(spans):
-    row = outcome(spans, keep_too_long=True)
+    row = outcome(spans, truncate=True)
     assert isinstance(row, RowRefused)
     assert row.problem.reason == "nothing_to_train"
 
@@ -363,14 +363,14 @@ def test_row_tokenizer_refuses_a_row_without_a_predicted_token(spans):
 )
 def test_row_tokenizer_finds_a_trained_end(text, span, end_token_ids, expected):
     rows = row_tokenizer(byte_level(), end_token_ids=end_token_ids)
-    (row,) = rows([RenderedText(text=text, trained_spans=(span,))]).apart()
+    (row,) = rows([RenderedText(text=text, trained_spans=(span,))]).split()
     assert row.has_trained_end is expected
 
 
 def test_row_tokenizer_finds_no_trained_end_where_it_is_cut_off():
     rows = row_tokenizer(byte_level(), max_seq_length=3)
-    (row,) = rows([RenderedText(text="abc<|im_end|>", trained_spans=((1, 13),))]).apart()
-    assert (row.has_trained_end, row.lost_its_end) == (False, True)
+    (row,) = rows([RenderedText(text="abc<|im_end|>", trained_spans=((1, 13),))]).split()
+    assert (row.has_trained_end, row.lost_end) == (False, True)
 
 
 # Plain text
@@ -384,7 +384,7 @@ def test_row_tokenizer_completes_text_with_one_begin_and_one_end():
     )
     rows = row_tokenizer(tokenizer, is_chat=False)
     texts = ["ab", "<|endoftext|>ab", "ab<|im_end|>"]
-    for row in rows([RenderedText(text=text, trained_spans=((0, len(text)),)) for text in texts]).apart():
+    for row in rows([RenderedText(text=text, trained_spans=((0, len(text)),)) for text in texts]).split():
         assert tokenizer.decode(row.input_ids) == "<|endoftext|>ab<|im_end|>"
         assert tokenizer.decode(row.labels[1:]) == "ab<|im_end|>"
 
@@ -423,7 +423,7 @@ def test_segments_of_a_chat_are_exact():
         ("caf\u00e9 4<|im_end|>", True),
         ("\n", False),
     ]
-    (row,) = rows([RenderedText(text=text, trained_spans=((begin, len(text) - 1),))]).apart()
+    (row,) = rows([RenderedText(text=text, trained_spans=((begin, len(text) - 1),))]).split()
     assert byte_level().decode(row.labels[row.labels != -100]) == "caf\u00e9 4<|im_end|>"
 
 
@@ -465,7 +465,7 @@ def test_segments_of_text_that_brings_its_end_show_it_once():
 def test_segments_of_text_that_is_cut_have_no_end(limit, expected):
     rows = row_tokenizer(byte_level(), is_chat=False, max_seq_length=limit)
     assert segments_of(rows, TEXT, (0, 10)) == expected
-    (row,) = rows([RenderedText(text=TEXT, trained_spans=((0, 10),))]).apart()
+    (row,) = rows([RenderedText(text=TEXT, trained_spans=((0, 10),))]).split()
     assert len(row.input_ids) == min(limit, 11)
 
 
@@ -477,7 +477,7 @@ def test_segments_of_a_begin_that_the_tokenizer_adds_hold_the_text_alone():
     )
     rows = row_tokenizer(tokenizer, is_chat=False)
     assert segments_of(rows, "ab", (0, 2)) == [("ab", True), ("<|im_end|>", True)]
-    (row,) = rows([RenderedText(text="ab", trained_spans=((0, 2),))]).apart()
+    (row,) = rows([RenderedText(text="ab", trained_spans=((0, 2),))]).split()
     assert tokenizer.decode(row.labels[1:]) == "ab<|im_end|>"
 
 
@@ -492,7 +492,7 @@ def test_segments_say_what_the_labels_say():
         begin, end = sorted(choose.integers(0, len(text), 2).tolist())
         rows = row_tokenizer(tokenizer, max_seq_length=limit)
         rendered = RenderedText(text=text, trained_spans=((begin, end),))
-        (row,) = rows([rendered]).apart()
+        (row,) = rows([rendered]).split()
         if isinstance(row, RowRefused):
             continue
         pieces = rows.segments(rendered)

@@ -15,7 +15,7 @@ from sft.common.data_records import Conversation, RawRow
 from sft.common.did_you_mean import did_you_mean
 from sft.common.errors import DataError, UserError
 from sft.configuration.schema import DataConfig
-from sft.data.preparation import find_source_format
+from sft.data.source_format import find_source_format
 from sft.data.sources.files import SPLIT_WORDS
 from sft.data.sources.load import OpenedSources, Source, open_sources
 from sft.prompting.formats import RecordFormat

@@ -35,7 +35,7 @@ def load_splits(
         DataError: one line for what the library says in many.
     """
     try:
-        import datasets
+        import datasets  # an optional package
     except ImportError:
         raise DataError(
             f"dataset_name {name!r} needs the package datasets: pip install datasets. Or name files, with train_file."

@@ -14,6 +14,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
+
 from sft.common.data_records import RowProblem
 from sft.common.errors import DataError
 from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS, Entries, Entry, Stretch, TextLines, entry_blocks, line_blocks
@@ -98,9 +101,6 @@ def _csv_lines(lines: Iterable[str]) -> Iterator[str]:
 
 def _read_parquet(file: DataFile) -> Iterator[tuple[Stretch, float]]:
     """The rows of a Parquet file; the line is the row's number, from 1."""
-    import pyarrow
-    import pyarrow.parquet
-
     number = 0
     with tempfile.SpooledTemporaryFile(max_size=_HELD_PARQUET_BYTES) as unpacked:
         try:

@@ -1,0 +1,44 @@
+"""Records of what preparation makes: a prepared source, and a split of one or several sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sft.common.data_records import RowSource
+from sft.data.dropped import DroppedRows
+from sft.data.sources.load import Source
+from sft.data.store import PreparedRows, StoredRows
+from sft.prompting.formats import RecordFormat
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedSource:
+    """A source whose usable rows are on disk, and the counts of its dropped rows."""
+
+    name: str
+    files: tuple[str, ...]
+    weight: float
+    record_format: RecordFormat
+    rows: StoredRows
+    rows_read: int
+    dropped: DroppedRows
+    unused_columns: tuple[str, ...]
+
+    def location(self, row: int) -> RowSource:
+        """File and line of one of its stored rows."""
+        columns = self.rows.columns
+        return RowSource(file=self.files[int(columns.file[row])], line=int(columns.line[row]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """The sources of a split, what was prepared from them, and the rows that belong to the split, each once."""
+
+    sources: tuple[Source, ...]
+    prepared: tuple[PreparedSource, ...]
+    rows: PreparedRows
+
+    def location(self, rows: PreparedRows, row: int) -> RowSource:
+        """File and line of row number `row` of `rows`, a selection of the rows of this split."""
+        source, own = rows.locate(row)
+        return self.prepared[source].location(own)

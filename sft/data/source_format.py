@@ -1,0 +1,98 @@
+"""The record format of a source, chosen by the columns of its first rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+
+from sft.common.did_you_mean import did_you_mean
+from sft.common.errors import DataError
+from sft.data.sources.load import Chunk, Source
+from sft.prompting.formats import FORMATS, RecordFormat, find_format, format_named
+
+SAMPLED_ROWS = 1000
+"""Number of rows whose columns decide the format."""
+MAX_UNREADABLE_ROWS = 10_000
+"""If none of the first rows, this many of them, can be read, no format can be chosen."""
+
+
+def find_source_format(source: Source) -> tuple[RecordFormat, Iterator[Chunk]]:
+    """Choose the record format of a source.
+
+    Returns:
+        The format, and an iterator over all chunks of the source, including the ones read to choose it.
+
+    Raises:
+        DataError: If no row can be read, the columns match no known format, or the configuration names columns or a
+            format that the source does not have.
+    """
+    chunks = iter(source.chunks())
+    seen: Counter[str] = Counter()
+    sampled: list[Chunk] = []
+    num_rows = 0
+    first_problem = None
+    for chunk in chunks:
+        sampled.append(chunk)
+        for row in chunk.rows():
+            num_rows += 1
+            seen.update(list(row.record or ()))
+            first_problem = first_problem or (row.source, row.problem)
+        if num_rows >= SAMPLED_ROWS and (seen or num_rows >= MAX_UNREADABLE_ROWS):
+            break
+    if not seen:
+        location, problem = first_problem
+        message = problem.message if problem is not None else "an object without fields"
+        which = "No row" if num_rows < MAX_UNREADABLE_ROWS else f"None of the first {num_rows:,} rows"
+        raise DataError(f"{location}: {message}. {which} of this source can be used.")
+    return _choose_format(source, _renamed_columns(source, seen)), chain(sampled, chunks)
+
+
+def list_columns(names: Iterable[str]) -> str:
+    """Column names for one line of a message, shortened if need be."""
+    names = [" ".join(name.split())[:40] for name in names]
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _renamed_columns(source: Source, seen: Mapping[str, int]) -> set[str]:
+    """The columns of a source after `dataset_columns` has renamed them.
+
+    Raises:
+        DataError: If `dataset_columns` names a column that does not exist, or gives two columns the same name.
+    """
+    file, names = source.files[0], source.columns
+    for column in names:
+        if column not in seen:
+            hint = did_you_mean(column, seen)
+            raise DataError(
+                f"{file}: dataset_columns names the column {column!r}, which does not exist. Columns: "
+                f"{list_columns(seen)}.{hint}"
+            )
+    renamed = Counter(names.get(name, name) for name in seen)
+    ambiguous = [name for name, count in renamed.items() if count > 1]
+    if ambiguous:
+        theirs = [name for name in seen if names.get(name, name) == ambiguous[0]]
+        raise DataError(
+            f"{file}: with dataset_columns, both {' and '.join(theirs)} are named {ambiguous[0]!r}. Choose one."
+        )
+    return set(renamed)
+
+
+def _choose_format(source: Source, columns: set[str]) -> RecordFormat:
+    if source.format is not None:
+        chosen = format_named(source.format)
+        if not chosen.columns <= columns:
+            missing = ", ".join(sorted(chosen.columns - columns))
+            raise DataError(
+                f"{source.files[0]}: format {chosen.name} needs the columns {missing}. Found: "
+                f"{list_columns(sorted(columns))}. Rename yours with columns: {{their_name: our_name}}."
+            )
+        return chosen
+    found = find_format(columns)
+    if found is None:
+        known = "; ".join(known.description for known in FORMATS)
+        raise DataError(
+            f"{source.files[0]}: its columns ({list_columns(sorted(columns))}) match no known format. Known formats: "
+            f"{known}. Rename yours with dataset_columns: {{their_name: our_name}}."
+        )
+    return found
