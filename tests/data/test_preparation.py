@@ -298,8 +298,8 @@ def test_prepare_with_a_killed_worker_is_one_line(tmp_path, cache, tokenizer):
         prepare(DataConfig(train_file=file, preprocessing_num_workers=2, data_cache_dir=str(cache)), tokenizer)
     killer.join()
     assert caught.value.problems == (
-        "preprocessing_num_workers: one of 2 worker processes was killed while it prepared rows (out of memory?). Set a "
-        "smaller number or free memory.",
+        "preprocessing_num_workers: one of 2 worker processes was killed while it prepared rows (out of memory?). Set "
+        "a smaller number or free memory.",
     )
     assert set(active_children()) == before
     assert [path.name for path in cache.iterdir() if path.suffix != ".lock"] == []

@@ -250,7 +250,8 @@ def test_find_or_make_in_an_unwritable_place_is_one_line(tmp_path):
     with pytest.raises(DataError) as caught:
         find_or_make(tmp_path / "file" / "cache", KEY, fill())
     assert caught.value.problems == (
-        f"data_cache_dir: cannot write to {tmp_path}/file/cache: Not a directory. Free disk space or set another folder.",
+        f"data_cache_dir: cannot write to {tmp_path}/file/cache: Not a directory. Free disk space or set another "
+        "folder.",
     )
 
 
