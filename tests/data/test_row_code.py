@@ -17,7 +17,7 @@ NOT_DECIDING = {
     "configuration/passed_through.py": "names of TrainingArguments",
     "configuration/rules.py": "what values the configuration accepts",
     "processes/environment.py": "number of cores, cache folder, threads of the tokenizer",
-    "processes/live_line.py": "draws the progress",
+    "processes/terminal.py": "draws the progress",
 }
 """Modules that the preparation of rows reaches, and why they do not decide what a row becomes."""
 
