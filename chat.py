@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from sft.commands.chat.options import BASE_BEFORE_TRAINING, Sampling, TalkOptions
 from sft.common.errors import ConfigError, UserError
-from sft.configuration.option_parser import OneLineParser, number
+from sft.configuration.command_line import OneLineParser, number
 from sft.processes.exit_notes import tell_problems
 from sft.processes.libraries import pause_garbage_collection, quiet_libraries, resume_garbage_collection
 from sft.processes.logs import configure_logging

@@ -9,7 +9,7 @@ from pathlib import Path
 from sft.commands.compare.comparison import ComparedRun, compare, read_run, short_names
 from sft.commands.compare.text import comparison_lines
 from sft.common.errors import ConfigError, UserError
-from sft.configuration.option_parser import OneLineParser
+from sft.configuration.command_line import OneLineParser
 from sft.processes.exit_notes import tell_problems
 
 DESCRIPTION = """\

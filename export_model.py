@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sft.checkpointing.publish import full_disk
 from sft.commands.export.options import ExportOptions
 from sft.common.errors import ConfigError, ModelError, UserError
-from sft.configuration.option_parser import OneLineParser
+from sft.configuration.command_line import OneLineParser
 from sft.processes.exit_notes import tell_problems
 from sft.processes.libraries import pause_garbage_collection, quiet_libraries, resume_garbage_collection
 from sft.processes.logs import configure_logging

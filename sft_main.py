@@ -20,7 +20,7 @@ from sft.checkpointing.output_lock import OutputLock
 from sft.checkpointing.publish import full_disk
 from sft.common.errors import CheckpointError, ConfigError, UserError, located
 from sft.configuration.batch_sizes import with_accumulation
-from sft.configuration.command_line import Command, StartOptions, read_command, read_start
+from sft.configuration.command_line import Command, InitOptions, read_command, read_init
 from sft.configuration.help import format_help
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_to_yaml, config_with_origins
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     configure_logging()
     try:
-        if (options := read_start(arguments)) is not None:
+        if (options := read_init(arguments)) is not None:
             return _start(options)
     except UserError as error:
         tell_problems(error.problems)
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
             return interrupted.exit_code
 
 
-def _start(options: StartOptions) -> int:
+def _start(options: InitOptions) -> int:
     """Writes a first configuration; asks at a terminal what is not given."""
     try:
         quiet_libraries()

@@ -1,8 +1,8 @@
-"""Batch size, accumulation and the rows of a step: one follows from the others."""
+"""Micro-batch size, gradient accumulation and global batch size, which determine each other."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 
 from sft.common.errors import ConfigError
@@ -12,48 +12,38 @@ AUTO = "auto"
 
 
 def with_auto_sizes(training: TrainingConfig, given: Collection[str]) -> TrainingConfig:
-    """What `auto_batch_size`, and `global_batch_size` without a batch size, leave to a trial.
+    """Set the batch sizes that `auto_batch_size`, or `global_batch_size` alone, leave to a trial to `auto`.
 
     Args:
-        training: as read.
-        given: the keys that were given, by name.
+        training: section as read.
+        given: names of the keys that were given.
     """
-    changes = {}
-    wants_trial = training.auto_batch_size or (training.global_batch_size and not training.tokens_per_batch)
-    if wants_trial and "per_device_train_batch_size" not in given:
-        changes["per_device_train_batch_size"] = AUTO
+    needs_trial = training.auto_batch_size or (training.global_batch_size and not training.tokens_per_batch)
+    if needs_trial and "per_device_train_batch_size" not in given:
+        training = replace(training, per_device_train_batch_size="auto")
     if training.auto_batch_size and "per_device_eval_batch_size" not in given:
-        changes["per_device_eval_batch_size"] = AUTO
-    return replace(training, **changes) if changes else training
-
-
-def batch_size_contradictions(training: TrainingConfig) -> Iterator[tuple[str, str]]:
-    """Key and message of what does not go together."""
-    if training.auto_batch_size and training.per_device_train_batch_size != AUTO:
-        yield "per_device_train_batch_size", "auto_batch_size chooses it; choose one."
-    if training.global_batch_size and training.gradient_accumulation_steps != 1:
-        yield "gradient_accumulation_steps", "follows from global_batch_size; choose one."
-    if training.tokens_per_batch and training.per_device_train_batch_size == AUTO:
-        yield "tokens_per_batch", "says how large a micro-batch is, and so would auto; choose one."
+        training = replace(training, per_device_eval_batch_size="auto")
+    return training
 
 
 def with_accumulation(training: TrainingConfig, world_size: int) -> TrainingConfig:
-    """The accumulation that `global_batch_size` asks for, where the batch size is known.
+    """Set the gradient accumulation that `global_batch_size` requires, if the micro-batch size is known.
 
     Raises:
-        ConfigError: if it cannot be shared out evenly.
+        ConfigError: if `global_batch_size` is not a multiple of the rows that all processes handle at once.
     """
     rows, size = training.global_batch_size, training.per_device_train_batch_size
     if rows is None:
         return training
-    if training.tokens_per_batch:
-        size = 1  # a pack of so many tokens is a micro-batch of its own
-    together = world_size * (1 if size == AUTO else size)
+    # A micro-batch of `tokens_per_batch` is one pack.
+    per_device = 1 if training.tokens_per_batch or isinstance(size, str) else size
+    together = world_size * per_device
     if rows % together:
-        of_batch = "" if size in (AUTO, 1) else f"per_device_train_batch_size {size} x "
+        factor = "" if per_device == 1 else f"per_device_train_batch_size {per_device} x "
         nearest = sorted({max(rows // together, 1) * together, (rows // together + 1) * together})
         raise ConfigError(
-            f"global_batch_size: {rows} is no multiple of {of_batch}{world_size} processes; "
-            f"write {' or '.join(map(str, nearest))}, or change the other."
+            f"global_batch_size: {rows} is not a multiple of {factor}{world_size} processes; "
+            f"use {' or '.join(map(str, nearest))}, or change the batch size or the number of processes."
         )
-    return training if size == AUTO else replace(training, gradient_accumulation_steps=rows // together)
+    is_known = training.tokens_per_batch is not None or size != AUTO
+    return replace(training, gradient_accumulation_steps=rows // together) if is_known else training

@@ -1,7 +1,7 @@
-"""YAML nodes to values of a declared type.
+"""Conversion of YAML nodes to values of a declared type.
 
-PyYAML reads `5e-5` as a string and `no` as a boolean; what a user meant depends on the key. So scalars stay text until
-the key's declared type is known.
+PyYAML reads `5e-5` as a string and `no` as a boolean, but the intended type depends on the key. Scalars therefore stay
+strings until the key's declared type is known.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from sft.common.text import counted
 from sft.configuration.rules import CommaSeparated, IsPath, Range, StepLimit, WholeOrShare
 
 TRUE_WORDS = {"true", "yes", "on", "1"}
@@ -25,14 +26,14 @@ _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 class CoercionError(Exception):
-    """The value does not fit. The text reads on after `key: `: what was found, what is allowed."""
+    """The value has the wrong type or is out of range. The message continues `key: `."""
 
 
 def coerce(annotation: Any, node: yaml.Node) -> Any:
-    """The value that `node` means where a value of type `annotation` is expected.
+    """Convert a YAML node to the declared type of a key.
 
     Raises:
-        CoercionError: with what was found and what is allowed.
+        CoercionError: if the node cannot be converted; says what was found and what is allowed.
     """
     if get_origin(annotation) is Annotated:
         return _coerce_annotated(annotation, node)
@@ -48,7 +49,7 @@ def coerce(annotation: Any, node: yaml.Node) -> Any:
 
 
 def alternatives(annotation: Any) -> list[Any]:
-    """The types that a declared type is made of, rules left out: `Names | None` gives `[list[str], NoneType]`."""
+    """The members of a union type, without rules: `[list[str], NoneType]` for `Names | None`."""
     if get_origin(annotation) is Annotated:
         return alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -57,18 +58,19 @@ def alternatives(annotation: Any) -> list[Any]:
 
 
 def record_type(annotation: Any) -> type | None:
-    """The dataclass of a list's entries, `DatasetSource` for `list[DatasetSource]`; None for any other type.
+    """The dataclass of a list's entries: `DatasetSource` for `list[DatasetSource]`, None for any other type.
 
-    Such a list is not read by `coerce`: each key of each entry is a setting of its own, with its own place.
+    Such lists are not converted by `coerce`: each key of each entry is a setting with its own line.
     """
     for choice in alternatives(annotation):
         if get_origin(choice) is list and dataclasses.is_dataclass(get_args(choice)[0]):
-            return get_args(choice)[0]
+            record: type = get_args(choice)[0]
+            return record
     return None
 
 
 def describe(annotation: Any) -> str:
-    """A type as a person would name it, with its bounds: `a whole number from 1 up`."""
+    """Describe a type and its bounds in words: `an integer >= 1`."""
     if get_origin(annotation) is Annotated:
         base, *rules = get_args(annotation)
         return _describe_rule(base, rules[0]) if rules else describe(base)
@@ -80,25 +82,25 @@ def describe(annotation: Any) -> str:
     if get_origin(annotation) is list:
         return "a list of mappings" if record_type(annotation) else "a list"
     if get_origin(annotation) is dict:
-        return "a mapping of names"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        return "a mapping"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
     return names.get(annotation, "any value")
 
 
 def found(node: yaml.Node) -> str:
-    """What stands there, short enough for one line."""
+    """Describe the value that was found, shortened to fit on one line."""
     if isinstance(node, yaml.SequenceNode):
-        return f"a list of {len(node.value)}"
+        return f"a list of {counted(len(node.value), 'item')}"
     if isinstance(node, yaml.MappingNode):
         return "a mapping"
     if _is_null(node):
-        return "nothing"
+        return "null" if node.value else "no value"
     text = node.value if len(node.value) <= 60 else node.value[:57] + "..."
     return repr(text)
 
 
 def plain_value(node: yaml.Node) -> Any:
-    """The value as YAML itself reads it, for settings whose type is not known here."""
+    """The value as YAML reads it, for settings of unknown type; `5e-5` is a number as well."""
     if isinstance(node, yaml.SequenceNode):
         return [plain_value(item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
@@ -107,17 +109,17 @@ def plain_value(node: yaml.Node) -> Any:
         try:
             return yaml.SafeLoader("").construct_object(node)
         except (ValueError, KeyError):
-            raise CoercionError(f"{found(node)} does not fit its tag {node.tag!r}; leave the tag out") from None
-    # YAML wants a dot in 5e-5; people do not.
+            raise CoercionError(f"{found(node)} does not match its tag {node.tag!r}; remove the tag") from None
+    # YAML requires a dot in 5.0e-5.
     return float(node.value) if _EXPONENT.fullmatch(node.value) else node.value
 
 
 def _coerce_union(annotation: Any, node: yaml.Node) -> Any:
     choices = get_args(annotation)
-    # Python's `None` is what many write for null; none of our texts can be meant by it.
+    # Many people write Python's `None` for null, and no setting has a string `None`.
     if type(None) in choices and (_is_null(node) or getattr(node, "value", "") == "None"):
         return None
-    # Text takes anything, so it is asked last; but one word, where a word or a list may stand, is a word.
+    # Any scalar is a valid string, so `str` is tried last; a single word is never a list of one word.
     ordered = sorted((choice for choice in choices if choice is not type(None)), key=_is_text)
     if isinstance(node, yaml.ScalarNode) and str in choices:
         ordered = [choice for choice in ordered if get_origin(choice) is not list]
@@ -131,14 +133,14 @@ def _coerce_union(annotation: Any, node: yaml.Node) -> Any:
             errors.append(error)
     if len(errors) == 1:
         raise errors[0]
-    raise CoercionError(f"{found(node)} is not allowed; give {describe(annotation)}")
+    raise CoercionError(f"expected {describe(annotation)}, found {found(node)}")
 
 
 def _coerce_annotated(annotation: Any, node: yaml.Node) -> Any:
     base, *rules = get_args(annotation)
     if isinstance(rules[0], CommaSeparated):
         return [] if rules[0].null_is_empty and _is_null(node) else _coerce_names(node)
-    # The bounds are part of what is allowed, so a wrong type is answered with them too.
+    # An error about the type names the bounds too.
     is_plain = get_origin(base) is None
     value = _coerce_scalar(base, node, describe(annotation)) if is_plain else coerce(base, node)
     for rule in rules:
@@ -169,10 +171,10 @@ def _coerce_literal(annotation: Any, node: yaml.Node) -> Any:
         for choice in choices:
             if str(choice).lower() == node.value.strip().lower():
                 return choice
-    raise CoercionError(f"{found(node)} is not allowed; choose {describe(annotation)}")
+    raise CoercionError(f"expected {describe(annotation)}, found {found(node)}")
 
 
-def _coerce_list(annotation: Any, node: yaml.Node) -> list:
+def _coerce_list(annotation: Any, node: yaml.Node) -> list[Any]:
     (item_type,) = get_args(annotation)
     if isinstance(node, yaml.ScalarNode) and not _is_null(node):
         return [coerce(item_type, node)]
@@ -181,7 +183,7 @@ def _coerce_list(annotation: Any, node: yaml.Node) -> list:
     return [coerce(item_type, item) for item in node.value]
 
 
-def _coerce_mapping(annotation: Any, node: yaml.Node) -> dict:
+def _coerce_mapping(annotation: Any, node: yaml.Node) -> dict[str, Any]:
     _, value_type = get_args(annotation)
     if not isinstance(node, yaml.MappingNode):
         raise CoercionError(f"expected a mapping like {{a: b}}, found {found(node)}")
@@ -192,7 +194,7 @@ def _coerce_scalar(annotation: Any, node: yaml.Node, expected: str) -> Any:
     if annotation is Any:
         return plain_value(node)
     if annotation is str and isinstance(node, yaml.MappingNode):
-        raise CoercionError(f"expected {expected}, found a mapping; text that holds ': ' needs quotes")
+        raise CoercionError(f"expected {expected}, found a mapping; quote strings that contain ': '")
     if not isinstance(node, yaml.ScalarNode) or _is_null(node):
         raise CoercionError(f"expected {expected}, found {found(node)}")
     text = node.value.strip()
@@ -213,7 +215,7 @@ def _coerce_scalar(annotation: Any, node: yaml.Node, expected: str) -> Any:
 
 
 def _as_number(text: str) -> float | None:
-    """A finite number, `1_000` and `5e-5` included; None where it is none."""
+    """A finite number, including `1_000` and `5e-5`; None for any other text."""
     try:
         number = float(text)
     except ValueError:
@@ -224,7 +226,7 @@ def _as_number(text: str) -> float | None:
 def _apply_rule(rule: Any, value: Any, node: yaml.Node) -> Any:
     if isinstance(rule, IsPath):
         if not value.strip():
-            raise CoercionError("is empty; give a path, or leave the key out")
+            raise CoercionError("is empty; give a path or remove the key")
         return os.path.expanduser(value)
     if isinstance(rule, WholeOrShare):
         if value >= rule.least and value == int(value):
@@ -242,22 +244,20 @@ def _apply_rule(rule: Any, value: Any, node: yaml.Node) -> Any:
     else:
         return value
     if not fits:
-        raise CoercionError(f"{node.value.strip()} is out of range; give {_describe_rule(type(value), rule)}")
+        raise CoercionError(f"{node.value.strip()} is out of range; expected {_describe_rule(type(value), rule)}")
     return value
 
 
 def _describe_rule(base: Any, rule: Any) -> str:
     if isinstance(rule, WholeOrShare):
-        return f"a whole number from {rule.least} up, or a share between 0 and 1"
+        return f"an integer >= {rule.least}, or a share of all steps between 0 and 1"
     if isinstance(rule, StepLimit):
-        return "a whole number from 1 up, or -1"
+        return "an integer >= 1, or -1"
     if isinstance(rule, IsPath):
         return "a path"
     if isinstance(rule, CommaSeparated):
         return "a name or a list of names"
-    lower = f"above {rule.above}" if rule.above is not None else f"from {rule.minimum}"
-    if rule.maximum is not None:
-        return f"{describe(base)} {lower} to {rule.maximum}"
-    if rule.below is not None:
-        return f"{describe(base)} {lower} and below {rule.below}"
-    return f"{describe(base)} {lower}" + (" up" if rule.above is None else "")
+    if rule.minimum is not None and rule.maximum is not None:
+        return f"{describe(base)} from {rule.minimum} to {rule.maximum}"
+    limits = ((">=", rule.minimum), (">", rule.above), ("<=", rule.maximum), ("<", rule.below))
+    return f"{describe(base)} " + " and ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)

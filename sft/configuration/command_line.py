@@ -1,40 +1,92 @@
-"""What is typed behind `python sft_main.py`: the configuration file, the kind of run, and settings."""
+"""The command lines of all commands: an argparse parser with one-line errors, and the options of `sft_main.py`."""
 
 from __future__ import annotations
 
+import argparse
+import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from sft.common.errors import ConfigError
 from sft.common.machine_records import LaunchOptions
+from sft.configuration.renamed import is_secret
 
-_FILE_OPTIONS = ("--config_file", "--config")
-_NOT_REPEATED = ("--resume_from_checkpoint", "--hub_token", "--push_to_hub_token")
-"""What the command to go on with leaves out: it is shown and written down, which a token must not be."""
-_SHOWN_BY_DEFAULT = (1, 2, 3)
-_SMALLEST = {"nodes": 1, "node_rank": 0, "max_restarts": 0}
-_LAUNCH_EXAMPLES = {
-    "nodes": "a number of machines: --nodes 2",
-    "node_rank": "the number of this machine, from 0: --node_rank 0",
-    "max_restarts": "a number: --max_restarts 3",
-    "rendezvous": "HOST:PORT of node 0: --rendezvous node1:29500",
-    "log_dir": "a folder: --log_dir logs",
+_DEFAULT_ROWS = (1, 2, 3)
+"""Training rows that a dry run shows."""
+_EXAMPLES = {
+    "--config_file": "--config_file my.yaml",
+    "--config": "--config my.yaml",
+    "--show_rows": "--show_rows 3,17",
+    "--nodes": "--nodes 2",
+    "--node_rank": "--node_rank 0",
+    "--rendezvous": "--rendezvous node1:29500",
+    "--max_restarts": "--max_restarts 3",
+    "--log_dir": "--log_dir logs",
+    "--model": "--model gpt2",
+    "--data": "--data my_data.jsonl",
+    "--gpus": "--gpus 4",
+    "--method": "--method lora",
+    "--output_dir": "--output_dir runs/first",
 }
+"""Shown if an option has no value."""
 
 
-_START_EXAMPLES = {
-    "model": "a folder or a name on the Hub: --model gpt2",
-    "data": "a file: --data my_data.jsonl",
-    "gpus": "a number: --gpus 4",
-    "method": "full, lora or qlora: --method lora",
-    "output_dir": "a folder: --output_dir runs/first",
-}
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that takes no abbreviations and reports errors as one line, with exit code 2 like all user errors."""
+
+    def __init__(
+        self,
+        *,
+        prog: str,
+        description: str | None = None,
+        add_help: bool = True,
+        formatter_class: type[argparse.HelpFormatter] = argparse.RawDescriptionHelpFormatter,
+    ) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            add_help=add_help,
+            formatter_class=formatter_class,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a ConfigError with argparse's message."""
+        message = message.removeprefix("argument ")
+        option = message.partition(":")[0].partition("/")[0]
+        example = _EXAMPLES.get(option) if message.endswith("expected one argument") else None
+        hint = f", as in {example}" if example else "" if ", found " in message else ". --help lists all options"
+        raise ConfigError(f"command line: {message}{hint}.")
+
+
+def number(kind: type[int] | type[float], lowest: float, highest: float = math.inf) -> Callable[[str], float]:
+    """A `type` for `add_argument`: a number within bounds.
+
+    Args:
+        kind: int or float.
+        lowest: smallest allowed value.
+        highest: largest allowed value.
+    """
+    name = "an integer" if kind is int else "a number"
+    expected = f"{name} from {lowest:g} to {highest:g}" if highest < math.inf else f"{name} >= {lowest:g}"
+
+    def convert(text: str) -> float:
+        try:
+            value: float = kind(text)
+        except ValueError:
+            value = math.nan
+        if not lowest <= value <= highest or value == math.inf:
+            raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
+        return value
+
+    return convert
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StartOptions:
-    """What is typed behind `--init`, unchecked; None where it is to be asked for, or has a default."""
+class InitOptions:
+    """Options of `--init`, unchecked. None: ask the user, or use a default."""
 
     config_file: str | None = None
     model: str | None = None
@@ -47,163 +99,151 @@ class StartOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """A command line, taken apart."""
+    """The command line of a run."""
 
     config_file: str | None
     overrides: tuple[str, ...]
     """Settings as they were typed, for `load_config`."""
     dry_run: bool = False
     print_config: bool = False
-    """Show the resolved configuration, and do nothing else."""
+    """Print the resolved configuration and exit."""
     show_rows: tuple[int, ...] = ()
-    """Numbers of training rows, from 1, that a dry run shows."""
+    """Numbers of the training rows that a dry run shows, from 1."""
     launch: LaunchOptions = field(default_factory=LaunchOptions)
     """How processes are started."""
     to_repeat: str = ""
-    """The command without a word on resuming, to say how to go on: the caller adds that."""
+    """The command without secrets and without `--resume_from_checkpoint`, which the caller appends."""
 
 
 def read_command(arguments: Sequence[str]) -> Command:
-    """Takes a command line apart.
+    """Parse the command line of a run. Options that are not known here are settings.
 
     Raises:
-        ConfigError: if an option lacks its value, or has one that it cannot have.
+        ConfigError: if an option lacks its value or has an invalid one.
     """
-    path: str | None = None
-    dry_run = print_config = False
-    show_rows: tuple[int, ...] | None = None
-    overrides: list[str] = []
-    launch: dict[str, str] = {}
-    pending = list(arguments)
-    while pending:
-        argument = pending.pop(0)
-        name, equals, value = argument.partition("=")
-        launch_option = name.removeprefix("--") if name.startswith("--") else ""
-        if name in (*_FILE_OPTIONS, "--show_rows") or launch_option in _LAUNCH_EXAMPLES:
-            if not equals:
-                if not pending:
-                    example = "rows: --show_rows 3,17" if name == "--show_rows" else f"a file: {name} my.yaml"
-                    raise ConfigError(f"command line: {name} needs {_LAUNCH_EXAMPLES.get(launch_option, example)}")
-                value = pending.pop(0)
-            if name == "--show_rows":
-                show_rows = _row_numbers(value)
-            elif launch_option in _LAUNCH_EXAMPLES:
-                launch[launch_option] = value
-            else:
-                path = value
-        elif name == "--dry_run":
-            dry_run = _switch(name, value) if equals else True
-        elif name == "--print_config":
-            print_config = _switch(name, value) if equals else True
-        else:
-            overrides.append(argument)
-    if show_rows is not None and not dry_run:
-        raise ConfigError("command line: --show_rows belongs to a dry run; add --dry_run.")
-    shown = (show_rows if show_rows is not None else _SHOWN_BY_DEFAULT) if dry_run else ()
+    given, overrides = _run_parser().parse_known_args(list(arguments))
+    if given.show_rows is not None and not given.dry_run:
+        raise ConfigError("command line: --show_rows requires --dry_run.")
+    rows = _DEFAULT_ROWS if given.show_rows is None else given.show_rows
     return Command(
-        config_file=path,
+        config_file=given.config_file,
         overrides=tuple(overrides),
-        dry_run=dry_run,
-        print_config=print_config,
-        show_rows=shown,
-        launch=_launch_options(launch),
-        to_repeat=_without_resuming(arguments),
+        dry_run=given.dry_run,
+        print_config=given.print_config,
+        show_rows=rows if given.dry_run else (),
+        launch=_launch_options(given),
+        to_repeat=_command_to_repeat(arguments),
     )
 
 
-def read_start(arguments: Sequence[str]) -> StartOptions | None:
-    """What stands behind `--init`; None where that does not stand on the command line.
+def read_init(arguments: Sequence[str]) -> InitOptions | None:
+    """Parse the command line of `--init`; None if that is not among the arguments.
 
     Raises:
-        ConfigError: if something stands there that has no place beside it, or an option lacks its value.
+        ConfigError: if there are other arguments, or an option lacks its value.
     """
-    names = [argument.partition("=")[0] for argument in arguments]
-    if "--init" not in names:
+    if not any(argument.partition("=")[0] == "--init" for argument in arguments):
         return None
-    given: dict[str, str] = {}
-    overwrite = False
-    pending = list(arguments)
-    while pending:
-        name, equals, value = pending.pop(0).partition("=")
-        key = name.removeprefix("--").replace("-", "_")
-        if name == "--overwrite" and not equals:
-            overwrite = True
-            continue
-        if name == "--init":
-            if not equals and pending and not pending[0].startswith("--"):
-                value = pending.pop(0)
-            given |= {"config_file": value} if value else {}
-            continue
-        if not name.startswith("--") or key not in _START_EXAMPLES:
-            allowed = ", ".join(f"--{option}" for option in (*_START_EXAMPLES, "overwrite"))
-            raise ConfigError(
-                f"command line: {name} has no place beside --init, which takes {allowed}; write settings into the file "
-                "that it makes."
-            )
-        if not equals:
-            if not pending or pending[0].startswith("--"):
-                raise ConfigError(f"command line: {name} needs {_START_EXAMPLES[key]}")
-            value = pending.pop(0)
-        given[key] = value
-    return StartOptions(**given, overwrite=overwrite)
+    parser = OneLineParser(prog="python sft_main.py", add_help=False)
+    parser.add_argument("--init", dest="config_file", nargs="?")
+    for name in ("model", "data", "gpus", "method", "output_dir"):
+        parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []))
+    parser.add_argument("--overwrite", action="store_true")
+    given, others = parser.parse_known_args(list(arguments))
+    if others:
+        allowed = "--model, --data, --gpus, --method, --output_dir, --overwrite"
+        raise ConfigError(
+            f"command line: {others[0].partition('=')[0]} cannot be combined with --init, which takes {allowed}. Write "
+            "settings into the file that --init creates."
+        )
+    values = vars(given)
+    return InitOptions(**{**values, "config_file": values["config_file"] or None})
 
 
-def _launch_options(given: dict[str, str]) -> LaunchOptions:
-    """What was typed about processes, checked; all that is wrong at once."""
+def _run_parser() -> OneLineParser:
+    parser = OneLineParser(prog="python sft_main.py", add_help=False)
+    parser.add_argument("--config_file", "--config")
+    parser.add_argument("--dry_run", nargs="?", const=True, default=False, type=_true_or_false)
+    parser.add_argument("--print_config", nargs="?", const=True, default=False, type=_true_or_false)
+    parser.add_argument("--show_rows", type=_row_numbers)
+    for name in ("nodes", "node_rank", "max_restarts", "rendezvous", "log_dir"):
+        parser.add_argument(f"--{name}")
+    return parser
+
+
+def _launch_options(given: argparse.Namespace) -> LaunchOptions:
+    """Check the options about processes; all problems are reported at once."""
     problems: list[str] = []
-    values: dict[str, int | str] = dict(given)
-    for name in _SMALLEST.keys() & given.keys():
-        if given[name].isdecimal() and int(given[name]) >= _SMALLEST[name]:
-            values[name] = int(given[name])
-        else:
-            problems.append(
-                f"command line: --{name}: expected a whole number from {_SMALLEST[name]} up, found {given[name]!r}."
-            )
-    host, _, port = given.get("rendezvous", "").rpartition(":")
-    if "rendezvous" in given and not (host and port.isdecimal() and 0 < int(port) < 65536):
+
+    def convert(name: str, read: Callable[[str], float]) -> int | None:
+        text = getattr(given, name)
+        try:
+            return None if text is None else int(read(text))
+        except argparse.ArgumentTypeError as error:
+            problems.append(f"command line: --{name}: {error}.")
+            return None
+
+    max_restarts = convert("max_restarts", number(int, 0))
+    node_rank = convert("node_rank", number(int, 0))
+    nodes = convert("nodes", number(int, 1))
+    host, _, port = (given.rendezvous or "").rpartition(":")
+    if given.rendezvous is not None and not (host and port.isdecimal() and 0 < int(port) < 65536):
         problems.append(
-            "command line: --rendezvous: expected HOST:PORT of node 0, as in node1:29500; "
-            f"found {given['rendezvous']!r}."
+            f"command line: --rendezvous: expected HOST:PORT of node 0, as in node1:29500; found {given.rendezvous!r}."
         )
     if problems:
-        raise ConfigError(*sorted(problems))
-    options = LaunchOptions(**values)
+        raise ConfigError(*problems)
+    options = LaunchOptions(
+        nodes=nodes or 1,
+        node_rank=node_rank,
+        rendezvous=given.rendezvous,
+        max_restarts=max_restarts or 0,
+        log_dir=given.log_dir,
+    )
+    _check_nodes(options)
+    return options
+
+
+def _check_nodes(options: LaunchOptions) -> None:
     if options.nodes > 1 and (options.rendezvous is None or options.node_rank is None):
         raise ConfigError(
-            f"command line: --nodes {options.nodes} needs --node_rank (0 to {options.nodes - 1}, this machine's) and "
-            "--rendezvous HOST:PORT (of node 0, the same on all)."
+            f"command line: --nodes {options.nodes} requires --node_rank (of this machine, 0 to {options.nodes - 1}) "
+            "and --rendezvous HOST:PORT (of node 0, the same on all machines)."
         )
     if options.nodes == 1 and options.rendezvous is not None:
-        raise ConfigError("command line: --rendezvous is for several machines; add --nodes N, or leave it out.")
+        raise ConfigError("command line: --rendezvous requires several machines; add --nodes N, or remove it.")
     if (options.node_rank or 0) >= options.nodes:
         raise ConfigError(
-            f"command line: --node_rank is {options.node_rank}, but --nodes is {options.nodes}: "
-            "nodes are counted from 0."
+            f"command line: --node_rank is {options.node_rank}, but must be below --nodes ({options.nodes}); "
+            "nodes are numbered from 0."
         )
-    return options
 
 
 def _row_numbers(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise ConfigError(f"command line: --show_rows: expected numbers of rows from 1 up, as in 3,17; found {text!r}.")
+        raise argparse.ArgumentTypeError(f"expected row numbers from 1, as in 3,17; found {text!r}")
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-def _switch(name: str, text: str) -> bool:
+def _true_or_false(text: str) -> bool:
     if text.lower() not in ("true", "false"):
-        raise ConfigError(f"command line: {name} is true or false, found {text!r}.")
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
     return text.lower() == "true"
 
 
-def _without_resuming(arguments: Sequence[str]) -> str:
+def _command_to_repeat(arguments: Sequence[str]) -> str:
+    """The command as shown to the user and written to files: without secrets and without resuming."""
     kept: list[str] = []
-    pending = list(arguments)
-    while pending:
-        argument = pending.pop(0)
-        if argument.partition("=")[0] in _NOT_REPEATED:
-            if "=" not in argument and pending and not pending[0].startswith("--"):
-                pending.pop(0)
-            continue
-        kept.append(argument)
+    is_omitted = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            key = argument[2:].partition("=")[0].replace("-", "_")
+            is_omitted = key == "resume_from_checkpoint" or is_secret(key)
+            if not is_omitted:
+                kept.append(argument)
+            # What follows `--key=value` is not a value of this option, but an error that is reported elsewhere.
+            is_omitted = is_omitted and "=" not in argument
+        elif not is_omitted:
+            kept.append(argument)
     return shlex.join(["python", "sft_main.py", *kept])

@@ -1,4 +1,4 @@
-"""The help text: every key with type, default and meaning."""
+"""The help text: type, default and meaning of every key."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sft.configuration.schema import (
 
 
 def format_help() -> str:
-    """Every key with type, default and meaning, by section."""
+    """Describe every key, by section."""
     lines: list[str] = []
     for section in FLAT_SECTIONS.values():
         lines += ["", (section.__doc__ or "").strip(), *_section_help(section, "--")]
     for yaml_key, (_, section) in NESTED_SECTIONS.items():
         lines += ["", (section.__doc__ or "").strip(), *_section_help(section, f"--{yaml_key}.")]
-    lines += ["", "Any other field of the installed transformers' TrainingArguments is accepted and passed through."]
+    lines += ["", "Any other field of the installed transformers' TrainingArguments is accepted and passed on."]
     return "\n".join(lines)
 
 
@@ -29,7 +29,7 @@ def _section_help(section: type, prefix: str) -> list[str]:
     for key in keys_of(section).values():
         lines += _help_lines(key, f"{prefix}{key.name}")
         record = record_type(key.annotation)
-        if record is not None:  # its keys stand in the list's entries, and are no options of their own
+        if record is not None:  # keys of the list's entries, not options
             lines += _section_help(record, f"{key.name}[].")
     return lines
 

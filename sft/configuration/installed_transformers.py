@@ -1,7 +1,7 @@
-"""What the installed transformers accepts, read from its source text.
+"""What the installed transformers accepts, read from its source code.
 
-Importing `TrainingArguments` pulls in torch and takes seconds; a configuration error has to answer at once. The class
-is therefore read as text, by `ast`.
+Importing `TrainingArguments` imports torch, which takes seconds, but configuration errors should appear at once. The
+source is therefore parsed with `ast`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal, get_origin
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingArgumentsField:
-    """A field of the installed `TrainingArguments`; `annotation` is `Any` where its type is not a plain one."""
+    """A field of the installed `TrainingArguments`; `annotation` is `Any` for types that are not built in."""
 
     name: str
     annotation: Any
@@ -24,7 +24,7 @@ class TrainingArgumentsField:
 
 @cache
 def training_arguments_fields() -> dict[str, TrainingArgumentsField]:
-    """The fields of the installed `TrainingArguments`, by name. Empty where transformers is not installed."""
+    """The fields of the installed `TrainingArguments` by name; empty if transformers is not installed."""
     tree = _parse_module("training_args.py")
     result: dict[str, TrainingArgumentsField] = {}
     for node in _class_body(tree, "TrainingArguments"):
@@ -36,7 +36,7 @@ def training_arguments_fields() -> dict[str, TrainingArgumentsField]:
 
 @cache
 def enum_values(module: str, class_name: str) -> tuple[str, ...]:
-    """The values of a string enumeration in a module of transformers, e.g. every optimizer's name."""
+    """The values of a string enum in a module of transformers, e.g. the names of all optimizers."""
     return tuple(
         node.value.value
         for node in _class_body(_parse_module(module), class_name)
@@ -71,7 +71,7 @@ def _class_body(tree: ast.Module, class_name: str) -> list[ast.stmt]:
 
 
 def _plain_type(node: ast.expr) -> Any:
-    """The type that an annotation names, as far as it is made of plain types; `Any` for the rest."""
+    """The type that an annotation names if it consists of built-in types; otherwise `Any`."""
     plain = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict[str, Any], "list": list[Any]}
     if isinstance(node, ast.Constant) and node.value is None:
         return type(None)
@@ -85,19 +85,20 @@ def _plain_type(node: ast.expr) -> Any:
         if node.value.id == "Literal" and isinstance(node.slice, ast.Constant):
             return Literal[node.slice.value]
         if node.value.id == "list" and isinstance(node.slice, ast.Name):
-            return list[plain.get(node.slice.id, Any)]
+            item_type: Any = plain.get(node.slice.id, Any)
+            return list[item_type]
         return plain.get(node.value.id, Any)
     return Any
 
 
 def _union(left: Any, right: Any) -> Any:
-    """Either type. Text beside an enumeration is how the enumeration is written, so its values decide."""
+    """The union of two types. `str | SomeEnum` allows the values of the enum only."""
     if get_origin(left) is Literal and right is str:
         return left
     return Any if Any in (left, right) else left | right
 
 
 def _enumeration(class_name: str) -> Any:
-    """The allowed words of one of transformers' string enumerations; `Any` where it is none."""
+    """A `Literal` of the values of a string enum of transformers; `Any` for other classes."""
     values = enum_values("trainer_utils.py", class_name) or enum_values("training_args.py", class_name)
     return Literal[values] if values else Any

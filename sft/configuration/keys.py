@@ -1,23 +1,25 @@
-"""What the schema declares, key by key: type, default, and the documentation under each field."""
+"""The keys that the schema declares: type, default, and the documentation below each field."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, get_type_hints
 
-from sft.configuration import schema
 from sft.configuration.schema import FLAT_SECTIONS
 
 NOT_KEYS = {"extra_training_arguments"}
-"""Fields of a section that are filled by the reader, not by a key of their own name."""
+"""Fields of a section that have no key of their own name."""
+SECRETS = {"hub_token"}
+"""Keys whose values are never shown, logged or saved."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """One key of the configuration."""
+    """A key of the configuration."""
 
     name: str
     section: str
@@ -29,9 +31,9 @@ class Key:
 
 @cache
 def keys_of(section: type) -> dict[str, Key]:
-    """The keys of a section by name, in order, with their documentation."""
+    """The keys of a section by name, in order of declaration."""
     annotations = get_type_hints(section, include_extras=True)
-    documentation = _field_documentation(section.__name__)
+    documentation = _field_documentation(section)
     keys = {}
     for item in fields(section):
         if item.name in NOT_KEYS:
@@ -52,16 +54,16 @@ def keys_of(section: type) -> dict[str, Key]:
 
 @cache
 def flat_keys() -> dict[str, Key]:
-    """Every top-level key but the nested sections."""
+    """All top-level keys, without the nested sections."""
     return {name: key for section in FLAT_SECTIONS.values() for name, key in keys_of(section).items()}
 
 
-def _field_documentation(class_name: str) -> dict[str, str]:
-    """The string under each field of a class of the schema, white space folded."""
+def _field_documentation(section: type) -> dict[str, str]:
+    """The string below each field of a section, with white space collapsed."""
     documentation: dict[str, str] = {}
-    body = _class_bodies()[class_name]
+    body = _class_bodies(section.__module__)[section.__name__]
     for statement, following in zip(body, [*body[1:], None], strict=True):
-        if not isinstance(statement, ast.AnnAssign):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
         text = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
@@ -71,6 +73,6 @@ def _field_documentation(class_name: str) -> dict[str, str]:
 
 
 @cache
-def _class_bodies() -> dict[str, list[ast.stmt]]:
-    tree = ast.parse(inspect.getsource(schema))
+def _class_bodies(module: str) -> dict[str, list[ast.stmt]]:
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
     return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class PassedThrough:
-    """Fields that this program reads itself beside passing them on. A field that is not set has its default here."""
+    """Passed-through fields that this program also reads itself. Unset fields return their default."""
 
     fields: Mapping[str, Any]
     """Every passed-through field by name, checked by name and type."""
@@ -68,7 +68,8 @@ class PassedThrough:
 
     @property
     def train_sampling_strategy(self) -> str:
-        return self.fields.get("train_sampling_strategy", "random")
+        strategy: str = self.fields.get("train_sampling_strategy", "random")
+        return strategy
 
     @property
     def torch_empty_cache_steps(self) -> int | None:

@@ -1,4 +1,4 @@
-"""The resolved configuration for a person: every key, its value in force, and where that was given."""
+"""The resolved configuration as commented YAML: every key, its effective value, and where it was given."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from typing import Any
 
 import yaml
 
+from sft.common.text import counted
 from sft.configuration.batch_sizes import AUTO, with_accumulation
 from sft.configuration.keys import keys_of
 from sft.configuration.reading import COMMAND_LINE
 from sft.configuration.schema import FLAT_SECTIONS, NESTED_SECTIONS, SFTConfig
 
 _WIDEST = 64
-"""Values up to so many columns have their comments in line."""
+"""Comments of lines up to this width are aligned."""
 
 
 def yaml_with_origins(values: Mapping[str, Any], config: SFTConfig) -> str:
-    """YAML text that `load_config` reads back to the same settings.
+    """Format settings as YAML that `load_config` reads back to the same configuration.
 
     Args:
-        values: every key that may be shown, in the file's order.
-        config: what they are from, with the origins of its keys.
+        values: effective values by key, without secrets.
+        config: the configuration that they belong to; gives the origins of its keys.
     """
     lines: list[tuple[str, str]] = []
-    left = dict(values)
+    remaining = dict(values)
     for section in FLAT_SECTIONS.values():
         lines += [("", ""), (f"# {(section.__doc__ or '').strip()}", "")]
         for name in keys_of(section):
-            lines += _lines_of(name, left.pop(name), config)
-    further = [name for name in left if name not in NESTED_SECTIONS]
-    if further:
+            lines += _lines_of(name, remaining.pop(name), config)
+    passed_on = [name for name in remaining if name not in NESTED_SECTIONS]
+    if passed_on:
         lines += [("", ""), ("# Passed on to transformers' TrainingArguments.", "")]
-        for name in further:
-            lines += _lines_of(name, left.pop(name), config)
-    lines += [("", ""), ("# Sections of their own.", "")]
-    for name, value in left.items():
+        for name in passed_on:
+            lines += _lines_of(name, remaining.pop(name), config)
+    lines += [("", ""), ("# Nested sections.", "")]
+    for name, value in remaining.items():
         lines += _lines_of(name, value, config)
     widths = [len(text) for text, comment in lines if comment and len(text) <= _WIDEST]
     column = max(widths, default=0)
@@ -43,7 +44,7 @@ def yaml_with_origins(values: Mapping[str, Any], config: SFTConfig) -> str:
 
 
 def _lines_of(key: str, value: Any, config: SFTConfig, name: str | None = None) -> Iterator[tuple[str, str]]:
-    """A key as lines of text, each with the place it comes from; sections and entries of `datasets` key by key."""
+    """Lines of YAML for a key, each with its origin; nested sections and entries of `datasets` take a line per key."""
     name = name or key
     is_section = key in NESTED_SECTIONS and isinstance(value, Mapping)
     is_records = isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
@@ -54,8 +55,8 @@ def _lines_of(key: str, value: Any, config: SFTConfig, name: str | None = None) 
     elif is_records:
         yield f"{name}:", _origin(key, config)
         for number, record in enumerate(value):
-            for place, (inner, inner_value) in enumerate(record.items()):
-                mark = "  - " if place == 0 else "    "
+            for index, (inner, inner_value) in enumerate(record.items()):
+                mark = "  - " if index == 0 else "    "
                 yield from _lines_of(f"{key}[{number}].{inner}", inner_value, config, f"{mark}{inner}")
     else:
         yield f"{name}: {_scalar(value)}", _origin(key, config)
@@ -66,33 +67,33 @@ def _origin(key: str, config: SFTConfig) -> str:
     if origin is None:
         return _default(key, config)
     file, _, line = origin.rpartition(":")
-    place = origin if origin == COMMAND_LINE else f"{file} line {line}"
-    return f"{place}, translated from {config.written[key]}" if key in config.written else place
+    where = origin if origin == COMMAND_LINE else f"{file} line {line}"
+    return f"{where}, given as {config.written[key]}" if key in config.written else where
 
 
 def _accumulation(config: SFTConfig) -> str:
     training, count = config.training, config.distributed.num_gpus or 1
     if training.per_device_train_batch_size == AUTO:
-        return "default; in the run what global_batch_size and the size that is found make"
+        return "default; set by global_batch_size and the batch size that is found"
     steps = with_accumulation(training, count).gradient_accumulation_steps
-    return f"default; in the run {steps}, by global_batch_size on {count} process{'es' * (count > 1)}"
+    return f"default; set to {steps} by global_batch_size with {counted(count, 'process')}"
 
 
 def _default(key: str, config: SFTConfig) -> str:
-    """`default`, or what the value follows from although it was not given, or what takes its place in the run."""
+    """Origin of a value that was not given: `default`, or the key that sets it."""
     if key == "gradient_accumulation_steps" and config.training.global_batch_size is not None:
         return _accumulation(config)
     section = next((name for name, kind in FLAT_SECTIONS.items() if key in keys_of(kind)), None)
     if section is not None and getattr(getattr(config, section), key) != keys_of(FLAT_SECTIONS[section])[key].default:
-        chief = "auto_batch_size" if config.training.auto_batch_size else "global_batch_size"
-        return f"follows from {chief}"
+        source = "auto_batch_size" if config.training.auto_batch_size else "global_batch_size"
+        return f"set by {source}"
     return "default"
 
 
 def _scalar(value: Any) -> str:
-    """A value on one line, as YAML that comes back the same."""
+    """A value as YAML on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False)
     text = text.removesuffix("\n").removesuffix("\n...")
-    if "\n" in text:  # a text of several lines, in quotes that keep it on one
+    if "\n" in text:  # quotes keep a string of several lines on one
         text = yaml.safe_dump(value, default_style='"', width=10**9).strip()
     return text

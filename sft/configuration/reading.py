@@ -1,4 +1,4 @@
-"""YAML text and command line to settings as given: key path, value node, and where it stands."""
+"""Reading settings from YAML and the command line: dotted key, value node, and origin."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
 import yaml
+from yaml.scanner import ScannerError
 
 from sft.common.errors import ConfigError
 from sft.configuration.coercion import NULL_TAG, alternatives, describe, record_type
 from sft.configuration.installed_transformers import training_arguments_fields
 from sft.configuration.keys import flat_keys, keys_of
-from sft.configuration.renamed import RENAMED
+from sft.configuration.renamed import RENAMED, is_secret
 from sft.configuration.schema import NESTED_SECTIONS
 
 COMMAND_LINE = "command line"
@@ -24,53 +25,53 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """One setting as given. `origin` is what an error begins with: `my.yaml:7` or `command line`."""
+    """One setting as given. `origin` is the prefix of its error messages: `my.yaml:7` or `command line`."""
 
     key: str
     node: yaml.Node
     origin: str
-    place: Callable[[yaml.Node], str]
-    """The same for a node inside of the value."""
+    origin_of: Callable[[yaml.Node], str]
+    """The origin of a node inside the value."""
 
 
 class Settings(NamedTuple):
-    """What one source gives."""
+    """The settings of one source."""
 
     settings: list[Setting]
     problems: list[str]
-    unsound: list[str]
-    """Keys with a value that nothing can be made of: named in `problems`, left out of `settings`."""
+    invalid: list[str]
+    """Keys whose value is malformed: reported in `problems`, not in `settings`."""
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, used only to build nodes: values are made later, by each key's type."""
+    """Builds nodes only; values are converted later, by the type of each key."""
 
 
 def read_yaml_settings(path: str) -> Settings:
-    """The settings of a YAML file, nested keys written `lora_config.r`, and the problems found on the way.
+    """Read the settings of a YAML file, with nested keys as `lora_config.r`.
 
     Raises:
-        ConfigError: if the file is missing, is not text, or is not YAML.
+        ConfigError: if the file is missing, is not UTF-8 text, or is not valid YAML.
     """
     root = _compose(_read_text(path), path)
     if root is None:
         return Settings([], [], [])
     if not isinstance(root, yaml.MappingNode):
-        kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single text"
+        kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single string"
         raise ConfigError(f"{path}:1: expected lines like `learning_rate: 1e-4`, found {kind}.")
     collector = _Collector(lambda node: f"{path}:{node.start_mark.line + 1}")
     collector.add_entries(root)
-    return Settings(collector.settings, collector.problems, collector.unsound)
+    return Settings(collector.settings, collector.problems, collector.invalid)
 
 
 def read_command_line_settings(arguments: Sequence[str]) -> Settings:
-    """Settings from `--key value`, `--key=value` and `--switch` (true), later ones winning."""
-    settings, problems, unsound = given = Settings([], [], [])
+    """Read settings from `--key value`, `--key=value` and `--switch` (true). Later ones override earlier ones."""
+    settings, problems, invalid = given = Settings([], [], [])
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--") or len(argument) == 2:
-            problems.append(f"{COMMAND_LINE}: {argument!r} is not an option; settings are given as --key value.")
+            problems.append(f"{COMMAND_LINE}: unexpected argument {argument!r}; settings are given as --key value.")
             continue
         name, equals, value = argument[2:].partition("=")
         head, dot, inner = name.partition(".")
@@ -81,25 +82,25 @@ def read_command_line_settings(arguments: Sequence[str]) -> Settings:
         node, problem = _command_line_node(key, values)
         if node is None:
             problems.append(f"{COMMAND_LINE}: {key}: {problem}.")
-            unsound.append(key)
+            invalid.append(key)
             continue
         collector = _Collector(lambda _: COMMAND_LINE)
         collector.add(key, node, node)
         settings += collector.settings
         problems += collector.problems
-        unsound += collector.unsound
+        invalid += collector.invalid
     return given
 
 
 def declared_type(key: str) -> Any:
-    """What type of value a key takes, `lora_config.r` and `dataset_columns.query` too; `Any` for an unknown key."""
+    """The type of a key, also of `lora_config.r` and `dataset_columns.query`; `Any` for unknown keys."""
     head, _, inner = key.partition(".")
     if head in NESTED_SECTIONS:
         keys = keys_of(NESTED_SECTIONS[head][1])
         if not inner:
             return dict[str, Any]
         return keys[inner].annotation if inner in keys else Any
-    if head in RENAMED and RENAMED[head].change is None:
+    if head in RENAMED and RENAMED[head].convert is None:
         head = RENAMED[head].name
     known = flat_keys().get(head) or training_arguments_fields().get(head)
     annotation = known.annotation if known else Any
@@ -110,23 +111,23 @@ def declared_type(key: str) -> Any:
 
 
 def takes_mapping(key: str) -> bool:
-    """Whether `key.name` can be given: a setting whose value is a mapping of free names."""
+    """Whether the value of a key is a mapping with arbitrary names, so that `key.name` can be given."""
     return any(get_origin(choice) is dict for choice in alternatives(declared_type(key)))
 
 
 def entries_of(setting: Setting) -> list[Setting]:
-    """The entries of a list, `datasets[0]` and so on, each at its own place; one may stand without a list around it."""
+    """The entries of a list, `datasets[0]` and so on, with their origins. A single entry needs no list."""
     nodes = setting.node.value if isinstance(setting.node, yaml.SequenceNode) else [setting.node]
     return [
-        Setting(key=f"{setting.key}[{number}]", node=node, origin=setting.place(node), place=setting.place)
+        Setting(key=f"{setting.key}[{number}]", node=node, origin=setting.origin_of(node), origin_of=setting.origin_of)
         for number, node in enumerate(nodes)
     ]
 
 
 def settings_inside(entry: Setting, record: type) -> dict[str, Setting] | None:
-    """The settings of one entry by their keys, `datasets[0].path` and so on; None if it is no mapping.
+    """The settings of one entry, by keys like `datasets[0].path`; None if it is not a mapping.
 
-    A plain text is the record's first key.
+    A plain string sets the record's first key.
     """
     pairs: list[tuple[yaml.Node, yaml.Node]]
     if isinstance(entry.node, yaml.MappingNode):
@@ -139,12 +140,14 @@ def settings_inside(entry: Setting, record: type) -> dict[str, Setting] | None:
     settings: dict[str, Setting] = {}
     for key_node, value in pairs:
         key = f"{entry.key}.{key_node.value}"
-        settings.setdefault(key, Setting(key=key, node=value, origin=entry.place(key_node), place=entry.place))
+        settings.setdefault(
+            key, Setting(key=key, node=value, origin=entry.origin_of(key_node), origin_of=entry.origin_of)
+        )
     return settings
 
 
 def with_entry(mapping: yaml.Node | None, name: str, value: yaml.Node) -> yaml.MappingNode:
-    """A mapping with one entry added or replaced; a new one where there was none."""
+    """Add or replace an entry of a mapping, or create the mapping."""
     entries = mapping.value if isinstance(mapping, yaml.MappingNode) else []
     kept = [(key, old) for key, old in entries if key.value != name]
     return yaml.MappingNode(_MAPPING_TAG, [*kept, (yaml.ScalarNode(_TEXT_TAG, name), value)])
@@ -154,9 +157,9 @@ def _read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file. Name your configuration with --config_file.") from None
+        raise ConfigError(f"{path}: no such file. Give the configuration with --config_file.") from None
     except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder; --config_file takes a YAML file.") from None
+        raise ConfigError(f"{path}: is a folder, but --config_file expects a YAML file.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
     except OSError as error:
@@ -168,9 +171,9 @@ def _compose(text: str, path: str) -> yaml.Node | None:
         return yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}" if mark else path
+        where = f"{path}:{mark.line + 1}" if mark else path
         column = f" (column {mark.column + 1})" if mark else ""
-        raise ConfigError(f"{place}: not valid YAML: {_explain(error)}{column}.") from None
+        raise ConfigError(f"{where}: not valid YAML: {_explain(error)}{column}.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -178,90 +181,92 @@ def _compose(text: str, path: str) -> yaml.Node | None:
 
 
 def _explain(error: yaml.MarkedYAMLError) -> str:
-    """What the parser says, with the mend for what people most often trip over."""
+    """The parser's message, with a fix for common mistakes."""
     what = ", ".join(part for part in (error.context, error.problem) if part)
     if "'\\t'" in what:
-        return f"{what}; write spaces, not tabs"
-    if isinstance(error, yaml.scanner.ScannerError):
-        return f"{what}; a text that holds ': ' or begins with * & ! % @ ` needs quotes"
+        return f"{what}; use spaces, not tabs"
+    if isinstance(error, ScannerError):
+        return f"{what}; quote strings that contain ': ' or begin with * & ! % @ `"
     return what
 
 
 class _Collector:
-    """Gathers settings from nodes; what YAML allows and no setting can mean becomes a problem."""
+    """Collects settings from nodes, and problems with valid YAML that no setting can use."""
 
     def __init__(self, origin: Callable[[yaml.Node], str]) -> None:
         self.origin = origin
         self.settings: list[Setting] = []
         self.problems: list[str] = []
-        self.unsound: list[str] = []
-        self.lines: dict[str, yaml.Node] = {}
+        self.invalid: list[str] = []
+        self.first_nodes: dict[str, yaml.Node] = {}
 
     def add_entries(self, mapping: yaml.MappingNode, prefix: str = "") -> None:
-        """Each entry of a mapping as a setting of its own."""
+        """Add each entry of a mapping as a setting."""
         for key_node, value in mapping.value:
             if self._is_plain_key(key_node):
                 self.add(prefix + key_node.value.strip(), key_node, value)
 
     def add(self, key: str, key_node: yaml.Node, value: yaml.Node) -> None:
-        if self._stands_twice(key, key_node, self.lines):
+        """Add a setting, or the settings of a nested section."""
+        if self._is_duplicate(key, key_node, self.first_nodes):
             return
-        is_section = key in NESTED_SECTIONS and isinstance(value, yaml.MappingNode)
-        node = yaml.MappingNode(value.tag, [], value.start_mark, value.end_mark) if is_section else value
-        if not self._is_sound(key, node, ()):
-            self.unsound.append(key)
+        section = value if key in NESTED_SECTIONS and isinstance(value, yaml.MappingNode) else None
+        node = value if section is None else yaml.MappingNode(value.tag, [], value.start_mark, value.end_mark)
+        if not self._is_valid(key, node, ()):
+            self.invalid.append(key)
             return
-        self.settings.append(Setting(key=key, node=node, origin=self.origin(key_node), place=self.origin))
-        if is_section:
-            self.add_entries(value, prefix=f"{key}.")
+        self.settings.append(Setting(key=key, node=node, origin=self.origin(key_node), origin_of=self.origin))
+        if section is not None:
+            self.add_entries(section, prefix=f"{key}.")
 
     def _is_plain_key(self, key_node: yaml.Node) -> bool:
         if not isinstance(key_node, yaml.ScalarNode):
-            self.problems.append(f"{self.origin(key_node)}: a key must be a plain word.")
+            self.problems.append(f"{self.origin(key_node)}: keys must be strings.")
             return False
         if key_node.tag == _MERGE_TAG:
-            self.problems.append(f"{self.origin(key_node)}: merge keys (<<) are not supported; write the keys out.")
+            self.problems.append(f"{self.origin(key_node)}: merge keys (<<) are not supported; write out the keys.")
             return False
         return True
 
-    def _stands_twice(self, key: str, key_node: yaml.Node, lines: dict[str, yaml.Node]) -> bool:
-        first = lines.setdefault(key, key_node)
+    def _is_duplicate(self, key: str, key_node: yaml.Node, first_nodes: dict[str, yaml.Node]) -> bool:
+        """Whether a key was given before; if so, report it."""
+        first = first_nodes.setdefault(key, key_node)
         if first is not key_node:
-            place = self.origin(key_node)
-            where = "" if place == COMMAND_LINE else f", first in line {first.start_mark.line + 1}"
-            self.problems.append(f"{place}: {key}: stands twice{where}. Keep one.")
+            origin = self.origin(key_node)
+            where = "" if origin == COMMAND_LINE else f", first in line {first.start_mark.line + 1}"
+            self.problems.append(f"{origin}: {key}: is given twice{where}. Keep one.")
         return first is not key_node
 
-    def _is_sound(self, key: str, node: yaml.Node, around: tuple[yaml.Node, ...]) -> bool:
-        """Whether a value, all the way in, is of plain keys, each once, and standard types."""
-        if any(node is outer for outer in around):
+    def _is_valid(self, key: str, node: yaml.Node, parents: tuple[yaml.Node, ...]) -> bool:
+        """Whether a value has only string keys, without duplicates, and standard types; problems are reported."""
+        if any(node is parent for parent in parents):
             self.problems.append(f"{self.origin(node)}: {key}: refers to itself.")
             return False
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
-            self.problems.append(f"{self.origin(node)}: {key}: the tag {node.tag!r} is not supported; leave it out.")
+            self.problems.append(f"{self.origin(node)}: {key}: the tag {node.tag!r} is not supported; remove it.")
             return False
-        inside = (*around, node)
-        lines: dict[str, yaml.Node] = {}
-        sound = True
+        parents = (*parents, node)
+        first_nodes: dict[str, yaml.Node] = {}
+        is_valid = True
         for number, entry in enumerate(() if isinstance(node, yaml.ScalarNode) else node.value):
             inner, value = entry if isinstance(node, yaml.MappingNode) else (None, entry)
             name = f"{key}[{number}]"
             if inner is not None:
                 name = f"{key}.{inner.value}"
                 if not self._is_plain_key(inner):
-                    sound = False
+                    is_valid = False
                     continue
-                # The first one counts from here on, so that what else is wrong is found too.
-                self._stands_twice(name, inner, lines)
-            # Every entry is looked at, so that all problems are found.
-            sound = self._is_sound(name, value, inside) and sound
-        return sound
+                # Continue with the first of two equal keys, to find other problems.
+                self._is_duplicate(name, inner, first_nodes)
+            # All entries are checked, to find all problems.
+            is_valid = self._is_valid(name, value, parents) and is_valid
+        return is_valid
 
 
 def _command_line_node(key: str, values: Sequence[str]) -> tuple[yaml.Node | None, str]:
-    """The node for the values after an option; None and the reason where they cannot be meant.
+    """The node for the values after an option; None and the reason if they are invalid.
 
-    Text that is meant as text is never read as YAML: it may hold colons, commas, brackets and number signs.
+    Values of string keys are not parsed as YAML: they may contain colons, commas, brackets and number signs.
     """
     choices = alternatives(declared_type(key))
     is_free = Any in choices
@@ -270,13 +275,14 @@ def _command_line_node(key: str, values: Sequence[str]) -> tuple[yaml.Node | Non
     if not values:
         if bool in choices or is_free:
             return yaml.ScalarNode(_TEXT_TAG, "true"), ""
-        return None, f"needs a value after it, {describe(declared_type(key))}"
+        return None, f"requires a value: {describe(declared_type(key))}"
     if len(values) > 1 and not list_types and not is_free:
-        return None, f"takes one value, found {len(values)}: {' '.join(values)}. Text with spaces needs quotes"
-    item_is_text = list_types == [list[str]] and str not in choices
+        shown = "" if is_secret(key) else f": {' '.join(values)}"
+        return None, f"takes one value, found {len(values)}{shown}. Quote values that contain spaces"
+    items_are_strings = list_types == [list[str]] and str not in choices
     if len(values) > 1:
-        # Of a list of mappings, a value without its braces is a text: a path may hold anything.
-        as_text = [item_is_text or (is_records and not value.startswith("{")) for value in values]
+        # In a list of mappings, a value without braces is a string, since a path may contain any character.
+        as_text = [items_are_strings or (is_records and not value.startswith("{")) for value in values]
         items = [
             _text_node(value) if is_text else _yaml_node(value) for value, is_text in zip(values, as_text, strict=True)
         ]
@@ -295,4 +301,4 @@ def _yaml_node(value: str) -> yaml.Node:
     try:
         return yaml.compose(value, Loader=_Loader) or _text_node(value)
     except (yaml.YAMLError, RecursionError):
-        return _text_node(value)  # Not YAML, so it is text; its key's type decides whether text will do.
+        return _text_node(value)  # not YAML, so a string; coercion decides whether the key takes one

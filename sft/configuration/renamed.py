@@ -1,4 +1,4 @@
-"""Names that people still write: translated to today's, with one line that says so, or refused with the reason."""
+"""Old and foreign names of keys: translated with a notice, ignored with a notice, or rejected with the reason."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import NamedTuple
 import yaml
 
 from sft.configuration.coercion import FALSE_WORDS, TRUE_WORDS
+from sft.configuration.keys import SECRETS
 
 
 class Renamed(NamedTuple):
-    """Today's name of a key, and how its value changes."""
+    """Current name of a key, and how its value is converted."""
 
     name: str
-    change: Callable[[str], str] | None = None
+    convert: Callable[[str], str] | None = None
 
 
 def _group_by_length(value: str) -> str:
     word = value.strip().lower()
-    # Anything else goes on as it is, and is refused as a sampling strategy.
+    # Any other value is passed on and rejected as a sampling strategy.
     return "group_by_length" if word in TRUE_WORDS else "random" if word in FALSE_WORDS else value
 
 
@@ -46,71 +47,71 @@ RENAMED: dict[str, Renamed] = {
 }
 
 WITHOUT_EFFECT: dict[str, str] = {
-    "overwrite_output_dir": "an earlier run's files in output_dir are set aside, never overwritten",
+    "overwrite_output_dir": "files of an earlier run in output_dir are moved aside, never overwritten",
     "save_safetensors": "weights are always saved as safetensors",
-    "do_train": "training is what a run does",
-    "do_eval": "evaluation happens whenever there is validation data",
+    "do_train": "a run always trains",
+    "do_eval": "a run evaluates if there is validation data",
     "use_ipex": "the option no longer exists",
-    "use_mps_device": "an Apple GPU is used where there is one",
-    "fp16_backend": "mixed precision always uses torch's own",
-    "half_precision_backend": "mixed precision always uses torch's own",
-    "fp16_opt_level": "mixed precision always uses torch's own",
+    "use_mps_device": "an Apple GPU is used if there is one",
+    "fp16_backend": "mixed precision always uses torch.autocast",
+    "half_precision_backend": "mixed precision always uses torch.autocast",
+    "fp16_opt_level": "mixed precision always uses torch.autocast",
     "include_tokens_per_second": "tokens per second are always measured",
     "mp_parameters": "the option no longer exists",
     "tpu_metrics_debug": "the option no longer exists",
     "past_index": "the option no longer exists",
     "use_legacy_prediction_loop": "the option no longer exists",
 }
-"""Names that are gone and whose wish is met anyway: dropped with one line."""
+"""Keys that are ignored with a notice, because what they ask for happens anyway or no longer exists."""
 
 MANAGED: dict[str, str] = {
-    "remove_unused_columns": "the batches hold exactly what the model takes",
+    "remove_unused_columns": "batches contain exactly the columns that the model uses",
     "label_names": "labels are made from the chat template",
     "average_tokens_across_devices": "the loss is always the mean over the tokens of all devices",
-    "logging_nan_inf_filter": "a loss that is not a number is shown, never hidden",
-    "auto_find_batch_size": "it would change the global batch; write auto_batch_size: true with global_batch_size",
-    "ddp_static_graph": "gradients are summed over processes by this project, once a step",
-    "ddp_find_unused_parameters": "gradients are summed over processes by this project, for all weights that have one",
-    "ddp_bucket_cap_mb": "gradients are summed over processes by this project, once a step",
-    "ddp_broadcast_buffers": "gradients are summed over processes by this project, once a step",
-    "accelerator_config": "batches are laid out by this project, the same on any number of processes",
-    "prediction_loss_only": "evaluation keeps sums, never predictions",
-    "batch_eval_metrics": "evaluation keeps sums, never predictions",
-    "bf16_full_eval": "evaluation computes in the same mixed precision as training",
-    "fp16_full_eval": "evaluation computes in the same mixed precision as training",
-    "include_for_metrics": "evaluation keeps sums, never predictions",
-    "include_inputs_for_metrics": "evaluation keeps sums, never predictions",
-    "eval_accumulation_steps": "evaluation keeps sums, never predictions",
-    "eval_do_concat_batches": "evaluation keeps sums, never predictions",
-    "eval_use_gather_object": "evaluation keeps sums, never predictions",
+    "logging_nan_inf_filter": "a loss of NaN or inf is always reported",
+    "auto_find_batch_size": "it changes the global batch size; use auto_batch_size: true with global_batch_size",
+    "ddp_static_graph": "this program reduces gradients itself, once per step",
+    "ddp_find_unused_parameters": "this program reduces the gradients of all parameters that have one",
+    "ddp_bucket_cap_mb": "this program reduces gradients itself, once per step",
+    "ddp_broadcast_buffers": "this program reduces gradients itself, once per step",
+    "accelerator_config": "this program assembles batches itself, the same for any number of processes",
+    "prediction_loss_only": "evaluation keeps metric sums, not predictions",
+    "batch_eval_metrics": "evaluation keeps metric sums, not predictions",
+    "bf16_full_eval": "evaluation uses the same mixed precision as training",
+    "fp16_full_eval": "evaluation uses the same mixed precision as training",
+    "include_for_metrics": "evaluation keeps metric sums, not predictions",
+    "include_inputs_for_metrics": "evaluation keeps metric sums, not predictions",
+    "eval_accumulation_steps": "evaluation keeps metric sums, not predictions",
+    "eval_do_concat_batches": "evaluation keeps metric sums, not predictions",
+    "eval_use_gather_object": "evaluation keeps metric sums, not predictions",
     "do_predict": "there is no prediction mode",
     "local_rank": "the launcher sets it",
-    "log_level": "the log is this project's own",
-    "log_level_replica": "the log is this project's own",
+    "log_level": "this program configures its own logging",
+    "log_level_replica": "this program configures its own logging",
     "log_on_each_node": "only the first process logs",
-    "disable_tqdm": "progress is shown line by line",
-    "ignore_data_skip": "a resumed run must see the data where it stopped",
-    "length_column_name": "lengths are counted from the rows",
-    "parallelism_config": "it is not supported here",
-    "fsdp_config": "write fsdp: {}, with checkpoints or reshard_after_forward below it; the rest is found by itself",
-    "fsdp_min_num_params": "which layers are spread is found by itself; write fsdp: {}",
-    "fsdp_transformer_layer_cls_to_wrap": "which layers are spread is found by itself; write fsdp: {}",
-    "adafactor": "transformers no longer has it; write optim: adafactor",
-    "jit_mode_eval": "transformers no longer has it",
-    "ray_scope": "transformers no longer has hyperparameter search among its arguments",
-    "tpu_num_cores": "transformers no longer has it; the launcher says how many cores",
-    "push_to_hub_organization": "transformers no longer has it; write hub_model_id: organization/name",
-    "project": "it belongs to Trackio; for Weights & Biases write wandb_project",
+    "disable_tqdm": "progress is logged line by line",
+    "ignore_data_skip": "a resumed run always continues with the next rows",
+    "length_column_name": "row lengths are measured",
+    "parallelism_config": "it is not supported",
+    "fsdp_config": "use fsdp: {}, optionally with checkpoints and reshard_after_forward; the rest is automatic",
+    "fsdp_min_num_params": "the layers to shard are found automatically; use fsdp: {}",
+    "fsdp_transformer_layer_cls_to_wrap": "the layers to shard are found automatically; use fsdp: {}",
+    "adafactor": "transformers removed it; use optim: adafactor",
+    "jit_mode_eval": "transformers removed it",
+    "ray_scope": "transformers removed it; there is no hyperparameter search",
+    "tpu_num_cores": "transformers removed it; the launcher sets the number of cores",
+    "push_to_hub_organization": "transformers removed it; use hub_model_id: organization/name",
+    "project": "it is for Trackio; for Weights & Biases use wandb_project",
     "skip_memory_metrics": "memory is always measured",
     "include_num_input_tokens_seen": "tokens are always counted",
     "enable_jit_checkpoint": "a checkpoint is always saved when the run is interrupted",
-    "eval_on_start": "evaluation before training always takes place",
-    "assistant_only_loss": "of a conversation, only what the assistant says is trained",
-    "completion_only_loss": "of a prompt and its completion, only the completion is trained",
-    "train_on_inputs": "prompts are never trained; the format text trains every token",
-    "train_on_prompt": "prompts are never trained; the format text trains every token",
+    "eval_on_start": "a run always evaluates before training",
+    "assistant_only_loss": "only assistant messages of a conversation are trained",
+    "completion_only_loss": "only the completion of a prompt is trained",
+    "train_on_inputs": "prompts are never trained; the format text trains all tokens",
+    "train_on_prompt": "prompts are never trained; the format text trains all tokens",
 }
-"""Fields of TrainingArguments, of today or earlier, and other trainers' keys, that may not be set here: the reason."""
+"""Keys of TrainingArguments (current or old) and of other trainers that cannot be set, with the reason."""
 
 HINTS: dict[str, str] = {
     "lr": "learning_rate",
@@ -169,11 +170,16 @@ HINTS: dict[str, str] = {
     "fsdp.fsdp_state_dict_type": "fsdp.checkpoints",
     "fsdp.fsdp_reshard_after_forward": "fsdp.reshard_after_forward",
 }
-"""What other trainers call our keys: a suggestion only, since meanings differ in detail."""
+"""Other trainers' names of keys -> ours. Only suggested, not translated, because meanings differ in detail."""
 
 
-def changed_node(renamed: Renamed, node: yaml.Node) -> yaml.Node:
-    """The value's node under its new name."""
-    if renamed.change is None or not isinstance(node, yaml.ScalarNode):
+def is_secret(key: str) -> bool:
+    """Whether the value of a key must not be shown, under its current or an old name."""
+    return key in SECRETS or (key in RENAMED and RENAMED[key].name in SECRETS)
+
+
+def converted_node(renamed: Renamed, node: yaml.Node) -> yaml.Node:
+    """The node of the value, converted for the new name."""
+    if renamed.convert is None or not isinstance(node, yaml.ScalarNode):
         return node
-    return yaml.ScalarNode(node.tag, renamed.change(node.value), node.start_mark, node.end_mark, node.style)
+    return yaml.ScalarNode(node.tag, renamed.convert(node.value), node.start_mark, node.end_mark, node.style)

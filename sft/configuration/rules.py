@@ -1,4 +1,4 @@
-"""Rules that a declared type may carry beside it: `Annotated[int, Range(minimum=1)]`."""
+"""Rules attached to a declared type: `Annotated[int, Range(minimum=1)]`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 
 
 class Range(NamedTuple):
-    """Bounds of a number, both ends allowed unless `above` (lower) or `below` (upper) say otherwise."""
+    """Bounds of a number: `minimum` and `maximum` are inclusive, `above` and `below` exclusive."""
 
     minimum: float | None = None
     above: float | None = None
@@ -15,24 +15,24 @@ class Range(NamedTuple):
 
 
 class WholeOrShare(NamedTuple):
-    """A whole number of steps from `least` up, or a share of all steps between 0 and 1."""
+    """A number of steps (an integer of at least `least`), or a share of all steps between 0 and 1."""
 
     least: int = 1
 
 
 class StepLimit(NamedTuple):
-    """A whole number from 1 up, or -1 for no limit."""
+    """A positive integer, or -1 for no limit."""
 
 
 class IsPath(NamedTuple):
-    """A place on disk: a leading `~` is the home folder."""
+    """A path: a leading `~` is expanded to the home folder."""
 
 
 class CommaSeparated(NamedTuple):
-    """A list of names that may also be written `a,b`."""
+    """A list of names, which may also be written `a,b`."""
 
     null_is_empty: bool = False
-    """Whether null stands for no name at all."""
+    """Whether null means an empty list."""
 
 
 PositiveInt = Annotated[int, Range(minimum=1)]

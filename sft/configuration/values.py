@@ -1,4 +1,4 @@
-"""The resolved configuration as values, as YAML, as a digest."""
+"""The resolved configuration as plain values, as YAML, and as a digest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sft.configuration.keys import keys_of
+from sft.configuration.keys import SECRETS, keys_of
 from sft.configuration.printing import yaml_with_origins
 from sft.configuration.schema import (
     FLAT_SECTIONS,
@@ -16,20 +16,18 @@ from sft.configuration.schema import (
     SFTConfig,
 )
 
-SECRETS = {"hub_token"}
-
 
 def config_to_yaml(config: SFTConfig) -> str:
-    """The configuration as YAML, every key with its value in force; `load_config` reads it back to the same.
+    """The configuration as YAML with the effective value of every key, without secrets.
 
-    A secret is left out: the file is made to be shown.
+    `load_config` reads it back to an equal configuration.
     """
     values = config_values(config)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
 def config_values(config: SFTConfig) -> dict[str, Any]:
-    """Every key with its value in force, as in `config_to_yaml`: without a secret."""
+    """Effective value of every key, without secrets."""
     values: dict[str, Any] = {}
     for section_name in FLAT_SECTIONS:
         section = getattr(config, section_name)
@@ -42,8 +40,8 @@ def config_values(config: SFTConfig) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A section or record as a mapping of its keys, all the way in; lists and mappings copied, so none is shared."""
-    if dataclasses.is_dataclass(value):
+    """Convert sections and records to dicts, recursively; lists and mappings are copied."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {name: _plain(getattr(value, name)) for name in keys_of(type(value))}
     if isinstance(value, list):
         return [_plain(item) for item in value]
@@ -51,10 +49,10 @@ def _plain(value: Any) -> Any:
 
 
 def config_sha256(config: SFTConfig) -> str:
-    """Digest of the resolved configuration's YAML text: two runs with the same digest had the same settings."""
+    """SHA-256 of `config_to_yaml`: runs with the same digest have the same settings."""
     return hashlib.sha256(config_to_yaml(config).encode()).hexdigest()
 
 
 def config_with_origins(config: SFTConfig) -> str:
-    """The configuration as YAML, every key with its value in force and, as a comment, where that comes from."""
+    """`config_to_yaml` with the origin of each value as a comment."""
     return yaml_with_origins(config_values(config), config)

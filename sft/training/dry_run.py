@@ -17,7 +17,7 @@ from sft.common.data_records import TrainingData
 from sft.common.errors import ConfigError, DataError
 from sft.common.machine_records import MemoryAdvice, MemoryLimits
 from sft.common.run_records import BatchPlan, DistributedContext, ModelFootprint, Precision
-from sft.configuration.checks import NEED_VALIDATION
+from sft.configuration.checks.schedule import NEED_VALIDATION
 from sft.configuration.schema import DataConfig, SFTConfig
 from sft.data.checks import bad_row_lines, find_problems, stops_run
 from sft.reporting.environment import gather_environment

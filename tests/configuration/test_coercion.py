@@ -1,4 +1,4 @@
-"""Values arrive as meant: YAML nodes to declared types, and what is said where they do not fit."""
+"""Conversion of YAML nodes to declared types, and messages about values that do not match."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def node_of(text: str) -> yaml.Node:
         (Seed, "9", 9),
     ],
 )
-def test_coerce_gives_what_is_meant(annotation, text, expected):
+def test_coerce_returns_the_intended_value(annotation, text, expected):
     value = coerce(annotation, node_of(text))
     assert value == expected
     assert type(value) is type(expected)
@@ -104,11 +104,11 @@ def test_coerce_gives_what_is_meant(annotation, text, expected):
 @pytest.mark.parametrize(
     ("annotation", "text", "message"),
     [
-        (int, "4k", "expected a whole number, found '4k'"),
-        (int, "0.5", "expected a whole number, found '0.5'"),
-        (int, "true", "expected a whole number, found 'true'"),
-        (int, "[1, 2]", "expected a whole number, found a list of 2"),
-        (int, "", "expected a whole number, found nothing"),
+        (int, "4k", "expected an integer, found '4k'"),
+        (int, "0.5", "expected an integer, found '0.5'"),
+        (int, "true", "expected an integer, found 'true'"),
+        (int, "[1, 2]", "expected an integer, found a list of 2 items"),
+        (int, "", "expected an integer, found no value"),
         (float, "nan", "expected a number, found 'nan'"),
         (float, ".inf", "expected a number, found '.inf'"),
         (float, "inf", "expected a number, found 'inf'"),
@@ -116,28 +116,28 @@ def test_coerce_gives_what_is_meant(annotation, text, expected):
         (float, "{a: b}", "expected a number, found a mapping"),
         (bool, "2", "expected true or false, found '2'"),
         (bool, "maybe", "expected true or false, found 'maybe'"),
-        (str, "What is: this", "expected text, found a mapping; text that holds ': ' needs quotes"),
-        (str, "null", "expected text, found nothing"),
-        (PathText, '""', "is empty; give a path, or leave the key out"),
-        (PositiveInt, "0", "0 is out of range; give a whole number from 1 up"),
-        (PositiveInt, "x", "expected a whole number from 1 up, found 'x'"),
-        (Seed, "10", "10 is out of range; give a whole number from 0 to 9"),
-        (Share, "1", "1 is out of range; give a number from 0 and below 1"),
-        (WholeShare, "1.01", "1.01 is out of range; give a number from 0 to 1"),
-        (PositiveInt | Literal["auto"], "0", "'0' is not allowed; give a whole number from 1 up or auto"),
-        (Steps, "1.5", "1.5 is out of range; give a whole number from 1 up, or a share between 0 and 1"),
-        (Steps, "0", "0 is out of range; give a whole number from 1 up, or a share between 0 and 1"),
-        (Annotated[int, StepLimit()], "-2", "-2 is out of range; give a whole number from 1 up, or -1"),
-        (Annotated[int, StepLimit()], "0", "0 is out of range; give a whole number from 1 up, or -1"),
-        (Literal["a", "b"], "c", "'c' is not allowed; choose a | b"),
-        (bool | Literal["auto"], "x", "'x' is not allowed; give true or false or auto"),
+        (str, "What is: this", "expected a string, found a mapping; quote strings that contain ': '"),
+        (str, "null", "expected a string, found null"),
+        (PathText, '""', "is empty; give a path or remove the key"),
+        (PositiveInt, "0", "0 is out of range; expected an integer >= 1"),
+        (PositiveInt, "x", "expected an integer >= 1, found 'x'"),
+        (Seed, "10", "10 is out of range; expected an integer from 0 to 9"),
+        (Share, "1", "1 is out of range; expected a number >= 0 and < 1"),
+        (WholeShare, "1.01", "1.01 is out of range; expected a number from 0 to 1"),
+        (PositiveInt | Literal["auto"], "0", "expected an integer >= 1 or auto, found '0'"),
+        (Steps, "1.5", "1.5 is out of range; expected an integer >= 1, or a share of all steps between 0 and 1"),
+        (Steps, "0", "0 is out of range; expected an integer >= 1, or a share of all steps between 0 and 1"),
+        (Annotated[int, StepLimit()], "-2", "-2 is out of range; expected an integer >= 1, or -1"),
+        (Annotated[int, StepLimit()], "0", "0 is out of range; expected an integer >= 1, or -1"),
+        (Literal["a", "b"], "c", "expected a | b, found 'c'"),
+        (bool | Literal["auto"], "x", "expected true or false or auto, found 'x'"),
         (Names, "{a: b}", "expected a name or a list of names, found a mapping"),
-        (Names, "null", "expected a name or a list of names, found nothing"),
+        (Names, "null", "expected a name or a list of names, found null"),
         (dict[str, str], "a", "expected a mapping like {a: b}, found 'a'"),
-        (dict[str, Any] | str, "{a: !!int b}", "'b' does not fit its tag 'tag:yaml.org,2002:int'; leave the tag out"),
+        (dict[str, Any] | str, "{a: !!int b}", "'b' does not match its tag 'tag:yaml.org,2002:int'; remove the tag"),
     ],
 )
-def test_coerce_says_what_was_found_and_what_is_allowed(annotation, text, message):
+def test_coerce_reports_what_was_found_and_what_is_allowed(annotation, text, message):
     node = node_of(text) if text else yaml.ScalarNode("tag:yaml.org,2002:null", "")
     with pytest.raises(CoercionError) as caught:
         coerce(annotation, node)
@@ -166,7 +166,7 @@ def test_coerce_expands_the_home_folder_of_a_path_only(monkeypatch):
         ("{a: {b: [5e-5]}}", {"a": {"b": [5e-5]}}),
     ],
 )
-def test_plain_value_reads_untyped_values_as_people_mean_them(text, expected):
+def test_plain_value_reads_untyped_values_as_intended(text, expected):
     value = plain_value(node_of(text))
     assert value == expected
     assert type(value) is type(expected)
@@ -175,11 +175,11 @@ def test_plain_value_reads_untyped_values_as_people_mean_them(text, expected):
 @pytest.mark.parametrize(
     ("annotation", "expected"),
     [
-        (int, "a whole number"),
-        (PositiveInt | None, "a whole number from 1 up or null"),
-        (Annotated[float, Range(above=0)], "a number above 0"),
-        (Annotated[float, Range(above=0, below=1)], "a number above 0 and below 1"),
-        (Seed, "a whole number from 0 to 9"),
+        (int, "an integer"),
+        (PositiveInt | None, "an integer >= 1 or null"),
+        (Annotated[float, Range(above=0)], "a number > 0"),
+        (Annotated[float, Range(above=0, below=1)], "a number > 0 and < 1"),
+        (Seed, "an integer from 0 to 9"),
         (bool | Literal["auto"], "true or false or auto"),
         (Names, "a name or a list of names"),
         (PathText, "a path"),
@@ -188,7 +188,7 @@ def test_plain_value_reads_untyped_values_as_people_mean_them(text, expected):
         (Any, "any value"),
     ],
 )
-def test_describe_names_a_type_as_a_person_would(annotation, expected):
+def test_describe_names_a_type_in_words(annotation, expected):
     assert describe(annotation) == expected
 
 
@@ -208,7 +208,7 @@ def test_alternatives_looks_through_unions_and_rules():
         (Any, None),
     ],
 )
-def test_record_type_is_the_dataclass_of_a_list_and_nothing_else(annotation, expected):
+def test_record_type_is_the_dataclass_of_a_list(annotation, expected):
     assert record_type(annotation) is expected
 
 
@@ -226,7 +226,7 @@ def test_found_shortens_long_text():
         ("x", [], ""),
     ],
 )
-def test_did_you_mean_offers_only_what_comes_near(name, known, expected):
+def test_did_you_mean_suggests_only_similar_names(name, known, expected):
     assert did_you_mean(name, known) == expected
     assert (find_closest(name, known) is None) == (expected == "")
 

@@ -31,18 +31,18 @@ chat_template: |
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
-    [(["--per_device_train_batch_size=2"], "in the run 4, by global_batch_size on 1 process"),
-     (["--per_device_train_batch_size=2", "--num_gpus=2"], "in the run 2, by global_batch_size on 2 processes"),
-     (["--per_device_train_batch_size=auto"], "what global_batch_size and the size that is found make")],
+    ("more", "expected"),
+    [(["--per_device_train_batch_size=2"], "set to 4 by global_batch_size with 1 process"),
+     (["--per_device_train_batch_size=2", "--num_gpus=2"], "set to 2 by global_batch_size with 2 processes"),
+     (["--per_device_train_batch_size=auto"], "set by global_batch_size and the batch size that is found")],
 )  # fmt: skip
-def test_the_accumulation_that_a_global_batch_makes_is_told(tmp_path, monkeypatch, capsys, more, told):
+def test_print_config_shows_the_accumulation_that_global_batch_size_sets(tmp_path, monkeypatch, capsys, more, expected):
     monkeypatch.chdir(REPOSITORY)
     path = tmp_path / "my.yaml"
     path.write_text(GIVEN)
     assert main(["--config_file", str(path), *more, "--print_config"]) == 0
     (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("gradient_accumulation_steps")]
-    assert line.endswith(told)
+    assert line.endswith(expected)
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def origin_of(key: str, text: str) -> str:
     return line.rpartition("  # ")[2]
 
 
-def test_print_config_names_where_each_value_came_from(printed):
+def test_print_config_shows_the_origin_of_each_value(printed):
     path, text = printed
     assert origin_of("model_name_or_path", text) == f"{path} line 1"
-    assert origin_of("eval_strategy", text) == f"{path} line 2, translated from evaluation_strategy"
-    assert origin_of("dtype", text) == f"{path} line 3, translated from torch_dtype"
+    assert origin_of("eval_strategy", text) == f"{path} line 2, given as evaluation_strategy"
+    assert origin_of("dtype", text) == f"{path} line 3, given as torch_dtype"
     assert origin_of("learning_rate", text) == "command line"
-    assert origin_of("per_device_train_batch_size", text) == "follows from global_batch_size"
+    assert origin_of("per_device_train_batch_size", text) == "set by global_batch_size"
     assert origin_of("r", text) == f"{path} line 5"
     assert origin_of("lora_alpha", text) == "default"
     assert origin_of("weight", text) == f"{path} line 9"
@@ -87,6 +87,6 @@ def test_print_config_is_aligned_and_shows_no_secret(printed):
     assert len(columns) == 1
 
 
-def test_print_config_answers_a_mistake_as_a_run_does(capsys):
+def test_print_config_reports_errors_like_a_run(capsys):
     assert main(["--learning_rat", "1", "--print_config"]) == 2
     assert "unknown key 'learning_rat'" in capsys.readouterr().err

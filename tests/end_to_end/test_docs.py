@@ -44,7 +44,7 @@ def test_every_key_has_its_reason_and_every_number_its_unit():
     for name, key in keys.items():
         unit, why = notes[name]
         assert why, f"{name}: say in docs/configuration_notes.yaml why this default"
-        is_number = "number" in describe(key.annotation)
+        is_number = any(word in describe(key.annotation) for word in ("number", "integer"))
         assert bool(unit) == (is_number and name not in without_unit), f"{name}: unit {unit!r}"
 
 

@@ -18,9 +18,10 @@ import yaml
 from config_manager import load_config
 from sft.batching.advice import with_4bit_weights, with_adapters
 from sft.batching.memory import MemoryFacts, estimate_memory
+from sft.common.errors import ConfigError
 from sft.common.run_records import ModelFootprint
+from sft.configuration.checks.sharding import GATHER_ON_SAVE, check_deepspeed
 from sft.configuration.command_line import read_command
-from sft.configuration.fsdp import GATHERED, deepspeed_contradictions
 from sft.configuration.keys import flat_keys, keys_of
 from sft.configuration.schema import NESTED_SECTIONS, DatasetSource
 from sft_main import main
@@ -162,18 +163,16 @@ def test_deepspeed_that_would_save_no_model_is_refused(small_files, tmp_path):
     settings = tmp_path / "zero.json"
     config = load_config("examples/deepspeed_zero3.yaml", ["--deepspeed=null"])
     training = replace(config.training, extra_training_arguments={"deepspeed": str(settings)})
-    for stage, more, is_refused in ((3, {}, True), (3, {GATHERED: True}, False), (2, {}, False)):
+    for stage, more, is_refused in ((3, {}, True), (3, {GATHER_ON_SAVE: True}, False), (2, {}, False)):
         settings.write_text(json.dumps({"zero_optimization": {"stage": stage, **more}}))
-        told = [text for _, text in deepspeed_contradictions(replace(config, training=training))]
-        assert any(f"write {GATHERED}: true" in text for text in told) == is_refused
+        told = [text for _, text in check_deepspeed(replace(config, training=training))]
+        assert any(f"requires {GATHER_ON_SAVE}: true" in text for text in told) == is_refused
 
 
 def test_the_deepspeed_example_names_its_package_and_its_file(small_files):
-    from sft.configuration.schema import ConfigError
-
     with pytest.raises(ConfigError) as raised:
         load_config("examples/deepspeed_zero3.yaml", ["--deepspeed=examples/no.json"])
-    assert any("there is no file 'examples/no.json'" in problem for problem in raised.value.problems)
+    assert any("no such file: 'examples/no.json'" in problem for problem in raised.value.problems)
     document = json.loads((REPOSITORY / "examples/deepspeed_zero3.json").read_text())
     assert document["zero_optimization"]["stage"] == 3
 

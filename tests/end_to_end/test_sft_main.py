@@ -331,13 +331,13 @@ def test_main_prints_nothing_of_other_libraries(model_folder, question_file, tmp
 
 MISTAKES = {
     "unknown key": ({"learning_rat": 1}, "unknown key 'learning_rat'. Did you mean 'learning_rate'?"),
-    "wrong type": ({"max_steps": "many"}, "max_steps: expected a whole number from 1 up, or -1, found 'many'"),
+    "wrong type": ({"max_steps": "many"}, "max_steps: expected an integer >= 1, or -1, found 'many'"),
     "out of range": ({"learning_rate": -1}, "learning_rate: -1 is out of range"),
-    "both precisions": ({"fp16": True, "bf16": True}, "fp16 and bf16 exclude each other"),
+    "both precisions": ({"fp16": True, "bf16": True}, "fp16 and bf16 are mutually exclusive"),
     "fp16 without a GPU": ({"fp16": True}, "write fp16: auto"),
-    "no validation data": ({"load_best_model_at_end": True}, "needs validation data"),
-    "missing file": ({"train_file": "nowhere.jsonl"}, "there is no 'nowhere.jsonl'"),
-    "missing model": ({"model_name_or_path": "./nowhere"}, "there is no folder './nowhere'"),
+    "no validation data": ({"load_best_model_at_end": True}, "requires validation data"),
+    "missing file": ({"train_file": "nowhere.jsonl"}, "no such file or folder: 'nowhere.jsonl'"),
+    "missing model": ({"model_name_or_path": "./nowhere"}, "no such folder: './nowhere'"),
     "unknown target": ({"lora_config.target_modules": "c_attn"}, "Linear layers there: down_proj"),
     "quantized without adapters": ({"quantization_config.load_in_4bit": True}, "add a lora_config section"),
     "unknown optimizer": ({"optim": "adamw_torh"}, "Did you mean 'adamw_torch'?"),
@@ -382,4 +382,4 @@ def test_main_refuses_rows_longer_than_learned_positions(run_sft, model_folder):
 def test_main_help_answers_without_torch():
     code = "import sys, sft_main; sft_main.main(['--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert "--lora_config.r  (a whole number from 1 up; default 16)" in done.stdout
+    assert "--lora_config.r  (an integer >= 1; default 16)" in done.stdout

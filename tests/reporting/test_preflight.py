@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sft.common.errors import ConfigError
-from sft.configuration.command_line import read_command
-
 PLAIN = "User:\n{}\n\nAssistant:\n"
 CONTRACT = {"rows_read", "rows_used", "rows_dropped", "duplicates", "leakage", "lengths", "supervised_share", "samples"}
 CONTRACT |= {"plan", "problems"}
@@ -183,33 +180,6 @@ def test_a_leak_that_is_allowed_is_counted_and_no_problem(run_sft, tmp_path):
 def test_dry_run_plans_for_the_processes_that_a_run_would_have(run_sft, tmp_path):
     run = run_sft("--dry_run", train_file=write(tmp_path / "train.jsonl", pairs(20)), num_gpus=2)
     assert preflight(run)["plan"]["global_batch_size"] == 8
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--show_rows", "3"], "command line: --show_rows belongs to a dry run; add --dry_run."),
-        (["--dry_run", "--show_rows", "0"], "expected numbers of rows from 1 up, as in 3,17; found '0'"),
-        (["--dry_run", "--show_rows", "a,b"], "found 'a,b'"),
-        (["--dry_run", "--show_rows"], "command line: --show_rows needs rows: --show_rows 3,17"),
-        (["--dry_run=maybe"], "--dry_run is true or false, found 'maybe'"),
-        (["--config_file"], "command line: --config_file needs a file: --config_file my.yaml"),
-    ],
-)
-def test_read_command_refuses(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        read_command(arguments)
-
-
-def test_read_command_takes_a_command_line_apart():
-    command = read_command(["--config_file", "a.yaml", "--dry_run", "--show_rows=3, 17,3", "--learning_rate", "1"])
-    assert (command.config_file, command.dry_run, command.show_rows) == ("a.yaml", True, (3, 17))
-    assert command.overrides == ("--learning_rate", "1")
-    again = read_command(["--config=a.yaml", "--resume_from_checkpoint", "auto", "--seed", "1"])
-    assert again.to_repeat == "python sft_main.py --config=a.yaml --seed 1"
-    secret = read_command(["--config", "a.yaml", "--hub_token", "hf_x", "--push_to_hub_token=hf_y"])
-    assert secret.to_repeat == "python sft_main.py --config a.yaml"
-    assert again.show_rows == ()
 
 
 def test_dry_run_says_which_rows_are_not_there(run_sft, tmp_path):

@@ -76,7 +76,7 @@ def test_global_batch_size_with_a_batch_size_decides_the_accumulation(resolve):
     ("settings", "message"),
     [
         (["--global_batch_size=10", "--per_device_train_batch_size=4"],
-         "global_batch_size: 10 is no multiple of per_device_train_batch_size 4 x 1 processes; write 8 or 12"),
+         "global_batch_size: 10 is not a multiple of per_device_train_batch_size 4 x 1 processes; use 8 or 12"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(resolve, settings, message):

@@ -16,7 +16,7 @@ from sft.commands.init.model_look import look_at_model
 from sft.commands.init.writing import as_yaml
 from sft.common.errors import ConfigError, UserError
 from sft.common.text import counted, size
-from sft.configuration.command_line import StartOptions
+from sft.configuration.command_line import InitOptions
 
 Ask = Callable[[str], str]
 Say = Callable[[str], None]
@@ -28,7 +28,7 @@ _METHOD_WORDS = {
 }
 
 
-def start(options: StartOptions, ask: Ask | None, say: Say, check: Callable[[str], object]) -> int:
+def start(options: InitOptions, ask: Ask | None, say: Say, check: Callable[[str], object]) -> int:
     """Writes a first configuration. Returns the exit status.
 
     Args:
@@ -57,7 +57,7 @@ def start(options: StartOptions, ask: Ask | None, say: Say, check: Callable[[str
     return 0
 
 
-def _gather(options: StartOptions, ask: Ask | None, say: Say) -> tuple[Answers, MachineFacts, Fit]:
+def _gather(options: InitOptions, ask: Ask | None, say: Say) -> tuple[Answers, MachineFacts, Fit]:
     """Asks what was not given, and looks at each thing as soon as it is named."""
     if ask is not None:
         say("A few questions; Enter takes what stands in brackets, Ctrl-C leaves without writing anything.")
@@ -118,7 +118,7 @@ def _answer(
             given = None
 
 
-def _need_all(options: StartOptions) -> None:
+def _need_all(options: InitOptions) -> None:
     needed = {"--model": options.model, "--data": options.data, "a file behind --init": options.config_file}
     missing = [name for name, value in needed.items() if value is None]
     if missing:
@@ -130,7 +130,7 @@ def _need_all(options: StartOptions) -> None:
 
 def _whole_number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--gpus: expected a whole number from 1 up, found {text!r}.")
+        raise ConfigError(f"--gpus: expected an integer >= 1, found {text!r}.")
     return int(text)
 
 

@@ -1,0 +1,125 @@
+"""Checks of data sources and streaming."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sft.common.did_you_mean import did_you_mean
+from sft.configuration.checks.contradiction import Contradiction, current_directory
+from sft.configuration.schema import RECORD_FORMATS, DatasetSource, SFTConfig
+
+
+def check_data(config: SFTConfig) -> Iterator[Contradiction]:
+    """Check that there is exactly one source of training rows, that files exist, and what streaming excludes."""
+    data = config.data
+    for key in ("train_file", "dataset_path"):
+        if data.dataset_name and getattr(data, key):
+            yield Contradiction(key, "conflicts with dataset_name, which already gives the training data; choose one.")
+    if not (data.datasets or data.dataset_name or data.train_file or data.dataset_path):
+        yield Contradiction("train_file", "no training data; set train_file, dataset_path, dataset_name or datasets.")
+    if data.dataset_config_name and not data.dataset_name:
+        yield Contradiction("dataset_config_name", "requires dataset_name.")
+    if data.validation_file and data.validation_split:
+        yield Contradiction("validation_split", "conflicts with validation_file; choose one.")
+    yield from _check_files(config)
+    yield from _check_datasets(config)
+    yield from _check_streaming(config)
+
+
+def _check_files(config: SFTConfig) -> Iterator[Contradiction]:
+    data = config.data
+    if data.dataset_path and not os.path.exists(data.dataset_path):
+        yield Contradiction("dataset_path", f"no such file or folder: {data.dataset_path!r} {current_directory()}.")
+        return
+    for key in ("train_file", "validation_file"):
+        name = getattr(data, key)
+        if name is not None:
+            yield from _check_path(key, name, folder=data.dataset_path)
+
+
+def _check_datasets(config: SFTConfig) -> Iterator[Contradiction]:
+    data = config.data
+    if not data.datasets:
+        return
+    for key in ("train_file", "dataset_path", "dataset_name"):
+        if getattr(data, key):
+            yield Contradiction(key, "conflicts with datasets, which already gives the training data; choose one.")
+    if data.dataset_columns:
+        yield Contradiction("dataset_columns", "cannot be combined with datasets; set columns in each entry instead.")
+    for number, source in enumerate(data.datasets):
+        yield from _check_source(f"datasets[{number}]", source)
+
+
+def _check_source(key: str, source: DatasetSource) -> Iterator[Contradiction]:
+    """Check one entry of `datasets`, whose key is `datasets[N]`."""
+    if source.path and source.name:
+        yield Contradiction(key, "path and name are mutually exclusive; choose one.")
+    if not source.path and not source.name:
+        yield Contradiction(key, "no data source; set path or name.")
+    if source.config and not source.name:
+        yield Contradiction(f"{key}.config", "requires name.")
+    if source.path:
+        is_like_hub_id = re.fullmatch(r"[\w-]+/[\w-]+", source.path)
+        hint = " To load a dataset from the Hugging Face Hub, use name." if is_like_hub_id else ""
+        yield from _check_path(f"{key}.path", source.path, hint=hint)
+    if source.format is not None and source.format not in RECORD_FORMATS:
+        hint = did_you_mean(source.format, RECORD_FORMATS) or f" Allowed: {', '.join(RECORD_FORMATS)}."
+        yield Contradiction(f"{key}.format", f"unknown format {source.format!r}.{hint}")
+
+
+def _check_streaming(config: SFTConfig) -> Iterator[Contradiction]:
+    data, sampling = config.data, config.training.passed_through.train_sampling_strategy
+    if not data.streaming:
+        return
+    if config.training.max_steps < 1:
+        yield Contradiction("streaming", "requires max_steps, because the number of rows is not known in advance.")
+    if data.validation_split:
+        yield Contradiction(
+            "validation_split", "cannot be combined with streaming, which stores no rows; use validation_file."
+        )
+    if sampling == "group_by_length":
+        yield Contradiction(
+            "train_sampling_strategy",
+            "group_by_length cannot be combined with streaming, because row lengths are not known in advance; choose "
+            "one.",
+        )
+    if sampling == "sequential":
+        yield Contradiction(
+            "train_sampling_strategy", "has no effect with streaming; for sequential order set shuffle_block_rows: 1."
+        )
+    for number, source in enumerate(data.datasets):
+        if source.weight != 1:
+            yield Contradiction(
+                f"datasets[{number}].weight",
+                "cannot be combined with streaming, which reads each source once; remove weight.",
+            )
+
+
+def _check_path(key: str, name: str, *, folder: str | None = None, hint: str = "") -> Iterator[Contradiction]:
+    """Check that a file, folder or glob exists.
+
+    Args:
+        key: key that gave the path.
+        name: the path as given.
+        folder: what it is relative to; None for the current directory.
+        hint: appended to the message if no file beside it has a similar name.
+    """
+    path = Path(folder or ".") / name
+    if any(character in name for character in "*?["):
+        base = Path("/") if path.is_absolute() else Path(".")
+        pattern = str(path.relative_to("/")) if path.is_absolute() else str(path)
+        try:
+            matches = any(True for _ in base.glob(pattern))
+        except ValueError as error:
+            yield Contradiction(key, f"{name!r} is not a valid glob pattern: {error}.")
+            return
+        if not matches:
+            yield Contradiction(key, f"no file matches {str(path)!r} {current_directory()}.")
+    elif not os.path.exists(path):
+        is_readable = os.path.isdir(path.parent) and os.access(path.parent, os.R_OK)
+        siblings = os.listdir(path.parent) if is_readable else []
+        hint = did_you_mean(path.name, siblings) or hint
+        yield Contradiction(key, f"no such file or folder: {str(path)!r} {current_directory()}.{hint}")

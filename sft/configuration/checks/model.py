@@ -1,0 +1,50 @@
+"""Checks of the model, adapters and quantization."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from sft.configuration.checks.contradiction import Contradiction, current_directory
+from sft.configuration.schema import SFTConfig
+
+
+def check_model(config: SFTConfig) -> Iterator[Contradiction]:
+    """Check paths, dtype, adapters and quantization."""
+    model, quantization = config.model, config.quantization
+    for key in ("model_name_or_path", "tokenizer_name_or_path"):
+        name = getattr(model, key)
+        if name and _is_path(name) and not os.path.exists(name):
+            yield Contradiction(key, f"no such folder: {name!r} {current_directory()}.")
+    folder = model.model_name_or_path
+    if model.gguf_file and os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, model.gguf_file)):
+        present = ", ".join(sorted(path.name for path in Path(folder).glob("*.gguf"))) or "none"
+        yield Contradiction("gguf_file", f"no such file: {model.gguf_file!r} in {folder}. GGUF files there: {present}.")
+    if model.gguf_file and quantization:
+        yield Contradiction(
+            "gguf_file", "cannot be combined with quantization_config, because its weights are dequantized; choose one."
+        )
+    if model.dtype == "float16" and config.lora is None:
+        yield Contradiction(
+            "dtype", "float16 weights cannot be trained; use auto, or add lora_config to train adapters only."
+        )
+    if config.lora and not config.lora.target_modules:
+        yield Contradiction("lora_config.target_modules", "is empty; list module names, or use all-linear.")
+    if quantization is None:
+        return
+    if quantization.load_in_4bit and quantization.load_in_8bit:
+        yield Contradiction(
+            "quantization_config.load_in_8bit", "load_in_4bit and load_in_8bit are mutually exclusive; choose one."
+        )
+    if not (quantization.load_in_4bit or quantization.load_in_8bit):
+        yield Contradiction("quantization_config", "neither load_in_4bit nor load_in_8bit is set; set one to true.")
+    elif config.lora is None:
+        yield Contradiction(
+            "quantization_config", "quantized weights cannot be trained directly; add a lora_config section."
+        )
+
+
+def _is_path(name: str) -> bool:
+    """Whether a model's name can only be a local path: a Hub id is `name` or `owner/name`."""
+    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1

@@ -1,0 +1,42 @@
+"""Settings that have no effect because of others: logged, not an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sft.configuration.keys import flat_keys
+from sft.configuration.schema import SFTConfig
+
+
+def find_notices(config: SFTConfig) -> Iterator[str]:
+    """Yield a line for each setting that differs from its default and has no effect.
+
+    A saved configuration contains every default, so defaults are not reported.
+    """
+    trackers = config.logging.report_to
+    if config.logging.wandb_project and "wandb" not in trackers:
+        yield "wandb_project has no effect: report_to does not include wandb."
+    if config.logging.logging_dir and "tensorboard" not in trackers:
+        yield "logging_dir has no effect: report_to does not include tensorboard."
+    data, training = config.data, config.training
+    if not data.streaming and data.shuffle_block_rows != _default("shuffle_block_rows"):
+        yield "shuffle_block_rows has no effect: streaming is false."
+    if data.streaming and training.passed_through.dataloader_drop_last:
+        yield "dataloader_drop_last has no effect: a stream has no last batch."
+    if training.passed_through.use_liger_kernel:
+        yield "use_liger_kernel: Liger's layers are used, but not its loss, which is computed in chunks here."
+    if training.torch_compile and not (training.packing or training.tokens_per_batch):
+        yield "torch_compile: without packing or tokens_per_batch, batches vary in size, and each new size recompiles."
+    if training.tokens_per_batch and training.per_device_train_batch_size != _default("per_device_train_batch_size"):
+        yield "per_device_train_batch_size has no effect: tokens_per_batch sets the micro-batch size."
+    if training.checkpoint_every_n_layers != 1 and not training.gradient_checkpointing:
+        yield "checkpoint_every_n_layers has no effect: gradient_checkpointing is false."
+    if data.on_bad_rows == "error" and data.max_bad_row_share != _default("max_bad_row_share"):
+        yield "max_bad_row_share has no effect: on_bad_rows: error stops at any bad row."
+    if training.passed_through.gradient_checkpointing_kwargs and not training.gradient_checkpointing:
+        yield "gradient_checkpointing_kwargs has no effect: gradient_checkpointing is false."
+
+
+def _default(key: str) -> Any:
+    return flat_keys()[key].default

@@ -1,0 +1,123 @@
+"""Checks of training, batch sizes, passed-through fields and trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+
+from sft.common.did_you_mean import did_you_mean
+from sft.configuration.batch_sizes import AUTO
+from sft.configuration.checks.contradiction import Contradiction
+from sft.configuration.installed_transformers import optimizer_names, scheduler_names
+from sft.configuration.schema import SFTConfig
+
+TRACKERS: dict[str, tuple[str, ...]] = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "comet_ml": ("comet_ml",),
+    "clearml": ("clearml",),
+    "neptune": ("neptune",),
+    "dagshub": ("dagshub",),
+    "codecarbon": ("codecarbon",),
+    "swanlab": ("swanlab",),
+    "trackio": ("trackio",),
+    "dvclive": ("dvclive",),
+    "flyte": ("flytekit",),
+}
+"""Tracker -> packages, one of which it needs."""
+EVALUATION_METRICS = ("loss", "perplexity", "token_accuracy", "sequence_accuracy")
+SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
+
+
+def check_training(config: SFTConfig) -> Iterator[Contradiction]:
+    """Check precision, warm-up, optimizer, schedule and folders."""
+    training = config.training
+    if training.fp16 is True and training.bf16 is True:
+        yield Contradiction("bf16", "fp16 and bf16 are mutually exclusive; choose one.")
+    if training.warmup_steps and training.warmup_ratio:
+        yield Contradiction("warmup_ratio", "conflicts with warmup_steps; choose one.")
+    for key, allowed in (("optim", optimizer_names()), ("lr_scheduler_type", scheduler_names())):
+        value = getattr(training, key)
+        if allowed and value not in allowed:
+            hint = did_you_mean(value, allowed) or f" Allowed: {', '.join(allowed)}."
+            yield Contradiction(key, f"unknown value {value!r}.{hint}")
+    if os.path.exists(training.output_dir) and not os.path.isdir(training.output_dir):
+        yield Contradiction("output_dir", f"{training.output_dir!r} is a file; give a folder.")
+    resume = training.resume_from_checkpoint
+    if isinstance(resume, str) and resume != "auto" and not os.path.isdir(resume):
+        yield Contradiction(
+            "resume_from_checkpoint", f"no such folder: {resume!r}; give a checkpoint folder, or use auto."
+        )
+    kwargs = training.passed_through.gradient_checkpointing_kwargs
+    if training.checkpoint_every_n_layers != 1 and "every_n_layers" in kwargs:
+        yield Contradiction(
+            "checkpoint_every_n_layers", "conflicts with every_n_layers in gradient_checkpointing_kwargs; choose one."
+        )
+
+
+def check_batch_sizes(config: SFTConfig) -> Iterator[Contradiction]:
+    """Check the ways to set a batch size, of which only some can be combined."""
+    data, training = config.data, config.training
+    if training.auto_batch_size and training.per_device_train_batch_size != AUTO:
+        yield Contradiction("per_device_train_batch_size", "is set by auto_batch_size; choose one.")
+    if training.global_batch_size and training.gradient_accumulation_steps != 1:
+        yield Contradiction("gradient_accumulation_steps", "is set by global_batch_size; choose one.")
+    if training.tokens_per_batch and training.per_device_train_batch_size == AUTO:
+        yield Contradiction("tokens_per_batch", "conflicts with per_device_train_batch_size: auto; choose one.")
+    if training.packing and training.tokens_per_batch:
+        yield Contradiction(
+            "tokens_per_batch", "cannot be combined with packing, whose packs hold max_seq_length tokens; choose one."
+        )
+    if training.tokens_per_batch and training.tokens_per_batch < data.max_seq_length:
+        yield Contradiction(
+            "tokens_per_batch",
+            f"must be at least max_seq_length ({data.max_seq_length}), but is {training.tokens_per_batch}.",
+        )
+    for key in ("packing", "tokens_per_batch"):
+        if not getattr(training, key):
+            continue
+        if data.streaming:
+            yield Contradiction(
+                key, "cannot be combined with streaming, because row lengths are not known in advance; choose one."
+            )
+        if training.padding_free is False:
+            yield Contradiction(key, "requires padding-free micro-batches, but padding_free is false; choose one.")
+        if training.passed_through.train_sampling_strategy == "group_by_length":
+            yield Contradiction(key, "cannot be combined with train_sampling_strategy: group_by_length; choose one.")
+
+
+def check_passed_through(config: SFTConfig) -> Iterator[Contradiction]:
+    """Check what transformers would reject only after it is loaded."""
+    passed = config.training.passed_through
+    sampling = passed.train_sampling_strategy
+    if sampling not in SAMPLING_STRATEGIES:
+        choices = " | ".join(SAMPLING_STRATEGIES)
+        yield Contradiction("train_sampling_strategy", f"unknown value {sampling!r}; choose {choices}.")
+    for key in ("torch_compile_backend", "torch_compile_mode"):
+        if getattr(passed, key) is not None and not config.training.torch_compile:
+            yield Contradiction(key, "requires torch_compile: true.")
+    metric = passed.metric_for_best_model
+    if metric is not None and str(metric).removeprefix("eval_") not in EVALUATION_METRICS:
+        choices = " | ".join(EVALUATION_METRICS)
+        yield Contradiction("metric_for_best_model", f"unknown value {metric!r}; choose {choices}.")
+    if passed.dataloader_prefetch_factor is not None and config.training.dataloader_num_workers in (0, AUTO):
+        yield Contradiction("dataloader_prefetch_factor", "requires dataloader_num_workers above 0.")
+    cache_steps = passed.torch_empty_cache_steps
+    if cache_steps is not None and cache_steps < 1:
+        yield Contradiction("torch_empty_cache_steps", f"must be a positive integer or null, but is {cache_steps}.")
+
+
+def check_logging(config: SFTConfig) -> Iterator[Contradiction]:
+    """Check that the trackers are known and installed."""
+    for name in config.logging.report_to:
+        if name not in TRACKERS:
+            hint = did_you_mean(name, TRACKERS) or f" Allowed: none, {', '.join(TRACKERS)}."
+            yield Contradiction("report_to", f"unknown tracker {name!r}.{hint}")
+        elif not any(importlib.util.find_spec(package) for package in TRACKERS[name]):
+            package = TRACKERS[name][0]
+            yield Contradiction(
+                "report_to",
+                f"{name} requires the package {package}: pip install {package}, or remove {name} from the list.",
+            )

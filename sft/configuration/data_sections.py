@@ -1,0 +1,121 @@
+"""Sections about the data: where rows come from and how they are prepared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from sft.configuration.rules import PathText, PositiveInt, Range, WholeShare
+
+RECORD_FORMATS = (
+    "messages",
+    "conversations",
+    "squad",
+    "alpaca",
+    "prompt_completion",
+    "question_answer",
+    "input_output",
+    "text",
+)
+"""Allowed values of `format`. The package `prompting`, which this one cannot import, defines what they mean."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetSource:
+    """An entry of `datasets`: one source of training rows. A plain string is short for its `path`."""
+
+    path: PathText | None = None
+    """A file, a folder or a glob. Give either this or `name`."""
+
+    name: str | None = None
+    """A dataset on the Hugging Face Hub, or a local dataset folder."""
+
+    config: str | None = None
+    """Configuration of the named dataset, if it has several."""
+
+    split: str | None = None
+    """Split to use. Default: train; for a folder, the files whose names mark them as training data."""
+
+    format: str | None = None
+    """Record format (messages, conversations, alpaca, ...). Default: detected from the columns."""
+
+    weight: Annotated[float, Range(above=0, maximum=1000)] = 1.0
+    """How often each row of this source is used per epoch: 2 uses each row twice, 0.5 uses half of the rows, selected
+    by `seed`."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column mapping: name in this source -> expected name."""
+
+    max_rows: PositiveInt | None = None
+    """Read only the first `max_rows` rows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Training and validation data."""
+
+    datasets: list[DatasetSource] = field(default_factory=list)
+    """Several sources of training rows, instead of the keys below. Each entry has `path` or `name`, and optionally
+    `config`, `split`, `format`, `weight` (how often each row is used per epoch), `columns`, `max_rows`."""
+
+    dataset_name: str | None = None
+    """A dataset on the Hugging Face Hub, or a local dataset folder (made by `save_to_disk`, or holding data files)."""
+
+    dataset_config_name: str | None = None
+    """Configuration of that dataset, if it has several (e.g. `main`)."""
+
+    dataset_path: PathText | None = None
+    """A folder (or file) of data. `train_file` and `validation_file` are relative to it. Without `train_file`, all its
+    files are used; file names that contain train, valid, dev, eval or test assign them to splits."""
+
+    train_file: PathText | None = None
+    """Training data: a file (JSON, JSONL, CSV, TXT, Parquet; optionally .gz or .zst), a glob (*.jsonl), or a folder,
+    whose files are assigned to splits as for `dataset_path`."""
+
+    validation_file: PathText | None = None
+    """Validation data, in the same forms as `train_file`."""
+
+    validation_split: Annotated[float, Range(above=0, below=1)] | None = None
+    """Share of the training rows to hold out for validation, selected by `seed`: 0.05 is 5 %."""
+
+    max_seq_length: Annotated[int, Range(minimum=2)] = 1024
+    """Maximum length of a row, in tokens."""
+
+    on_too_long: Literal["truncate", "drop", "error"] = "truncate"
+    """What to do with rows longer than `max_seq_length`. truncate: cut off the end (a row that keeps no supervised
+    tokens counts as a bad row, see `on_bad_rows`). drop: skip and count them. error: stop and list the first ten."""
+
+    train_on: Literal["all", "last"] = "all"
+    """Which assistant turns of a row are trained: all, or only the last. A message with `"train": false` or
+    `"weight": 0` is never trained."""
+
+    add_end_token: bool = False
+    """Append the tokenizer's end token to the last answer of a row if the chat template does not end it with one."""
+
+    preprocessing_num_workers: PositiveInt | Literal["auto"] = "auto"
+    """Number of processes that read, render and tokenize rows. auto: the number of available CPU cores, or fewer for
+    small datasets."""
+
+    data_cache_dir: PathText | None = None
+    """Where prepared rows are cached for later runs. Default: `sft_data` in the user's cache folder."""
+
+    streaming: bool = False
+    """Prepare training rows on the fly and store nothing. Requires `max_steps`. Validation data is still prepared
+    before training."""
+
+    shuffle_block_rows: PositiveInt = 10_000
+    """With `streaming`: number of rows (rounded up to a few hundred) that are held in memory and shuffled together. 1:
+    keep the order of the source."""
+
+    dataset_columns: dict[str, str] = field(default_factory=dict)
+    """Column mapping: name in your data -> expected name, e.g. {query: question, reply: answer}."""
+
+    on_bad_rows: Literal["error", "skip"] = "error"
+    """What to do with rows that cannot be used (invalid JSON, empty answer, ...). error: stop and list the first ten.
+    skip: skip them and count them by reason."""
+
+    max_bad_row_share: WholeShare = 0.1
+    """With `on_bad_rows: skip`: stop if more than this share of the rows of a split is skipped."""
+
+    max_leakage_share: WholeShare = 0.0
+    """Stop if more than this share of the validation rows also occurs in the training data."""
