@@ -23,6 +23,9 @@ NOTES = {
 # pairs, and what breaks a line: in a terminal these act, or hide, in place of being read.
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _SHORT_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+_NOT_ON_PAGES = {"Cc", "Cs", "Zl", "Zp"}
+# Marks that change the direction of what follows can make a text, or a path, look like another one.
+_DIRECTION_MARKS = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: str) -> str:
@@ -34,9 +37,29 @@ def escaped(character: str) -> str:
     """The character, or how it is written out if it cannot be shown."""
     if unicodedata.category(character) not in _UNPRINTABLE:
         return character
+    return _SHORT_ESCAPES.get(character) or _written_out(character)
+
+
+def reveal(text: str) -> str:
+    """The text for a page: control characters, and marks that reorder what follows them, are written out: `\\u202e`.
+
+    Unlike `printable`, line breaks, tabs and the joiners inside emoji stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        _written_out(character) if character not in "\n\t" and _is_hidden(character) else character
+        for character in text
+    )
+
+
+def _is_hidden(character: str) -> bool:
+    is_noncharacter = ord(character) & 0xFFFE == 0xFFFE
+    return unicodedata.category(character) in _NOT_ON_PAGES or character in _DIRECTION_MARKS or is_noncharacter
+
+
+def _written_out(character: str) -> str:
     number = ord(character)
-    if character in _SHORT_ESCAPES:
-        return _SHORT_ESCAPES[character]
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 

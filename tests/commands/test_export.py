@@ -281,11 +281,15 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_card_tells_what_the_run_recorded_and_no_more(export, model_folder, tmp_path):
-    run = tmp_path / "home" / "run"
-    shutil.copytree(model_folder("llama"), run)
-    source = {"name": "/home/me/rows|x.jsonl", "format_name": "messages", "rows_read": 1200, "rows_used": 1199,
-              "rows_dropped": {"empty_answer": 1}}  # fmt: skip
+def run_record_of(folder: Path, *, settings: str, **changed) -> None:
+    """Writes the records that a run leaves beside its model."""
+    source = {
+        "name": "/home/me/rows|x.jsonl",
+        "format_name": "messages",
+        "rows_read": 1200,
+        "rows_used": 1199,
+        "rows_dropped": {"empty_answer": 1},
+    }
     summary = {
         "eval_before": {"loss": 7.0, "perplexity": 1096.6, "token_accuracy": 0.25, "sequence_accuracy": 0.0},
         "eval_after": {"loss": 0.5, "perplexity": 1.65, "token_accuracy": 0.9, "sequence_accuracy": None},
@@ -295,16 +299,22 @@ def test_the_card_tells_what_the_run_recorded_and_no_more(export, model_folder, 
         "samples": [{"prompt": "Hi\x1b[31m\n<b>", "before": "a | b", "after": "Hello."}],
         "versions": {"torch": "2.11.0"},
     }
-    (run / "run_summary.json").write_text(json.dumps(summary))
-    (run / "resolved_config.yaml").write_text("model_name_or_path: owner/base\nlearning_rate: 0.002\npacking: false\n")
+    (folder / "run_summary.json").write_text(json.dumps(summary | changed))
+    (folder / "resolved_config.yaml").write_text(settings)
+
+
+def test_the_card_shows_what_the_run_recorded(export, model_folder, tmp_path):
+    run = tmp_path / "home" / "run"
+    shutil.copytree(model_folder("llama"), run)
+    run_record_of(run, settings="model_name_or_path: owner/base\nlearning_rate: 0.002\npacking: false\n")
     card = (export(str(run))[3] / "README.md").read_text()
     assert "license: unknown  # fill in" in card
     assert "base_model: owner/base" in card
-    assert "Fine-tuned from `owner/base` by supervised fine-tuning: all weights, 75 steps." in card
+    assert "Fine-tuned from owner/base by supervised fine-tuning: all weights, 75 steps." in card
     assert "| train | rows\\|x.jsonl | messages | 1,200 | 1,199 | 1 |" in card
     assert "| validation loss | 7.0000 | 0.5000 |" in card
-    assert "| answers right | 0.0% | - |" in card
-    assert "| Hi\\x1b[31m &lt;b> | a \\| b | Hello. |" in card
+    assert "| sequence accuracy | 0.0% | - |" in card
+    assert "```text\nprompt  Hi\\x1b[31m\n<b>\nbefore  a | b\nafter   Hello.\n```" in card
     assert "| `learning_rate` | 0.002 |" in card
     assert "`packing`" not in card
     assert "<|im_start|>assistant\nANSWER<|im_end|>" in card
@@ -314,12 +324,13 @@ def test_the_card_tells_what_the_run_recorded_and_no_more(export, model_folder, 
     assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
 
 
-def test_the_card_of_a_checkpoint_leaves_out_the_runs_last_figures(export, model_folder, tmp_path):
+def test_the_card_of_a_checkpoint_omits_the_evaluation_of_the_run(export, model_folder, tmp_path):
     shutil.copytree(model_folder("llama"), tmp_path / "run" / "checkpoint-5")
     (tmp_path / "run" / "run_summary.json").write_text(json.dumps({"eval_after": {"loss": 0.5}, "data": {}}))
     card = (export(str(tmp_path / "run" / "checkpoint-5"))[3] / "README.md").read_text()
     assert "## Data" in card
-    assert "## Figures" not in card
+    assert "## Evaluation" not in card
+    assert "model-index" not in card
 
 
 def test_texts_are_the_runs_samples_in_the_chat_template():

@@ -88,14 +88,21 @@ def test_dry_run_reports_exactly_the_planted_faults(run_sft, tmp_path):
     train = write(tmp_path / "train.jsonl", rows)
     held = [*pairs(5, 200), {"question": "Question 7?", "answer": "Answer 7."}]
     run = run_sft(
-        "--dry_run", train_file=train, validation_file=write(tmp_path / "v.jsonl", held), on_bad_rows="skip",
+        "--dry_run",
+        train_file=train,
+        validation_file=write(tmp_path / "v.jsonl", held),
+        on_bad_rows="skip",
         max_bad_row_share=0.2,
-    )  # fmt: skip
+    )
     found = preflight(run)
     expected = {
-        "invalid_json": 1, "empty_answer": 2, "wrong_type": 1, "not_unicode": 1, "nothing_left_after_truncation": 1,
+        "invalid_json": 1,
+        "empty_answer": 2,
+        "wrong_type": 1,
+        "not_unicode": 1,
+        "nothing_left_after_truncation": 1,
         "missing_field": 1,
-    }  # fmt: skip
+    }
     assert found["rows_dropped"] == expected
     assert found["rows_read"] == 75 == found["rows_used"] + sum(expected.values())
     assert found["duplicates"] == 1
@@ -110,10 +117,14 @@ def test_dry_run_reports_exactly_the_planted_faults(run_sft, tmp_path):
     )
     places = {row["source"]: row["reason"] for row in found["train"]["dropped_examples"]}
     assert places == {
-        f"{train}:61": "invalid_json", f"{train}:62": "empty_answer", f"{train}:63": "empty_answer",
-        f"{train}:64": "wrong_type", f"{train}:65": "not_unicode", f"{train}:67": "nothing_left_after_truncation",
+        f"{train}:61": "invalid_json",
+        f"{train}:62": "empty_answer",
+        f"{train}:63": "empty_answer",
+        f"{train}:64": "wrong_type",
+        f"{train}:65": "not_unicode",
+        f"{train}:67": "nothing_left_after_truncation",
         f"{train}:69": "missing_field",
-    }  # fmt: skip
+    }
     assert run.status == 2
     (problem,) = found["problems"]
     assert problem.startswith("1 of 6 validation rows stand in the training data too")

@@ -29,7 +29,6 @@ from sft.common.run_records import (
     Precision,
     SampleAnswer,
 )
-from sft.common.text import change_text, columns, counted, note_text, percent, printable, share_text, size, wrapped
 from sft.configuration.schema import QuantizationConfig
 from sft.processes.device_memory import peak_memory_bytes, total_memory_bytes
 from sft.processes.environment import num_usable_cores
@@ -52,24 +51,40 @@ def place(line: int, file: str = "a.jsonl") -> RowSource:
 
 def source_report(**changed) -> SourceReport:
     values = {
-        "name": "a.jsonl", "format_name": "messages", "files": ("a.jsonl",), "rows_read": 10, "rows_used": 6,
-        "rows_dropped": {"empty_answer": 4}, "rows_an_epoch": 6,
-    }  # fmt: skip
+        "name": "a.jsonl",
+        "format_name": "messages",
+        "files": ("a.jsonl",),
+        "rows_read": 10,
+        "rows_used": 6,
+        "rows_dropped": {"empty_answer": 4},
+        "rows_an_epoch": 6,
+    }
     return SourceReport(**(values | changed))
 
 
 def train_report(**changed) -> SplitReport:
     """Ten rows read: four dropped, three too long of which two lose their end, one a repetition."""
     values = {
-        "sources": (source_report(),), "rows_read": 10, "rows_used": 6, "rows_dropped": {"empty_answer": 4},
+        "sources": (source_report(),),
+        "rows_read": 10,
+        "rows_used": 6,
+        "rows_dropped": {"empty_answer": 4},
         "dropped_examples": tuple(DroppedRow(source=place(line), problem=EMPTY_ANSWER) for line in (3, 5, 8, 9)),
         "lengths": LengthReport(median=20, p90=40, p95=60, p99=80, longest=1100),
-        "rows_too_long": 3, "rows_that_lose_the_answer": 0, "rows_that_lose_the_end": 2,
-        "rows_that_lose_only_prompt": 1, "rows_with_trained_end": 4, "notes": {"thoughts_left_out": 2},
-        "tokens": 1200, "supervised_tokens": 480, "longest_row": 32,
-        "tokens_an_epoch": 1200, "supervised_tokens_an_epoch": 480,
-        "duplicates": 1, "duplicate_examples": ((place(7), place(2)),),
-    }  # fmt: skip
+        "rows_too_long": 3,
+        "rows_that_lose_the_answer": 0,
+        "rows_that_lose_the_end": 2,
+        "rows_that_lose_only_prompt": 1,
+        "rows_with_trained_end": 4,
+        "notes": {"thoughts_left_out": 2},
+        "tokens": 1200,
+        "supervised_tokens": 480,
+        "longest_row": 32,
+        "tokens_an_epoch": 1200,
+        "supervised_tokens_an_epoch": 480,
+        "duplicates": 1,
+        "duplicate_examples": ((place(7), place(2)),),
+    }
     return SplitReport(**(values | changed))
 
 
@@ -83,12 +98,17 @@ def preflight(**changed) -> Preflight:
     """Everything there is to say, of a run that would start."""
     values = {
         "report": DataReport(
-            train=train_report(), validation=validation_report(), leakage=1,
+            train=train_report(),
+            validation=validation_report(),
+            leakage=1,
             leakage_examples=((place(4, "v.jsonl"), place(1)),),
         ),
         "previews": (
             RowPreview(
-                number=1, source=place(1), num_tokens=9, num_supervised=4,
+                number=1,
+                source=place(1),
+                num_tokens=9,
+                num_supervised=4,
                 segments=(Segment(text="user: hi\n", trained=False), Segment(text="hello<end>", trained=True)),
             ),
             RowPreview(number=3, source=place(3), problem=EMPTY_ANSWER),
@@ -97,17 +117,29 @@ def preflight(**changed) -> Preflight:
             per_device_train_batch_size=2, gradient_accumulation_steps=1, world_size=1, steps_per_epoch=3, total_steps=9
         ),
         "memory": MemoryEstimate(
-            weights_bytes=GIB, gradients_bytes=GIB, optimizer_bytes=2 * GIB, activations_bytes=GIB // 2,
-            logits_bytes=GIB // 4, slack_bytes=GIB // 4,
+            weights_bytes=GIB,
+            gradients_bytes=GIB,
+            optimizer_bytes=2 * GIB,
+            activations_bytes=GIB // 2,
+            logits_bytes=GIB // 4,
+            slack_bytes=GIB // 4,
         ),
         "environment": Environment(
-            device="cuda:0", device_name="Card", device_memory_bytes=10 * GIB, cpu_count=4, num_processes=1,
-            versions={"python": "3.12.0", "torch": "2.13.0"}, free_disk_bytes=100 * GIB, checkpoint_bytes=3 * GIB,
-            checkpoints_kept=1, num_checkpoints=9, final_model_bytes=GIB,
+            device="cuda:0",
+            device_name="Card",
+            device_memory_bytes=10 * GIB,
+            cpu_count=4,
+            num_processes=1,
+            versions={"python": "3.12.0", "torch": "2.13.0"},
+            free_disk_bytes=100 * GIB,
+            checkpoint_bytes=3 * GIB,
+            checkpoints_kept=1,
+            num_checkpoints=9,
+            final_model_bytes=GIB,
         ),
         "problems": (),
         "max_seq_length": 32,
-    }  # fmt: skip
+    }
     return Preflight(**(values | changed))
 
 
@@ -167,41 +199,7 @@ def test_lines_of_the_log_never_act_on_the_terminal():
     assert lines[1:3] == ["prompt  a\\x1b[2Jb", "before  \\u202ec"]
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain, naïve, 你好, 🙂", "plain, naïve, 你好, 🙂"),
-        ("\x1b[31mred\x9b", "\\x1b[31mred\\x9b"),
-        ("a\tb\r\nc\x00\x7f", "a\\tb\\r\\nc\\x00\\x7f"),
-        ("\u200bzero\u2028line\u2066", "\\u200bzero\\u2028line\\u2066"),
-        ("half \ud83d pair, tag \U000e0041", "half \\ud83d pair, tag \\U000e0041"),
-    ],
-)
-def test_printable_writes_out_what_is_not_seen(text, shown):
-    assert printable(text) == shown
-
-
-def test_words_and_numbers():
-    assert [counted(n, "row") for n in (0, 1, 2000)] == ["0 rows", "1 row", "2,000 rows"]
-    assert counted(2, "process") == "2 processes"
-    assert [size(n) for n in (0, 300 * 2**20, 3 * GIB // 2)] == ["0 MiB", "300 MiB", "1.5 GiB"]
-    assert [columns(text) for text in ("abc", "你好", "e\u0301")] == [3, 4, 1]
-    assert wrapped("a " * 60, first="  x ", rest="    ")[1].startswith("    a")
-    assert note_text("of tomorrow", 1) == "of tomorrow: 1 row"
-
-
-def test_shares_claim_neither_all_nor_nothing_where_that_is_not_so():
-    shares = (0, 0.00001, 0.0003, 0.5, 0.845, 0.9994, 0.9997, 0.99999, 1)
-    assert [share_text(share) for share in shares] == [
-        "0.0%", "<0.01%", "0.03%", "50.0%", "84.5%", "99.9%", "99.97%", ">99.99%", "100.0%",
-    ]  # fmt: skip
-    changes = (-1, -0.99999, -0.9997, -0.5, -0.0003, -0.00001, 0, 0.00001, 0.0003, 0.5, 0.9997, 1, 1.0003, 12)
-    assert [change_text(change) for change in changes] == [
-        "-100.0%", "<-99.99%", "-99.97%", "-50.0%", "-0.03%", ">-0.01%", "+0.0%", "<+0.01%", "+0.03%", "+50.0%",
-        "+99.97%", "+100.0%", "+100.0%", "+1200.0%",
-    ]  # fmt: skip
-    assert share_text(float("nan")) == "nan%"
-    assert [percent(9999, 10_000), percent(0, 0)] == ["99.99%", "0%"]
+def test_evaluation_line_does_not_round_to_all():
     logs = {"eval_loss": 0.1, "eval_perplexity": 1.1, "eval_token_accuracy": 0.9997, "eval_sequence_accuracy": 0.99999}
     assert evaluation_line(5, logs, None).endswith("tokens right 99.97%, answers right >99.99%")
 
@@ -226,8 +224,11 @@ def segments(*texts: str) -> list[Segment]:
 
 def test_row_lines_mark_what_is_trained_without_colour():
     assert row_lines(segments("user\nhi\n", "ok\nbye<end>", "\n"), width=80, colour=False) == [
-        "user⏎", "hi⏎", "⟦ok⏎", "bye<end>⟧⏎"
-    ]  # fmt: skip
+        "user⏎",
+        "hi⏎",
+        "⟦ok⏎",
+        "bye<end>⟧⏎",
+    ]
 
 
 def test_row_lines_colour_what_is_trained_line_by_line():
@@ -380,17 +381,17 @@ def test_preflight_lines_let_nothing_from_outside_act_on_the_terminal():
     problem = RowProblem(reason="bad", message=evil)
     train = train_report(
         sources=(source_report(name=evil, unused_columns=(evil,)),),
-        rows_dropped={"bad": 4}, dropped_examples=(DroppedRow(source=place(1, evil), problem=problem),),
-        duplicate_examples=((place(2, evil), place(1, evil)),), notes={evil: 1},
-    )  # fmt: skip
+        rows_dropped={"bad": 4},
+        dropped_examples=(DroppedRow(source=place(1, evil), problem=problem),),
+        duplicate_examples=((place(2, evil), place(1, evil)),),
+        notes={evil: 1},
+    )
     previews = (
         RowPreview(number=1, source=place(1, evil), segments=tuple(segments(evil, evil))),
         RowPreview(number=2, source=place(2, evil), problem=problem),
     )
     environment = dataclasses.replace(preflight().environment, device_name=evil, versions={evil: evil})
-    shown = preflight(
-        report=DataReport(train=train), previews=previews, problems=(evil,), environment=environment
-    )  # fmt: skip
+    shown = preflight(report=DataReport(train=train), previews=previews, problems=(evil,), environment=environment)
     lines = preflight_lines(shown, colour=False)
     assert not {"\x1b", "\x07", "\u202e", "\x9b", "\n"} & set("".join(lines))
     assert "".join(lines).count("\\x1b]0;evil\\x07\\u202e\\x9b2J") >= 10
@@ -407,14 +408,29 @@ def test_preflight_document_holds_what_scripts_ask_for():
     assert (document["rows_read"], document["rows_used"], document["rows_dropped"]) == (15, 11, {"empty_answer": 4})
     assert (document["duplicates"], document["leakage"], document["supervised_share"]) == (1, 1, 0.4)
     assert document["lengths"] == {
-        "median": 20, "p90": 40, "p95": 60, "p99": 80, "max": 1100, "max_seq_length": 32, "too_long": 3,
-        "lose_answer": 0, "lose_end": 2, "lose_only_prompt": 1, "keep_95": 60, "keep_99": 80, "keep_100": 1100,
-    }  # fmt: skip
+        "median": 20,
+        "p90": 40,
+        "p95": 60,
+        "p99": 80,
+        "max": 1100,
+        "max_seq_length": 32,
+        "too_long": 3,
+        "lose_answer": 0,
+        "lose_end": 2,
+        "lose_only_prompt": 1,
+        "keep_95": 60,
+        "keep_99": 80,
+        "keep_100": 1100,
+    }
     whole, dropped = document["samples"]
     assert whole == {
-        "number": 1, "source": "a.jsonl:1", "tokens": 9, "supervised_tokens": 4, "truncated": False,
+        "number": 1,
+        "source": "a.jsonl:1",
+        "tokens": 9,
+        "supervised_tokens": 4,
+        "truncated": False,
         "segments": [{"text": "user: hi\n", "trained": False}, {"text": "hello<end>", "trained": True}],
-    }  # fmt: skip
+    }
     assert dropped["problem"] == {"reason": "empty_answer", "message": "'answer' is empty"}
     plan = document["plan"]
     assert (plan["global_batch_size"], plan["steps_per_epoch"], plan["total_steps"]) == (2, 3, 9)
@@ -441,8 +457,12 @@ def test_split_counts_are_ready_for_json():
     counts = split_counts(train_report())
     assert json.loads(json.dumps(json_safe(counts)))["sources"][0]["rows_an_epoch"] == 6
     assert {name: counts[name] for name in ("format", "files", "rows_read", "rows_used", "rows_dropped")} == {
-        "format": "messages", "files": ["a.jsonl"], "rows_read": 10, "rows_used": 6, "rows_dropped": {"empty_answer": 4}
-    }  # fmt: skip
+        "format": "messages",
+        "files": ["a.jsonl"],
+        "rows_read": 10,
+        "rows_used": 6,
+        "rows_dropped": {"empty_answer": 4},
+    }
     assert (counts["rows_too_long"], counts["rows_that_lose_the_end"], counts["duplicates"]) == (3, 2, 1)
     assert counts["duplicate_examples"] == [["a.jsonl:7", "a.jsonl:2"]]
 
@@ -460,13 +480,21 @@ def test_environment_needs_room_for_one_checkpoint_more_than_it_keeps(kept, writ
 @pytest.mark.parametrize(("trained", "saved"), [(1000, 2000), (100, 400)])
 def test_gather_environment_reckons_what_is_saved(tmp_path, trained, saved):
     footprint = ModelFootprint(
-        num_parameters=1000, num_trainable_parameters=trained, weight_bytes=2000, hidden_size=1, num_layers=1,
+        num_parameters=1000,
+        num_trainable_parameters=trained,
+        weight_bytes=2000,
+        hidden_size=1,
+        num_layers=1,
         vocab_size=1,
-    )  # fmt: skip
+    )
     environment = gather_environment(
-        DistributedContext(world_size=3), footprint, output_dir=str(tmp_path / "not" / "there"), optimizer_bytes=64.0,
-        checkpoints_kept=2, num_checkpoints=4,
-    )  # fmt: skip
+        DistributedContext(world_size=3),
+        footprint,
+        output_dir=str(tmp_path / "not" / "there"),
+        optimizer_bytes=64.0,
+        checkpoints_kept=2,
+        num_checkpoints=4,
+    )
     assert (environment.final_model_bytes, environment.checkpoint_bytes) == (saved, saved + 64)
     assert environment.num_processes == 3
     assert environment.cpu_count == num_usable_cores()

@@ -23,7 +23,7 @@ from sft.commands.export.comparing import (
 )
 from sft.commands.export.gguf import convert_to_gguf, find_converter
 from sft.commands.export.hub import check_repository, upload
-from sft.commands.export.model_card import model_card
+from sft.commands.export.model_card import CardFacts, model_card
 from sft.commands.export.options import ExportOptions
 from sft.commands.export.texts import comparison_rows
 from sft.commands.export.writing import resolve_output, written_aside
@@ -216,12 +216,13 @@ def _card(saved: SavedModel, tokenizer: "PreTrainedTokenizerBase", name: str, re
         turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
         example = tokenizer.apply_chat_template(turns, tokenize=False)
     folder = saved.record.folder
-    return model_card(
-        name,
-        saved.base or saved.record.settings.get("model_name_or_path"),
-        saved.record,
+    facts = CardFacts(
+        name=name,
+        base=saved.base or saved.record.settings.get("model_name_or_path"),
+        record=saved.record,
         is_checkpoint=folder is not None
         and Path(saved.place).absolute() in [p.absolute() for p in list_checkpoints(folder)],
         chat_example=example,
         exported=[remark.replace(saved.place, Path(saved.place).name) for remark in remarks],
     )
+    return model_card(facts)

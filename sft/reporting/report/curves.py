@@ -1,4 +1,4 @@
-"""The curves of a report: which figures of the log belong into one picture, in which unit, on which scale."""
+"""The curves of a report: which logged metrics share a plot, in which unit, on which scale."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from typing import Any
 from sft.reporting.report.records import best_evaluation, is_number
 
 LOG_FROM = 20
-"""A figure whose largest value is so many times its smallest is drawn on a log scale, where that makes sense."""
+"""Ratio of the largest to the smallest value from which a plot uses a log scale, where that makes sense."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """One line of a picture."""
+    """One line of a plot."""
 
     name: str
     points: tuple[tuple[float, float], ...]
     """(step, value)."""
     colour: int
-    """1 or 2: which of the report's colours."""
+    """1 or 2, an index of the page's colours."""
     has_dots: bool = False
+
+    @property
+    def last(self) -> float:
+        return self.points[-1][1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """One picture."""
+    """One plot."""
 
     title: str
     unit: str
@@ -34,53 +38,73 @@ class Curve:
     from_zero: bool = False
     is_log: bool = False
     marked: tuple[float, float] | None = None
-    """A point that is ringed: the best validation loss."""
+    """A point with a ring around it: the best validation loss."""
     marked_as: str = ""
+
+    @property
+    def scale_text(self) -> str:
+        """Unit and scale: `nats/token, log scale`."""
+        return ", ".join(part for part in (self.unit, "log scale" if self.is_log else "") if part)
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
     field: str
+    """Name in `metrics.jsonl`."""
     name: str
     colour: int
     has_dots: bool = False
     scale: float = 1.0
+    """Logged value -> unit of the plot."""
 
 
-_PICTURES: tuple[tuple[str, str, bool, tuple[_Line, ...]], ...] = (
-    (
-        "Tokens right", "%", True,
+@dataclass(frozen=True, slots=True)
+class _Plot:
+    title: str
+    unit: str
+    lines: tuple[_Line, ...]
+    from_zero: bool = True
+    may_be_log: bool = False
+
+
+_PLOTS = (
+    _Plot(
+        "Token accuracy",
+        "%",
         (_Line("token_accuracy", "training", 1, False, 100), _Line("eval_token_accuracy", "validation", 2, True, 100)),
     ),
-    (
-        "Answers right", "%", True, (_Line("eval_sequence_accuracy", "validation", 2, True, 100),),
+    _Plot("Sequence accuracy", "%", (_Line("eval_sequence_accuracy", "validation", 2, True, 100),)),
+    _Plot("Learning rate", "", (_Line("learning_rate", "learning rate", 1),)),
+    _Plot("Gradient norm", "", (_Line("grad_norm", "gradient norm", 1),), from_zero=False, may_be_log=True),
+    _Plot(
+        "Throughput",
+        "tokens/s",
+        (_Line("tokens_per_second", "all tokens", 1), _Line("supervised_tokens_per_second", "supervised tokens", 2)),
     ),
-    ("Learning rate", "", True, (_Line("learning_rate", "learning rate", 1),)),
-    ("Gradient norm", "", False, (_Line("grad_norm", "gradient norm", 1),)),
-    (
-        "Throughput", "tokens/s", True,
-        (_Line("tokens_per_second", "all tokens", 1), _Line("supervised_tokens_per_second", "trained tokens", 2)),
+    _Plot(
+        "Memory",
+        "GiB",
+        (
+            _Line("memory_allocated_bytes", "allocated", 1, False, 2**-30),
+            _Line("peak_memory_bytes", "peak", 2, False, 2**-30),
+        ),
     ),
-    (
-        "Memory", "GiB", True,
-        (_Line("memory_allocated_bytes", "in use", 1, False, 2**-30),
-         _Line("peak_memory_bytes", "most so far", 2, False, 2**-30)),
-    ),
-    (
-        "Utilization", "%", True,
+    _Plot(
+        "Utilization",
+        "%",
         (_Line("cpu_utilization", "CPU", 1, False, 100), _Line("gpu_utilization", "GPU", 2, False, 100)),
     ),
-)  # fmt: skip
-_MAY_BE_LOG = {"Gradient norm"}
+)
 
 
 def find_curves(events: Sequence[Mapping[str, Any]]) -> tuple[Curve, ...]:
-    """The pictures for which there are figures; the loss first."""
+    """The plots that have data; the loss first."""
     curves = [_loss_curve(events)]
-    for title, unit, from_zero, lines in _PICTURES:
-        series = tuple(found for line in lines if (found := _series(events, line)).points)
-        is_log = title in _MAY_BE_LOG and _is_wide(series)
-        curves.append(Curve(title=title, unit=unit, series=series, from_zero=from_zero and not is_log, is_log=is_log))
+    for plot in _PLOTS:
+        series = tuple(found for line in plot.lines if (found := _series(events, line)).points)
+        is_log = plot.may_be_log and _is_wide(series)
+        from_zero = plot.from_zero and not is_log
+        curves.append(Curve(title=plot.title, unit=plot.unit, series=series, from_zero=from_zero, is_log=is_log))
     return tuple(curve for curve in curves if curve.series)
 
 
@@ -92,9 +116,13 @@ def _loss_curve(events: Sequence[Mapping[str, Any]]) -> Curve:
     )
     best = best_evaluation([event for event in events if "eval_loss" in event])
     return Curve(
-        title="Loss", unit="nats a token", series=series, is_log=_is_wide(series),
-        marked=best and (best["step"], best["eval_loss"]), marked_as="best validation",
-    )  # fmt: skip
+        title="Loss",
+        unit="nats/token",
+        series=series,
+        is_log=_is_wide(series),
+        marked=best and (best["step"], best["eval_loss"]),
+        marked_as="best validation",
+    )
 
 
 def _series(events: Sequence[Mapping[str, Any]], line: _Line) -> Series:

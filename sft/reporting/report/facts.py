@@ -1,4 +1,4 @@
-"""The facts of a report, from a run's records: what `report.html` and `report.md` say, each in its own way."""
+"""The facts of a report, computed from a run's records; `report.html` and `report.md` both render them."""
 
 from __future__ import annotations
 
@@ -21,36 +21,50 @@ from sft.reporting.report.records import (
     is_number,
 )
 from sft.reporting.report.usage import reproduce_commands, use_note, use_program
-from sft.reporting.report.verdicts import GOOD, Verdict, find_verdicts
+from sft.reporting.report.verdicts.find import find_verdicts
+from sft.reporting.report.verdicts.verdict import BAD, GOOD, UNKNOWN, WARN, Verdict
 
 SHOWN_PROMPTS = 12
 STATUS_WORDS = {RUNNING: "running", COMPLETED: "completed", INTERRUPTED: "stopped", FAILED: "failed"}
+STATUS_STATES = {RUNNING: UNKNOWN, COMPLETED: GOOD, INTERRUPTED: WARN, FAILED: BAD}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Rows of text under a header; the first column names what stands in the others."""
+    """Rows of text under a header; the first column labels the others."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
+    @property
+    def has_header(self) -> bool:
+        """Whether the header says more than that there is a value."""
+        return any(self.header) and self.header != ("", "value")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Histogram:
-    """The rows of a split by length, and where they are cut."""
+    """The row lengths of a split, and the length at which rows are truncated."""
 
     split: str
     lengths: LengthReport
     max_seq_length: int | None
 
+    @property
+    def caption(self) -> str:
+        lengths = self.lengths
+        return f"median {lengths.median:,}, 99% up to {lengths.p99:,}, longest {lengths.longest:,} tokens"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportFacts:
-    """All that a report says."""
+    """Everything a report shows."""
 
     title: str
     subtitle: str
     status: str
+    status_state: str
+    """The status as a verdict's state."""
     is_running: bool
     written_at: str
     headline: str
@@ -61,15 +75,15 @@ class ReportFacts:
     curves: tuple[Curve, ...]
     prompts: tuple[AnsweredPrompt, ...]
     num_prompts: int
-    """How many there are; `prompts` are the first."""
+    """All of them; `prompts` holds the first ones."""
     rows: Table
     sources: Table
     dropped: Table | None
     histograms: tuple[Histogram, ...]
-    trained_shares: tuple[tuple[str, float], ...]
-    """(split, share of its tokens that is trained)."""
+    supervised_shares: tuple[tuple[str, float], ...]
+    """(split, share of its tokens that is supervised)."""
     given: Table
-    """The settings that were given."""
+    """The settings that the user gave."""
     settings_yaml: str
     environment: Table
     reproduce: str
@@ -81,7 +95,7 @@ class ReportFacts:
 
 
 def find_facts(records: ReportRecords) -> ReportFacts:
-    """Everything the report says, as plain text and numbers."""
+    """Everything the report shows, as plain text and numbers."""
     verdicts = find_verdicts(records)
     data = records.data
     limit = records.settings.get("max_seq_length")
@@ -89,6 +103,7 @@ def find_facts(records: ReportRecords) -> ReportFacts:
         title=records.name,
         subtitle=_subtitle(records),
         status=STATUS_WORDS[records.status],
+        status_state=STATUS_STATES[records.status],
         is_running=records.is_running,
         written_at=records.written_at,
         headline=_headline(records, verdicts),
@@ -106,7 +121,7 @@ def find_facts(records: ReportRecords) -> ReportFacts:
             for name, split in _named(data)
             if split.lengths is not None and split.lengths.bin_counts
         ),
-        trained_shares=tuple((name, split.supervised_share) for name, split in _named(data) if split.tokens),
+        supervised_shares=tuple((name, split.supervised_share) for name, split in _named(data) if split.tokens),
         given=_given_table(records),
         settings_yaml=records.settings_yaml,
         environment=Table(header=("", "value"), rows=tuple(_environment_rows(records))),
@@ -123,14 +138,14 @@ def _named(data: DataReport) -> Iterator[tuple[str, SplitReport]]:
 
 def _subtitle(records: ReportRecords) -> str:
     data = ", ".join(source.name for source in records.data.train.sources)
-    how = "adapters (LoRA)" if records.settings.get("lora_config") else "all weights"
+    how = "LoRA adapters" if records.settings.get("lora_config") else "full fine-tuning"
     if records.settings.get("quantization_config"):
-        how = "adapters on quantized weights (QLoRA)"
+        how = "LoRA adapters on a quantized base model (QLoRA)"
     return f"{records.settings.get('model_name_or_path')}, {how}, on {data}"
 
 
 def _headline(records: ReportRecords, verdicts: tuple[Verdict, ...]) -> str:
-    """One line: how it stands, and what is wrong."""
+    """One line: the status, whether it learned, and how many problems there are."""
     total = records.plan.total_steps
     words = {
         RUNNING: f"Running: step {records.step:,} of {total:,}.",
@@ -139,12 +154,12 @@ def _headline(records: ReportRecords, verdicts: tuple[Verdict, ...]) -> str:
         FAILED: f"Failed at step {records.step:,} of {total:,}.",
     }
     first = verdicts[0]
-    wrong = sum(verdict.state in ("bad", "warn") for verdict in verdicts)
+    wrong = sum(verdict.state in (BAD, WARN) for verdict in verdicts)
     sentence, _, _ = first.sentence.partition(". ")
     learned = "It learned." if first.state == GOOD else f"Did it learn? {sentence.rstrip('.')}."
-    rest = "Nothing to mend." if not wrong else f"{counted(wrong, 'thing')} to look at."
+    rest = "No problems found." if not wrong else f"{counted(wrong, 'verdict')} to check."
     if records.is_running and not wrong:
-        rest = "Nothing to mend so far."
+        rest = "No problems so far."
     return f"{words[records.status]} {learned} {rest}"
 
 
@@ -168,8 +183,8 @@ def _scores(records: ReportRecords) -> Table | None:
     kinds = (
         ("validation loss", "eval_loss", "{:.4f}".format),
         ("perplexity", "eval_perplexity", "{:,.2f}".format),
-        ("tokens right", "eval_token_accuracy", share_text),
-        ("answers right", "eval_sequence_accuracy", share_text),
+        ("token accuracy", "eval_token_accuracy", share_text),
+        ("sequence accuracy", "eval_sequence_accuracy", share_text),
     )
     rows = tuple((name, *(_figure(event.get(key), form) for _, event in columns)) for name, key, form in kinds)
     return Table(header=("", *(name for name, _ in columns)), rows=rows)
@@ -186,7 +201,7 @@ def _as_event(result: EvaluationResult) -> dict[str, float]:
 
 def _figure(value: Any, form: Callable[[float], str]) -> str:
     if not is_number(value):
-        return "no number"
+        return "NaN or inf"
     return form(value) if abs(value) < 1e8 else f"{value:.1e}"
 
 
@@ -197,33 +212,34 @@ def _training_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
     if epochs is not None:
         yield "epochs", f"{epochs:.2f}"
     yield (
-        "a step",
-        f"{plan.global_batch_size:,} {plan.unit} = {plan.per_device_train_batch_size} a device x "
+        "batch per step",
+        f"{plan.global_batch_size:,} {plan.unit} = {plan.per_device_train_batch_size} per device x "
         f"{plan.gradient_accumulation_steps} accumulated x {counted(plan.world_size, 'process')}",
     )
     if plan.packs is not None:
         yield "packs", f"{plan.packs.num_packs:,} of up to {plan.packs.capacity:,} tokens, {plan.packs.fill:.1%} full"
-    size_of_model = records.footprint
-    if size_of_model is not None:
-        trained, whole = size_of_model.num_trainable_parameters, size_of_model.num_parameters
-        yield "model", f"{records.model_class}, {whole:,} parameters, {trained:,} trained ({percent(trained, whole)})"
+    footprint = records.footprint
+    if footprint is not None:
+        trainable, total = footprint.num_trainable_parameters, footprint.num_parameters
+        share = percent(trainable, total)
+        yield "model", f"{records.model_class}, {total:,} parameters, {trainable:,} trainable ({share})"
     if result is not None:
-        yield "time", f"{_duration(result.seconds)}, without evaluation and saving"
+        yield "time", f"{_duration(result.seconds)}, excluding evaluation and saving"
     losses = [loss for _, loss in records.training_losses if is_number(loss)]
     if losses:
-        yield "training loss", f"{losses[0]:.4f} logged first, {losses[-1]:.4f} last"
+        yield "training loss", f"{losses[0]:.4f} first, {losses[-1]:.4f} last"
     yield from _speed_rows(records)
     peak = result.peak_memory_bytes if result is not None else records.last_of("peak_memory_bytes")
     if peak:
-        yield "memory at most", size(round(peak))
-    yield "steps left out", f"{records.bad_steps:,}"
+        yield "peak memory", size(round(peak))
+    yield "skipped steps", f"{records.bad_steps:,}"
 
 
 def _speed_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
     names = (
         ("examples/s", "examples_per_second", "{:,.1f}"),
         ("tokens/s", "tokens_per_second", "{:,.0f}"),
-        ("trained tokens/s", "supervised_tokens_per_second", "{:,.0f}"),
+        ("supervised tokens/s", "supervised_tokens_per_second", "{:,.0f}"),
     )
     for name, field, form in names:
         value = getattr(records.result, field) if records.result is not None else records.mean_of(field)
@@ -241,20 +257,20 @@ def _rows_table(data: DataReport) -> Table:
     kinds = (
         ("rows read", lambda s: f"{s.rows_read:,}"),
         ("rows used", lambda s: f"{s.rows_used:,}"),
-        ("rows left out", lambda s: f"{s.num_dropped:,} ({percent(s.num_dropped, s.rows_read)})"),
+        ("rows dropped", lambda s: f"{s.num_dropped:,} ({percent(s.num_dropped, s.rows_read)})"),
         ("tokens", lambda s: f"{s.tokens:,}"),
-        ("trained tokens", lambda s: f"{s.supervised_tokens:,} ({percent(s.supervised_tokens, s.tokens)})"),
+        ("supervised tokens", lambda s: f"{s.supervised_tokens:,} ({percent(s.supervised_tokens, s.tokens)})"),
         ("longest row used", lambda s: f"{s.longest_row:,} tokens"),
         ("median length", lambda s: f"{s.lengths.median:,} tokens" if s.lengths else "none"),
-        ("too long", lambda s: f"{s.rows_too_long:,}"),
-        ("cut in what is trained", lambda s: f"{s.rows_that_lose_the_end:,}"),
-        ("with a trained end", lambda s: f"{s.rows_with_trained_end:,}"),
-        ("repeat an earlier row", lambda s: f"{s.duplicates:,}"),
+        ("longer than max_seq_length", lambda s: f"{s.rows_too_long:,}"),
+        ("truncated in supervised tokens", lambda s: f"{s.rows_that_lose_the_end:,}"),
+        ("with a trained end token", lambda s: f"{s.rows_with_trained_end:,}"),
+        ("duplicates", lambda s: f"{s.duplicates:,}"),
     )
     splits = list(_named(data))
-    rows = [(name, *(tell(split) for _, split in splits)) for name, tell in kinds]
+    rows = [(name, *(value_of(split) for _, split in splits)) for name, value_of in kinds]
     if data.validation is not None:
-        rows.append(("also in training", "", f"{data.leakage:,}"))
+        rows.append(("also in the training data", "", f"{data.leakage:,}"))
     return Table(header=("", *(name for name, _ in splits)), rows=tuple(rows))
 
 
@@ -274,11 +290,11 @@ def _dropped_table(data: DataReport) -> Table | None:
             first = next((row for row in split.dropped_examples if row.problem.reason == reason), None)
             example = f"{first.source}: {first.problem.message}" if first is not None else ""
             rows.append((name, reason, f"{count:,}", example))
-    return Table(header=("split", "reason", "rows", "the first"), rows=tuple(rows)) if rows else None
+    return Table(header=("split", "reason", "rows", "first example"), rows=tuple(rows)) if rows else None
 
 
 def _given_table(records: ReportRecords) -> Table:
-    """What was set, and where; nested keys by their path."""
+    """The given keys, their values, and where they were given; nested keys by their path."""
     rows = []
     for key, where in records.given.items():
         value: Any = records.settings
@@ -293,13 +309,9 @@ def _environment_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
     machine = records.machine
     yield "device", f"{machine.device} ({machine.device_name})"
     if machine.device_memory_bytes:
-        yield "memory", f"{size(machine.device_memory_bytes)} a device"
+        yield "memory", f"{size(machine.device_memory_bytes)} per device"
     yield "CPU cores", f"{machine.num_cores:,}"
-    here = (
-        f", {machine.processes_here} of them on this machine"
-        if machine.processes_here < records.plan.world_size
-        else ""
-    )
+    here = f", {machine.processes_here} on this machine" if machine.processes_here < records.plan.world_size else ""
     yield "processes", f"{records.plan.world_size:,}{here}"
     yield "system", machine.system
     yield from machine.versions.items()

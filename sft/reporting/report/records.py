@@ -1,4 +1,4 @@
-"""What the report of a run is made of: everything that the run knows of itself at some moment."""
+"""The input of a report: everything that is known about a run at some point in time."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ RUNNING, COMPLETED, INTERRUPTED, FAILED = "running", "completed", "interrupted",
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepAnswer:
-    """What the model said to a prompt after a step (0: before training)."""
+    """The model's answer to a prompt after a step (0: before training)."""
 
     step: int
     text: str
     ended: bool | None = None
-    """Whether it ended by itself, by an end token; None where nobody looked."""
+    """Whether it ended with an end token; None if that was not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnsweredPrompt:
-    """A sample prompt with its answers, by step."""
+    """A sample prompt with its answers, in the order of steps."""
 
     prompt: str
     reference: str | None
-    """The answer that the data gives; None where it gives none."""
+    """The answer in the data; None without one."""
     answers: tuple[StepAnswer, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """Where the run takes place, as its first process sees it."""
+    """The machine of the first process."""
 
     device: str
     device_name: str
@@ -56,7 +56,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportRecords:
-    """A run as it stands: while it trains, at its end, or where it was stopped."""
+    """A run: while it trains, at its end, or where it was stopped."""
 
     name: str
     status: str
@@ -66,29 +66,29 @@ class ReportRecords:
     plan: BatchPlan
     data: DataReport
     settings: Mapping[str, Any]
-    """Every key of the configuration with its value in force, without secrets."""
+    """Every key of the configuration with its effective value, without secrets."""
     settings_yaml: str
     given: Mapping[str, str] = field(default_factory=dict)
-    """Key -> where it was given, for those that were."""
+    """Given keys -> where each was given."""
     config_sha256: str = ""
     data_digests: Mapping[str, Any] = field(default_factory=dict)
     footprint: ModelFootprint | None = None
     model_class: str = ""
     machine: Machine
     is_chat: bool = True
-    """Whether there are conversations among the training rows; else all of them are plain texts."""
+    """Whether any training row is a conversation; otherwise all are plain text."""
     events: Sequence[Mapping[str, Any]] = ()
     """The lines of `metrics.jsonl`."""
     prompts: tuple[AnsweredPrompt, ...] = ()
     command: str
-    """What was typed, without a word on resuming."""
+    """The command line, without resume options."""
     result: TrainingResult | None = None
-    """None as long as it runs, and where it failed."""
+    """None while it runs and after a failure."""
     bad_steps: int = 0
     failure: str | None = None
-    """What ended a run that failed, on one line."""
+    """The error of a failed run, on one line."""
     ended_by: str | None = None
-    """The signal that stopped it, as people write it."""
+    """Name of the signal that stopped it."""
     written_at: str = ""
 
     @property
@@ -102,16 +102,16 @@ class ReportRecords:
 
     @property
     def training_losses(self) -> list[tuple[int, float | None]]:
-        """(step, loss) of each logged step; None where it was no finite number."""
+        """(step, loss) of each logged step; None where it was NaN or inf."""
         return [(event["step"], event["loss"]) for event in self.events if "loss" in event]
 
     def mean_of(self, name: str) -> float | None:
-        """Mean of a logged figure over the log events of training; None where none has it."""
+        """Mean of a metric over the training log events; None if none has it."""
         values = [event[name] for event in self.events if "loss" in event and is_number(event.get(name))]
         return sum(values) / len(values) if values else None
 
     def last_of(self, name: str) -> float | None:
-        """A figure as it was logged last; None where it never was."""
+        """The last logged value of a metric; None if it was never logged."""
         return next((event[name] for event in reversed(self.events) if is_number(event.get(name))), None)
 
 
@@ -121,7 +121,7 @@ def is_number(value: Any) -> bool:
 
 
 def best_evaluation(evaluations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The evaluation with the lowest loss; the first of several; None where none has a loss."""
+    """The (first) evaluation with the lowest loss; None if none has a finite loss."""
     return min((each for each in evaluations if is_number(each["eval_loss"])), key=_loss, default=None)
 
 
@@ -130,10 +130,10 @@ def _loss(evaluation: Mapping[str, Any]) -> float:
 
 
 def read_answers(path: str | Path) -> tuple[AnsweredPrompt, ...]:
-    """The prompts of `samples.jsonl` in the order in which they first stand there; none where there is no such file.
+    """The prompts of `samples.jsonl` in the order of first appearance; empty without the file.
 
-    A line that a killed process left unfinished is passed over; of two answers to a prompt at a step (a run that goes
-    on from a checkpoint may give them again) the later holds.
+    An incomplete line of a killed process is skipped. Of two answers to a prompt at one step, which a resumed run may
+    write, the later one counts.
     """
     path = Path(path)
     if not path.is_file():
@@ -161,7 +161,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def answers_of(samples: Sequence[SampleAnswer], last_step: int) -> tuple[AnsweredPrompt, ...]:
-    """The answers of a training result, where no file has kept them."""
+    """The answers of a training result, for runs without `samples.jsonl`."""
     return tuple(
         AnsweredPrompt(
             prompt=sample.prompt,

@@ -1,4 +1,4 @@
-"""Curves and bars as SVG to stand in a page: colours come from the page's style, figures from hovering, no script."""
+"""Curves and histograms as SVG for a page: colours come from the page's style, values show on hovering, no script."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from markupsafe import Markup, escape
+
 from sft.common.data_records import LengthReport
 from sft.reporting.report.curves import Curve, Series
-from sft.reporting.report.markup import Markup, element, joined
 
 WIDTH, HEIGHT = 460, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 12, 36
 _POINTS = 400
-"""Of a line, at most: a long run has more than a picture can show."""
+"""Maximum per line; a long run has more points than a plot can show."""
 _HOVERS = 80
-"""Columns of a picture that tell their figures."""
+"""Columns of a plot that show values on hovering."""
 _DOTS = 60
+"""Maximum number of points that are drawn as dots."""
 
 Scale = Callable[[float], float]
 
 
 def curve_svg(curve: Curve) -> Markup:
-    """A picture of lines over steps."""
+    """A plot of lines over steps."""
     xs = [x for series in curve.series for x, _ in series.points]
     ys = [y for series in curve.series for _, y in series.points]
     x_ticks = _linear_ticks(min(xs), max(xs), 5)
@@ -48,85 +50,116 @@ def curve_svg(curve: Curve) -> Markup:
 
 
 def histogram_svg(lengths: LengthReport, limit: int | None) -> Markup:
-    """The rows by their length, and where `max_seq_length` cuts."""
+    """The rows by length, with a line at `max_seq_length`."""
     edges, counts = lengths.bin_edges, lengths.bin_counts
     x_of = _scale((0, len(counts)), (_LEFT, WIDTH - _RIGHT))
     ticks = [tick for tick in _linear_ticks(0, max(counts), 4, is_covered=True) if float(tick).is_integer()]
     y_of = _scale((0, max(max(counts), ticks[-1])), (HEIGHT - _BOTTOM, _TOP))
     bars = []
-    for place, count in enumerate(counts):
-        first, last = edges[place], edges[place + 1] - 1
+    for index, count in enumerate(counts):
+        first, last = edges[index], edges[index + 1] - 1
         span = f"{first:,}" if first == last else f"{first:,} to {last:,}"
-        told = element("title", f"{span} tokens: {count:,} rows")
-        left, right, top = x_of(place) + 1, x_of(place + 1) - 1, y_of(count)
+        hover = element("title", f"{span} tokens: {count:,} rows")
+        left, right, top = x_of(index) + 1, x_of(index + 1) - 1, y_of(count)
         height = HEIGHT - _BOTTOM - top
-        # A hair where there are rows at all: one row among thousands is to be seen.
+        # A visible minimum for a bin with rows: one row among thousands must show.
         height = max(height, 1.5) if count else 0
         bar = element(
             "rect", class_="bar", x=_n(left), y=_n(HEIGHT - _BOTTOM - height), width=_n(right - left), height=_n(height)
         )
         slab = element(
-            "rect", told, class_="slab", x=_n(left), y=_TOP, width=_n(right - left), height=HEIGHT - _BOTTOM - _TOP
+            "rect", hover, class_="slab", x=_n(left), y=_TOP, width=_n(right - left), height=HEIGHT - _BOTTOM - _TOP
         )
         bars += [bar, slab]
     every = max(math.ceil(len(counts) / 6), 1)
-    labels = [(place, f"{edges[place]:,}") for place in range(0, len(edges), every)]
+    labels = [(index, f"{edges[index]:,}") for index in range(0, len(edges), every)]
     return _picture(
-        "Rows by length",
+        "Row lengths",
         _y_axis(ticks, y_of),
-        _x_axis(labels, x_of, "tokens of a row"),
+        _x_axis(labels, x_of, "tokens per row"),
         *bars,
         _limit_mark(edges, limit, x_of),
     )
 
 
 def _limit_mark(edges: Sequence[int], limit: int | None, x_of: Scale) -> Markup | None:
-    """A line at `max_seq_length`, where it lies among the lengths."""
+    """A line at `max_seq_length`, if it is within the range of the lengths."""
     if limit is None or not edges[0] <= limit < edges[-1]:
         return None
-    place = bisect_right(edges, limit) - 1
-    x = x_of(place + (limit + 1 - edges[place]) / (edges[place + 1] - edges[place]))
+    index = bisect_right(edges, limit) - 1
+    x = x_of(index + (limit + 1 - edges[index]) / (edges[index + 1] - edges[index]))
     is_left = x > WIDTH * 0.6
     label = element(
-        "text", f"max_seq_length {limit:,}", class_="mark", x=_n(x - 5 if is_left else x + 5), y=_TOP + 10,
+        "text",
+        f"max_seq_length {limit:,}",
+        class_="mark",
+        x=_n(x - 5 if is_left else x + 5),
+        y=_TOP + 10,
         text_anchor="end" if is_left else "start",
-    )  # fmt: skip
+    )
     return joined(element("line", class_="limit", x1=_n(x), x2=_n(x), y1=_TOP, y2=HEIGHT - _BOTTOM), label)
 
 
 def short(value: float) -> str:
-    """A number of an axis in few characters: `0.002`, `12k`, `3e-05`."""
-    size = abs(value)
-    if size >= 1e6:
+    """A number in few characters: `0.002`, `12k`, `3e-5`."""
+    magnitude = abs(value)
+    if magnitude >= 1e6:
         return f"{value / 1e6:.4g}M"
-    if size >= 1e4:
+    if magnitude >= 1e4:
         return f"{value / 1e3:.4g}k"
-    if size >= 1e-4 or not size:
+    if magnitude >= 1e-4 or not magnitude:
         return f"{value:,.6g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
+def rounded(value: float) -> str:
+    """A number in few characters, of four significant digits."""
+    return short(float(f"{value:.4g}"))
+
+
 def _picture(label: str, *content: Markup | None) -> Markup:
     return element(
-        "svg", *content, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label,
+        "svg",
+        *content,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=label,
         xmlns="http://www.w3.org/2000/svg",
-    )  # fmt: skip
+    )
 
 
-def _scale(values: tuple[float, float], places: tuple[float, float], *, is_log: bool = False) -> Scale:
+def element(name: str, /, *content: str | None, **attributes: object) -> Markup:
+    """An element; text and attributes are escaped, `Markup` is not.
+
+    Args:
+        name: of the element.
+        content: None is skipped.
+        attributes: a trailing underscore is removed (`class_`), other underscores become hyphens.
+    """
+    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items())
+    inner = joined(*content)
+    return Markup(f"<{name}{given}>{inner}</{name}>" if inner else f"<{name}{given}/>")
+
+
+def joined(*content: str | None) -> Markup:
+    """The concatenation; text is escaped, `Markup` is not, None is skipped."""
+    return Markup("").join(piece for piece in content if piece is not None)
+
+
+def _scale(values: tuple[float, float], positions: tuple[float, float], *, is_log: bool = False) -> Scale:
     low, high = map(math.log10, values) if is_log else values
     span = (high - low) or 1.0
 
-    def place(value: float) -> float:
-        found = math.log10(value) if is_log else value
-        return places[0] + (found - low) / span * (places[1] - places[0])
+    def position_of(value: float) -> float:
+        scaled = math.log10(value) if is_log else value
+        return positions[0] + (scaled - low) / span * (positions[1] - positions[0])
 
-    return place
+    return position_of
 
 
 def _bounds(low: float, high: float, ticks: Sequence[float], *, is_log: bool) -> tuple[float, float]:
-    """Where the axis begins and ends: at its outermost ticks, or values."""
+    """The ends of the axis: the outermost ticks or values."""
     if is_log:
         return min(low, ticks[0]), max(high, ticks[-1])
     low, high = min(low, ticks[0]), max(high, ticks[-1])
@@ -134,7 +167,7 @@ def _bounds(low: float, high: float, ticks: Sequence[float], *, is_log: bool) ->
 
 
 def _linear_ticks(low: float, high: float, about: int, *, is_covered: bool = False) -> list[float]:
-    """Round numbers, 1, 2 or 5 times a power of ten apart: within the values, or so that they cover all of them."""
+    """Round numbers, 1, 2 or 5 times a power of ten apart: within the values, or covering all of them."""
     if high <= low:
         return [low]
     rough = (high - low) / about
@@ -148,7 +181,7 @@ def _linear_ticks(low: float, high: float, about: int, *, is_covered: bool = Fal
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that cover the values; where they are few, 2 and 5 times them too."""
+    """Powers of ten that cover the values; with few of them, also 2 and 5 times each."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1,) if len(powers) > 3 else (1, 2, 5)
     every = math.ceil(len(powers) / 7)
@@ -192,40 +225,45 @@ def _line(series: Series, x_of: Scale, y_of: Scale) -> Markup:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """At most so many points: of each stretch its lowest and its highest, so that no peak is lost."""
+    """At most `most` points: the lowest and the highest of each interval, so that no peak is lost."""
     if len(points) <= most:
         return list(points)
     size = len(points) / (most // 2)
     kept: list[tuple[float, float]] = []
     for number in range(most // 2):
-        stretch = range(int(number * size), int((number + 1) * size))
-        lowest = min(stretch, key=lambda place: points[place][1])
-        highest = max(stretch, key=lambda place: points[place][1])
-        kept += [points[place] for place in sorted({lowest, highest})]
+        interval = range(int(number * size), int((number + 1) * size))
+        lowest = min(interval, key=lambda index: points[index][1])
+        highest = max(interval, key=lambda index: points[index][1])
+        kept += [points[index] for index in sorted({lowest, highest})]
     return [points[0], *kept[1:-1], points[-1]]
 
 
 def _hovers(curve: Curve, x_of: Scale) -> Markup:
-    """Invisible columns that tell the figures of their step."""
+    """Invisible columns that show the values of their step on hovering."""
     steps = sorted({x for series in curve.series for x, _ in series.points})
     if len(steps) > _HOVERS:
-        steps = [steps[round(place * (len(steps) - 1) / (_HOVERS - 1))] for place in range(_HOVERS)]
+        steps = [steps[round(n * (len(steps) - 1) / (_HOVERS - 1))] for n in range(_HOVERS)]
     middles = [(x_of(a) + x_of(b)) / 2 for a, b in pairwise(steps)]
     bounds = [_LEFT, *middles, WIDTH - _RIGHT]
     values = [(series.name, dict(series.points)) for series in curve.series]
     unit = f" {curve.unit}" if curve.unit else ""
     slabs = []
     for step, left, right in zip(steps, bounds, bounds[1:], strict=False):
-        told = [f"step {step:,.0f}"]
-        told += [f"{name}: {found[step]:.5g}{unit}" for name, found in values if step in found]
+        lines = [f"step {step:,.0f}"]
+        lines += [f"{name}: {found[step]:.5g}{unit}" for name, found in values if step in found]
         if curve.marked is not None and step == curve.marked[0]:
-            told.append(curve.marked_as)
+            lines.append(curve.marked_as)
         slabs.append(
             element(
-                "rect", element("title", "\n".join(told)), class_="slab", x=_n(left), y=_TOP, width=_n(right - left),
+                "rect",
+                element("title", "\n".join(lines)),
+                class_="slab",
+                x=_n(left),
+                y=_TOP,
+                width=_n(right - left),
                 height=HEIGHT - _BOTTOM - _TOP,
             )
-        )  # fmt: skip
+        )
     return joined(*slabs)
 
 

@@ -1,4 +1,4 @@
-"""How to have a run again, and how to use what it left: commands and a program to copy."""
+"""How to reproduce a run and how to use its model: commands and a program to copy."""
 
 from __future__ import annotations
 
@@ -9,34 +9,36 @@ from pathlib import Path
 
 from sft.reporting.report.records import COMPLETED, FAILED, INTERRUPTED, RUNNING, ReportRecords
 
-LONGEST_PROMPT = 200
+MAX_PROMPT_CHARACTERS = 200
 
 
 def reproduce_commands(records: ReportRecords) -> str:
-    """Commands for a shell: the run again, and how to go on where it did not come to its end."""
+    """Shell commands that repeat the run, and that resume it if it did not complete."""
     output = str(records.settings.get("output_dir"))
     config = shlex.quote(str(Path(output, "resolved_config.yaml")))
     again = shlex.quote(f"{output.rstrip('/')}-again")
     lines = [
-        "# with the same versions, the same data, from the same folder",
+        "# same versions, same data, from the same directory",
         *_install_commands(records.machine.versions),
         f"python sft_main.py --config_file {config} --output_dir {again}",
-        "# as it was typed",
+        "# the original command",
         records.command,
     ]
     if records.status in (INTERRUPTED, FAILED):
-        lines += ["# to go on from the newest checkpoint", f"{records.command} --resume_from_checkpoint auto"]
+        lines += ["# resume from the latest checkpoint", f"{records.command} --resume_from_checkpoint auto"]
     return "\n".join(lines)
 
 
 def _install_commands(versions: Mapping[str, str]) -> list[str]:
-    """What installs the same packages; builds of torch that only its own index has (`2.13.0+cpu`) come from there."""
+    """Commands that install the same packages; torch builds such as `2.13.0+cpu` come from the PyTorch index."""
     pins = {name: f"{name}=={number}" for name, number in versions.items() if name != "python"}
     build = versions.get("torch", "").partition("+")[2]
     commands = []
     if re.fullmatch(r"cpu|cu\d+|rocm[\d.]+|xpu", build):
         commands.append(f"pip install {pins.pop('torch')} --index-url https://download.pytorch.org/whl/{build}")
-    return [*commands, f"pip install {' '.join(pins.values())}"]
+    if pins:
+        commands.append(f"pip install {' '.join(pins.values())}")
+    return commands
 
 
 _HEAD = """\
@@ -59,7 +61,7 @@ print(tokenizer.decode(answer, skip_special_tokens=True))"""
 
 
 def use_program(records: ReportRecords) -> str:
-    """A Python program that loads the result and lets it answer; empty where none was saved."""
+    """A Python program that loads the model and generates an answer; empty if no model was saved."""
     if records.status != COMPLETED:
         return ""
     is_adapter = bool(records.settings.get("lora_config"))
@@ -72,22 +74,22 @@ def use_program(records: ReportRecords) -> str:
         imports=imports,
         model_class=model_class,
         folder=str(records.settings.get("output_dir")),
-        prompt=prompt if len(prompt) <= LONGEST_PROMPT else "Hello.",
+        prompt=prompt if len(prompt) <= MAX_PROMPT_CHARACTERS else "Hello.",
     )
 
 
 def use_note(records: ReportRecords) -> str:
-    """What there is to use, in a sentence."""
+    """What was saved and how to use it, in one or two sentences."""
     if records.status == COMPLETED:
         is_adapter = bool(records.settings.get("lora_config"))
-        kind = "The adapters, which load on top of their base model," if is_adapter else "The model"
+        kind = "The adapters (loaded on top of their base model)" if is_adapter else "The model"
         folder = shlex.quote(str(records.settings.get("output_dir")))
-        merge = f"; to make one model of both: python export_model.py {folder} --merge" if is_adapter else ""
+        merge = f"; to merge them into the base model: python export_model.py {folder} --merge" if is_adapter else ""
         return (
-            f"{kind} and the tokenizer with its chat template are saved in the output folder. To talk to it: "
+            f"{kind} and the tokenizer with its chat template are saved in output_dir. To chat with the model: "
             f"python chat.py {folder}{merge}"
         )
     if records.status == RUNNING:
-        return "The model is saved when the run has come to its end."
+        return "The model is saved when the run completes."
     why = "the run failed" if records.status == FAILED else "the run was stopped"
-    return f"No model was saved: {why}. To go on, see above."
+    return f"No model was saved: {why}. To resume it, see Reproduce above."

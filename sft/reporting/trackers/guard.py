@@ -1,4 +1,4 @@
-"""A tracker that fails is left out from then on: what is written about a run never ends it."""
+"""Guards a run against its trackers: one that fails is switched off, and the run continues."""
 
 from __future__ import annotations
 
@@ -17,70 +17,74 @@ logger = logging.getLogger("sft.train")
 
 
 class GuardedTracker(TrainerCallback):
-    """Passes the trainer's events, and what else a tracker is told, on to it until it fails for the first time."""
+    """Forwards the trainer's events, samples and results to a tracker, until it fails for the first time."""
 
-    def __init__(self, name: str, make: Callable[[], Any]):
+    def __init__(self, name: str, create: Callable[[], Any]):
         """Args:
         name: as in `report_to`.
-        make: makes the tracker, a callback of the trainer.
+        create: creates the tracker, a trainer callback.
         """
         self.name = name
         self.problem: str | None = None
-        """What made it fail, and when; None while it works."""
-        self._tracker: Any = None
-        self.tell("at its begin", self._make, make)
+        """When and how it failed; None while it works."""
+        self._tracker: Any = self._guarded("at startup", create)
 
-    def _make(self, make: Callable[[], Any]) -> None:
-        self._tracker = make()
-
-    def tell(self, when: str, do: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Calls a method of the tracker, unless it has failed before; whatever it raises is its own affair.
+    def _guarded(self, when: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls the tracker, unless it has failed before; an exception switches it off.
 
         Args:
-            when: for a person.
-            do: the method.
+            when: for the log line.
+            call: the tracker's method.
             args, kwargs: its arguments.
         """
         if self.problem is not None:
             return None
         try:
-            return do(*args, **kwargs)
+            return call(*args, **kwargs)
         except Exception as error:
             self.problem = f"{when}: {type(error).__name__}: {one_line(error, longest=200)}"
-            logger.info("%s failed %s; the run goes on without it, and metrics.jsonl has everything.",
-                        self.name, self.problem)  # fmt: skip
+            logger.info(
+                "%s failed %s. The run continues without it; metrics.jsonl has all metrics.", self.name, self.problem
+            )
             return None
 
-    def tell_of_samples(self, step: int, lines: Any) -> None:
-        """See `trackers.Trackers.add_samples`; not every tracker shows them."""
+    def forward(self, event: str, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Forwards an event of the trainer, `on_log` and so on."""
+        return self._guarded(f"at step {state.global_step}", self._call, event, args, state, control, **kwargs)
+
+    def _call(self, event: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._tracker, event)(*args, **kwargs)
+
+    def add_samples(self, step: int, lines: Any) -> None:
+        """See `install.Trackers.add_samples`; not every tracker shows samples."""
         if hasattr(self._tracker, "add_samples"):
-            self.tell(f"at step {step}", self._tracker.add_samples, step, lines)
+            self._guarded(f"at step {step}", self._tracker.add_samples, step, lines)
 
     def finish(self, step: int, *result: Any) -> None:
-        """See `trackers.Trackers.finish`. One that failed lets go of what it holds."""
+        """See `install.Trackers.finish`. A tracker that failed releases what it holds."""
         if hasattr(self._tracker, "finish"):
-            self.tell("at its end", self._tracker.finish, step, *result)
+            self._guarded("at the end", self._tracker.finish, step, *result)
         if self.problem is not None and hasattr(self._tracker, "abandon"):
             with suppress(Exception):  # it has failed before
                 self._tracker.abandon()
 
 
-def _passed_on(event: str) -> Any:
+def _forwarding(event: str) -> Callable[..., Any]:
     def method(self: GuardedTracker, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        when = f"at step {state.global_step}"
-        return self.tell(when, lambda: getattr(self._tracker, event)(args, state, control, **kwargs))
+        return self.forward(event, args, state, control, **kwargs)
 
     method.__name__ = event
     return method
 
 
+# All events of the installed transformers. `__getattr__` would not be called, since TrainerCallback defines each event.
 for _event in (name for name in dir(TrainerCallback) if name.startswith("on_")):
-    setattr(GuardedTracker, _event, _passed_on(_event))
+    setattr(GuardedTracker, _event, _forwarding(_event))
 
 
 @contextmanager
 def quiet_tracker_threads() -> Iterator[None]:
-    """Keeps a traceback of TensorBoard's writing thread out of the log: the same error comes up at the next event."""
+    """Suppresses tracebacks of TensorBoard's writer thread; its error is raised again at the next event."""
     usual = threading.excepthook
 
     def hook(failure: threading.ExceptHookArgs) -> None:

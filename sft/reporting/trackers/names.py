@@ -1,4 +1,4 @@
-"""What is logged, by the names that trackers show: in groups, and in units that can be read off a chart."""
+"""The names of logged values in trackers: in groups, and in units that suit a chart."""
 
 from __future__ import annotations
 
@@ -20,26 +20,31 @@ _NAMES: dict[str, tuple[str, float]] = {
     "eval_samples_per_second": ("speed/eval_rows_per_second", 1),
     "eval_steps_per_second": ("speed/eval_batches_per_second", 1),
 }
-"""Name in `metrics.jsonl` -> the trackers' name, and what its value is multiplied by."""
+"""Name in `metrics.jsonl` -> name in trackers, and the factor for its value."""
 TOTALS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
-"""Said once, at the end: no course to draw."""
+"""Logged once, at the end of training: not drawn as curves."""
 CHARTS: dict[str, tuple[str, ...]] = {
     "loss": ("train/loss", "eval/loss"),
     "perplexity": ("train/perplexity", "eval/perplexity"),
     "accuracy": (
-        "train/token_accuracy", "eval/token_accuracy", "eval/sequence_accuracy", "eval/samples_ended",
+        "train/token_accuracy",
+        "eval/token_accuracy",
+        "eval/sequence_accuracy",
+        "eval/samples_ended",
     ),
     "tokens per second": (
-        "speed/supervised_tokens_per_second", "speed/tokens_per_second", "speed/computed_tokens_per_second",
+        "speed/supervised_tokens_per_second",
+        "speed/tokens_per_second",
+        "speed/computed_tokens_per_second",
     ),
     "memory in GiB": ("memory/allocated_gib", "memory/reserved_gib", "memory/peak_gib"),
     "utilization": ("utilization/mfu", "utilization/gpu", "utilization/cpu"),
-}  # fmt: skip
-"""Curves that belong into one picture."""
+}
+"""Chart -> the curves that it combines."""
 
 
 def tracked(logs: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """A log event as trackers show it: names with their group before a slash, and values. Totals are left out."""
+    """The values of a log event with their tracker names, `group/name`. Totals are skipped."""
     for name, value in logs.items():
         if name in TOTALS or not isinstance(value, int | float):
             continue

@@ -1,27 +1,27 @@
-"""What a run is, beside its curves, for trackers: as values, and as text that TensorBoard shows."""
+"""The description of a run for trackers: as values, and as Markdown text, which TensorBoard renders."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sft.common.data_records import DataReport
 from sft.common.files import json_safe
+from sft.common.markdown import Markdown, fenced, markdown_table
 from sft.common.run_records import BatchPlan, DistributedContext, ModelFootprint
 from sft.processes.device_memory import total_memory_bytes
 from sft.processes.environment import num_usable_cores
 from sft.reporting.environment import device_name
 from sft.reporting.summary import installed_versions, plan_document, split_counts
 
-_LONG = ("dropped_examples", "duplicate_examples", "sources")
-"""Counts that are lists of places: they stand in `run_summary.json`."""
+_LISTS = ("dropped_examples", "duplicate_examples", "sources")
+"""Counts that are lists of rows; `run_summary.json` has them."""
 
 
 def describe_run(
     configuration: Mapping[str, Any],
     report: DataReport,
-    size: ModelFootprint,
+    footprint: ModelFootprint,
     plan: BatchPlan,
     context: DistributedContext,
     *,
@@ -32,23 +32,22 @@ def describe_run(
 
     Args:
         configuration: the resolved settings by key.
-        report: the data's counts.
-        size: the model's.
+        report: counts of the data.
+        footprint: size of the model.
         plan: the batch plan.
         context: this process.
-        products: the type that matrix products are made in.
-        peak_flops: of one device; None where it is not known.
+        products: data type of matrix multiplications.
+        peak_flops: of one device, in FLOP/s; None if unknown.
     """
     splits = {name: split_counts(split) for name, split in zip(("train", "validation"), report.splits, strict=False)}
-    return json_safe({
+    description = {
         "configuration": dict(configuration),
         "data": {
-            **{name: {key: value for key, value in counts.items() if key not in _LONG}
-               for name, counts in splits.items()},
+            **{name: _without_lists(counts) for name, counts in splits.items()},
             "leakage": report.leakage,
             "is_complete": report.is_complete,
         },
-        "model": {name: getattr(size, name) for name in size.__dataclass_fields__},
+        "model": {name: getattr(footprint, name) for name in footprint.__dataclass_fields__},
         "batch_plan": plan_document(plan),
         "environment": {
             "device": context.device,
@@ -60,41 +59,40 @@ def describe_run(
             "peak_tflops": peak_flops and peak_flops / 1e12,
             **{f"version_{name}": text for name, text in installed_versions().items()},
         },
-    })  # fmt: skip
+    }
+    return json_safe(description)
+
+
+def _without_lists(counts: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in counts.items() if key not in _LISTS}
 
 
 def _in_gib(num_bytes: int | None) -> float | None:
     return num_bytes and round(num_bytes / 2**30, 2)
 
 
-def as_table(values: Mapping[str, Any]) -> str:
-    """Values as a Markdown table; what is nested gets names with dots."""
-    rows = [f"| {name} | {_cell(value)} |" for name, value in _flat(values)]
-    return "\n".join(["| name | value |", "|---|---|", *rows])
+def as_table(values: Mapping[str, Any]) -> Markdown:
+    """Values as a Markdown table; nested keys are joined by dots."""
+    return markdown_table(("name", "value"), [(name, _cell(value)) for name, value in _flat(values)])
 
 
-def as_code(text: str) -> str:
-    """Text as a Markdown block in which nothing is markup."""
-    return textwrap.indent(text, "    ")
-
-
-def sample_text(prompt: str, answer: str, ended: bool, reference: str | None) -> str:
+def sample_text(prompt: str, answer: str, ended: bool, reference: str | None) -> Markdown:
     """A sample prompt with the model's answer, in Markdown."""
-    cut = "" if ended else " (cut: no end token came)"
-    parts = [f"**prompt**\n\n{as_code(prompt)}", f"**answer**{cut}\n\n{as_code(answer)}"]
+    cut = "" if ended else " (cut off: no end token)"
+    parts = [f"**prompt**\n\n{fenced(prompt)}", f"**answer**{cut}\n\n{fenced(answer)}"]
     if reference is not None:
-        parts.append(f"**data**\n\n{as_code(reference)}")
-    return "\n\n".join(parts)
+        parts.append(f"**reference**\n\n{fenced(reference)}")
+    return Markdown("\n\n".join(parts))
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{before}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, Sequence) and not isinstance(value, str):
-            yield f"{before}{name}", ", ".join(map(str, value)) or "none"
+            yield f"{prefix}{name}", ", ".join(map(str, value)) or "none"
         else:
-            yield f"{before}{name}", value
+            yield f"{prefix}{name}", value
 
 
 def _cell(value: Any) -> str:
@@ -102,5 +100,4 @@ def _cell(value: Any) -> str:
         return "none"
     if isinstance(value, float):
         return f"{value:,.6g}"
-    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -12,16 +12,29 @@ from tests.support.parts import REPOSITORY
 
 def test_trackers_that_die_are_told_once_each_and_the_run_goes_on(model_folder, question_file, tmp_path):
     settings = {
-        "model_name_or_path": model_folder("llama"), "train_file": question_file, "max_seq_length": 64, "max_steps": 5,
-        "logging_steps": 1, "sample_prompts": "[]", "save_strategy": "no", "bf16": False, "use_cpu": True,
-        "report_to": "[tensorboard, wandb]", "output_dir": tmp_path / "out",
-    }  # fmt: skip
+        "model_name_or_path": model_folder("llama"),
+        "train_file": question_file,
+        "max_seq_length": 64,
+        "max_steps": 5,
+        "logging_steps": 1,
+        "sample_prompts": "[]",
+        "save_strategy": "no",
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "[tensorboard, wandb]",
+        "output_dir": tmp_path / "out",
+    }
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    options = [f"--{key}={value}" for key, value in settings.items()]
     done = subprocess.run(
-        [sys.executable, "tests/support/run_dying_trackers.py", *(f"--{key}={value}" for key, value in settings.items())],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=240,
+        [sys.executable, "tests/support/run_dying_trackers.py", *options],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
         env={**environment, "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
     for name in ("tensorboard", "wandb"):

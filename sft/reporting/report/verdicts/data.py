@@ -1,0 +1,104 @@
+"""Whether the rows are usable as intended, from their counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sft.common.data_records import DataReport, SplitReport
+from sft.common.text import counted, note_text, percent, share_text
+from sft.reporting.report.records import ReportRecords
+from sft.reporting.report.verdicts.verdict import BAD, GOOD, WARN, Verdict, as_sentence
+
+MANY_DROPPED = 0.1
+"""Share of the rows read; if more are dropped, the run trains on a different data set than intended."""
+_RULE = (
+    "Sound: no row is dropped, truncated inside its supervised tokens, duplicated, or in both training and validation "
+    f"data, and each row trains an end token. Not sound: leaked rows, more than {MANY_DROPPED:.0%} dropped, or no "
+    "trained end token at all."
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """Something about the rows that the user should know."""
+
+    text: str
+    is_serious: bool = False
+
+
+def data_verdict(records: ReportRecords) -> Verdict:
+    """Whether the data has problems."""
+    rows_dropped_by_stream = records.result.rows_dropped if records.result is not None else 0
+    findings = data_findings(records.data, rows_dropped_by_stream)
+    serious = [finding.text for finding in findings if finding.is_serious]
+    if not findings:
+        state = GOOD
+        sentence = (
+            f"Yes. All {records.data.rows_read:,} rows are used in full; there are no duplicates and no leakage, and "
+            "every row trains an end token."
+        )
+    elif serious:
+        state, sentence = BAD, f"No: {'; '.join(serious)}."
+    else:
+        state, sentence = WARN, f"Mostly. {counted(len(findings), 'finding')}."
+    minor = [finding.text for finding in findings if not finding.is_serious]
+    share = f"{share_text(records.data.train.supervised_share)} of the training tokens are supervised"
+    return Verdict(
+        question="Is the data sound?",
+        state=state,
+        sentence=sentence,
+        figures=as_sentence([*minor, share]),
+        rule=_RULE,
+    )
+
+
+def data_findings(report: DataReport, rows_dropped_by_stream: int = 0) -> list[Finding]:
+    """All findings, those that invalidate the results first.
+
+    Args:
+        report: the counts.
+        rows_dropped_by_stream: rows of a stream that were dropped during training.
+    """
+    found = list(_findings(report, rows_dropped_by_stream))
+    return sorted(found, key=lambda finding: not finding.is_serious)
+
+
+def _findings(report: DataReport, rows_dropped_by_stream: int) -> Iterator[Finding]:
+    if report.leakage:
+        verb = "is" if report.leakage == 1 else "are"
+        rows = counted(report.leakage, "validation row")
+        yield Finding(text=f"{rows} {verb} also in the training data, so validation is too optimistic", is_serious=True)
+    names = ("training", "validation")
+    for name, split in zip(names, report.splits, strict=False):
+        yield from _split_findings(name, split)
+    if rows_dropped_by_stream:
+        yield Finding(text=f"{counted(rows_dropped_by_stream, 'row')} of the stream dropped")
+    if not report.is_complete:
+        yield Finding(text="the training rows are streamed, and only the first ones were counted")
+
+
+def _split_findings(name: str, split: SplitReport) -> Iterator[Finding]:
+    dropped = split.num_dropped
+    if dropped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in split.rows_dropped.items())
+        yield Finding(
+            text=f"{dropped:,} of {split.rows_read:,} {name} rows dropped ({percent(dropped, split.rows_read)}): "
+            f"{reasons}",
+            is_serious=dropped > MANY_DROPPED * split.rows_read,
+        )
+    truncated = split.rows_that_lose_the_end
+    if truncated:
+        yield Finding(
+            text=f"{counted(truncated, f'{name} row')} truncated inside the supervised tokens (max_seq_length)"
+        )
+    without = split.rows_used - split.rows_with_trained_end
+    if without and split.rows_used:
+        if without == split.rows_used:
+            yield Finding(text=f"no {name} row trains an end token", is_serious=name == "training")
+        else:
+            yield Finding(text=f"{counted(without, f'{name} row')} without a trained end token")
+    if split.duplicates:
+        yield Finding(text=counted(split.duplicates, f"duplicate {name} row"))
+    for note, count in split.notes.items():
+        yield Finding(text=f"{name}: {note_text(note, count)}")

@@ -1,0 +1,38 @@
+"""Peak arithmetic throughput of devices, which utilization is relative to."""
+
+from __future__ import annotations
+
+import pytest
+
+from sft.processes.device_peaks import PEAK_TFLOPS, find_peak_flops, kind_of_products
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
+        ("NVIDIA H100 PCIe", "bfloat16", 756),
+        ("NVIDIA A100-SXM4-80GB", "tf32", 156),
+        ("NVIDIA A10G", "float16", 70),
+        ("NVIDIA RTX 6000 Ada Generation", "bfloat16", 364.2),
+        ("Tesla V100-SXM2-16GB", "float32", 15.7),
+        ("Tesla V100-SXM2-16GB", "bfloat16", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bfloat16", None),
+        ("NVIDIA GeForce GTX 1080", "float32", None),
+    ],
+)
+def test_find_peak_flops_knows_the_device_or_says_nothing(name, kind, tflops):
+    assert find_peak_flops(name, kind) == (tflops and tflops * 1e12)
+
+
+def test_peaks_fall_with_the_width_of_the_numbers():
+    for bfloat16, float16, tf32, float32 in PEAK_TFLOPS.values():
+        assert (bfloat16 or float16) == float16 >= (tf32 or float32) >= float32
+
+
+def test_kind_of_products_is_that_of_mixed_precision_before_the_weights():
+    assert kind_of_products(True, False, "torch.float32") == "bfloat16"
+    assert kind_of_products(False, True, "torch.float32") == "float16"
+    assert kind_of_products(False, False, "torch.bfloat16") == "bfloat16"
+    assert kind_of_products(False, False, "torch.float32") == "float32"

@@ -1,0 +1,86 @@
+"""The report's files while a run trains, at its end, and after a failure."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from config_manager import load_config
+from sft.common.data_records import TrainingData
+from sft.common.run_records import BatchPlan, DistributedContext
+from sft.training.run_report import RunReport
+from tests.support.parts import REPOSITORY, build_model
+from tests.support.report_records import data, result
+
+
+@pytest.fixture(scope="module")
+def tiny_model():
+    return build_model("llama")
+
+
+def report_into(folder, model, *, rank=0):
+    train_file = REPOSITORY / "examples/data/orders_train.jsonl"
+    config = load_config(
+        None, [f"--output_dir={folder}", "--model_name_or_path=examples/tiny-chat", f"--train_file={train_file}"]
+    )
+    plan = BatchPlan(
+        per_device_train_batch_size=1, gradient_accumulation_steps=1, world_size=1, steps_per_epoch=10, total_steps=10
+    )
+    return RunReport(
+        config,
+        TrainingData(train=None, validation=None, report=data(has_validation=False)),
+        DistributedContext(rank=rank),
+        model=model,
+        plan=lambda: plan,
+        bad_steps=lambda: 0,
+        data_digests={},
+        command="python sft_main.py",
+    )
+
+
+def state(step):
+    return SimpleNamespace(global_step=step)
+
+
+def test_report_is_written_as_the_run_goes_on_and_tells_a_failure(tmp_path, tiny_model):
+    report = report_into(tmp_path, tiny_model)
+    report.on_train_begin(None, state(0), None)
+    assert "Running: step 0 of 10." in (tmp_path / "report.md").read_text()
+    report.on_save(None, state(4), None)
+    assert "Running: step 4 of 10." in (tmp_path / "report.md").read_text()
+    report.on_step_end(None, state(6), None)
+    with pytest.raises(OSError, match="No space"), report.told_of_failure():
+        raise OSError("No space left on device")
+    text = (tmp_path / "report.html").read_text()
+    assert "Failed at step 6 of 10." in text
+    assert "No space left on device" in text
+    assert 'http-equiv="refresh"' not in text
+
+
+def test_report_that_cannot_be_written_is_one_warning_and_no_more(tmp_path, tiny_model, caplog):
+    report = report_into(tmp_path, tiny_model)
+    (tmp_path / "report.html").mkdir()
+    with caplog.at_level(logging.WARNING, logger="sft.train"):
+        for step in (1, 2, 3):
+            report.on_evaluate(None, state(step), None)
+    (line,) = caplog.messages
+    assert "report.html cannot be written" in line
+    assert "\n" not in line
+
+
+def test_report_of_a_model_that_tells_nothing_does_not_end_the_run(tmp_path, caplog):
+    report = report_into(tmp_path, object())
+    with caplog.at_level(logging.WARNING, logger="sft.train"):
+        report.on_train_begin(None, state(0), None)
+        report.finish(result())
+    assert [message.partition("cannot be written")[1] for message in caplog.messages] == ["cannot be written"] * 2
+
+
+def test_report_is_the_main_process_s_alone(tmp_path, tiny_model):
+    report = report_into(tmp_path, tiny_model, rank=1)
+    report.on_train_begin(None, state(0), None)
+    report.on_save(None, state(1), None)
+    report.finish(result())
+    assert list(tmp_path.iterdir()) == []
