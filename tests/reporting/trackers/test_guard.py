@@ -1,4 +1,4 @@
-"""A tracker, or the Hub, that fails in the middle of a run: one line, and the run goes on."""
+"""A tracker or the Hub that fails during a run: one log line, and the run continues."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 
+from tests.support import messages
 from tests.support.parts import REPOSITORY
 
 
-def test_trackers_that_die_are_told_once_each_and_the_run_goes_on(model_folder, question_file, tmp_path):
+def test_failing_trackers_are_logged_once_each_and_the_run_continues(model_folder, question_file, tmp_path):
     settings = {
         "model_name_or_path": model_folder("llama"),
         "train_file": question_file,
@@ -38,15 +39,17 @@ def test_trackers_that_die_are_told_once_each_and_the_run_goes_on(model_folder, 
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
     for name in ("tensorboard", "wandb"):
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{name} failed ")]
-        assert "the run goes on without it" in line
+        (line,) = [
+            line for line in done.stdout.splitlines() if line.startswith(messages.TRACKER_FAILED.format(name=name))
+        ]
+        assert messages.RUN_CONTINUES in line
         assert summary["trackers"][name].startswith("at step ")
     events = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if "loss" in event] == [1, 2, 3, 4, 5]
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_a_tracker_that_cannot_begin_is_left_out(run_sft, tmp_path, monkeypatch):
+def test_a_tracker_that_cannot_start_is_switched_off(run_sft, tmp_path, monkeypatch):
     import wandb
 
     wandb.teardown()  # what an earlier run in this process has set up would begin all the same
@@ -54,11 +57,11 @@ def test_a_tracker_that_cannot_begin_is_left_out(run_sft, tmp_path, monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     run = run_sft(report_to="[wandb]", max_steps=2, sample_prompts="[]")
     assert run.status == 0, run.err
-    assert run.out.count("wandb failed at step 0") == 1
+    assert run.out.count(messages.TRACKER_FAILED.format(name="wandb")) == 1
     assert "nonsense" in run.summary["trackers"]["wandb"]
 
 
-def test_a_hub_that_cannot_be_reached_is_told_and_the_saved_model_has_a_status_of_its_own(run_sft, monkeypatch):
+def test_an_unreachable_hub_is_logged_and_the_saved_model_has_its_own_exit_code(run_sft, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
