@@ -205,7 +205,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     plan = resolve_batches(config, data, model, layout, precision, context,
                            resume_point=resume_point, own=own, limits=limits)  # fmt: skip
     set_batch_sizes(arguments, plan)
-    layout = layout.sized(plan.per_device_train_batch_size)
+    layout = layout.with_micro_batch_size(plan.per_device_train_batch_size)
     facts = facts_of_run(config, data, resume_point)
     check_resumable(resume_point, facts, plan)
     if is_rehearsal:
@@ -295,10 +295,10 @@ def load_model_and_layout(
     )
     fit_to_tokenizer(model, tokenizer, longest, adapters_only=config.lora is not None)
     logger.info(model_line(footprint(model), _class_name(model), precision, config.quantization))
-    stays_in_place = config.fsdp is not None and _spread_weights(model, config, precision, context)
+    keep_device = config.fsdp is not None and _spread_weights(model, config, precision, context)
     layout = resolve_layout(
-        model, config.model, training, precision, context, pad_token_id=tokenizer.pad_token_id, longest=longest,
-        stays_in_place=stays_in_place,
+        model, config.model, training, precision, context, pad_token_id=tokenizer.pad_token_id, max_seq_length=longest,
+        keep_device=keep_device,
     )  # fmt: skip
     logger.info(layout.describe())
     return model, layout

@@ -58,7 +58,7 @@ from sft.training.checkpointed_trainer import CheckpointedTrainer
 from sft.training.evaluation_step import EvaluationStep
 from sft.training.loaders import evaluation_sampler, rows_loader, stream_loader, training_sampler
 from sft.training.progress import COUNTED, TrainingProgress
-from sft.training.row_layout import RowLayout, told_of_attention
+from sft.training.row_layout import RowLayout, unsupported_attention_as_config_error
 from sft.training.running_means import RunningMeans
 from sft.training.sharded_step import ShardedStep
 from sft.training.step import StepGradient
@@ -113,17 +113,17 @@ class SFTTrainer(CheckpointedTrainer):
         self.products = kind_of_products(self.args.bf16, self.args.fp16, self.model.dtype)
         """The type that matrix products are made in."""
         peak = peak_flops_of(context.device, self.products)
-        self.progress = TrainingProgress(context, self.args.device, size=size, peak_flops=peak)
+        self.progress = TrainingProgress(context, self.args.device, footprint=size, peak_flops=peak)
         self.means = RunningMeans(self, context, self.args.device)
         self.add_callback(self.means)
         self._stream_drops = stream_drops
         self.evaluation_step = EvaluationStep(
             layout.evaluation_collator, self.args.per_device_eval_batch_size, self.args.device,
-            can_be_parted=not self.is_sharded,
+            can_split=not self.is_sharded,
         )  # fmt: skip
         self.bad_steps = BadSteps(
-            context, device=self.args.device, most_in_a_row=max_bad_steps, place_of=data.locate_row,
-            leaves_out_by_hand=self.is_sharded,
+            context, device=self.args.device, max_consecutive=max_bad_steps, locate_row=data.locate_row,
+            drops_gradients=self.is_sharded,
         )  # fmt: skip
         self.step_gradient: StepGradient | None = None
         """None where FSDP or DeepSpeed sum the gradients of the weights that they spread."""
@@ -147,8 +147,8 @@ class SFTTrainer(CheckpointedTrainer):
             broadcast_weights(weights)
         self.add_callback(self.bad_steps)
         return StepGradient(
-            weights, layout.collator, plan.per_device_train_batch_size, context, parts=plan.parts,
-            bad_steps=None if self.args.fp16 else self.bad_steps, on_again=self.means.begin_step_again,
+            weights, layout.collator, plan.per_device_train_batch_size, context, num_chunks=plan.parts,
+            bad_steps=None if self.args.fp16 else self.bad_steps, on_retry=self.means.restart_step,
         )  # fmt: skip
 
     def _summed_in_parts(self) -> ShardedStep:
@@ -162,7 +162,7 @@ class SFTTrainer(CheckpointedTrainer):
 
     def plan_now(self) -> BatchPlan:
         """The batch plan, with the parts that memory has made necessary."""
-        return self._plan if self.step_gradient is None else replace(self._plan, parts=self.step_gradient.parts)
+        return self._plan if self.step_gradient is None else replace(self._plan, parts=self.step_gradient.num_chunks)
 
     def resume_from(self, manifest: Mapping[str, Any]) -> None:
         """Counts on from where a checkpoint was saved (see `checkpoint_facts`)."""
@@ -243,7 +243,7 @@ class SFTTrainer(CheckpointedTrainer):
             model_inputs(inputs),
             inputs,
             label_smoothing=self.args.label_smoothing_factor,
-            count_hits=self.means.count_hits,
+            count_hits=self.means.add_correct,
         )
         # A step of a stream may have no token at all: its sum is 0 then.
         times = self.context.world_size if self.step_gradient is None else 1
@@ -286,7 +286,7 @@ class SFTTrainer(CheckpointedTrainer):
         model.eval()
         sums = EvaluationSums(self.args.device)
         with (
-            told_of_attention(),
+            unsupported_attention_as_config_error(),
             torch.no_grad(),
             self.accelerator.autocast(),
             isolated_documents(model, self.layout.attention),
@@ -354,7 +354,7 @@ class SFTTrainer(CheckpointedTrainer):
             **super().checkpoint_facts(),
             "batch_plan": plan_facts(self.plan_now()),
             "trained_on": self.progress.seen(),
-            "means": self.means.facts(),
+            "means": self.means.state_dict(),
         }
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -362,7 +362,7 @@ class SFTTrainer(CheckpointedTrainer):
             super()._save_checkpoint(model, trial)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        self.means.end()
+        self.means.finish()
         return super()._finalize_training(*args, **kwargs)
 
     # Logging
@@ -377,7 +377,7 @@ class SFTTrainer(CheckpointedTrainer):
             accuracy = self.means.take_token_accuracy()
             if accuracy is not None:
                 logs["token_accuracy"] = accuracy
-            logs |= self.progress.figures(is_stream=self.train_sampler is None)
+            logs |= self.progress.step_metrics(is_stream=self.train_sampler is None)
         super().log(logs, start_time)
 
 
@@ -464,7 +464,7 @@ def train(prepared: PreparedTraining, *, resume_point: ResumePoint | None) -> Tr
     if resume_point:
         logger.info("Resuming from %s.", resume_point.path)
     apart = isolated_documents(trainer.model, trainer.layout.attention)
-    with told_of_attention(), prepared.request, apart, quiet_tracker_threads():
+    with unsupported_attention_as_config_error(), prepared.request, apart, quiet_tracker_threads():
         try:
             output = trainer.train(resume_from_checkpoint=str(resume_point.path) if resume_point else None)
         except BaseException:

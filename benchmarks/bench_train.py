@@ -110,7 +110,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     peak = measured_peak(options.device, precision)
     result = {
         "model": options.size or Path(options.model).name,
-        "mode": options.mode, "layout": options.layout, "is_flat": layout.is_flat, "mixed": precision.mixed,
+        "mode": options.mode, "layout": options.layout, "is_flat": layout.is_padding_free, "mixed": precision.mixed,
         "device": device_name(options.device), "keeps_heap": holds, "batch": options.batch,
         "max_length": options.max_length, "steps": len(steps), "parameters": size.num_parameters,
         "tokens_per_second": round(counts["tokens"] / seconds, 1),

@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient is no finite number: their update is left out, on all processes, and counted.
+"""Steps whose loss or gradient is NaN or inf: the update is skipped on all processes, and the steps are counted.
 
-Nothing is waited for: the flag stands on the device, and the fused optimizers take it from there, as they take it from
-torch's GradScaler (their `found_inf`). A person is told a step later, when the number has come over by itself.
+The check does not synchronize with the device: the flag stays there, and the fused optimizers read it as they read the
+`found_inf` of torch's GradScaler. On CUDA a bad step is logged one step later, once the flag has been copied.
 """
 
 from __future__ import annotations
@@ -18,150 +18,157 @@ from sft.common.errors import TrainingError
 from sft.common.run_records import DistributedContext
 
 logger = logging.getLogger("sft.train")
-TOLD_ROWS = 8
+MAX_LISTED_ROWS = 8
 
 
 class BadSteps(TrainerCallback):
-    """Leaves updates out, and ends the run after too many in a row."""
+    """Skips the updates of bad steps, and ends the run after too many consecutive ones."""
 
     def __init__(
         self,
         context: DistributedContext,
         *,
         device: torch.device,
-        most_in_a_row: int,
-        place_of: Callable[[int], str] | None,
-        leaves_out_by_hand: bool = False,
+        max_consecutive: int,
+        locate_row: Callable[[int], str] | None,
+        drops_gradients: bool = False,
     ):
         """Args:
-        context: this process; with several, a process group must be open.
-        device: of the gradients.
-        most_in_a_row: after so many, training cannot be what was meant.
-        place_of: where a training row stands, by its number; None for rows without one.
-        leaves_out_by_hand: the optimizer cannot be told; gradients are dropped before it comes to them.
+        context: this process; with several processes, a process group must be open.
+        device: device of the gradients.
+        max_consecutive: number of consecutive bad steps that ends the run.
+        locate_row: maps the number of a training row to its file and line; None if rows have no number.
+        drops_gradients: skip an update by dropping the gradients, because the optimizer cannot read the flag.
         """
         self._context = context
-        self._most_in_a_row = most_in_a_row
-        self._place_of = place_of
+        self._max_consecutive = max_consecutive
+        self._locate_row = locate_row
         self._group = distributed.new_group(backend="gloo") if context.world_size > 1 else None
         self._flag = torch.zeros((), dtype=torch.float32, device=device)
-        """1 where the step at hand is bad, else 0."""
-        self._is_left_to_optimizer = False
-        self._leaves_out_by_hand = leaves_out_by_hand
+        """1 if the current step is bad, else 0."""
+        self._optimizer_reads_flag = False
+        self._drops_gradients = drops_gradients
         self._rows: list[int] = []
-        self._earlier: tuple[int, torch.Tensor, Any, list[int]] | None = None
-        """Step, flag in main memory, the event of its copy, rows: what is not told yet."""
-        self._in_a_row = 0
+        self._pending: tuple[int, torch.Tensor, Any, list[int]] | None = None
+        """Step, flag in main memory, event of its copy, rows of a step that is not counted yet."""
+        self._consecutive = 0
         self.count = 0
 
     def mark(self, loss: torch.Tensor, weights: Sequence[nn.Parameter]) -> None:
-        """Lets the gradient of a step tell that its loss on this process was not finite, before it is summed."""
+        """Writes NaN into a gradient if this process's loss is not finite. Call it before gradients are summed."""
         first = next((weight.grad for weight in weights if weight.grad is not None), None)
         if first is not None:
             first += torch.where(loss.isfinite(), 0.0, torch.nan).to(first.dtype)
 
-    def look(
+    def check(
         self, loss: torch.Tensor, weights: Sequence[nn.Parameter], batches: Sequence[Mapping[str, Any]]
     ) -> torch.Tensor:
-        """Looks at the step's gradient, which is that of all processes by now.
+        """Checks a step's gradient after it was summed over all processes.
 
         Returns:
-            The loss to be logged: zero where the update is left out.
+            The loss to log: zero if the update is skipped.
         """
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         if gradients:
             self._flag.copy_(~_are_finite(gradients))
-        return self._told_loss(loss, batches)
+        return self._loss_to_log(loss, batches)
 
-    def look_at_parts(
+    def check_sharded(
         self, loss: torch.Tensor, weights: Sequence[nn.Parameter], batches: Sequence[Mapping[str, Any]]
     ) -> torch.Tensor:
-        """Likewise where each process has its own part of the step's gradient: all of them learn of a bad one."""
-        parts = [weight.grad.to_local() for weight in weights if weight.grad is not None]
-        is_good = loss.isfinite() if not parts else loss.isfinite() & _are_finite(parts)
+        """Checks a gradient of which each process holds a shard; the result is the same on all processes.
+
+        Returns:
+            The loss to log: zero if the update is skipped.
+        """
+        shards = [weight.grad.to_local() for weight in weights if weight.grad is not None]
+        is_good = loss.isfinite() if not shards else loss.isfinite() & _are_finite(shards)
         is_bad = (~is_good).to("cpu", torch.float32)
         if self._group is not None:
             distributed.all_reduce(is_bad, op=distributed.ReduceOp.MAX, group=self._group)
         self._flag.copy_(is_bad)
-        return self._told_loss(loss, batches)
+        return self._loss_to_log(loss, batches)
 
-    def _told_loss(self, loss: torch.Tensor, batches: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    def _loss_to_log(self, loss: torch.Tensor, batches: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         self._rows = [row["number"] for batch in batches for row in batch["rows"] if "number" in row]
         return torch.where(self._flag > 0, torch.zeros_like(loss), loss)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         inner = getattr(optimizer, "optimizer", optimizer)
-        if self._leaves_out_by_hand:
+        if self._drops_gradients:
             return
-        # With a GradScaler (fp16) it is the scaler that leaves updates out; it looks for its scale that way.
+        # With fp16 the GradScaler skips updates; it sets these attributes itself.
         if getattr(inner, "_step_supports_amp_scaling", False) and not args.fp16:
             inner.found_inf, inner.grad_scale = self._flag, None
-            self._is_left_to_optimizer = True
+            self._optimizer_reads_flag = True
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        if not self._is_left_to_optimizer and not args.fp16 and self._flag.item():
-            optimizer.zero_grad(set_to_none=True)  # without a gradient no weight is touched
+        if not self._optimizer_reads_flag and not args.fp16 and self._flag.item():
+            optimizer.zero_grad(set_to_none=True)  # the optimizer skips weights without a gradient
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.fp16:
             return
         if self._flag.device.type != "cuda":
-            self._tell(state.global_step, bool(self._flag.item()), self._rows)
+            self._record(state.global_step, bool(self._flag.item()), self._rows)
             return
-        self.tell_earlier()
+        self.record_pending()
         host = torch.empty((), dtype=torch.float32, pin_memory=True)
         host.copy_(self._flag, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
-        self._earlier = (state.global_step, host, copied, self._rows)
+        self._pending = (state.global_step, host, copied, self._rows)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.tell_earlier()
+        self.record_pending()
 
-    def tell_earlier(self) -> None:
-        """Tells what came of the step before."""
-        if self._earlier is not None:
-            step, host, copied, rows = self._earlier
-            self._earlier = None
+    def record_pending(self) -> None:
+        """Counts and logs the previous step, if that has not happened yet."""
+        if self._pending is not None:
+            step, host, copied, rows = self._pending
+            self._pending = None
             copied.synchronize()
-            self._tell(step, bool(host.item()), rows)
+            self._record(step, bool(host.item()), rows)
 
-    def _tell(self, step: int, is_bad: bool, rows: Sequence[int]) -> None:
-        """Counts a step; all processes have the same answer, since it is that of their common gradient.
+    def _record(self, step: int, is_bad: bool, rows: Sequence[int]) -> None:
+        """Counts a step. `is_bad` is the same on all processes, because it describes their common gradient.
 
         Raises:
-            TrainingError: on all processes, if there were too many in a row.
+            TrainingError: on all processes, after too many consecutive bad steps.
         """
         if not is_bad:
-            self._in_a_row = 0
+            self._consecutive = 0
             return
         self.count += 1
-        self._in_a_row += 1
-        told = self._places(rows)
+        self._consecutive += 1
+        locations = self._describe_rows(rows)
         logger.info(
-            "Step %d: its loss or gradient is no finite number; its update is left out (%d in a row).%s",
-            step, self._in_a_row, f" Its rows: {told}." if told else "",
-        )  # fmt: skip
-        if self._in_a_row >= self._most_in_a_row:
+            "Step %d: the loss or gradient is NaN or inf; update skipped (%d consecutive).%s",
+            step,
+            self._consecutive,
+            f" Rows: {locations}." if locations else "",
+        )
+        if self._consecutive >= self._max_consecutive:
             raise TrainingError(
-                f"max_bad_steps: {self._in_a_row} steps in a row, up to step {step}, had a loss or gradient that is no "
-                "finite number. Their updates were left out, and checkpoints hold none of them. Lower learning_rate, "
-                f"look at the rows{f' ({told})' if told else ''}, or compute in bf16 or float32."
+                f"max_bad_steps: the loss or gradient was NaN or inf in {self._consecutive} consecutive steps, up to "
+                f"step {step}. Their updates were skipped, so checkpoints do not contain them. Lower learning_rate, "
+                f"check the rows{f' ({locations})' if locations else ''}, or compute in bf16 or float32."
             )
 
-    def _places(self, rows: Sequence[int]) -> str:
+    def _describe_rows(self, rows: Sequence[int]) -> str:
+        """Locations of the rows of all processes; the first few of them."""
         if self._group is not None:
             of_all: list[Any] = [None] * self._context.world_size
             distributed.all_gather_object(of_all, list(rows), group=self._group)
             rows = [row for own in of_all for row in own]
-        if self._place_of is None or not rows:
+        if self._locate_row is None or not rows:
             return ""
-        more = f" and {len(rows) - TOLD_ROWS} more" if len(rows) > TOLD_ROWS else ""
-        return ", ".join(self._place_of(row) for row in rows[:TOLD_ROWS]) + more
+        more = f" and {len(rows) - MAX_LISTED_ROWS} more" if len(rows) > MAX_LISTED_ROWS else ""
+        return ", ".join(self._locate_row(row) for row in rows[:MAX_LISTED_ROWS]) + more
 
 
 def _are_finite(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Whether all numbers of all of them are finite; a bool scalar on their device."""
+    """Whether all values of all tensors are finite; a bool scalar on their device."""
     return torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors))]).isfinite().all()

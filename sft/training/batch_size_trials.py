@@ -172,10 +172,7 @@ class _Finder:
             model,
             precision,
             context.device,
-            collator=layout.collator,
-            evaluation_collator=layout.evaluation_collator,
-            attention=layout.attention,
-            output=layout.output,
+            layout=layout,
             optimizer=training.optim,
             checkpointing=checkpointing_options(training),
         )
@@ -184,7 +181,7 @@ class _Finder:
         """The training section with numbers for all that was `auto`."""
         training = self._training
         changes: dict[str, int] = {}
-        with self._probe.standing_in_for_training():
+        with self._probe.simulated_training_memory():
             if training.per_device_train_batch_size == AUTO:
                 rows = self._training_size()
                 changes["per_device_train_batch_size"] = rows
@@ -243,9 +240,9 @@ class _Finder:
         """The fullest micro-batch that can come."""
         rows = self._data.train
         if self._training.packing:
-            return full_packs(rows, size, capacity=self._longest, longest=self._longest)
+            return full_packs(rows, size, capacity=self._longest, max_seq_length=self._longest)
         if self._data.stream is not None:  # whose rows were not all looked at
-            return full_packs(rows, size, capacity=self._longest, longest=self._longest)
+            return full_packs(rows, size, capacity=self._longest, max_seq_length=self._longest)
         return longest_rows(rows, size)
 
     def _longest_of(self, rows: RowDataset) -> int:
@@ -260,7 +257,7 @@ class _Finder:
         """What the memory of a micro-batch of so many depends on."""
         rows, training = self._training_rows(count), self._training
         longest = max(len(row["input_ids"]) for row in rows)
-        tokens = sum(len(row["input_ids"]) for row in rows) if self._layout.is_flat else len(rows) * longest
+        tokens = sum(len(row["input_ids"]) for row in rows) if self._layout.is_padding_free else len(rows) * longest
         return MemoryFacts(
             footprint=self._footprint,
             per_device_train_batch_size=count,

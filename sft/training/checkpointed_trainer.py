@@ -160,7 +160,7 @@ class CheckpointedTrainer(Trainer):
         if ends_here:
             self.finish_saving()
         if self.args.push_to_hub and self.is_world_process_zero():
-            self.hub.send_checkpoint(target, step)
+            self.hub.push_checkpoint(target, step)
 
     def _has_room_for_copies(self) -> bool:
         """Whether what is saved may be held twice for a while. Whoever is not asked to save copies nothing."""

@@ -133,7 +133,7 @@ def memory_facts(
         gradient_checkpointing=training.gradient_checkpointing,
         attention=config.model.attn_implementation or "sdpa",
         # A padded model's own scores are made for whole columns: hardly fewer than all.
-        supervised_share=train.supervised_share if layout.is_flat or layout.output.chunk_bytes else 1.0,
+        supervised_share=train.supervised_share if layout.is_padding_free or layout.output.chunk_bytes else 1.0,
         logits_chunk_bytes=layout.output.chunk_bytes,
         device=context.device,
         world_size=plan.world_size,
@@ -190,7 +190,7 @@ def _tokens_of_a_batch(data: TrainingData, plan: BatchPlan, layout: RowLayout) -
     rows, train = plan.per_device_train_batch_size, data.report.train
     if plan.packs is not None:
         return rows * plan.packs.capacity
-    if not layout.is_flat or data.stream is not None:
+    if not layout.is_padding_free or data.stream is not None:
         return rows * train.longest_row
     return int(np.sort(data.train.lengths)[-rows:].sum())
 

@@ -1,4 +1,4 @@
-"""A batch of evaluation, in smaller parts where memory runs out: the sums do not depend on how rows share batches."""
+"""One evaluation batch, split into chunks when memory runs out. The sums of the metrics do not depend on the split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class EvaluationStep:
-    """Runs batches on this process's device; once one did not fit, those that follow come in smaller parts too."""
+    """Runs batches on this process's device. Once a batch did not fit, the following ones are split as well."""
 
     def __init__(
         self,
@@ -27,60 +27,60 @@ class EvaluationStep:
         batch_size: int,
         device: torch.device,
         *,
-        can_be_parted: bool = True,
+        can_split: bool = True,
     ):
         """Args:
-        collator: lays the rows of a part out.
-        batch_size: rows of a whole batch.
-        device: of this process.
-        can_be_parted: False where all processes compute a batch together, so that none can take another way.
+        collator: collates the rows of a chunk.
+        batch_size: rows of a full batch.
+        device: this process's device.
+        can_split: False if all processes compute a batch together, so that none can split it alone.
         """
-        self._can_be_parted = can_be_parted
+        self._can_split = can_split
         self._collator = collator
         self._batch_size = batch_size
         self._device = device
-        self.parts = 1
+        self.num_chunks = 1
         self.shortages = 0
-        """How often memory ran out, and the parts became smaller."""
+        """How often memory ran out and the number of chunks was raised."""
 
     def run(self, batch: Batch, compute: Callable[[Batch], Result]) -> list[tuple[Batch, Result]]:
-        """What `compute` makes of a batch, part by part: each part with its result.
+        """Calls `compute` on each chunk of a batch; returns each chunk with its result.
 
         Raises:
             MemoryShortage: if even a single row does not fit.
         """
         while True:
             try:
-                return [(part, compute(part)) for part in self._parts_of(batch)]
+                return [(chunk, compute(chunk)) for chunk in self._chunks_of(batch)]
             except torch.OutOfMemoryError:
-                pass  # what the traceback refers to is let go only behind this block
-            self._make_parts_smaller(batch)
+                pass  # the traceback's tensors are only freed after this block
+            self._split_further(batch)
 
-    def _parts_of(self, batch: Batch) -> Iterator[Batch]:
-        if self.parts == 1:
+    def _chunks_of(self, batch: Batch) -> Iterator[Batch]:
+        if self.num_chunks == 1:
             yield to_device(batch, self._device)
             return
-        for rows in split_rows(batch["rows"], self._batch_size, self.parts):
+        for rows in split_rows(batch["rows"], self._batch_size, self.num_chunks):
             yield to_device(self._collator(rows), self._device)
 
-    def _make_parts_smaller(self, batch: Batch) -> None:
+    def _split_further(self, batch: Batch) -> None:
         longest = max(len(row["input_ids"]) for row in batch["rows"])
-        if not self._can_be_parted:
+        if not self._can_split:
             raise MemoryShortage(
-                f"Out of memory on {self._device} in evaluation, and with fsdp it cannot go on in smaller parts. "
-                "Checkpoints are untouched: choose a smaller per_device_eval_batch_size; the result stays the same."
+                f"Out of memory on {self._device} during evaluation, and with fsdp a batch cannot be split. "
+                "Checkpoints are intact: choose a smaller per_device_eval_batch_size; the metrics stay the same."
             )
-        if self.parts >= self._batch_size or len(batch["rows"]) == 1:
+        if self.num_chunks >= self._batch_size or len(batch["rows"]) == 1:
             raise MemoryShortage(
-                f"Out of memory on {self._device} in evaluation, with a single row (of up to {longest:,} tokens) at a "
-                "time. Checkpoints are untouched. Choose a smaller max_seq_length."
+                f"Out of memory on {self._device} during evaluation, with a single row (of up to {longest:,} tokens). "
+                "Checkpoints are intact. Choose a smaller max_seq_length."
             )
         self.shortages += 1
-        self.parts = next_parts(self._batch_size, self.parts)
+        self.num_chunks = next_parts(self._batch_size, self.num_chunks)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         logger.info(
-            "Out of memory in evaluation: it goes on with %d rows at a time instead of %d.",
-            self._batch_size // self.parts,
+            "Out of memory during evaluation: continuing with batches of %d rows instead of %d.",
+            self._batch_size // self.num_chunks,
             self._batch_size,
         )

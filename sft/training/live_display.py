@@ -1,4 +1,4 @@
-"""What a person sees of a run while it trains: a line drawn anew on a terminal, lines of the log elsewhere."""
+"""Shows the progress of training: a live line on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,36 +21,42 @@ _SECONDS_BETWEEN_DRAWINGS = 0.2
 
 
 class DisplayCallback(TrainerCallback):
-    """Tells how far training is. Of several processes only the first one has one."""
+    """Shows the step, the metrics and the time left. Main process only."""
 
     def __init__(
-        self, progress: TrainingProgress, *, first_step: int, total_steps: int, steps_per_epoch: int,
+        self,
+        progress: TrainingProgress,
+        *,
+        first_step: int,
+        total_steps: int,
+        steps_per_epoch: int,
         has_validation: bool,
-    ):  # fmt: skip
+    ):
         """Args:
-        progress: the run's clock, which tells when training waits.
-        first_step: the step that the run goes on from.
-        total_steps, steps_per_epoch: of the batch plan.
-        has_validation: whether there is an evaluation at the end in any case.
+        progress: the run's clock; it reports when training pauses.
+        first_step: step from which the run starts or resumes.
+        total_steps: steps of the run.
+        steps_per_epoch: steps of an epoch.
+        has_validation: whether the run ends with an evaluation.
         """
         self.line: LiveLine | None = None
-        """The terminal's line; None where there is no terminal."""
+        """The terminal's live line; None without a terminal."""
         self._progress = progress
         self._first_step, self._total, self._per_epoch = first_step, total_steps, steps_per_epoch
         self._has_validation = has_validation
-        self._step, self._doing = first_step, ""
+        self._step, self._activity = first_step, ""
         self._logs: dict[str, float] = {}
-        self._before: dict[str, float] | None = None
+        self._previous_evaluation: dict[str, float] | None = None
         self._time_left: TimeLeft | None = None
-        self._drawn = 0.0
+        self._last_drawing = 0.0
         self._evaluation_seconds = 0.0
-        progress.on_wait = self._wait
+        progress.on_pause = self._on_pause
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        evaluation = self._every(args.eval_strategy, state.eval_steps)
+        evaluation = self._interval(args.eval_strategy, state.eval_steps)
         if evaluation is None and self._has_validation:
             evaluation = 0
-        saving = self._every(args.save_strategy, state.save_steps)
+        saving = self._interval(args.save_strategy, state.save_steps)
         self._time_left = TimeLeft(
             first_step=self._first_step, total_steps=self._total, evaluation_every=evaluation, saving_every=saving
         )
@@ -61,7 +67,7 @@ class DisplayCallback(TrainerCallback):
         self._step = state.global_step
         if self._time_left is not None:
             self._time_left.add_step(self._step, self._progress.seconds())
-        if time.monotonic() - self._drawn >= _SECONDS_BETWEEN_DRAWINGS:
+        if time.monotonic() - self._last_drawing >= _SECONDS_BETWEEN_DRAWINGS:
             self._draw()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -74,31 +80,32 @@ class DisplayCallback(TrainerCallback):
             self._draw()
         elif "eval_loss" in logs:
             if self.line is None:
-                logger.info(evaluation_line(state.global_step, logs, self._before))
+                logger.info(evaluation_line(state.global_step, logs, self._previous_evaluation))
             else:
-                logger.info("\n".join(evaluation_table(state.global_step, logs, self._before)))
-            self._before = dict(logs)
+                logger.info("\n".join(evaluation_table(state.global_step, logs, self._previous_evaluation)))
+            self._previous_evaluation = dict(logs)
 
-    def _every(self, strategy: Any, steps: float | None) -> int | None:
+    def _interval(self, strategy: Any, steps: float | None) -> int | None:
+        """Steps between two evaluations or checkpoints; None if there are none."""
         if strategy == IntervalStrategy.STEPS:
             return max(int(steps or 1), 1)
         return self._per_epoch if strategy == IntervalStrategy.EPOCH else None
 
-    def _wait(self, kind: str, seconds: float | None) -> None:
-        """Is told that training waits for something, and when that is over how long it took."""
-        self._doing = kind if seconds is None else ""
+    def _on_pause(self, activity: str, seconds: float | None) -> None:
+        """Called when training pauses for an activity, and again, with the duration, when it continues."""
+        self._activity = activity if seconds is None else ""
         if seconds is not None:
-            if kind == "evaluating":
+            if activity == "evaluating":
                 self._evaluation_seconds = seconds
             if self._time_left is not None:
-                self._time_left.add_wait(kind, seconds)
+                self._time_left.add_wait(activity, seconds)
         self._draw()
 
     def _draw(self) -> None:
         if self.line is None:
             return
-        self._drawn = time.monotonic()
-        self.line.show(live_parts(self._step, self._total, self._doing, self._seconds_left(), self._logs))
+        self._last_drawing = time.monotonic()
+        self.line.show(live_parts(self._step, self._total, self._activity, self._seconds_left(), self._logs))
 
     def _seconds_left(self) -> float | None:
         return self._time_left.seconds() if self._time_left is not None else None

@@ -1,4 +1,4 @@
-"""From rows to the micro-batches of this process: samplers and loaders."""
+"""Samplers and data loaders: from rows to the micro-batches of this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sft.processes.environment import tokenize_in_one_thread
 def training_sampler(
     rows: RowDataset, arguments: TrainingArguments, plan: BatchPlan, context: DistributedContext
 ) -> RankBatchSampler:
-    """Which rows are trained when: row by row, or pack by pack."""
+    """The order of training: batches of rows, or of packs."""
     options = {
         "rank": context.rank,
         "world_size": context.world_size,
@@ -34,7 +34,7 @@ def training_sampler(
 
 
 def evaluation_sampler(rows: RowDataset, batch_size: int, context: DistributedContext) -> RankBatchSampler:
-    """This process's share of the evaluation rows; every row once over all processes."""
+    """This process's share of the evaluation rows. Over all processes, each row comes exactly once."""
     return RankBatchSampler(
         len(rows), batch_size, rank=context.rank, world_size=context.world_size, strategy="sequential"
     )
@@ -43,16 +43,16 @@ def evaluation_sampler(rows: RowDataset, batch_size: int, context: DistributedCo
 def rows_loader(
     rows: RowDataset, sampler: RankBatchSampler, collator: Callable[..., dict], arguments: TrainingArguments
 ) -> DataLoader:
-    """The sampler's micro-batches, laid out."""
+    """Collates the sampler's micro-batches."""
     return DataLoader(SupervisedRows(rows), batch_sampler=sampler, collate_fn=collator, **_loader_options(arguments))
 
 
 def stream_loader(stream: MicroBatchStream, arguments: TrainingArguments) -> DataLoader:
-    """The micro-batches of a stream, which are laid out already."""
+    """The micro-batches of a stream, which the stream collates itself."""
     return DataLoader(
         stream,
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         worker_init_fn=_start_tokenizing_worker,
         **_loader_options(arguments),
     )
@@ -70,10 +70,10 @@ def _loader_options(arguments: TrainingArguments) -> dict[str, Any]:
     }
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 def _start_tokenizing_worker(worker: int) -> None:
-    """The tokenizer's own threads did not survive the fork of a worker process."""
+    """Uses one thread: the tokenizer's thread pool does not survive the fork of a worker process."""
     tokenize_in_one_thread()

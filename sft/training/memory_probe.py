@@ -1,6 +1,6 @@
-"""The real model with the longest rows, tried out before training: what a micro-batch takes, in memory and time.
+"""Measures the memory and time of a micro-batch before training, with the real model and the longest rows.
 
-It leaves no trace: weights, gradients, random numbers and the order of rows are as if nothing had been tried.
+Side effects are undone: weights, gradients, random state and the order of rows are as before.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 import torch
 
 from sft.batching.fit import Trial
-from sft.batching.layout import FlatCollator, PaddedCollator, model_inputs
+from sft.batching.layout import FlatCollator, model_inputs
 from sft.batching.optimizer_state import optimizer_bytes
 from sft.batching.transfer import to_device
 from sft.common.data_records import RowDataset
 from sft.common.run_records import Precision
 from sft.modeling.document_attention import isolated_documents
 from sft.modeling.gradient_checkpointing import gradient_checkpointing_enabled
-from sft.modeling.output_layer import OutputLayer
 from sft.modeling.random_state import RandomState
 from sft.processes.device_memory import PeakWatch
 from sft.processes.heap import give_back_freed_memory
+from sft.training.row_layout import RowLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +33,7 @@ Row = Mapping[str, np.ndarray]
 
 
 class MemoryProbe:
-    """Trains and evaluates micro-batches of the longest rows, every token supervised, without an update."""
+    """Runs training and evaluation passes without an update, on rows whose every token is supervised."""
 
     def __init__(
         self,
@@ -41,37 +41,32 @@ class MemoryProbe:
         precision: Precision,
         device: str,
         *,
-        collator: FlatCollator | PaddedCollator,
-        evaluation_collator: FlatCollator | PaddedCollator,
-        attention: str | None,
-        output: OutputLayer,
+        layout: RowLayout,
         optimizer: str,
         checkpointing: Mapping[str, Any] | None,
     ):
         """Args:
         model: on its device, with its adapters.
         precision: the types to compute in.
-        device: of this process.
-        collator, evaluation_collator, attention, output: see `row_layout.RowLayout`.
-        optimizer: name of the optimizer; its states are stood in for by as many bytes.
-        checkpointing: options of gradient checkpointing; None where activations are kept.
+        device: this process's device.
+        layout: how rows become a micro-batch.
+        optimizer: name of the optimizer; its states are simulated by as many bytes.
+        checkpointing: options of gradient checkpointing; None if activations are kept.
         """
         self._model = model
-        self._collators = (evaluation_collator, collator)
-        self._attention = attention
-        self._output = output
+        self._layout = layout
         self._precision = precision
         self._device = device
         self._optimizer = optimizer
         self._checkpointing = checkpointing
 
     @contextmanager
-    def standing_in_for_training(self) -> Iterator[None]:
-        """What training holds beside a micro-batch stands in memory while this lasts; then everything is as before."""
+    def simulated_training_memory(self) -> Iterator[None]:
+        """Context in which memory holds what training needs besides a micro-batch; the previous state is restored."""
         state = RandomState.capture(self._device)
         was_training = self._model.training
         trained = [weight for weight in self._model.parameters() if weight.requires_grad]
-        # Written to, or the system would not really give it.
+        # Filled, since the system only allocates pages that are written to.
         states = [
             torch.full((size,), 1, dtype=torch.uint8, device=weight.device)
             for weight, size in ((weight, self._state_bytes(weight)) for weight in trained)
@@ -94,7 +89,7 @@ class MemoryProbe:
         return round(weight.numel() * optimizer_bytes(self._optimizer, weight.element_size()))
 
     def train(self, rows: Sequence[Row]) -> Trial:
-        """Forward and backward pass of a micro-batch, on top of the gradients of those before.
+        """Forward and backward pass of a micro-batch; gradients accumulate over calls.
 
         Raises:
             torch.OutOfMemoryError: if it does not fit.
@@ -103,7 +98,7 @@ class MemoryProbe:
         return self._trial(rows, trains=True)
 
     def evaluate(self, rows: Sequence[Row]) -> Trial:
-        """What evaluation does with a batch.
+        """Forward pass of an evaluation batch.
 
         Raises:
             torch.OutOfMemoryError: if it does not fit.
@@ -114,22 +109,22 @@ class MemoryProbe:
         return self._trial(rows, trains=False)
 
     def _trial(self, rows: Sequence[Row], *, trains: bool) -> Trial:
-        collator = self._collators[trains]
+        collator = self._layout.collator if trains else self._layout.evaluation_collator
         if isinstance(collator, FlatCollator):
-            # Not every micro-batch has leading tokens to share.
+            # The worst case: no leading tokens are shared.
             collator = FlatCollator(collator.pad_token_id, longest=collator.longest)
         started = time.perf_counter()
         with PeakWatch(self._device) as watch:
             batch = to_device(collator(rows), torch.device(self._device))
-            with isolated_documents(self._model, self._attention):
+            with isolated_documents(self._model, self._layout.attention):
                 if trains:
                     with self._autocast():
-                        loss = self._output.loss_sum(self._model, model_inputs(batch), batch)
+                        loss = self._layout.output.loss_sum(self._model, model_inputs(batch), batch)
                     (loss / max(len(batch["targets"]), 1)).backward()
                     del loss
                 else:
                     with self._autocast(), torch.no_grad():
-                        self._output.losses_and_hits(self._model, model_inputs(batch), batch)
+                        self._layout.output.losses_and_hits(self._model, model_inputs(batch), batch)
         return Trial(
             size=len(rows),
             tokens=batch["counts"]["tokens"],
@@ -145,16 +140,19 @@ class MemoryProbe:
 
 
 def longest_rows(dataset: RowDataset, count: int) -> list[Row]:
-    """The longest rows, each with every token supervised; the longest again where there are too few."""
+    """The longest rows, with every token supervised. The longest one is repeated if there are too few."""
     order = np.argsort(-dataset.lengths, kind="stable")[:count].tolist()
     order += [order[0]] * (count - len(order))
     return [_all_supervised(dataset[row]["input_ids"]) for row in order]
 
 
-def full_packs(dataset: RowDataset, count: int, capacity: int, longest: int) -> list[Row]:
-    """Rows that fill so many packs: tokens of the longest row over and over, in rows of up to `longest` tokens."""
+def full_packs(dataset: RowDataset, count: int, capacity: int, max_seq_length: int) -> list[Row]:
+    """Rows that fill `count` packs of `capacity` tokens, each row at most `max_seq_length` tokens long.
+
+    The longest row's tokens are repeated.
+    """
     ids = np.asarray(dataset[int(np.argmax(dataset.lengths))]["input_ids"])
-    lengths = [min(longest, capacity - start) for start in range(0, capacity, longest)]
+    lengths = [min(max_seq_length, capacity - start) for start in range(0, capacity, max_seq_length)]
     return [_all_supervised(np.resize(ids, length)) for _ in range(count) for length in lengths]
 
 

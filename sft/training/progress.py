@@ -1,4 +1,4 @@
-"""What has been trained so far, in which time, and what the device holds: the figures that a step logs."""
+"""Counts of trained tokens and rows, the training clock, and the speed, memory and utilization that a step logs."""
 
 from __future__ import annotations
 
@@ -21,89 +21,88 @@ _NUM_COUNTS = len(COUNTED) + 1
 
 
 class TrainingProgress:
-    """Counts of all ranks together, and a clock that stands still while nothing is trained."""
+    """Counts over all ranks, and a clock that is stopped while training is paused."""
 
     def __init__(
         self,
         context: DistributedContext,
         device: torch.device,
         *,
-        size: ModelFootprint,
+        footprint: ModelFootprint,
         peak_flops: float | None = None,
     ):
         """Args:
         context: this process.
-        device: where the counts are kept, so that counting never waits.
-        size: of the model, for the operations that its tokens cost.
-        peak_flops: operations a second that one device can do at most; None where that is not known.
+        device: holds the counts, so that counting does not synchronize with it.
+        footprint: sizes of the model, to compute the FLOPs of its tokens.
+        peak_flops: peak FLOPs per second of one device; None if unknown.
         """
-        where = "cpu" if device.type == "mps" else device
-        self.counts = torch.zeros(_NUM_COUNTS, dtype=torch.float64, device=where)
-        """Supervised tokens, tokens, rows, tokens that are computed (padding too, shared leading ones once), squares of
-        the rows' lengths, empty slots of a stream."""
+        self.counts = torch.zeros(_NUM_COUNTS, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+        """Supervised tokens, tokens, rows, computed tokens (with padding; shared leading tokens once), sum of the
+        squared row lengths, empty slots of a stream."""
         self.seen_before = [0.0] * len(_SEEN)
-        """Supervised tokens, tokens and rows that the run was trained on before this process went on with it."""
-        self._size = size
+        """Supervised tokens, tokens and rows of the run before it was resumed."""
+        self._footprint = footprint
         self.peak_flops = peak_flops
         self._context = context
         self._started = self._paused = 0.0
         self._is_paused = False
-        self.on_wait: Callable[[str, float | None], None] = lambda kind, seconds: None
-        """Is told what training waits for, and at the end how long that took."""
+        self.on_pause: Callable[[str, float | None], None] = lambda activity, seconds: None
+        """Called with the activity that pauses training and None, and again with the activity and its seconds."""
         self._logged = (0.0, [0.0] * _NUM_COUNTS)
         self._gpu = GpuUtilization(context.device)
         self._cpu = CpuUtilization()
 
     def start(self) -> None:
-        """Sets the clock to 0."""
+        """Starts the clock at 0."""
         self._started, self._paused = time.perf_counter(), 0.0
 
     def seconds(self) -> float:
-        """Seconds of training."""
+        """Seconds of training, without pauses."""
         return time.perf_counter() - self._started - self._paused
 
     @contextmanager
-    def paused(self, kind: str) -> Iterator[None]:
-        """Stops the clock for as long as this lasts; within another pause it changes nothing.
+    def paused(self, activity: str) -> Iterator[None]:
+        """Context in which the clock is stopped. Within another pause it has no effect.
 
         Args:
-            kind: what training waits for: `evaluating`, `saving`, `answering`.
+            activity: `evaluating`, `saving` or `answering`.
         """
         if self._is_paused:
             yield
             return
         self._is_paused, since = True, time.perf_counter()
-        self.on_wait(kind, None)
+        self.on_pause(activity, None)
         try:
             yield
         finally:
             self._is_paused = False
             seconds = time.perf_counter() - since
             self._paused += seconds
-            self.on_wait(kind, seconds)
+            self.on_pause(activity, seconds)
 
     def seen(self) -> list[float]:
-        """Supervised tokens, tokens and rows that the run was trained on so far, all its processes together."""
+        """Supervised tokens, tokens and rows of the run so far, over all processes and earlier starts."""
         return [before + here for before, here in zip(self.seen_before, self.counts.tolist(), strict=False)]
 
     def model_flops(self, *, since: Sequence[float] | None = None) -> int:
-        """Operations of the tokens trained on, padding aside (see `training_flops`).
+        """FLOPs of the trained tokens, without padding (see `training_flops`).
 
         Args:
-            since: earlier counts; None for all of this process's run.
+            since: earlier counts to start from; None for everything since this process started.
         """
         counts = self.counts.tolist()
         _, tokens, _, _, squares, _ = counts if since is None else [n - o for n, o in zip(counts, since, strict=True)]
-        return training_flops(self._size, tokens=round(tokens), squares=round(squares))
+        return training_flops(self._footprint, tokens=round(tokens), squares=round(squares))
 
     def utilization(self, flops_per_second: float) -> float | None:
-        """Share of what all devices could do at most (MFU); None where that is not known."""
+        """Share of the peak of all devices (MFU), between 0 and 1; None if the peak is unknown."""
         if self.peak_flops is None:
             return None
         return flops_per_second / (self.peak_flops * self._context.world_size)
 
-    def figures(self, *, is_stream: bool) -> dict[str, float]:
-        """Speed since the last call, memory and utilization; bytes, and shares between 0 and 1."""
+    def step_metrics(self, *, is_stream: bool) -> dict[str, float]:
+        """Speed since the last call, memory and utilization. Sizes are in bytes, shares between 0 and 1."""
         seconds, counts = self.seconds(), self.counts.tolist()
         last_seconds, last_counts = self._logged
         self._logged = (seconds, counts)
@@ -121,7 +120,7 @@ class TrainingProgress:
         reserved, total = reserved_memory_bytes(device), total_memory_bytes(device)
         if reserved is not None:
             values["memory_reserved_bytes"] = reserved
-        # Linux counts pages by processor and adds up roughly: its peak may be a little less than what is held.
+        # Linux counts pages per processor and sums approximately: its peak may be slightly below the current value.
         values["peak_memory_bytes"] = max(peak_memory_bytes(device), held)
         if total:
             values["memory_share"] = values["peak_memory_bytes"] / total

@@ -21,7 +21,7 @@ from sft.reporting.metrics_log import read_metrics
 from sft.reporting.summary import build_summary
 from sft.reporting.trackers.install import Trackers
 from sft.training.checkpointed_trainer import CheckpointedTrainer
-from sft.training.hub_pushes import NOT_SENT_STATUS
+from sft.training.hub_pushes import NOT_PUSHED_STATUS
 from sft.training.run_report import HTML_FILE, RunReport
 
 logger = logging.getLogger("sft")
@@ -55,8 +55,8 @@ def save_and_report(
         return status
     to_hub = None
     if completed and trainer.args.push_to_hub:
-        is_sent = trainer.hub.send_model(lambda: trainer.create_model_card(model_name=output.absolute().name))
-        status = 0 if is_sent else NOT_SENT_STATUS
+        is_sent = trainer.hub.push_model(lambda: trainer.create_model_card(model_name=output.absolute().name))
+        status = 0 if is_sent else NOT_PUSHED_STATUS
         to_hub = trainer.hub.problem or "sent"
     curves = output / "training_curves.png"
     draw_curves(read_metrics(output / "metrics.jsonl"), curves, config.logging.run_name or str(output))

@@ -1,4 +1,4 @@
-"""How rows become a micro-batch for this model: laid end to end, or padded; and where its losses come from."""
+"""Chooses how rows become a micro-batch for this model, padding-free or padded, and how the loss is computed."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _KEYS = ("padding_free", "packing", "tokens_per_batch")
-"""Settings that need rows laid end to end, the first that is given being named in an error."""
+"""Settings that need padding-free batches. An error names the first one that is set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowLayout:
-    """The layout of a run's micro-batches, and what goes with it."""
+    """The layout of a run's micro-batches, with the attention and the output layer that it needs."""
 
     collator: FlatCollator | PaddedCollator
     evaluation_collator: FlatCollator | PaddedCollator
     attention: str | None
-    """What the model's attention is to be while it trains and is evaluated; None: its own."""
+    """Name of the attention implementation during training and evaluation; None for the model's own."""
     output: OutputLayer
     obstacle: str | None = None
-    """Why rows are padded, as a sentence; None where they are laid end to end, or padding was asked for."""
+    """Why rows are padded, as a clause; None if batches are padding-free, or if padding was requested."""
 
     @property
-    def is_flat(self) -> bool:
+    def is_padding_free(self) -> bool:
         return isinstance(self.collator, FlatCollator)
 
     @property
@@ -49,8 +49,8 @@ class RowLayout:
         """Whether every batch has the same number of tokens."""
         return isinstance(self.collator, FlatCollator) and self.collator.fixed_tokens is not None
 
-    def sized(self, micro_batch_size: int) -> "RowLayout":
-        """The layout of micro-batches of so many rows or packs: what has one shape is made for one."""
+    def with_micro_batch_size(self, micro_batch_size: int) -> "RowLayout":
+        """The layout for micro-batches of `micro_batch_size` rows or packs; fixed shapes are scaled accordingly."""
         if not self.has_fixed_shape:
             return self
         fixed = self.collator.fixed_tokens * micro_batch_size
@@ -59,10 +59,10 @@ class RowLayout:
 
     def describe(self) -> str:
         """One line for the log."""
-        if self.is_flat:
-            once = "; leading tokens that rows share are computed once" if self.collator.shares_prefixes else ""
-            return f"Rows lie end to end, without padding; each sees itself alone{once}."
-        return f"Rows are padded to the longest of their batch{f': {self.obstacle}' if self.obstacle else ''}."
+        if self.is_padding_free:
+            once = "; shared leading tokens are computed once" if self.collator.shares_prefixes else ""
+            return f"Padding-free batches: rows are concatenated, and attention stays within each row{once}."
+        return f"Rows are padded to the longest row of their batch{f': {self.obstacle}' if self.obstacle else ''}."
 
 
 def resolve_layout(
@@ -73,10 +73,10 @@ def resolve_layout(
     context: DistributedContext,
     *,
     pad_token_id: int,
-    longest: int,
-    stays_in_place: bool = False,
+    max_seq_length: int,
+    keep_device: bool = False,
 ) -> RowLayout:
-    """Tries out what the model can be given. Moves it to the device on which it will be trained.
+    """Finds the layout by running the model on a few tokens. Moves the model to the device of its training.
 
     Args:
         model: loaded, with its adapters.
@@ -84,102 +84,106 @@ def resolve_layout(
         training: the training section.
         precision: the types to compute in.
         context: this process.
-        pad_token_id: what padded rows are padded with.
-        longest: `max_seq_length`.
-        stays_in_place: the model is tried where it is: its weights are, or will be, spread over devices, none of which
-            may hold all of them.
+        pad_token_id: the token that fills padded rows.
+        max_seq_length: tokens of the longest row.
+        keep_device: do not move the model, because its weights are or will be sharded over devices, none of which may
+            be able to hold all of them.
 
     Raises:
-        ConfigError: if settings need rows laid end to end, and the model cannot have that.
+        ConfigError: if a setting needs padding-free batches, and the model does not support them.
     """
     sharded = uses_deepspeed(training.passed_through.deepspeed)
-    if not sharded and not stays_in_place and not getattr(model, "is_quantized", False):
+    if not sharded and not keep_device and not getattr(model, "is_quantized", False):
         model.to(context.device)
-    trial = _TrialCalls(model, precision)
+    trial = _ModelTrials(model, precision)
     wanted = [key for key in _KEYS if getattr(training, key) not in (False, None, "auto")]
     attention, obstacle = None, None
     if training.padding_free is not False:
         attention, obstacle = _attention(config.attn_implementation)
-        obstacle = obstacle or _obstacle_in_settings(training, sharded=sharded) or trial.obstacle(attention, longest)
+        obstacle = (
+            obstacle or _obstacle_in_settings(training, sharded=sharded) or trial.obstacle(attention, max_seq_length)
+        )
         if obstacle and wanted:
-            way_out = "Leave it out." if obstacle.startswith("the model") else "Choose one."
-            raise ConfigError(f"{wanted[0]}: rows cannot be laid end to end: {obstacle}. {way_out}")
-    is_flat = training.padding_free is not False and obstacle is None
+            advice = "Remove the key." if obstacle.startswith("the model") else "Choose one."
+            raise ConfigError(f"{wanted[0]}: padding-free batches are not possible: {obstacle}. {advice}")
+    is_padding_free = training.padding_free is not False and obstacle is None
     collator = evaluation_collator = PaddedCollator(pad_token_id)
-    if is_flat:
+    if is_padding_free:
         shares = training.share_prefixes and attention == DOCUMENTS and trial.can_share_prefixes()
         collator = evaluation_collator = FlatCollator(pad_token_id, shares_prefixes=shares)
         if training.torch_compile:
-            # A compiled layer takes the bound of lengths for a constant, and would be compiled anew for other pieces.
-            pack = training.tokens_per_batch or (longest if training.packing else None)
-            collator = FlatCollator(pad_token_id, fixed_tokens=pack, longest=longest)
+            # A compiled layer treats the maximal length as a constant, and would be recompiled for other prefixes.
+            pack = training.tokens_per_batch or (max_seq_length if training.packing else None)
+            collator = FlatCollator(pad_token_id, fixed_tokens=pack, longest=max_seq_length)
     return RowLayout(
         collator=collator,
         evaluation_collator=evaluation_collator,
-        attention=attention if is_flat else None,
+        attention=attention if is_padding_free else None,
         output=OutputLayer(model, None if sharded else trial.output_layer()),
         obstacle=obstacle,
     )
 
 
-def _attention(asked_for: str | None) -> tuple[str | None, str | None]:
-    """Which attention keeps documents apart, or why none does."""
-    if asked_for in (None, "sdpa"):  # which ours is, document by document
+def _attention(requested: str | None) -> tuple[str | None, str | None]:
+    """The attention implementation that keeps documents apart, or why there is none."""
+    if requested in (None, "sdpa"):  # our implementation calls sdpa for each document
         return DOCUMENTS, None
-    if asked_for.startswith("flash"):
-        return None, None  # takes the boundaries itself
-    return None, f"attn_implementation: {asked_for} is asked for, which does not keep rows apart"
+    if requested.startswith("flash"):
+        return None, None  # reads the boundaries itself
+    return None, f"attn_implementation: {requested} is set, which does not keep rows apart"
 
 
 def _obstacle_in_settings(training: TrainingConfig, *, sharded: bool) -> str | None:
-    """What other settings have against rows laid end to end."""
+    """Why other settings rule out padding-free batches; None if they do not."""
     if training.passed_through.neftune_noise_alpha:
         return "neftune_noise_alpha scales its noise by the length of the row"
     if sharded:
-        return "DeepSpeed spreads the weights, where this was never tried"
+        return "DeepSpeed shards the weights, which is untested with padding-free batches"
     return None
 
 
-class _TrialCalls:
-    """Calls of the model on a few tokens, in the types in which it will be trained."""
+class _ModelTrials:
+    """Runs the model on a few tokens, with the precision of its training."""
 
     def __init__(self, model: "PreTrainedModel", precision: Precision):
         self._model = model
         self._mixed = precision.mixed
 
-    def obstacle(self, attention: str | None, longest: int) -> str | None:
+    def obstacle(self, attention: str | None, max_seq_length: int) -> str | None:
+        """Why the model does not support padding-free batches; None if it does."""
         with self._autocast():
-            found = find_obstacle(self._model, self._lay_out, attention, longest)
+            found = find_obstacle(self._model, self._collate, attention, max_seq_length)
         return found and f"the model {found}"
 
     def can_share_prefixes(self) -> bool:
-        """Whether leading tokens that two documents share can stand in the row once.
+        """Whether leading tokens that two documents share can be computed once.
 
-        Not with dropout: both documents would see the same numbers dropped.
+        Not with dropout: the same values would be dropped for both documents.
         """
         if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self._model.modules()):
             return False
-        alike = list(range(3, 3 + FEWEST_SHARED))
-        documents = [[*alike, 1, 2], [*alike, 2]]
+        shared = list(range(3, 3 + FEWEST_SHARED))
+        documents = [[*shared, 1, 2], [*shared, 2]]
         was_training = self._model.training
         try:
             with self._autocast(), torch.no_grad(), isolated_documents(self._model, DOCUMENTS):
-                self._model.train()  # dropout may also be a function, of which the modules tell nothing
-                drawn = [self._model(**self._lay_out(documents)).logits for _ in range(2)]
-                if not torch.equal(*drawn):
+                self._model.train()  # dropout may also be a function, which no module reveals
+                outputs = [self._model(**self._collate(documents)).logits for _ in range(2)]
+                if not torch.equal(*outputs):
                     return False
                 self._model.eval()
-                twice = self._model(**self._lay_out(documents)).logits[0].float()
-                once = self._model(**self._lay_out(documents, shares_prefixes=True)).logits[0].float()
+                twice = self._model(**self._collate(documents)).logits[0].float()
+                once = self._model(**self._collate(documents, shares_prefixes=True)).logits[0].float()
         except Exception:
-            return False  # it does not hand the pieces on to its attention, in whatever way it says so
+            return False  # the model does not pass the prefixes on to its attention, whatever the error
         finally:
             self._model.train(was_training)
         expected = torch.cat([twice[: len(documents[0])], twice[-1:]])
         return torch.allclose(once, expected, rtol=0, atol=tolerance(self._model) * float(expected.abs().max()))
 
     def output_layer(self) -> torch.nn.Linear | None:
-        # Three tokens: a product of one row may be made by another kernel.
+        """The layer whose product the logits are; None if they are anything else."""
+        # Three tokens, because a product with one row may use a different kernel.
         ids = torch.tensor([[1, 2, 3]], device=self._model.device)
         was_training = self._model.training
         self._model.eval()
@@ -187,7 +191,7 @@ class _TrialCalls:
             with self._autocast():
                 return find_output_layer(self._model, lambda: self._model(input_ids=ids))
         except Exception:
-            return None  # no call of our own making is of use then: the scores are taken as the model gives them
+            return None  # the model rejects this call: its own logits are used
         finally:
             self._model.train(was_training)
 
@@ -197,7 +201,7 @@ class _TrialCalls:
         dtype = torch.bfloat16 if self._mixed == "bf16" else torch.float16
         return torch.autocast(self._model.device.type, dtype=dtype)
 
-    def _lay_out(self, documents: Sequence[Sequence[int]], *, shares_prefixes: bool = False) -> dict[str, Any]:
+    def _collate(self, documents: Sequence[Sequence[int]], *, shares_prefixes: bool = False) -> dict[str, Any]:
         rows = [{"input_ids": np.array(ids), "labels": np.full(len(ids), IGNORED)} for ids in documents]
         batch = model_inputs(FlatCollator(0, shares_prefixes=shares_prefixes)(rows))
         device = self._model.device
@@ -205,13 +209,13 @@ class _TrialCalls:
 
 
 @contextmanager
-def told_of_attention() -> Iterator[None]:
-    """Turns what the trial calls could not foresee into one line.
+def unsupported_attention_as_config_error() -> Iterator[None]:
+    """Context that turns an attention error, which the trials could not foresee, into a configuration error.
 
     Raises:
-        ConfigError: if the attention finds that it cannot do what the model asks for.
+        ConfigError: if the model needs an attention feature that our implementation lacks.
     """
     try:
         yield
     except UnsupportedAttention as obstacle:
-        raise ConfigError(f"padding_free: the model {obstacle}. Write padding_free: false.") from None
+        raise ConfigError(f"padding_free: the model {obstacle}. Set padding_free: false.") from None

@@ -1,4 +1,4 @@
-"""One optimizer step's gradient where FSDP2 spreads the weights: it is summed in the backward pass, part by part."""
+"""The gradient of one optimizer step with FSDP2, which reduces the shards during the backward pass."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Batch = Mapping[str, Any]
 
 
 class ShardedStep:
-    """Adds up a step's loss over micro-batches, and looks at the gradient that came of them.
+    """Adds up a step's loss over micro-batches, and checks the gradient for NaN and inf.
 
-    A process that runs out of memory stands in the middle of a layer, with the others waiting for its part: the step
-    cannot be done again in smaller parts, as it is elsewhere.
+    When a process runs out of memory inside a layer, the other processes wait in that layer's collective operation. So
+    unlike `StepGradient`, this class cannot retry the step in smaller chunks.
     """
 
     def __init__(self, weights: Callable[[], Sequence[nn.Parameter]], bad_steps: BadSteps):
         """Args:
-        weights: gives those that are trained, each process's part of them.
-        bad_steps: looks at the gradient of each step.
+        weights: returns this process's shards of the trainable weights.
+        bad_steps: checks the gradient of each step.
         """
         self._weights = weights
         self._bad_steps = bad_steps
@@ -35,35 +35,35 @@ class ShardedStep:
         """Runs a micro-batch.
 
         Args:
-            batch: as the collator made it, on the device.
-            run: forward and backward pass of such a batch; gives its part of the step's loss.
-            is_last: whether it is the last one of the step.
+            batch: the collator's output, on the device.
+            run: forward and backward pass of a batch; returns its share of the step's loss.
+            is_last: whether this is the last micro-batch of the step.
 
         Returns:
-            Zero, and with the last micro-batch the loss of this process's part of the step: float scalar.
+            Float scalar: for the last micro-batch this process's share of the step's loss, else zero.
 
         Raises:
-            MemoryShortage: if memory runs out on this process; the launcher then ends the others.
+            MemoryShortage: if memory runs out on this process; the launcher then ends the other processes.
         """
         try:
             self._losses.append(run(batch))
         except torch.OutOfMemoryError:
-            raise MemoryShortage(shortage_line(batch)) from None
+            raise MemoryShortage(shortage_message(batch)) from None
         self._batches.append(batch)
         loss = torch.zeros_like(self._losses[-1])
         if is_last:
             loss = torch.stack(self._losses).sum()
-            loss = self._bad_steps.look_at_parts(loss, self._weights(), self._batches)
+            loss = self._bad_steps.check_sharded(loss, self._weights(), self._batches)
             self._batches, self._losses = [], []
         return loss
 
 
-def shortage_line(batch: Batch) -> str:
-    """What to do where memory runs out in a forward or backward pass that all processes share."""
+def shortage_message(batch: Batch) -> str:
+    """The message for memory that runs out in a forward or backward pass that all processes compute together."""
     longest = max((len(row["input_ids"]) for row in batch["rows"]), default=0)
     return (
-        f"Out of memory on {batch['targets'].device} with {len(batch['rows'])} rows (of up to {longest:,} tokens) at a "
-        "time, and with fsdp a step cannot go on in smaller parts. Checkpoints are untouched: go on with "
-        "resume_from_checkpoint: auto and a smaller per_device_train_batch_size (with global_batch_size the training "
+        f"Out of memory on {batch['targets'].device} with a micro-batch of {len(batch['rows'])} rows (of up to "
+        f"{longest:,} tokens), and with fsdp a micro-batch cannot be split. Checkpoints are intact: resume with "
+        "resume_from_checkpoint: auto and a smaller per_device_train_batch_size (with global_batch_size, training "
         "stays the same), gradient_checkpointing: true, or more GPUs."
     )

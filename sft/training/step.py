@@ -1,9 +1,9 @@
-"""One optimizer step's gradient: over micro-batches and processes, and in smaller parts where memory runs out."""
+"""The gradient of one optimizer step. If memory runs out, the step is retried in smaller chunks."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +23,11 @@ Batch = Mapping[str, Any]
 
 
 class StepGradient:
-    """Adds up the gradient of a step, whatever the number of processes and the memory that there is.
+    """Accumulates the gradient of a step and sums it over processes.
 
-    Should the device of any process not hold a micro-batch, all of them drop what they have of the step's gradient and
-    do the same rows again in smaller parts, before any weight has changed: as if the micro-batch size had been smaller,
-    and the accumulation longer, from the start. It stays smaller for the steps that follow.
+    If a micro-batch does not fit on the device of any process, all processes discard the step's gradient and run the
+    same rows again in smaller chunks, before any weight has changed. The result is that of a smaller micro-batch size
+    with more accumulation. The following steps use the smaller chunks as well.
     """
 
     def __init__(
@@ -37,18 +37,18 @@ class StepGradient:
         micro_batch_size: int,
         context: DistributedContext,
         *,
-        parts: int = 1,
+        num_chunks: int = 1,
         bad_steps: BadSteps | None = None,
-        on_again: Callable[[], None] = lambda: None,
+        on_retry: Callable[[], None] = lambda: None,
     ):
         """Args:
-        weights: those that are trained.
-        collator: lays the rows of a part out.
-        micro_batch_size: rows, or packs, of a whole micro-batch.
-        context: this process among all. Where there are several, a process group must be open.
-        parts: to begin with.
-        bad_steps: looks at the gradient of each step.
-        on_again: is called before a step is done again.
+        weights: the trainable weights.
+        collator: collates the rows of a chunk.
+        micro_batch_size: rows, or packs, of a full micro-batch.
+        context: this process; with several processes, a process group must be open.
+        num_chunks: chunks per micro-batch at the start.
+        bad_steps: checks the gradient of each step.
+        on_retry: called before a step is retried.
         """
         self._weights = list(weights)
         self._collator = collator
@@ -56,32 +56,32 @@ class StepGradient:
         self._context = context
         self._group = None
         if context.world_size > 1:
-            # What is agreed on stands in main memory: no GPU is waited for.
+            # Agreement is reached in main memory, without synchronizing with the GPU.
             self._group = distributed.new_group(backend="gloo")
         self._bad_steps = bad_steps
-        self._on_again = on_again
-        self.parts = parts
+        self._on_retry = on_retry
+        self.num_chunks = num_chunks
         self.shortages = 0
-        """How often memory ran out, and the parts became smaller."""
+        """How often memory ran out and the number of chunks was raised."""
         self._batches: list[Batch] = []
         self._losses: list[torch.Tensor] = []
         self._is_short = False
         self._random_state: RandomState | None = None
 
     def add(self, batch: Batch, run: Callable[[Batch], torch.Tensor], *, is_last: bool, step: int) -> torch.Tensor:
-        """Adds the gradient of a micro-batch; with the last one of the step, that of all processes.
+        """Adds the gradient of a micro-batch; with the last one of the step, sums the gradient over processes.
 
         Args:
-            batch: as the collator made it, on the device.
-            run: forward and backward pass of such a batch; gives its part of the step's loss.
-            is_last: whether it is the last one of the step.
+            batch: the collator's output, on the device.
+            run: forward and backward pass of a batch; returns its share of the step's loss.
+            is_last: whether this is the last micro-batch of the step.
             step: number of the step, for the log.
 
         Returns:
-            Zero, and with the last micro-batch the loss of this process's part of the step: float scalar.
+            Float scalar: for the last micro-batch this process's share of the step's loss, else zero.
 
         Raises:
-            MemoryShortage: on all processes, if the parts cannot be smaller.
+            MemoryShortage: on all processes, if the chunks cannot be smaller.
         """
         if not self._batches:
             self._random_state = RandomState.capture(self._context.device)
@@ -92,7 +92,7 @@ class StepGradient:
             return torch.zeros((), device=batch["targets"].device)
         has_gradient = self._agree()
         while has_gradient is None:
-            self._make_parts_smaller(step)
+            self._split_further(step)
             for each in self._batches:
                 self._try(each, run)
             has_gradient = self._agree()
@@ -102,74 +102,74 @@ class StepGradient:
         if self._context.world_size > 1:
             sum_gradients(self._weights, has_gradient)
         if self._bad_steps is not None:
-            loss = self._bad_steps.look(loss, self._weights, self._batches)
+            loss = self._bad_steps.check(loss, self._weights, self._batches)
         self._batches, self._losses = [], []
         return loss
 
     def _try(self, batch: Batch, run: Callable[[Batch], torch.Tensor]) -> None:
-        """Runs a micro-batch, in parts where that was found necessary; notes it if memory runs out."""
+        """Runs a micro-batch, split into chunks if necessary; sets `_is_short` if memory runs out."""
         if self._is_short:
             return
         try:
-            for part in self._parts_of(batch):
-                self._losses.append(run(part))
+            for chunk in self._chunks_of(batch):
+                self._losses.append(run(chunk))
         except torch.OutOfMemoryError:
-            # What the traceback still refers to is let go only behind this block.
+            # The traceback's tensors are only freed after this block.
             self._is_short = True
 
-    def _parts_of(self, batch: Batch) -> Sequence[Batch]:
-        if self.parts == 1:
+    def _chunks_of(self, batch: Batch) -> Iterable[Batch]:
+        if self.num_chunks == 1:
             return [batch]
         device = batch["targets"].device
-        collator = self._collator.for_parts(self.parts)
-        split = split_rows(batch["rows"], self._micro_batch_size, self.parts)
+        collator = self._collator.for_parts(self.num_chunks)
+        split = split_rows(batch["rows"], self._micro_batch_size, self.num_chunks)
         return (to_device(collator(rows), device) for rows in split)
 
     def _agree(self) -> list[bool] | None:
-        """For each weight, whether any process has a gradient; None if memory ran out on any.
+        """For each weight, whether any process has a gradient; None if memory ran out on any process.
 
         Raises:
-            MemoryShortage: if it did, and no process has rows that could be parted further.
+            MemoryShortage: if memory ran out, and no process that is short has a chunk that can be split.
         """
         largest = max(
             len(rows)
             for batch in self._batches
-            for rows in split_rows(batch["rows"], self._micro_batch_size, self.parts)
+            for rows in split_rows(batch["rows"], self._micro_batch_size, self.num_chunks)
         )
-        can_be_parted = self._is_short and largest > 1
-        mine = [self._is_short, can_be_parted, *(weight.grad is not None for weight in self._weights)]
-        all_of_them = torch.tensor(mine, dtype=torch.uint8)
+        can_split = self._is_short and largest > 1
+        own = [self._is_short, can_split, *(weight.grad is not None for weight in self._weights)]
+        agreed = torch.tensor(own, dtype=torch.uint8)
         if self._group is not None:
-            distributed.all_reduce(all_of_them, op=distributed.ReduceOp.MAX, group=self._group)
-        is_short, can_be_parted, *has_gradient = all_of_them.tolist()
-        if is_short and not can_be_parted:
+            distributed.all_reduce(agreed, op=distributed.ReduceOp.MAX, group=self._group)
+        is_short, can_split, *has_gradient = agreed.tolist()
+        if is_short and not can_split:
             longest = max(len(row["input_ids"]) for batch in self._batches for row in batch["rows"])
             raise MemoryShortage(
-                f"Out of memory on {self._context.device} with a single row (of up to {longest:,} tokens) at a time. "
-                "Checkpoints are untouched; go on with resume_from_checkpoint: auto and gradient_checkpointing: true, "
-                "a smaller max_seq_length, or lora_config (a new run). --dry_run shows what takes the memory."
+                f"Out of memory on {self._context.device} with a single row (of up to {longest:,} tokens). Checkpoints "
+                "are intact: resume with resume_from_checkpoint: auto and gradient_checkpointing: true, or start a "
+                "new run with a smaller max_seq_length or lora_config. --dry_run shows what uses the memory."
             )
         return None if is_short else [bool(has) for has in has_gradient]
 
-    def _make_parts_smaller(self, step: int) -> None:
-        """Drops what there is of the gradient, and the losses with it."""
+    def _split_further(self, step: int) -> None:
+        """Discards the step's gradient and losses, and raises the number of chunks."""
         self.shortages += 1
-        self.parts = next_parts(self._micro_batch_size, self.parts)
+        self.num_chunks = next_parts(self._micro_batch_size, self.num_chunks)
         for weight in self._weights:
             weight.grad = None
         self._losses, self._is_short = [], False
-        self._on_again()
+        self._on_retry()
         if self._context.device.startswith("cuda"):
             torch.cuda.empty_cache()
-        self._random_state.restore()  # dropout draws what it would have drawn
+        self._random_state.restore()  # dropout draws the same numbers
         logger.info(
-            "Out of memory at step %d: it is done again with %s at a time on each device, as are the steps to come. "
-            "What a step trains on stays the same.",
+            "Out of memory at step %d: retrying it with %s at a time on each device, which later steps also use. "
+            "Each step still trains on the same rows.",
             step,
-            self.describe_size(),
+            self._chunk_size_text(),
         )
 
-    def describe_size(self) -> str:
-        """How much is in work at a time: `4 of 8 rows`."""
-        size, parts = self._micro_batch_size, self.parts
-        return f"{size // parts} of {size}" if parts <= size else f"1/{parts // size} of a pack"
+    def _chunk_size_text(self) -> str:
+        """The size of a chunk: `4 of 8`, rows or packs."""
+        size, chunks = self._micro_batch_size, self.num_chunks
+        return f"{size // chunks} of {size}" if chunks <= size else f"1/{chunks // size} of a pack"

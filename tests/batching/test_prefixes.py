@@ -118,6 +118,6 @@ def test_prefixes_are_not_shared_where_dropout_would_be():
     few = {"ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}
     # OPT's dropout is a function: its modules tell nothing of it.
     opt = transformers.OPTForCausalLM(transformers.OPTConfig(vocab_size=400, hidden_size=32, dropout=0.1, **few))
-    assert layout_of(opt).is_flat
+    assert layout_of(opt).is_padding_free
     assert not layout_of(opt).collator.shares_prefixes
     assert not layout_of(build_model("llama"), share_prefixes=False).collator.shares_prefixes

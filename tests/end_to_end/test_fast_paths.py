@@ -18,6 +18,7 @@ from sft.modeling import precision as speed
 from sft.modeling.compiling import compile_layers
 from sft.processes import heap
 from sft.processes.heap import reuse_freed_memory
+from tests.support import messages
 from tests.support.parts import REPOSITORY
 
 
@@ -94,7 +95,7 @@ def test_tokens_per_batch_fills_micro_batches(run_sft):
 def test_dry_run_tells_the_layout_and_the_packs(run_sft):
     run = run_sft("--dry_run", **PACKED)
     assert run.status == 0
-    assert "Rows lie end to end" in run.out
+    assert messages.PADDING_FREE in run.out
     assert "packs of up to 96 tokens" in run.out
     document = json.loads((run.output_dir / "preflight.json").read_text())
     assert document["plan"]["packs"]["capacity"] == 96

@@ -22,7 +22,7 @@ CUDA = DistributedContext(device="cuda:0")
 def layout_on_gpu(model, *, weights="bfloat16", mixed="no", **settings):
     return resolve_layout(
         model, ModelConfig(model_name_or_path="m"), TrainingConfig(**settings),
-        Precision(weights=weights, mixed=mixed), CUDA, pad_token_id=0, longest=64,
+        Precision(weights=weights, mixed=mixed), CUDA, pad_token_id=0, max_seq_length=64,
     )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_flat_rows_are_the_padded_ones_to_the_types_rounding(dtype, mixed):
     for padding_free in (True, False):
         model = build_model("llama").to("cuda:0", dtype)
         layout = layout_on_gpu(model, padding_free=padding_free, share_prefixes=False, **precision)
-        assert layout.is_flat is padding_free
+        assert layout.is_padding_free is padding_free
         found[padding_free] = loss_and_gradients(model, layout, mixed=mixed)
     exact = build_model("llama").to("cuda:0")
     right = loss_and_gradients(exact, layout_on_gpu(exact, padding_free=False, weights="float32"))
@@ -69,7 +69,7 @@ def test_a_document_changes_no_other_by_a_bit():
 
 def test_float32_without_mixed_precision_is_padded_and_says_why():
     layout = layout_on_gpu(build_model("llama"), weights="float32")
-    assert not layout.is_flat
+    assert not layout.is_padding_free
     assert "16 bits" in layout.obstacle
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import messages
 from tests.support.parts import REPOSITORY
 
 SLOW = ("silent", "silent for data")
@@ -63,8 +64,8 @@ def test_an_interrupted_download_goes_on(found):
         ("gated data", "dataset_name 'tester/gated': gated or private on the Hub: accept its terms on the dataset's"),
         ("no model", "tester/nothing: no folder here and no model on the Hub"),
         ("no data", "dataset_name 'tester/nothing': no folder here and no dataset on the Hub"),
-        ("may not write", "hub_model_id: tester/result is refused by the Hub (401): for a token that may write there"),
-        ("no token", "hub_model_id: tester/result is refused by the Hub (401): for a token that may write there"),
+        ("may not write", messages.PUSH_REJECTED.format(name="tester/result", status=401)),
+        ("no token", messages.PUSH_REJECTED.format(name="tester/result", status=401)),
     ],
 )  # fmt: skip
 def test_a_hub_that_does_not_give_is_one_line_that_says_what_to_do(found, case, told):

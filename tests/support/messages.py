@@ -9,3 +9,16 @@ RESUMING_FROM = "Resuming from {path}"
 # reporting
 TRACKER_FAILED = "{name} failed at step "
 RUN_CONTINUES = "The run continues without it"
+
+# training
+BAD_STEP = "Step {step}: the loss or gradient is NaN or inf"
+CANNOT_PUSH = "push_to_hub: cannot push to the Hub"
+OUT_OF_MEMORY_AT_STEP = "Out of memory at step {step}"
+OUT_OF_MEMORY_IN_EVALUATION = "during evaluation, with a single row"
+PADDED = "Rows are padded to the longest row of their batch"
+PADDING_FREE = "Padding-free batches: rows are concatenated"
+PADDING_FREE_NOT_POSSIBLE = "{key}: padding-free batches are not possible: "
+PUSH_REJECTED = "hub_model_id: the Hub rejected {name} ({status}): for a token with write access"
+TOO_MANY_BAD_STEPS = (
+    "max_bad_steps: the loss or gradient was NaN or inf in {count} consecutive steps, up to step {step}"
+)

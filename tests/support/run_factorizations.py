@@ -61,21 +61,21 @@ def train_one(model_folder, tokenizer, data, context, size):
     )
     model_config = ModelConfig(model_name_or_path=model_folder)
     model = load_model(model_config, None, None, FLOAT32, context)
-    layout = resolve_layout(model, model_config, config, FLOAT32, context, pad_token_id=0, longest=64)
+    layout = resolve_layout(model, model_config, config, FLOAT32, context, pad_token_id=0, max_seq_length=64)
     plan = resolve_batch_plan(config, len(data.train), context, lengths=data.train.lengths, longest=64)
     trainer = build_trainer(arguments, model, tokenizer, data, plan, layout, context, resume_point=None)
     gradients, seen = [], []
-    look, add = trainer.trainer.bad_steps.look, trainer.trainer.step_gradient.add
+    check, add = trainer.trainer.bad_steps.check, trainer.trainer.step_gradient.add
 
     def keep_gradient(loss, weights, batches):
         gradients.append({name: w.grad.clone() for name, w in model.named_parameters()})
-        return look(loss, weights, batches)
+        return check(loss, weights, batches)
 
     def keep_rows(batch, *args, **kwargs):
         seen.extend(row["number"] for row in batch["rows"] if "number" in row)
         return add(batch, *args, **kwargs)
 
-    trainer.trainer.bad_steps.look, trainer.trainer.step_gradient.add = keep_gradient, keep_rows
+    trainer.trainer.bad_steps.check, trainer.trainer.step_gradient.add = keep_gradient, keep_rows
     result = train(trainer, resume_point=None)
     if context.world_size > 1:
         rows = [None] * context.world_size

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 
 from sft.common.errors import TrainingError
+from tests.support import messages
 from tests.training.test_memory_shortage import prepare as prepare
 from tests.training.test_memory_shortage import trained
 
@@ -45,7 +47,7 @@ def test_a_bad_step_changes_no_weight_and_is_told_with_its_rows(prepare, caplog,
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert all(weight.isfinite().all() for weight in weights.values())
     assert prepared.trainer.bad_steps.count == 1
-    assert caplog.text.count("Step 2: its loss or gradient is no finite number") == 1
+    assert caplog.text.count(messages.BAD_STEP.format(step=2)) == 1
     assert "train.jsonl:" in caplog.text
     assert losses[1] == 0.0
     assert all(loss > 0 for number, loss in enumerate(losses) if number != 1)
@@ -64,9 +66,8 @@ def test_too_many_in_a_row_end_the_run_and_name_the_rows(prepare):
     prepared, model = prepare(per_device_train_batch_size=2)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     spoil(model, {1, 2, 3})
-    with pytest.raises(
-        TrainingError, match=r"max_bad_steps: 3 steps in a row, up to step 3.*train\.jsonl:\d+"
-    ) as raised:
+    message = re.escape(messages.TOO_MANY_BAD_STEPS.format(count=3, step=3))
+    with pytest.raises(TrainingError, match=rf"{message}.*train\.jsonl:\d+") as raised:
         trained(prepared, model)
     assert len(raised.value.problems) == 1
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())

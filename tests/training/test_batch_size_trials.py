@@ -40,7 +40,7 @@ def resolve(question_file, tmp_path):
         )  # fmt: skip
         data = prepare_data(config.data, build_tokenizer(), seed=1)
         model = build_model(architecture)
-        layout = resolve_layout(model, config.model, config.training, FLOAT32, CPU, pad_token_id=0, longest=64)
+        layout = resolve_layout(model, config.model, config.training, FLOAT32, CPU, pad_token_id=0, max_seq_length=64)
         plan = resolve_batches(
             config, data, model, layout, FLOAT32, context, resume_point=resume_point, own=CPU, limits=limits
         )
@@ -131,15 +131,14 @@ def test_the_trial_leaves_no_trace(architecture, checkpointing):
     from sft.configuration.schema import ModelConfig, TrainingConfig
 
     layout = resolve_layout(
-        model, ModelConfig(model_name_or_path="m"), TrainingConfig(), FLOAT32, CPU, pad_token_id=0, longest=64
+        model, ModelConfig(model_name_or_path="m"), TrainingConfig(), FLOAT32, CPU, pad_token_id=0, max_seq_length=64
     )
     before = trace_of(model)
     probe = MemoryProbe(
-        model, FLOAT32, "cpu", collator=layout.collator, evaluation_collator=layout.evaluation_collator,
-        attention=layout.attention, output=layout.output, optimizer="adamw_torch", checkpointing=checkpointing,
+        model, FLOAT32, "cpu", layout=layout, optimizer="adamw_torch", checkpointing=checkpointing,
     )  # fmt: skip
     rows = [{"input_ids": np.arange(40), "labels": np.arange(40)}] * 3
-    with probe.standing_in_for_training():
+    with probe.simulated_training_memory():
         trial = probe.train(rows)
         assert any(weight.grad is not None for weight in model.parameters())
         probe.evaluate(rows)
@@ -152,12 +151,11 @@ def test_the_trial_leaves_no_trace_when_memory_runs_out():
     model = build_model("llama")
     before = trace_of(model)
     probe = MemoryProbe(
-        model, FLOAT32, "cpu", collator=None, evaluation_collator=None, attention=None, output=None,
-        optimizer="adamw_torch", checkpointing=None,
+        model, FLOAT32, "cpu", layout=None, optimizer="adamw_torch", checkpointing=None,
     )  # fmt: skip
 
     def run_out_of_memory():
-        with probe.standing_in_for_training():
+        with probe.simulated_training_memory():
             torch.rand(3)
             raise torch.OutOfMemoryError
 
@@ -181,7 +179,7 @@ def test_longest_rows_are_supervised_throughout():
 
 
 def test_full_packs_are_full():
-    assert [len(row["input_ids"]) for row in full_packs(Rows(), 2, capacity=20, longest=16)] == [16, 4, 16, 4]
+    assert [len(row["input_ids"]) for row in full_packs(Rows(), 2, capacity=20, max_seq_length=16)] == [16, 4, 16, 4]
 
 
 def test_memory_limits_by_hand_and_by_what_is_free(monkeypatch):

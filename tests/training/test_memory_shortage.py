@@ -19,6 +19,7 @@ from sft.configuration.schema import DataConfig, LoggingConfig, LoRAConfig, Mode
 from sft.modeling.adapters import add_adapters
 from sft.training.arguments import build_training_arguments
 from sft.training.row_layout import resolve_layout
+from tests.support import messages
 from tests.support.parts import REPOSITORY, build_model, build_tokenizer
 from trainer_utils import build_trainer, evaluate, train
 
@@ -43,7 +44,7 @@ def prepare(question_file, tmp_path):
         if lora is not None:
             model = add_adapters(model, lora)
         layout = resolve_layout(
-            model, ModelConfig(model_name_or_path="m"), config, FLOAT32, CPU, pad_token_id=0, longest=64
+            model, ModelConfig(model_name_or_path="m"), config, FLOAT32, CPU, pad_token_id=0, max_seq_length=64
         )
         plan = resolve_batch_plan(config, len(data.train), CPU, lengths=data.train.lengths, longest=64)
         arguments = build_training_arguments(
@@ -168,7 +169,7 @@ def test_evaluation_goes_on_with_smaller_batches(prepare):
 def test_evaluation_of_a_single_row_that_does_not_fit_is_one_line(prepare):
     prepared, model = prepare()
     give_memory(model, rows=0)
-    with pytest.raises(MemoryShortage, match="in evaluation, with a single row"):
+    with pytest.raises(MemoryShortage, match=messages.OUT_OF_MEMORY_IN_EVALUATION):
         evaluate(prepared.trainer)
 
 
@@ -225,7 +226,7 @@ def test_two_processes_agree_where_one_runs_out_of_memory(tmp_path, model_folder
     assert found == expected
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (parted, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert done.stdout.count("Out of memory at step 1") == 1
+    assert done.stdout.count(messages.OUT_OF_MEMORY_AT_STEP.format(step=1)) == 1
     summary = json.loads((parted / "run_summary.json").read_text())
     assert summary["memory_shortages"] == {"training": 1, "evaluation": 0}
     assert summary["batch_plan"]["parts"] == 2

@@ -9,6 +9,7 @@ import transformers
 from sft.common.errors import ConfigError
 from sft.configuration.schema import ModelConfig
 from sft.modeling.document_attention import UnsupportedAttention, attend_within_documents
+from tests.support import messages
 from tests.support.parts import build_model
 from tests.training.test_same_numbers import assert_same, layout_of, ours, plain, rows
 
@@ -61,8 +62,8 @@ def build(name):
 def test_resolve_layout_finds_out_what_the_model_can_be_given(name, obstacle):
     model = build(name)
     found = ours(model, rows())
-    assert (found[2].is_flat, found[2].obstacle) == (obstacle is None, obstacle)
-    assert (obstacle or "end to end") in found[2].describe()
+    assert (found[2].is_padding_free, found[2].obstacle) == (obstacle is None, obstacle)
+    assert (obstacle or messages.PADDING_FREE) in found[2].describe()
     assert_same(found, plain(model, rows()))
 
 
@@ -84,12 +85,12 @@ def test_resolve_layout_pads_where_deepspeed_spreads_weights(monkeypatch, settin
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     layout = layout_of(build_model("llama"), extra_training_arguments=settings)
-    assert "DeepSpeed spreads the weights" in layout.describe()
+    assert "DeepSpeed shards the weights" in layout.describe()
     assert layout.output.chunk_bytes is None
 
 
 def test_resolve_layout_takes_no_notice_of_sharding_that_is_switched_off():
-    assert layout_of(build_model("llama"), extra_training_arguments={"deepspeed": None}).is_flat
+    assert layout_of(build_model("llama"), extra_training_arguments={"deepspeed": None}).is_padding_free
 
 
 def test_resolve_layout_survives_a_model_that_fails_in_its_own_way():
@@ -105,27 +106,29 @@ def test_resolve_layout_survives_a_model_that_fails_in_its_own_way():
 
 
 def test_resolve_layout_takes_sdpa_for_its_own():
-    assert layout_of(build_model("llama"), ModelConfig(model_name_or_path="m", attn_implementation="sdpa")).is_flat
+    assert layout_of(
+        build_model("llama"), ModelConfig(model_name_or_path="m", attn_implementation="sdpa")
+    ).is_padding_free
 
 
 def test_evaluation_batches_are_not_filled_up_for_a_compiler():
     layout = layout_of(build_model("llama"), torch_compile=True, packing=True, per_device_train_batch_size=4)
     assert layout.has_fixed_shape
-    assert layout.sized(4).collator(rows())["input_ids"].shape == (1, 4 * 64)
+    assert layout.with_micro_batch_size(4).collator(rows())["input_ids"].shape == (1, 4 * 64)
     assert layout.evaluation_collator(rows())["input_ids"].shape == (1, sum(len(row["labels"]) for row in rows()))
 
 
 @pytest.mark.parametrize("setting", [{"padding_free": True}, {"packing": True}, {"tokens_per_batch": 256}])
 def test_resolve_layout_stops_where_settings_need_what_the_model_cannot(setting):
     (key,) = setting
-    with pytest.raises(ConfigError, match=rf"^{key}: rows cannot be laid end to end: the model caps"):
+    with pytest.raises(ConfigError, match=f"^{messages.PADDING_FREE_NOT_POSSIBLE.format(key=key)}the model caps"):
         layout_of(build_model("gemma2"), **setting)
 
 
 def test_resolve_layout_pads_for_an_attention_that_was_asked_for():
     asked = ModelConfig(model_name_or_path="m", attn_implementation="eager")
     layout = layout_of(build_model("llama"), asked)
-    assert not layout.is_flat
+    assert not layout.is_padding_free
     assert "attn_implementation: eager" in layout.describe()
     with pytest.raises(ConfigError, match=r"^packing: .*attn_implementation: eager .*Choose one\.$"):
         layout_of(build_model("llama"), asked, packing=True)
@@ -134,14 +137,14 @@ def test_resolve_layout_pads_for_an_attention_that_was_asked_for():
 def test_resolve_layout_pads_where_noise_goes_by_the_length_of_the_row():
     """transformers divides NEFTune's noise by the square root of the tokens in a row."""
     layout = layout_of(build_model("llama"), extra_training_arguments={"neftune_noise_alpha": 5.0})
-    assert not layout.is_flat
+    assert not layout.is_padding_free
     assert "neftune_noise_alpha" in layout.describe()
 
 
 def test_resolve_layout_says_nothing_of_padding_that_was_asked_for():
     layout = layout_of(build_model("llama"), padding_free=False)
     assert layout.obstacle is None
-    assert layout.describe() == "Rows are padded to the longest of their batch."
+    assert layout.describe() == f"{messages.PADDED}."
 
 
 def attend(**changed):

@@ -68,7 +68,7 @@ def ours(model, batch_of_rows, **settings):
 def layout_of(model, model_config=None, **settings):
     return resolve_layout(
         model, model_config or ModelConfig(model_name_or_path="m"), TrainingConfig(**settings), FLOAT32,
-        DistributedContext(), pad_token_id=0, longest=64,
+        DistributedContext(), pad_token_id=0, max_seq_length=64,
     )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_loss_and_gradient_are_those_of_the_plain_padded_batch(architecture, pad
     found = ours(model, rows(), padding_free=padding_free)
     assert_same(found, plain(model, rows()))
     can_be_flat = architecture != "gemma2"  # caps its scores
-    assert found[2].is_flat == (can_be_flat and padding_free == "auto")
+    assert found[2].is_padding_free == (can_be_flat and padding_free == "auto")
 
 
 @pytest.mark.parametrize("padding_free", ["auto", False])
@@ -123,7 +123,7 @@ def test_loss_and_gradient_with_adapters_on_the_output_layer_are_the_same():
             weight.data.normal_(std=0.1)
     found = ours(model, rows())
     assert_same(found, plain(model, rows()))
-    assert found[2].is_flat
+    assert found[2].is_padding_free
     assert found[2].output.chunk_bytes is None
 
 

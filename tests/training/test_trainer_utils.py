@@ -35,7 +35,7 @@ def make_trainer(question_file, tmp_path):
         logging_config = LoggingConfig(report_to=[], logging_steps=1)
         model = build_model("llama")
         layout = resolve_layout(
-            model, ModelConfig(model_name_or_path="m"), config, FLOAT32, CPU, pad_token_id=0, longest=64
+            model, ModelConfig(model_name_or_path="m"), config, FLOAT32, CPU, pad_token_id=0, max_seq_length=64
         )
         plan = resolve_batch_plan(config, len(data.train), CPU, lengths=data.train.lengths, longest=64)
         arguments = build_training_arguments(config, logging_config, FLOAT32, CPU, has_validation=True)

@@ -70,7 +70,7 @@ def test_an_unreachable_hub_is_logged_and_the_saved_model_has_its_own_exit_code(
         push_to_hub=True, hub_model_id="me/mine", hub_token="hf_secret", max_steps=4, save_steps=2, sample_prompts="[]"
     )
     assert run.status == 3, run.err
-    assert run.out.count("push_to_hub: the Hub cannot be reached") == 1
+    assert run.out.count(messages.CANNOT_PUSH) == 1
     assert run.out.count("push_to_hub: the model is not on the Hub (") == 1
     assert f"hf upload me/mine {run.output_dir}" in run.out
     assert run.summary["status"] == "completed"
