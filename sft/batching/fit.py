@@ -1,7 +1,7 @@
 """The micro-batch size that fits into memory and is fast: tried on the real model, from small to large.
 
-The plan is only as good as its figures, so each size is measured, none is inferred. What the arithmetic knows is used
-to leave out what would not fit. `measure` and the budget come from outside: nothing here knows a device.
+Each size is measured, none is inferred; the arithmetic only serves to skip sizes that would not fit. `measure` and the
+budget come from the caller: nothing here knows a device.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from dataclasses import dataclass
 
 from torch import OutOfMemoryError
 
-ENOUGH = 0.03
-"""Sizes within this share of the best speed count as equally fast: the smallest of them is taken."""
+SPEED_TOLERANCE = 0.03
+"""Sizes within this share of the best speed count as equally fast: the smallest of them is chosen."""
 SLACK = 0.03
-"""Share of the budget that stays free: a long run's allocator has holes that a short trial does not see."""
+"""Share of the budget that stays free: over a long run the allocator fragments more than in a short trial."""
 _STEP_UP = 1.5
-"""Sizes are tried that are at least so many times the last one."""
+"""Least ratio of successive sizes that are tried."""
 _LEAST_SLOPE = 0.8
-"""Memory is taken to grow at least so much as predicted: between two small sizes, noise can hide it."""
+"""Memory is assumed to grow by at least this share of the prediction: between small sizes noise can hide growth."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """What a micro-batch took that was tried out."""
+    """The measurement of one micro-batch."""
 
     size: int
     """Rows, or packs."""
     tokens: int
     peak_bytes: int | None
-    """The most that the device held; None where memory ran out."""
+    """Peak memory of the device; None where it ran out of memory."""
     seconds: float
 
     @property
@@ -44,22 +44,22 @@ class BatchFit:
     size: int | None
     """None where nothing fits."""
     trials: tuple[Trial, ...]
-    """In the order in which they were made, ascending; the last one may be the first that did not fit."""
+    """In ascending order of size, as they were run; the last one may be the first that did not fit."""
     budget_bytes: int
 
 
-def candidate_sizes(rows_a_device: int | None, most: int) -> list[int]:
+def candidate_sizes(rows_per_device: int | None, most: int) -> list[int]:
     """Sizes to try, ascending.
 
     Args:
-        rows_a_device: rows of a step that each device has to take in all: sizes must divide it. None where no global
+        rows_per_device: rows of a step that each device processes in all; sizes must divide it. None where no global
             batch size is set: then powers of two.
-        most: larger ones are of no use.
+        most: the largest size to try.
     """
-    if rows_a_device is None:
+    if rows_per_device is None:
         sizes = [2**power for power in range(max(most, 1).bit_length())]
     else:
-        sizes = [size for size in range(1, rows_a_device + 1) if rows_a_device % size == 0]
+        sizes = [size for size in range(1, rows_per_device + 1) if rows_per_device % size == 0]
     candidates: list[int] = []
     for size in sizes:
         if not candidates or (size >= _STEP_UP * candidates[-1] and size <= most):
@@ -74,20 +74,19 @@ def fit_batch_size(
     *,
     predict: Callable[[int], int],
 ) -> BatchFit:
-    """Climbs through the sizes until memory or the gain in speed ends.
+    """Try sizes in ascending order until memory is exhausted or speed no longer grows.
 
-    The sizes that are tried do not depend on the budget but for where the climb ends, so a larger budget never gives a
-    smaller size.
+    The budget only determines where the trials end, so a larger budget never gives a smaller size.
 
     Args:
-        candidates: ascending.
-        measure: trains a micro-batch of so many rows, the longest, and says what it took; raises
-            `torch.OutOfMemoryError` where it does not fit.
-        budget_bytes: what a device may hold at its fullest.
-        predict: bytes by arithmetic; only differences of it are used.
+        candidates: sizes, ascending.
+        measure: trains a micro-batch of that many of the longest rows and returns the measurement, with a peak; raises
+            `torch.OutOfMemoryError` if it does not fit.
+        budget_bytes: what a device may hold at its peak.
+        predict: estimated bytes of a size; only differences between sizes are used.
 
     Returns:
-        The choice; its size is None where not even the first candidate fits.
+        The chosen size, None where not even the first candidate fits, and all trials.
     """
     limit = int(budget_bytes * (1 - SLACK))
     fitting: list[Trial] = []
@@ -101,7 +100,7 @@ def fit_batch_size(
             break
         fitting.append(trial)
     best = max((trial.tokens_per_second for trial in fitting), default=0.0)
-    chosen = next((trial for trial in fitting if trial.tokens_per_second >= (1 - ENOUGH) * best), None)
+    chosen = next((trial for trial in fitting if trial.tokens_per_second >= (1 - SPEED_TOLERANCE) * best), None)
     return BatchFit(
         size=chosen.size if chosen else None,
         trials=tuple(fitting if failed is None else [*fitting, failed]),
@@ -110,7 +109,7 @@ def fit_batch_size(
 
 
 def _try_twice(size: int, measure: Callable[[int], Trial]) -> Trial:
-    """The fuller and the faster of two runs: the first one also warms up. Without a peak where memory ran out."""
+    """The higher peak and the shorter time of two runs, the first of which warms up; no peak where memory ran out."""
     try:
         first, second = measure(size), measure(size)
     except OutOfMemoryError:
@@ -118,25 +117,31 @@ def _try_twice(size: int, measure: Callable[[int], Trial]) -> Trial:
     return Trial(
         size=size,
         tokens=second.tokens,
-        peak_bytes=max(first.peak_bytes, second.peak_bytes),
+        peak_bytes=max(_peak(first), _peak(second)),
         seconds=min(first.seconds, second.seconds),
     )
 
 
+def _peak(trial: Trial) -> int:
+    """The peak of a trial that did not run out of memory."""
+    assert trial.peak_bytes is not None
+    return trial.peak_bytes
+
+
 def _expected_bytes(size: int, trials: Sequence[Trial], predict: Callable[[int], int]) -> float:
-    """Peak of the next size: on the line through the last two trials, and not below what the arithmetic says."""
+    """Peak of the next size: on the line through the last two trials, but not below the estimate's growth."""
     last = trials[-1]
     predicted = predict(size) - predict(last.size)
-    growth = _LEAST_SLOPE * predicted if len(trials) > 1 else predicted
+    growth: float = _LEAST_SLOPE * predicted if len(trials) > 1 else predicted
     if len(trials) > 1:
         before = trials[-2]
-        slope = (last.peak_bytes - before.peak_bytes) / (last.size - before.size)
+        slope = (_peak(last) - _peak(before)) / (last.size - before.size)
         growth = max(growth, slope * (size - last.size))
-    return last.peak_bytes + growth
+    return _peak(last) + growth
 
 
 def _is_saturated(trials: Sequence[Trial]) -> bool:
-    """Whether two steps up together brought less than what counts as faster."""
+    """Whether the last two increases of the size together gained less speed than counts as faster."""
     if len(trials) < 3:
         return False
-    return trials[-1].tokens_per_second < (1 + ENOUGH) * trials[-3].tokens_per_second
+    return trials[-1].tokens_per_second < (1 + SPEED_TOLERANCE) * trials[-3].tokens_per_second

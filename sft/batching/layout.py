@@ -1,15 +1,15 @@
-"""Rows to the tensors of a micro-batch. The layout decides nothing: what is trained stands in the rows.
+"""Rows to the tensors of a micro-batch. The layout decides nothing: which tokens are trained is in the rows.
 
 Shapes: `B` rows (documents), `T` tokens of the longest row, `N` tokens of all rows, `S` supervised positions.
 
-Both layouts give, beside what the model takes (`MODEL_INPUTS`), where the `S` tokens to be predicted stand:
+Beside the inputs of the model (`MODEL_INPUTS`), both layouts return where the `S` tokens to predict are:
 
-- `label_positions` int64 `[S]`: the positions that predict them, counted through the laid out tokens, row by row.
-- `targets` int64 `[S]`: the tokens that they have to predict.
+- `label_positions` int64 `[S]`: the positions that predict them, counted through the tokens of the layout, row by row.
+- `targets` int64 `[S]`: the tokens to predict.
 - `target_rows` int64 `[S]`: the row of each, from 0.
-- `counts`: a `BatchCounts` as plain numbers, so that nothing has to be asked of a GPU.
-- `rows`: the rows themselves, each with its `place` in the micro-batch: should the device not hold all of them at once,
-  they are laid out again in parts (`sft.batching.parts`).
+- `counts`: a `BatchCounts` of plain numbers, so that no GPU has to be synchronized for them.
+- `rows`: the rows themselves, each with its `batch_index`: if the device runs out of memory, they are laid out again in
+  smaller parts (`sft.batching.parts`).
 """
 
 from __future__ import annotations
@@ -22,40 +22,48 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from sft.batching.prefixes import cut_into_pieces, find_owners
-from sft.common.data_records import RowDataset
+from sft.common.data_records import IGNORED, RowDataset
 
-IGNORED = -100
+Row = Mapping[str, Any]
+"""`input_ids` and `labels`, integers `[T]` each; in a micro-batch `batch_index` too, and `number` but in fillers."""
+
 MODEL_INPUTS = (
-    "input_ids", "attention_mask", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
     "shared_prefixes",
-)  # fmt: skip
-"""What of a batch the model is called with, where it is there. The names are transformers' own but for the last, which
-is handed on to the attention."""
+)
+"""Keys of a batch that are passed to the model where they are present.
 
+The names are those of transformers, except for the last one, which the model passes through to the attention."""
 
-FEWEST_BOUNDARIES = 16
-"""Of a batch that is filled up: so small numbers need no shapes of their own."""
+MIN_BOUNDARIES = 16
+"""Least number of document boundaries in a batch of fixed size: fewer would only cause more compiled shapes."""
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a batch the model is called with."""
+    """The items of a batch that are passed to the model."""
     return {key: batch[key] for key in MODEL_INPUTS if key in batch}
 
 
 class BatchCounts(TypedDict):
-    """What a micro-batch holds. Rows without a supervised token (fillers) count as laid out alone."""
+    """Counts of a micro-batch. Rows without a supervised token (fillers) count in `computed` alone."""
 
     rows: int
     tokens: int
     supervised: int
-    laid_out: int
-    """Tokens that are computed: padding and fillers too, shared leading tokens once."""
+    computed: int
+    """Tokens that the model computes: padding and fillers included, shared leading tokens once."""
     squares: int
-    """Sum of the squares of the rows' lengths: what attention costs."""
+    """Sum of the squared lengths of the rows, to which the cost of attention is proportional."""
 
 
-class SupervisedRows(TorchDataset):
-    """A dataset's rows, where a negative index `-row-1` is that row with every label ignored (a filler)."""
+class SupervisedRows(TorchDataset[Row]):
+    """A dataset's rows; a negative index `-row - 1` is that row with all labels ignored (a filler)."""
 
     def __init__(self, dataset: RowDataset):
         self._dataset = dataset
@@ -63,10 +71,10 @@ class SupervisedRows(TorchDataset):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> Mapping[str, Any]:
-        """A row with its number, by that or by (number, place of its pack in the micro-batch)."""
+    def __getitem__(self, index: int | tuple[int, int]) -> Row:
+        """A row by its number, or by (number, index of its pack in the micro-batch)."""
         if isinstance(index, tuple):
-            return {**self[index[0]], "place": index[1]}
+            return {**self[index[0]], "batch_index": index[1]}
         if index >= 0:
             return {**self._dataset[index], "number": index}
         row = self._dataset[-index - 1]
@@ -74,17 +82,17 @@ class SupervisedRows(TorchDataset):
 
 
 class PaddedCollator:
-    """Lays rows one under another, padded at the right to the longest.
+    """Pads rows on the right to the longest one.
 
-    Gives `input_ids` and `attention_mask` int64 `[B, T]`. `kept_columns` int64 `[K]` are the columns in which any row
-    has a supervised position, `kept_positions` int64 `[S]` these positions counted through the rows of those columns
-    alone: for a model whose scores have to be taken as it gives them.
+    Returns `input_ids` and `attention_mask` int64 `[B, T]`. `kept_columns` int64 `[K]` are the columns in which any row
+    has a supervised position, `kept_positions` int64 `[S]` the supervised positions counted through these columns
+    alone: for a model whose logits must be taken as it returns them.
     """
 
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         width = max(len(row["input_ids"]) for row in rows)
         input_ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
         attention_mask = np.zeros((len(rows), width), dtype=np.int64)
@@ -93,32 +101,32 @@ class PaddedCollator:
             input_ids[index, :length] = row["input_ids"]
             attention_mask[index, :length] = 1
         starts = np.arange(len(rows), dtype=np.int64) * width
-        trained = _what_is_trained(rows, starts, laid_out=input_ids.size)
-        columns, places = np.unique(trained["label_positions"].numpy() % width, return_inverse=True)
-        row_starts = trained["target_rows"].numpy() * len(columns)
+        supervision = _supervision(rows, starts, num_computed=input_ids.size)
+        columns, indices = np.unique(supervision["label_positions"].numpy() % width, return_inverse=True)
+        row_starts = supervision["target_rows"].numpy() * len(columns)
         return {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(attention_mask),
-            **trained,
+            **supervision,
             "kept_columns": torch.from_numpy(columns),
-            "kept_positions": torch.from_numpy(row_starts + places),
-            "rows": _with_places(rows),
+            "kept_positions": torch.from_numpy(row_starts + indices),
+            "rows": _with_batch_index(rows),
         }
 
-    def for_parts(self, parts: int) -> "PaddedCollator":
-        """The collator for a micro-batch in so many parts: the same."""
+    def for_parts(self, parts: int) -> PaddedCollator:
+        """The collator for one of `parts` parts of a micro-batch: the same."""
         return self
 
 
 class FlatCollator:
-    """Lays rows one after another in a single row, without padding: the documents of that row.
+    """Packs rows in one row without padding; each of them is a document of that row.
 
-    Gives `input_ids` and `position_ids` int64 `[1, N]`, the positions beginning at 0 in each document, and the
-    documents' boundaries as flash attention takes them: `cu_seq_lens_q` = `cu_seq_lens_k` int32 `[B + 1]`, and
-    `max_length_q` = `max_length_k`, a bound of their lengths. Attention must keep to the boundaries.
+    Returns `input_ids` and `position_ids` int64 `[1, N]`, positions starting at 0 in each document, and the document
+    boundaries as flash attention takes them: `cu_seq_lens_q` = `cu_seq_lens_k` int32 `[B + 1]`, and `max_length_q` =
+    `max_length_k`, an upper bound of their lengths. Attention must not cross the boundaries.
 
-    Where leading tokens are shared, they are laid out once: `N` is less, the boundaries remain those of whole
-    documents, and `shared_prefixes` says how these are made up again.
+    Where leading tokens are shared, they occur once: `N` is smaller, the boundaries remain those of complete documents,
+    and `shared_prefixes` says how to assemble these.
     """
 
     def __init__(
@@ -127,43 +135,43 @@ class FlatCollator:
         *,
         shares_prefixes: bool = False,
         fixed_tokens: int | None = None,
-        longest: int | None = None,
+        max_seq_length: int | None = None,
     ):
         """Args:
-        pad_token_id: what a batch is filled up with.
+        pad_token_id: the token that a batch of fixed size is filled with.
         shares_prefixes: lay out leading tokens that rows share once.
-        fixed_tokens: fill every batch up to so many tokens, by documents with nothing to train, so that a compiled
-            model sees few shapes: the boundaries, too, are filled up to a power of two, by empty documents.
-        longest: the bound of lengths to tell; None tells each batch's own.
+        fixed_tokens: fill every batch up to this many tokens with documents without supervised tokens, so that a
+            compiled model sees few shapes: the boundaries are filled up to a power of two too, with empty documents.
+        max_seq_length: the bound of lengths to report; None reports each batch's longest document.
         """
         self.pad_token_id = pad_token_id
         self.shares_prefixes = shares_prefixes
         self.fixed_tokens = fixed_tokens
-        self.longest = longest
+        self.max_seq_length = max_seq_length
 
-    def for_parts(self, parts: int) -> "FlatCollator":
-        """The collator for a micro-batch in so many parts: of a fixed size, each has its share."""
+    def for_parts(self, parts: int) -> FlatCollator:
+        """The collator for one of `parts` parts of a micro-batch; a fixed size is divided."""
         if self.fixed_tokens is None:
             return self
         return FlatCollator(
             self.pad_token_id,
             shares_prefixes=self.shares_prefixes,
-            fixed_tokens=max(-(-self.fixed_tokens // parts), self.longest or 1),
-            longest=self.longest,
+            fixed_tokens=max(-(-self.fixed_tokens // parts), self.max_seq_length or 1),
+            max_seq_length=self.max_seq_length,
         )
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        given = _with_places(rows)
-        rows = [*rows, *self._filling(sum(len(row["input_ids"]) for row in rows))]
-        owners, borrowed = find_owners(rows) if self.shares_prefixes else (None, [0] * len(rows))
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        given = _with_batch_index(rows)
+        rows = [*rows, *self._fillers(sum(len(row["input_ids"]) for row in rows))]
+        owners, borrowed = find_owners(rows) if self.shares_prefixes else ([], [0] * len(rows))
         lengths = np.array([len(row["input_ids"]) for row in rows])
         skipped = np.array(borrowed)
-        laid_out = lengths - skipped
-        starts = np.cumsum(laid_out) - laid_out
-        # A position counts from its document's beginning, be that laid out here or borrowed.
-        positions = np.arange(laid_out.sum()) + np.repeat(skipped - starts, laid_out)
+        computed = lengths - skipped
+        starts = np.cumsum(computed) - computed
+        # Positions count from the start of the document, whether its first tokens are its own or borrowed.
+        positions = np.arange(computed.sum()) + np.repeat(skipped - starts, computed)
         input_ids = np.concatenate([row["input_ids"][skip:] for row, skip in zip(rows, borrowed, strict=True)])
-        longest = self.longest or int(lengths.max())
+        max_length = self.max_seq_length or int(lengths.max())
         cu_seq_lens = torch.from_numpy(self._boundaries(lengths))
         shared = {"shared_prefixes": cut_into_pieces(lengths.tolist(), owners, borrowed)} if any(borrowed) else {}
         return {
@@ -171,26 +179,26 @@ class FlatCollator:
             "position_ids": torch.from_numpy(positions)[None],
             "cu_seq_lens_q": cu_seq_lens,
             "cu_seq_lens_k": cu_seq_lens,
-            "max_length_q": longest,
-            "max_length_k": longest,
+            "max_length_q": max_length,
+            "max_length_k": max_length,
             **shared,
-            **_what_is_trained(rows, starts - skipped, laid_out=int(laid_out.sum())),
+            **_supervision(rows, starts - skipped, num_computed=int(computed.sum())),
             "rows": given,
         }
 
     def _boundaries(self, lengths: np.ndarray) -> np.ndarray:
-        """Where each document begins, and the last one ends: int32."""
+        """The start of each document and the end of the last one, int32."""
         boundaries = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=boundaries[1:])
         if self.fixed_tokens:
-            count = max(1 << len(lengths).bit_length(), FEWEST_BOUNDARIES)
+            count = max(1 << len(lengths).bit_length(), MIN_BOUNDARIES)
             boundaries = np.pad(boundaries, (0, count - len(boundaries)), mode="edge")
         return boundaries
 
-    def _filling(self, num_tokens: int) -> list[dict[str, np.ndarray]]:
-        """Documents with nothing to train that bring a batch to its fixed size, none longer than `longest`."""
+    def _fillers(self, num_tokens: int) -> list[Row]:
+        """Documents without supervised tokens that fill a batch up to its fixed size, each within `max_seq_length`."""
         rest = (self.fixed_tokens or num_tokens) - num_tokens
-        at_most = self.longest or rest
+        at_most = self.max_seq_length or rest
         lengths = [min(at_most, rest - start) for start in range(0, rest, at_most or 1)]
         return [
             {
@@ -201,31 +209,31 @@ class FlatCollator:
         ]
 
 
-def _with_places(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows, each with its place: its pack's, where it is in one, else its own."""
-    return [{"place": place, **row} for place, row in enumerate(rows)]
+def _with_batch_index(rows: Sequence[Row]) -> list[Row]:
+    """The rows, each with its index in the micro-batch: that of its pack where it has one, else its own."""
+    return [{"batch_index": index, **row} for index, row in enumerate(rows)]
 
 
-def _what_is_trained(rows: Sequence[Mapping[str, Any]], starts: np.ndarray, *, laid_out: int) -> dict[str, Any]:
-    """The supervised positions of rows that begin at `starts` `[B]` among the laid out tokens.
+def _supervision(rows: Sequence[Row], starts: np.ndarray, *, num_computed: int) -> dict[str, Any]:
+    """The supervised positions of rows that start at `starts` `[B]` in the layout.
 
-    Position `t` predicts token `t + 1`, so a row's first token is never a target.
+    Position `t` predicts token `t + 1`, so the first token of a row is never a target.
     """
     found = [np.flatnonzero(row["labels"][1:] != IGNORED) for row in rows]
-    numbers = np.array([len(places) for places in found])
+    numbers = np.array([len(positions) for positions in found])
     lengths = np.array([len(row["labels"]) for row in rows])
-    positions = np.concatenate([places + start for places, start in zip(found, starts, strict=True)])
-    targets = np.concatenate([row["labels"][1:][places] for row, places in zip(rows, found, strict=True)])
-    trained = numbers > 0
+    positions = np.concatenate([positions + start for positions, start in zip(found, starts, strict=True)])
+    targets = np.concatenate([row["labels"][1:][positions] for row, positions in zip(rows, found, strict=True)])
+    has_targets = numbers > 0
     return {
         "label_positions": torch.from_numpy(positions.astype(np.int64, copy=False)),
         "targets": torch.from_numpy(targets.astype(np.int64)),
         "target_rows": torch.from_numpy(np.repeat(np.arange(len(rows)), numbers)),
         "counts": BatchCounts(
-            rows=int(trained.sum()),
-            tokens=int(lengths[trained].sum()),
+            rows=int(has_targets.sum()),
+            tokens=int(lengths[has_targets].sum()),
             supervised=int(numbers.sum()),
-            laid_out=laid_out,
-            squares=int((lengths[trained].astype(np.int64) ** 2).sum()),
+            computed=num_computed,
+            squares=int((lengths[has_targets].astype(np.int64) ** 2).sum()),
         ),
     }

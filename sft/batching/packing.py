@@ -1,9 +1,9 @@
-"""Packs: documents of known lengths, joined to rows of one capacity with as little left empty as possible.
+"""Packs: documents of known lengths, joined into rows of one capacity with as little unused space as possible.
 
 The packs are planned on the histogram of the lengths, since documents of equal length are interchangeable: the plan
-says how many documents of which length stand in each pack, and every epoch deals documents out to it anew. So the
-number of packs, and with it the number of steps, is the same in every epoch. On the histogram, thousands of packs of
-one pattern are one entry, which makes a million documents a matter of milliseconds.
+says how many documents of which length each pack contains, and every epoch assigns documents to it anew. So the number
+of packs, and with it the number of steps, is the same in every epoch. On the histogram, thousands of packs of one
+pattern are one entry, so that a million documents take milliseconds.
 
 Sources: Krell, Kosec, Perez, Fitzgibbon 2021, "Efficient Sequence Packing without Cross-contamination",
 arXiv:2107.02027 (packing on the histogram); Johnson 1974, "Fast algorithms for bin packing" (best fit decreasing);
@@ -19,30 +19,30 @@ from dataclasses import dataclass
 import numpy as np
 
 SMALL_LOSS = 0.001
-"""Share of packs above the lower bound at which best fit is good enough, and nothing else is tried."""
+"""Share of packs above the lower bound up to which best fit is good enough, and nothing else is tried."""
 
 SUM_OF_SQUARES_UNITS = 20_000
-"""Most steps of sum of squares, each of some microseconds: a larger histogram is scaled down to so many."""
+"""Limit of sum-of-squares steps, each of some microseconds: a larger histogram is scaled down to it."""
 
 SUM_OF_SQUARES_WORK = 2**27
-"""Most steps x `C`: a step looks at every amount of space, so a large capacity gets fewer."""
+"""Limit of steps x `C`: a step looks at every amount of space, so a large capacity gets fewer steps."""
 
 LEFT_FOR_BEST_FIT = 0.05
-"""Share of the steps that sum of squares leaves out, for best fit to close its open packs with. Measured on the 7,473
-rows of GSM8K (55 to 507 words and signs, plus 35 for a template) at capacity 512: 0.9 % of the tokens stay empty, 1.3 %
-with nothing left out, 1.0 % with a tenth; 3.6 % by best fit alone."""
+"""Share of the steps that sum of squares leaves to best fit, which closes the open packs with them. Measured on the
+7,473 rows of GSM8K (55 to 507 words and punctuation marks, plus 35 for a template) at capacity 512: 0.9 % of the space
+is unused, 1.3 % with nothing left to best fit, 1.0 % with a tenth; 3.6 % with best fit alone."""
 
 GOLDEN_RATIO = 2654435769
-"""2**32 / the golden ratio. Multiples of it modulo 2**32 spread any run of neighbours evenly (Knuth, The Art of
-Computer Programming, vol. 3, 6.4): better mixed than at random, and the same with every version of numpy."""
+"""2**32 / the golden ratio. Multiples of it modulo 2**32 distribute consecutive numbers evenly (Knuth, The Art of
+Computer Programming, vol. 3, 6.4): more evenly than at random, and the same with every version of numpy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Packs:
-    """Which documents stand together in one epoch; `packs[i]` are the rows of pack `i`, in order."""
+    """The packs of one epoch; `packs[i]` are the rows of pack `i`, in order."""
 
     rows: np.ndarray
-    """int64 `[N]`: the documents' rows, pack after pack."""
+    """int64 `[N]`: the rows of the documents, pack after pack."""
     starts: np.ndarray
     """int64 `[P + 1]`: where in `rows` each pack starts; the last entry is `N`."""
 
@@ -50,23 +50,23 @@ class Packs:
         return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> np.ndarray:
-        place = range(len(self))[index]  # raises IndexError, which also ends a `for` loop over the packs
-        return self.rows[self.starts[place] : self.starts[place + 1]]
+        number = range(len(self))[index]  # raises IndexError, which also ends a `for` loop over the packs
+        return self.rows[self.starts[number] : self.starts[number + 1]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PackPlan:
-    """The pattern of the packs: the same in every epoch, whatever documents of a length are dealt to it."""
+    """The pattern of the packs: the same in every epoch, whichever documents of a length are assigned to it."""
 
     capacity: int
-    """Tokens that a pack may hold, `C`."""
+    """`C`: the maximum number of tokens of a pack."""
     num_packs: int
     num_tokens: int
     """Tokens of all documents together."""
     lengths: np.ndarray
     """`[N]`: tokens of each document, in the smallest integer type that holds them: numpy sorts 16 bits by radix."""
     packs_by_length: np.ndarray
-    """int64 `[N]`: the packs that take the documents when these stand in order of length."""
+    """int64 `[N]`: the pack of each document, when documents are sorted by length."""
 
     @property
     def num_documents(self) -> int:
@@ -74,7 +74,7 @@ class PackPlan:
 
     @property
     def fill(self) -> float:
-        """Share of the packs' tokens that are documents; 1 where there are no packs, for nothing is left empty."""
+        """Used share of the packs' capacity; 1 where there are no packs."""
         return self.num_tokens / (self.num_packs * self.capacity) if self.num_packs else 1.0
 
     def deal(self, seed: int, epoch: int, shuffle: bool = True) -> Packs:
@@ -83,9 +83,9 @@ class PackPlan:
         Args:
             seed: of the run.
             epoch: from 0.
-            shuffle: deal documents of a length at random, and put packs and the documents in them in random order.
-                Otherwise nothing is random: packs stand in the order of their smallest rows, rows ascend in each
-                pack, and documents of a length are dealt in the order of the data.
+            shuffle: assign documents of equal length at random, and shuffle the packs and the documents in them.
+                Otherwise nothing is random: packs are in the order of their smallest rows, rows ascend in each pack,
+                and documents of equal length are assigned in the order of the data.
         """
         if not shuffle:
             in_order = np.arange(self.num_documents)
@@ -97,7 +97,7 @@ class PackPlan:
         return _packs_from(order, generator.permutation(self.num_packs), packs)
 
     def _deal_in_order(self, documents: np.ndarray) -> np.ndarray:
-        """The pack of each document, int64 `[N]`, if those of a length are dealt in the order of `documents`."""
+        """The pack of each document, int64 `[N]`; those of equal length are assigned in the order of `documents`."""
         by_length = documents[np.argsort(self.lengths[documents], kind="stable")]
         packs = np.empty(self.num_documents, dtype=np.int64)
         packs[by_length] = self.packs_by_length
@@ -105,18 +105,18 @@ class PackPlan:
 
 
 def plan_packs(lengths: np.ndarray, capacity: int) -> PackPlan:
-    """The packs for documents of these lengths: best fit decreasing, or sum of squares where that needs fewer packs.
+    """Plan packs for documents of these lengths: best fit decreasing, or sum of squares if that needs fewer packs.
 
-    Best fit decreasing is next to perfect where there are short documents to fill what is left over by long ones. Where
-    there are none (questions and answers of 80 to 500 tokens in packs of 512), it leaves several percent empty, for it
-    joins the longest with the shortest and then has only middling ones left; sum of squares does not.
+    Best fit decreasing is almost optimal where there are short documents to fill the gaps. Where there are none
+    (questions and answers of 80 to 500 tokens in packs of 512), it leaves several percent unused, since it joins the
+    longest with the shortest and then has only medium lengths left; sum of squares does not.
 
     Args:
         lengths: integers `[N]`, tokens of each document.
-        capacity: tokens that a pack may hold.
+        capacity: maximum number of tokens of a pack.
 
     Raises:
-        ValueError: the capacity is below 1, or a length is below 1 or above the capacity.
+        ValueError: if the capacity is below 1, or a length is below 1 or above the capacity.
     """
     lengths = _checked_lengths(lengths, capacity)
     counts = np.bincount(lengths, minlength=capacity + 1)
@@ -140,41 +140,41 @@ def _checked_lengths(lengths: np.ndarray, capacity: int) -> np.ndarray:
     if capacity < 1:
         raise ValueError(f"The capacity of a pack is {capacity} tokens; it must be at least 1.")
     lengths = np.asarray(lengths)
-    if lengths.size == 0:  # of no numbers, numpy makes floats
+    if lengths.size == 0:  # numpy makes an empty list an array of floats
         return np.zeros(0, dtype=np.int64)
     wrong = np.flatnonzero((lengths < 1) | (lengths > capacity))
     if len(wrong):
         row = int(wrong[0])
         found = f"Row {row} has {lengths[row]} tokens; a pack takes documents of 1 to {capacity}."
-        raise ValueError(found + (f" So it is with {len(wrong)} rows." if len(wrong) > 1 else ""))
+        raise ValueError(found + (f" The same is true of {len(wrong)} rows in all." if len(wrong) > 1 else ""))
     return lengths.astype(np.int64, casting="same_kind")
 
 
 class _Packing:
-    """Packs in the making. Packs have numbers, and those that come about together are one range of numbers."""
+    """Packs under construction. Packs are numbered, and packs of one pattern are a range of numbers."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.num_packs = 0
         self.placed: list[tuple[int, int, int, int]] = []
-        """(length, first pack, number of packs, documents of this length that each of these packs gets)"""
+        """(length, first pack, number of packs, documents of this length in each of these packs)"""
         self._ranges: dict[int, list[tuple[int, int]]] = {}
-        """Space that is left -> ranges (first pack, number of packs) with so much."""
+        """Free space -> ranges (first pack, number of packs) of packs with that much."""
         self._spaces = 0
-        """Bit s is set where packs have space s: the best fit is found by arithmetic on one integer."""
+        """Bit s is set where packs have free space s: the best fit is found by arithmetic on one integer."""
 
     def best_fit(self, length: int) -> int | None:
-        """The least space of an open pack that is at least `length`."""
+        """The least free space of an open pack that is at least `length`."""
         fitting = self._spaces >> length
         return length + (fitting & -fitting).bit_length() - 1 if fitting else None
 
     def open(self, num_packs: int) -> tuple[int, int]:
-        """A range of new, empty packs."""
+        """Add a range of empty packs."""
         self.num_packs += num_packs
         return self.num_packs - num_packs, num_packs
 
     def take(self, space: int) -> tuple[int, int]:
-        """A range of packs with this much space, which must be put back."""
+        """Remove and return a range of packs with this much free space; the caller must put it back."""
         ranges = self._ranges[space]
         taken = ranges.pop()
         if not ranges:
@@ -182,7 +182,7 @@ class _Packing:
         return taken
 
     def put(self, space: int, first: int, num_packs: int, length: int = 0, copies: int = 0) -> None:
-        """Puts `copies` documents of `length` into each pack of a range with `space`, and the range back."""
+        """Put `copies` documents of `length` into each pack of a range with free space `space`, and the range back."""
         if num_packs == 0:
             return
         if copies:
@@ -194,10 +194,11 @@ class _Packing:
 
 
 def _place_by_best_fit(packing: _Packing, counts: np.ndarray) -> None:
-    """Places `counts[length]` documents of each length, longest first, each where the least space is left.
+    """Place `counts[length]` documents of each length, longest first, each where it leaves the least space.
 
-    The outcome is that of one document after another: a pack that took a document and has space for more of this length
-    is the best fit for the next. So a pack takes as many as go in, and packs of equal space are dealt with at once.
+    The outcome is that of placing one document after another: a pack that took a document and has space for more of
+    this length is the best fit for the next. So a pack takes as many as fit, and packs of equal space are filled
+    together.
     """
     for length in np.flatnonzero(counts)[::-1].tolist():
         count = int(counts[length])
@@ -210,7 +211,7 @@ def _place_by_best_fit(packing: _Packing, counts: np.ndarray) -> None:
                 first, num_packs = packing.take(space)
             copies = space // length
             full = min(num_packs, count // copies)
-            last = count - full * copies if full < num_packs else 0  # too few for one more full pack
+            last = count - full * copies if full < num_packs else 0  # too few to fill one more pack
             partial = int(last > 0)
             packing.put(space, first, full, length, copies)
             packing.put(space, first + full, partial, length, last)
@@ -219,17 +220,17 @@ def _place_by_best_fit(packing: _Packing, counts: np.ndarray) -> None:
 
 
 def _place_by_sum_of_squares(packing: _Packing, counts: np.ndarray) -> np.ndarray:
-    """Places most documents so that the numbers of open packs with each space stay small and even.
+    """Place most documents so that the numbers of open packs with each free space stay small and even.
 
     A document goes where the sum over all spaces s of n(s)**2 becomes least, n(s) being the number of open packs with
-    space s. With documents in mixed order, the open packs then have all kinds of spaces, so that nearly everything that
-    comes can close one. To take a document from n(s) to n(s - length) adds 2 * (n(s - length) - n(s) + 1); for a new
-    pack and for a closed one this holds too, with n(C) = 1/2 and n(0) = -1/2. Everything is doubled, to be integers.
+    free space s. With documents in mixed order, the open packs then have all kinds of spaces, so that nearly every next
+    document can close one. Moving a pack from space s to s - length adds 2 * (n(s - length) - n(s) + 1) to the sum; for
+    a new pack and for a closed one this holds too, with n(C) = 1/2 and n(0) = -1/2. Counts are doubled, to be integers.
 
     A step places as many documents of a length as the histogram is scaled down by, each in a pack of its own.
 
     Returns:
-        What is left to place, `[C + 1]`: a part that is left on purpose, and what the scaling does not divide.
+        The counts that are left to place, `[C + 1]`: those left to best fit, and the remainders of the scaling.
     """
     capacity = packing.capacity
     units = max(1, min(SUM_OF_SQUARES_UNITS, SUM_OF_SQUARES_WORK // capacity))
@@ -239,7 +240,7 @@ def _place_by_sum_of_squares(packing: _Packing, counts: np.ndarray) -> np.ndarra
     num_open = np.zeros(capacity + 1, dtype=np.int64)
     num_open[0], num_open[capacity] = -1, 1
     nothing = np.iinfo(np.int64).min // 2
-    offered = np.where(num_open > 0, num_open, nothing)  # num_open, but for spaces that no pack has
+    offered = np.where(num_open > 0, num_open, nothing)  # as num_open, but excludes spaces that no pack has
     for length in steps.tolist():
         rest = int(np.argmax(offered[length:] - num_open[: capacity + 1 - length]))
         space = rest + length
@@ -257,17 +258,17 @@ def _place_by_sum_of_squares(packing: _Packing, counts: np.ndarray) -> np.ndarra
 
 
 def _evenly_mixed(values: np.ndarray) -> np.ndarray:
-    """The values in an order in which every stretch holds neighbours and strangers alike; always the same order."""
-    places = np.arange(len(values), dtype=np.uint64) * np.uint64(GOLDEN_RATIO) % np.uint64(2**32)
-    return values[np.argsort(places, kind="stable")]
+    """The values, deterministically reordered so that every section has values from everywhere."""
+    keys = np.arange(len(values), dtype=np.uint64) * np.uint64(GOLDEN_RATIO) % np.uint64(2**32)
+    return values[np.argsort(keys, kind="stable")]
 
 
 def _packs_by_length(packing: _Packing) -> np.ndarray:
-    """The pack of every place for a document, int64 `[N]`, in order of length and then of the packs' new numbers.
+    """The pack of each document, int64 `[N]`, documents sorted by length and then by the packs' new numbers.
 
-    Packs get new numbers, evenly mixed, so that packs that take documents of a length stand all over them. The i-th of
-    n documents of a length then goes to a pack near i / n of all, for every length: unshuffled, a pack's documents are
-    not far from each other in the data.
+    Packs are renumbered in an evenly mixed order, so that packs that take documents of a length are distributed over
+    the whole range. The i-th of n documents of a length then goes to a pack near i / n of all, for every length:
+    unshuffled, a pack's documents are close to each other in the data.
     """
     placed = np.array(packing.placed, dtype=np.int64).reshape(-1, 4)
     length, first, num_packs, copies = placed.T
@@ -276,14 +277,14 @@ def _packs_by_length(packing: _Packing) -> np.ndarray:
     packs = np.repeat(first, totals) + within // np.repeat(copies, totals)
     numbers = np.empty(packing.num_packs, dtype=np.int64)
     numbers[_evenly_mixed(np.arange(packing.num_packs))] = np.arange(packing.num_packs)
-    # One sort of values in place of an argsort by two keys; equal values are equal places.
+    # One sort of combined keys instead of an argsort by two keys; equal keys are interchangeable.
     return np.sort(np.repeat(length, totals) * packing.num_packs + numbers[packs]) % max(packing.num_packs, 1)
 
 
 def _ranks_by_first_row(packs: np.ndarray, num_packs: int) -> np.ndarray:
-    """The place of each pack, `[P]`, when packs are ordered by their smallest rows; `packs` `[N]`: of each row."""
+    """The rank of each pack, `[P]`, ordered by their smallest rows; `packs` `[N]` is the pack of each row."""
     first_rows = np.empty(num_packs, dtype=np.int64)
-    first_rows[packs[::-1]] = np.arange(len(packs))[::-1]  # of several values for one pack, the last one stays
+    first_rows[packs[::-1]] = np.arange(len(packs))[::-1]  # of several assignments to one pack, the last one stays
     ranks = np.empty(num_packs, dtype=np.int64)
     ranks[np.argsort(first_rows, kind="stable")] = np.arange(num_packs)
     return ranks
@@ -291,7 +292,7 @@ def _ranks_by_first_row(packs: np.ndarray, num_packs: int) -> np.ndarray:
 
 def _packs_from(documents: np.ndarray, ranks: np.ndarray, packs: np.ndarray) -> Packs:
     """Packs in the order of `ranks` `[P]`, each with its documents in the order of `documents` `[N]`."""
-    places = ranks[packs[documents]]
-    rows = documents[np.argsort(places, kind="stable")]
-    sizes = np.bincount(places, minlength=len(ranks))
+    of_documents = ranks[packs[documents]]
+    rows = documents[np.argsort(of_documents, kind="stable")]
+    sizes = np.bincount(of_documents, minlength=len(ranks))
     return Packs(rows=rows.astype(np.int64, copy=False), starts=np.concatenate([[0], np.cumsum(sizes)]))

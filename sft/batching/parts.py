@@ -1,37 +1,38 @@
-"""A micro-batch's rows in smaller parts: what it would have been with a smaller micro-batch size."""
+"""A micro-batch's rows in smaller parts: the micro-batches that a smaller micro-batch size would have made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+
+from sft.batching.layout import Row
 
 
-def split_rows(rows: Sequence[Mapping[str, Any]], micro_batch_size: int, parts: int) -> list[list[Mapping[str, Any]]]:
-    """The rows in `parts` parts, as the samplers would have dealt them out with so much smaller a micro-batch size.
+def split_rows(rows: Sequence[Row], micro_batch_size: int, parts: int) -> list[list[Row]]:
+    """Split rows into `parts` parts, as the samplers would have with a correspondingly smaller micro-batch size.
 
-    A row (a pack, a slot of a stream) keeps to the part that its place in the micro-batch says; where there are more
-    parts than places, the rows of each pack are shared out. A part that would hold nothing is left out.
+    The part of a row (or of a pack, or of a slot of a stream) follows from its index in the micro-batch; where there
+    are more parts than indices, the rows of each pack are divided. Empty parts are omitted.
 
     Args:
-        rows: with the key `place`, their place in the micro-batch from 0, in ascending order.
-        micro_batch_size: places that a full micro-batch has.
+        rows: rows with the key `batch_index`, their index in the micro-batch from 0, in ascending order of it.
+        micro_batch_size: number of indices of a full micro-batch.
         parts: a multiple of `micro_batch_size`, or a divisor of it.
     """
     if parts <= micro_batch_size:
-        places = micro_batch_size // parts
-        return [list(group) for _, group in groupby(rows, key=lambda row: row["place"] // places)]
+        indices = micro_batch_size // parts
+        return [list(group) for _, group in groupby(rows, key=lambda row: row["batch_index"] // indices)]
     shares = parts // micro_batch_size
-    split: list[list[Mapping[str, Any]]] = []
-    for _, group in groupby(rows, key=lambda row: row["place"]):
-        of_place = list(group)
-        size = -(-len(of_place) // shares)
-        split += [of_place[start : start + size] for start in range(0, len(of_place), size)]
+    split: list[list[Row]] = []
+    for _, group in groupby(rows, key=lambda row: row["batch_index"]):
+        of_pack = list(group)
+        size = -(-len(of_pack) // shares)
+        split += [of_pack[start : start + size] for start in range(0, len(of_pack), size)]
     return split
 
 
 def next_parts(micro_batch_size: int, parts: int) -> int:
-    """The next larger number of parts: twice as many, or the next that divides `micro_batch_size`."""
+    """The next larger number of parts: twice as many, or the next divisor of `micro_batch_size`."""
     if parts >= micro_batch_size:
         return 2 * parts
     return next(count for count in range(2 * parts, micro_batch_size + 1) if micro_batch_size % count == 0)

@@ -1,8 +1,9 @@
-"""The batch plan: rows a step, steps an epoch, steps in all."""
+"""The batch plan: rows per step, steps per epoch, total steps."""
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 
@@ -17,23 +18,25 @@ def resolve_batch_plan(
     context: DistributedContext,
     *,
     lengths: np.ndarray | None = None,
-    longest: int = 0,
+    max_seq_length: int = 0,
 ) -> BatchPlan:
-    """Sizes and steps of a run; the arithmetic of the sampler and the Trainer.
+    """Compute sizes and steps of a run, with the same arithmetic as the sampler and Trainer.
 
     Args:
-        config: the training section; what it leaves to a trial is settled by now.
-        num_rows: rows an epoch; None for a stream, whose only end is `max_steps`.
+        config: the training section, every `auto` size resolved.
+        num_rows: rows per epoch; None for a stream, which ends at `max_steps` alone.
         context: the processes that share a step.
-        lengths: tokens of each row, which packs need.
-        longest: `max_seq_length`, the capacity of a pack where no `tokens_per_batch` is set.
+        lengths: tokens of each row; needed for packs.
+        max_seq_length: the capacity of a pack where `tokens_per_batch` is not set.
     """
     packs = None
     if config.tokens_per_batch is not None or config.packing:
-        packs = plan_packs(lengths, config.tokens_per_batch or longest)
+        if lengths is None:
+            raise ValueError("Packs cannot be planned without the lengths of the rows.")
+        packs = plan_packs(lengths, config.tokens_per_batch or max_seq_length)
         num_rows = packs.num_packs
-    # A pack of `tokens_per_batch` is a micro-batch of its own.
-    micro_batch_size = 1 if config.tokens_per_batch is not None else config.per_device_train_batch_size
+    # With `tokens_per_batch`, a pack is a micro-batch.
+    micro_batch_size = 1 if config.tokens_per_batch is not None else cast(int, config.per_device_train_batch_size)
     if num_rows is None:
         steps_per_epoch = total = config.max_steps
     else:
@@ -49,5 +52,5 @@ def resolve_batch_plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         packs=packs,
-        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        per_device_eval_batch_size=cast(int, config.per_device_eval_batch_size),
     )

@@ -1,8 +1,10 @@
-"""Leading tokens that rows of a micro-batch share (a system prompt, say): laid out once, seen by all of them.
+"""Leading tokens that rows of a micro-batch share (a system prompt, say): computed once, attended to by all of them.
 
-In a causal model the first tokens of a row do not depend on what follows, so rows that begin alike have the same
-hidden states there. Only attention has to find them in front of each row. (As prefix caching does for inference; here
-gradients flow back into the one copy from every row.)
+In a causal model the first tokens of a row do not depend on later ones, so rows with equal first tokens have equal
+hidden states there. Only attention needs them in front of each row. (This is what prefix caching does for inference;
+here the gradients of all rows flow back into the one copy.)
+
+One row of each group is the owner: its leading tokens are computed, the others borrow them.
 
 Shapes: `B` rows, `T` tokens of a row.
 """
@@ -15,55 +17,56 @@ from typing import Any
 
 import numpy as np
 
-FEWEST_SHARED = 8
-"""Leading tokens that must be alike: fewer are not worth the copies that attention makes."""
-LEAST_SAVED = 0.03
-"""Share of a micro-batch's tokens that must be saved, likewise."""
-IGNORED = -100
+from sft.common.data_records import IGNORED
+
+MIN_SHARED = 8
+"""Least number of equal leading tokens: fewer are not worth the copies that attention makes."""
+MIN_SAVED = 0.03
+"""Least share of a micro-batch's tokens to save, for the same reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SharedPrefixes:
-    """How the row with every prefix once is cut into pieces, and how the row that attention sees is made of them."""
+    """How the packed row, which has every prefix once, is split into pieces, and how attention's row is assembled."""
 
     lengths: list[int]
-    """Tokens of each piece of the laid out row."""
+    """Tokens of each piece of the packed row."""
     order: list[int]
-    """The pieces in the order of attention's row, in which every document is whole."""
+    """The pieces in the order of attention's row, in which every document is complete."""
     own: list[int]
-    """Places in `order` at which the laid out row's pieces stand for themselves, in their order."""
+    """For each piece of the packed row, in order, its index in `order` that is not a borrowed copy."""
 
 
 def find_owners(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
-    """Which row lends its leading tokens to which, and how many: `[B]` each.
+    """For each row, the row that owns its leading tokens, and how many it borrows: `[B]` each.
 
     A row that borrows none is its own owner, with 0. No borrowed position predicts a supervised token, and every row
-    keeps a token of its own.
+    keeps at least one token of its own.
     """
     groups: dict[bytes, list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(np.asarray(row["input_ids"][:FEWEST_SHARED], dtype=np.int64).tobytes(), []).append(index)
+        groups.setdefault(np.asarray(row["input_ids"][:MIN_SHARED], dtype=np.int64).tobytes(), []).append(index)
     owners, borrowed = list(range(len(rows))), [0] * len(rows)
     for members in groups.values():
         if len(members) < 2:
             continue
         limit = min(_unsupervised(rows[index]["labels"]) for index in members)
         first = rows[members[0]]["input_ids"][:limit]
-        alike = np.ones(limit, dtype=bool)
+        is_equal = np.ones(limit, dtype=bool)
         for index in members[1:]:
-            alike &= rows[index]["input_ids"][:limit] == first
-        shared = limit if alike.all() else int(np.argmin(alike))
-        if shared >= FEWEST_SHARED:
+            is_equal &= rows[index]["input_ids"][:limit] == first
+        shared = limit if is_equal.all() else int(np.argmin(is_equal))
+        if shared >= MIN_SHARED:
             for index in members[1:]:
                 owners[index], borrowed[index] = members[0], shared
     num_tokens = sum(len(row["input_ids"]) for row in rows)
-    if sum(borrowed) < LEAST_SAVED * num_tokens:
+    if sum(borrowed) < MIN_SAVED * num_tokens:
         return list(range(len(rows))), [0] * len(rows)
     return owners, borrowed
 
 
 def cut_into_pieces(lengths: Sequence[int], owners: Sequence[int], borrowed: Sequence[int]) -> SharedPrefixes:
-    """The pieces of rows of `lengths` `[B]` whose leading tokens are lent as `find_owners` says."""
+    """The pieces of rows of `lengths` `[B]`, with owners and borrowed tokens as `find_owners` returns them."""
     lent = {owner: shared for owner, shared in zip(owners, borrowed, strict=True) if shared}
     pieces: list[int] = []
     order: list[int] = []
@@ -89,6 +92,6 @@ def cut_into_pieces(lengths: Sequence[int], owners: Sequence[int], borrowed: Seq
 
 
 def _unsupervised(labels: np.ndarray) -> int:
-    """How many of a row's leading positions predict nothing that is supervised; at least one token is left out."""
+    """Number of leading positions that predict no supervised token; at most all but the last token."""
     targets = np.flatnonzero(np.asarray(labels)[1:] != IGNORED)
     return int(targets[0]) if len(targets) else len(labels) - 1

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sft.batching.layout import IGNORED
+from sft.batching.layout import Row
+from sft.common.data_records import IGNORED
 from sft.common.errors import DataError
 
 
 class Slot(Protocol):
-    """A row of a stream: its number there, and its tokens and labels, or why it has none."""
+    """A position in a stream, with the row in it or the reason why it is empty."""
 
-    slot: int
-    input_ids: np.ndarray | None
-    labels: np.ndarray | None
-    dropped: Any
+    @property
+    def slot(self) -> int:
+        """Its number, from 0."""
+
+    @property
+    def input_ids(self) -> np.ndarray | None: ...
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+    @property
+    def dropped(self) -> Any:
+        """Why the slot is empty; None where it has a row."""
 
 
-class MicroBatchStream(IterableDataset):
-    """The micro-batches of one process, laid out, without an end.
+class MicroBatchStream(IterableDataset[dict[str, Any]]):
+    """The endless sequence of collated micro-batches of one process.
 
-    Slots are dealt out as `RankBatchSampler` deals out rows: the slots of an optimizer step depend on the product
-    batch x accumulation x processes alone. A batch is what the collator makes of its rows, and `dropped`: the rows
-    whose slots are empty. Where the data cannot be read, the last one holds nothing but `failed`: the reasons.
+    Slots are assigned as `RankBatchSampler` assigns rows: the slots of an optimizer step depend on the product
+    batch x accumulation x processes alone. A batch is what the collator returns, and `dropped`: the rows whose slots
+    are empty. If the data cannot be read, the last batch contains nothing but `failed`: the reasons.
     """
 
     def __init__(
         self,
         read: Callable[[int, Callable[[np.ndarray], np.ndarray]], Iterator[Slot]],
-        collate: Callable[[Sequence[Mapping[str, np.ndarray]]], dict[str, torch.Tensor]],
+        collate: Callable[[Sequence[Row]], dict[str, Any]],
         micro_batch_size: int,
         *,
         rank: int,
@@ -41,11 +50,11 @@ class MicroBatchStream(IterableDataset):
         first_micro_batch: int = 0,
     ):
         """Args:
-        read: from a slot on, the rows of the slots for which a function says so.
+        read: yields, from a slot on, the slots that a predicate selects.
         collate: rows to tensors.
         micro_batch_size: slots of a micro-batch of one process.
         rank, world_size: this process among all.
-        first_micro_batch: where to begin: how many of this process came before.
+        first_micro_batch: where to start: the number of this process's micro-batches before it.
         """
         self._read = read
         self._collate = collate
@@ -62,26 +71,26 @@ class MicroBatchStream(IterableDataset):
         def is_mine(slots: np.ndarray) -> np.ndarray:
             # A loader takes one batch from each of its workers in turn.
             turn = (slots // together - self._first) % count
-            return (slots % self._world_size == self._rank) & (turn == number)
+            return np.logical_and(slots % self._world_size == self._rank, turn == number)
 
-        held: list[Slot] = []
+        collected: list[Slot] = []
         try:
             for row in self._read(self._first * together, is_mine):
-                held.append(row)
-                if len(held) == self._size:
-                    yield self._batch(held)
-                    held = []
+                collected.append(row)
+                if len(collected) == self._size:
+                    yield self._batch(collected)
+                    collected = []
         except DataError as error:
-            # Raised in a worker process, it would arrive as a traceback; raised on one rank, others would wait for it.
+            # Raised in a worker process, it would arrive as a traceback; raised on one rank, the others would wait.
             yield {"failed": error.problems}
 
     def _batch(self, slots: Sequence[Slot]) -> dict[str, Any]:
-        rows = [
-            {"input_ids": row.input_ids, "labels": row.labels, "place": place}
-            for place, row in enumerate(slots)
+        rows: list[Row] = [
+            {"input_ids": row.input_ids, "labels": row.labels, "batch_index": index}
+            for index, row in enumerate(slots)
             if row.dropped is None
         ]
         if not rows:
-            # Every process takes every step: one token that is not trained keeps the place.
+            # Every process takes part in every step, here with one token that is not trained.
             rows = [{"input_ids": np.zeros(1, np.int32), "labels": np.full(1, IGNORED, np.int32)}]
         return {**self._collate(rows), "dropped": [row.dropped for row in slots if row.dropped is not None]}
