@@ -128,7 +128,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     model, layout = load_model_and_layout(config, tokenizer, precision, context)
     loaded = resident("VmHWM")
     plan = resolve_batch_plan(
-        config.training, data.num_train_rows, context, lengths=data.train.lengths, longest=options.max_length
+        config.training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=options.max_length
     )
     memory = estimate_memory(memory_facts(config, data, footprint(model), plan, precision, layout, context))
     prepared = trainer_of(config, options, precision, context, data, layout, model, tokenizer)

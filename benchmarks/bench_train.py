@@ -106,7 +106,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     train(prepared, resume_point=None)
     steps = timer.steps[options.warm :]
     seconds = sum(step["seconds"] for step in steps)
-    counts = {name: sum(step[name] for step in steps) for name in ("tokens", "supervised", "laid_out", "flops")}
+    counts = {name: sum(step[name] for step in steps) for name in ("tokens", "supervised", "computed", "flops")}
     peak = measured_peak(options.device, precision)
     result = {
         "model": options.size or Path(options.model).name,
@@ -115,7 +115,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "max_length": options.max_length, "steps": len(steps), "parameters": size.num_parameters,
         "tokens_per_second": round(counts["tokens"] / seconds, 1),
         "supervised_tokens_per_second": round(counts["supervised"] / seconds, 1),
-        "laid_out_tokens_per_second": round(counts["laid_out"] / seconds, 1),
+        "laid_out_tokens_per_second": round(counts["computed"] / seconds, 1),
         "median_step_seconds": round(statistics.median(step["seconds"] for step in steps), 4),
         "tflops": float(f"{counts['flops'] / seconds / 1e12:.3g}"),
         "measured_peak_tflops": float(f"{peak / 1e12:.3g}"),
@@ -228,7 +228,7 @@ def trainer_of(config, options, precision, context, data, layout, model, tokeniz
     from trainer_utils import build_trainer
 
     plan = resolve_batch_plan(
-        config.training, data.num_train_rows, context, lengths=data.train.lengths, longest=options.max_length
+        config.training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=options.max_length
     )
     arguments = build_training_arguments(
         config.training, config.logging, precision, context, has_validation=False,
@@ -266,7 +266,7 @@ def add_timer(trainer: Any) -> Any:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             before, now = self.before, self._now()
             difference = [new - old for new, old in zip(now[1], before[1], strict=True)]
-            names = ("supervised", "tokens", "rows", "laid_out")
+            names = ("supervised", "tokens", "rows", "computed")
             self.steps.append(
                 {"seconds": now[0] - before[0], "flops": now[2] - before[2]}
                 | dict(zip(names, difference, strict=False))

@@ -71,7 +71,8 @@ class MicroBatchStream(IterableDataset[dict[str, Any]]):
         def is_mine(slots: np.ndarray) -> np.ndarray:
             # A loader takes one batch from each of its workers in turn.
             turn = (slots // together - self._first) % count
-            return np.logical_and(slots % self._world_size == self._rank, turn == number)
+            mine: np.ndarray = (slots % self._world_size == self._rank) & (turn == number)
+            return mine
 
         collected: list[Slot] = []
         try:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:  # the annotations below cost nothing at run time: floor 0 imports neither library
     import numpy as np
 
+IGNORED = -100
+"""The label of a token that is not trained, as everywhere in torch and transformers."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowSource:

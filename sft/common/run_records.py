@@ -24,10 +24,10 @@ class DistributedContext:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Precision:
-    """The types that a run computes in."""
+    """The number types that a run computes in."""
 
     weights: str
-    """Type of the weights in memory (of the unquantized ones): `float32`, `bfloat16`, `float16`."""
+    """Type of the (unquantized) weights in memory: `float32`, `bfloat16`, `float16`."""
     mixed: str
     """Autocast: `bf16`, `fp16` or `no`."""
 
@@ -35,18 +35,21 @@ class Precision:
 class PackPattern(Protocol):
     """How rows share packs of one capacity (see `sft.batching.packing`)."""
 
-    capacity: int
-    """Tokens of a pack at most."""
-    num_packs: int
+    @property
+    def capacity(self) -> int:
+        """Maximum number of tokens of a pack."""
+
+    @property
+    def num_packs(self) -> int: ...
 
     @property
     def fill(self) -> float:
-        """Share of the capacity that is used."""
+        """Used share of the capacity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
-    """How many rows an optimizer step sees, and how they are split."""
+    """How many rows an optimizer step trains on, and how they are split."""
 
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
@@ -54,27 +57,27 @@ class BatchPlan:
     steps_per_epoch: int
     total_steps: int
     packs: PackPattern | None = None
-    """Where rows are packed: the plan then counts packs wherever it says rows."""
+    """Set where rows are packed: then all counts of rows are counts of packs."""
     per_device_eval_batch_size: int = 8
     parts: int = 1
-    """Parts in which a micro-batch is computed, since all of it at once ran out of memory."""
-    asked: "Mapping[str, Any]" = field(default_factory=dict)
-    """What the settings said of sizes."""
+    """Parts in which a micro-batch is computed, after it ran out of memory in one."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """The sizes as the settings give them."""
 
     @property
     def unit(self) -> str:
-        """What is counted: `rows` or `packs`."""
+        """What the plan counts: `rows` or `packs`."""
         return "rows" if self.packs is None else "packs"
 
     @property
     def global_batch_size(self) -> int:
-        """Rows (packs) an optimizer step."""
+        """Rows (packs) per optimizer step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFootprint:
-    """The model's size, as far as memory and speed depend on it."""
+    """The dimensions of a model that memory and speed depend on."""
 
     num_parameters: int
     num_trainable_parameters: int
@@ -83,17 +86,17 @@ class ModelFootprint:
     num_layers: int
     vocab_size: int
     intermediate_size: int = 0
-    """Width inside the feed-forward block; 0 where the model does not tell."""
+    """Width inside the feed-forward block; 0 where the model's configuration does not say."""
     num_attention_heads: int = 0
     num_lookup_parameters: int = 0
-    """Of the input embedding, where the output layer does not share it: looked up, never multiplied."""
+    """Parameters of an untied input embedding: looked up, never multiplied."""
     num_4bit_parameters: int = 0
-    """How many of the parameters are held in 4 bits."""
+    """Parameters that are stored in 4 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationResult:
-    """Sums over every supervised token of a dataset, as means. `loss` in nats a token."""
+    """Means over all supervised tokens (or sequences) of a dataset; `loss` in nats per token."""
 
     loss: float
     perplexity: float
@@ -103,7 +106,7 @@ class EvaluationResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What a model said to a prompt, and whether it ended by an end token (not where it was cut)."""
+    """A model's answer to a prompt, and whether an end token ended it (False where it was cut)."""
 
     text: str
     ended: bool
@@ -111,7 +114,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleAnswer:
-    """A prompt as text and what the model said, before and after training."""
+    """A prompt as text, and the model's answers before and after training."""
 
     prompt: str
     before: str
@@ -119,38 +122,38 @@ class SampleAnswer:
     reference: str | None = None
     before_ended: bool | None = None
     after_ended: bool | None = None
-    """Whether the answer ended by its end token; None where that was not looked at."""
+    """Whether an end token ended the answer; None where that is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingResult:
-    """What `train` brings back. Times in seconds; speeds over the training steps alone, all ranks together."""
+    """The result of `train`. Times in seconds; speeds over the training steps alone, summed over all ranks."""
 
     status: str
-    """`completed`, or `interrupted` where a signal ended it."""
+    """`completed`, or `interrupted` where a signal ended training."""
     stopped_by: int = 0
     """Number of that signal; 0 for none."""
     steps: int
     epochs: float | None
-    """None for a stream, in which they do not end."""
+    """None for a stream, which has no epochs."""
     loss: float | None
     seconds: float
     examples_per_second: float
     tokens_per_second: float
     supervised_tokens_per_second: float
     model_flops_per_second: float | None = None
-    """Operations that the trained tokens cost by the usual formula (see `sft.modeling.flops`)."""
+    """Floating-point operations by the usual formula (see `sft.modeling.flops`)."""
     mfu: float | None = None
-    """Those as a share of what all devices could do at most; None where that is not known (on CPU)."""
+    """Model FLOPs utilization: the share of the peak of all devices; None where the peak is unknown (on CPU)."""
     peak_memory_bytes: int
     memory_share: float | None
-    """Peak over the memory of the device (or of this process's share of RAM)."""
+    """Peak memory as a share of the device's memory (or of this process's share of RAM)."""
     rows_dropped: int = 0
-    """Rows of a stream that could not be used, all ranks together."""
+    """Rows of a stream that could not be used, summed over all ranks."""
     bad_steps: int = 0
-    """Steps whose update was left out, since their loss or gradient was no finite number."""
-    memory_shortages: "Mapping[str, int]" = field(default_factory=dict)
-    """How often memory ran out and smaller parts were taken, in `training` and `evaluation` (on this rank)."""
+    """Steps whose update was skipped, since their loss or gradient was NaN or inf."""
+    memory_shortages: Mapping[str, int] = field(default_factory=dict)
+    """How often memory ran out and parts became smaller, in `training` and `evaluation` (on this rank)."""
     eval_before: EvaluationResult | None = None
     eval_after: EvaluationResult | None = None
     samples: tuple[SampleAnswer, ...] = field(default_factory=tuple)

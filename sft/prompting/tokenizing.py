@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft.common.data_records import RenderedText, Segment
+from sft.common.data_records import IGNORED, RenderedText, Segment
 from sft.prompting.messages import RowRefused
 from sft.prompting.offsets import OffsetEncoder, TokenOffsets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-IGNORED = -100
-"""Label of a token that is not trained, as in torch and transformers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -83,7 +83,7 @@ def resolve_batches(
         finder = _Finder(config, training, data, model, layout, precision, context, own, limits)
         training = finder.settle()
     plan = resolve_batch_plan(
-        training, data.num_train_rows, context, lengths=data.train.lengths, longest=config.data.max_seq_length
+        training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=config.data.max_seq_length
     )
     return replace(plan, parts=parts, asked=asked)
 

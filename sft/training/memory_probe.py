@@ -112,7 +112,7 @@ class MemoryProbe:
         collator = self._layout.collator if trains else self._layout.evaluation_collator
         if isinstance(collator, FlatCollator):
             # The worst case: no leading tokens are shared.
-            collator = FlatCollator(collator.pad_token_id, longest=collator.longest)
+            collator = FlatCollator(collator.pad_token_id, max_seq_length=collator.max_seq_length)
         started = time.perf_counter()
         with PeakWatch(self._device) as watch:
             batch = to_device(collator(rows), torch.device(self._device))

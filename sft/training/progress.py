@@ -13,7 +13,7 @@ from sft.modeling.flops import training_flops
 from sft.processes.device_memory import held_memory_bytes, peak_memory_bytes, reserved_memory_bytes, total_memory_bytes
 from sft.processes.utilization import CpuUtilization, GpuUtilization
 
-COUNTED = ("supervised", "tokens", "rows", "laid_out", "squares")
+COUNTED = ("supervised", "tokens", "rows", "computed", "squares")
 """Counts of a micro-batch that are added up; see `sft.batching.layout.BatchCounts`."""
 _SPEEDS = ("supervised_tokens_per_second", "tokens_per_second", "examples_per_second", "computed_tokens_per_second")
 _SEEN = ("supervised_tokens_seen", "tokens_seen", "rows_seen")

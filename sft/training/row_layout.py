@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sft.batching.layout import IGNORED, FlatCollator, PaddedCollator, model_inputs
-from sft.batching.prefixes import FEWEST_SHARED
+from sft.batching.layout import FlatCollator, PaddedCollator, model_inputs
+from sft.batching.prefixes import MIN_SHARED
+from sft.common.data_records import IGNORED
 from sft.common.errors import ConfigError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
@@ -54,7 +55,7 @@ class RowLayout:
         if not self.has_fixed_shape:
             return self
         fixed = self.collator.fixed_tokens * micro_batch_size
-        collator = FlatCollator(self.collator.pad_token_id, fixed_tokens=fixed, longest=self.collator.longest)
+        collator = FlatCollator(self.collator.pad_token_id, fixed_tokens=fixed, max_seq_length=self.collator.max_seq_length)
         return replace(self, collator=collator)
 
     def describe(self) -> str:
@@ -114,7 +115,7 @@ def resolve_layout(
         if training.torch_compile:
             # A compiled layer treats the maximal length as a constant, and would be recompiled for other prefixes.
             pack = training.tokens_per_batch or (max_seq_length if training.packing else None)
-            collator = FlatCollator(pad_token_id, fixed_tokens=pack, longest=max_seq_length)
+            collator = FlatCollator(pad_token_id, fixed_tokens=pack, max_seq_length=max_seq_length)
     return RowLayout(
         collator=collator,
         evaluation_collator=evaluation_collator,
@@ -162,7 +163,7 @@ class _ModelTrials:
         """
         if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self._model.modules()):
             return False
-        shared = list(range(3, 3 + FEWEST_SHARED))
+        shared = list(range(3, 3 + MIN_SHARED))
         documents = [[*shared, 1, 2], [*shared, 2]]
         was_training = self._model.training
         try:

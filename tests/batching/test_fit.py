@@ -56,8 +56,8 @@ def test_ten_thousand_random_devices_keep_the_contract():
     found = 0
     for _ in range(10_000):
         world = generator.choice([1, 2, 3, 4, 8])
-        rows_a_device = generator.randint(1, 96)
-        candidates = candidate_sizes(rows_a_device, most=10_000)
+        rows_per_device = generator.randint(1, 96)
+        candidates = candidate_sizes(rows_per_device, most=10_000)
         devices = [FakeDevice(generator, skew=generator.choice([1.0, 1.0, 1.3])) for _ in range(world)]
         budget = int(min(device.total for device in devices) * generator.uniform(0.3, 1.0))
         fits = [device.fit(candidates, budget) for device in devices]
@@ -67,8 +67,8 @@ def test_ten_thousand_random_devices_keep_the_contract():
             continue
         found += 1
         # The product is the global batch, exactly.
-        assert rows_a_device % chosen == 0
-        assert chosen * (rows_a_device // chosen) * world == rows_a_device * world
+        assert rows_per_device % chosen == 0
+        assert chosen * (rows_per_device // chosen) * world == rows_per_device * world
         # No device is asked for more than the budget, whichever of them is the tightest.
         assert all(device.true_bytes(chosen) <= budget for device in devices)
         # A larger budget never gives less.

@@ -72,7 +72,7 @@ def test_flat_collator_lays_shared_tokens_out_once():
     assert batch["cu_seq_lens_q"].tolist() == [0, 13, 15, 27]
     assert batch["targets"].tolist() == [2, 3, 8, 5]
     assert batch["label_positions"].tolist() == [10, 11, 13, 15]
-    assert batch["counts"] == {"rows": 3, "tokens": 27, "supervised": 4, "laid_out": 17, "squares": 169 + 4 + 144}
+    assert batch["counts"] == {"rows": 3, "tokens": 27, "supervised": 4, "computed": 17, "squares": 169 + 4 + 144}
 
 
 @pytest.mark.parametrize("with_adapters", [False, True])
@@ -88,7 +88,7 @@ def test_loss_and_gradient_are_those_of_the_plain_padded_batch(architecture, wit
     expected = plain(model, rows())
     layout = layout_of(model)
     batch = layout.collator(rows())
-    assert batch["counts"]["laid_out"] == batch["counts"]["tokens"] - 2 * 20 - 11
+    assert batch["counts"]["computed"] == batch["counts"]["tokens"] - 2 * 20 - 11
     with isolated_documents(model, layout.attention):
         total = layout.output.loss_sum(model, model_inputs(batch), batch)
     loss = total / batch["counts"]["supervised"]

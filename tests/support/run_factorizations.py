@@ -62,7 +62,7 @@ def train_one(model_folder, tokenizer, data, context, size):
     model_config = ModelConfig(model_name_or_path=model_folder)
     model = load_model(model_config, None, None, FLOAT32, context)
     layout = resolve_layout(model, model_config, config, FLOAT32, context, pad_token_id=0, max_seq_length=64)
-    plan = resolve_batch_plan(config, len(data.train), context, lengths=data.train.lengths, longest=64)
+    plan = resolve_batch_plan(config, len(data.train), context, lengths=data.train.lengths, max_seq_length=64)
     trainer = build_trainer(arguments, model, tokenizer, data, plan, layout, context, resume_point=None)
     gradients, seen = [], []
     check, add = trainer.trainer.bad_steps.check, trainer.trainer.step_gradient.add

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from data_handler import prepare_data
-from sft.batching.parts import next_parts, split_rows
 from sft.batching.plan import resolve_batch_plan
 from sft.common.errors import MemoryShortage
 from sft.common.run_records import DistributedContext, Precision
@@ -46,7 +45,7 @@ def prepare(question_file, tmp_path):
         layout = resolve_layout(
             model, ModelConfig(model_name_or_path="m"), config, FLOAT32, CPU, pad_token_id=0, max_seq_length=64
         )
-        plan = resolve_batch_plan(config, len(data.train), CPU, lengths=data.train.lengths, longest=64)
+        plan = resolve_batch_plan(config, len(data.train), CPU, lengths=data.train.lengths, max_seq_length=64)
         arguments = build_training_arguments(
             config, LoggingConfig(report_to=[], logging_steps=1), FLOAT32, CPU, has_validation=True
         )
@@ -171,28 +170,6 @@ def test_evaluation_of_a_single_row_that_does_not_fit_is_one_line(prepare):
     give_memory(model, rows=0)
     with pytest.raises(MemoryShortage, match=messages.OUT_OF_MEMORY_IN_EVALUATION):
         evaluate(prepared.trainer)
-
-
-@pytest.mark.parametrize(
-    ("places", "size", "parts", "expected"),
-    [
-        ([0, 1, 2, 3], 4, 2, [[0, 1], [2, 3]]),
-        ([0, 1, 2], 4, 2, [[0, 1], [2]]),  # the last rows of an epoch
-        ([0, 3], 4, 2, [[0], [3]]),  # a stream lacks two
-        ([3], 4, 4, [[3]]),
-        ([0, 0, 0, 1, 1], 2, 2, [[0, 0, 0], [1, 1]]),  # packs
-        ([0, 0, 0, 1, 1], 2, 4, [[0, 0], [0], [1], [1]]),
-    ],
-)
-def test_split_rows_keeps_to_places(places, size, parts, expected):
-    split = split_rows([{"place": place} for place in places], size, parts)
-    assert [[row["place"] for row in part] for part in split] == expected
-
-
-def test_next_parts_divides_the_size():
-    assert [next_parts(8, parts) for parts in (1, 2, 4, 8, 16)] == [2, 4, 8, 16, 32]
-    assert [next_parts(6, parts) for parts in (1, 2, 3, 6)] == [2, 6, 6, 12]
-    assert next_parts(3, 1) == 3
 
 
 def run_two(tmp_path, model, question_file, name, *, out_of_memory_at="", **settings):

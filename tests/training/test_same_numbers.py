@@ -130,11 +130,11 @@ def test_loss_and_gradient_with_adapters_on_the_output_layer_are_the_same():
 def test_loss_and_gradient_of_a_batch_filled_up_to_a_fixed_size_are_the_same():
     model = build_model("llama").train()
     layout = layout_of(model)
-    collator = FlatCollator(0, fixed_tokens=150, longest=40)
+    collator = FlatCollator(0, fixed_tokens=150, max_seq_length=40)
     batch = collator(rows())
     assert batch["input_ids"].shape == (1, 150)
     assert batch["cu_seq_lens_q"].diff().tolist() == [*LENGTHS, 40, 26, *[0] * 7]
-    assert batch["counts"]["laid_out"] == 150
+    assert batch["counts"]["computed"] == 150
     assert batch["counts"]["tokens"] == sum(LENGTHS)
     with isolated_documents(model, layout.attention):
         total = layout.output.loss_sum(model, model_inputs(batch), batch)
@@ -148,7 +148,7 @@ def test_a_batch_of_fillers_has_no_loss_and_a_gradient_of_zero_for_every_weight(
     model = build_model("llama").train()
     layout = layout_of(model, padding_free=isinstance(collator, FlatCollator))
     batch = collator([{**row, "labels": np.full_like(row["labels"], -100)} for row in rows()])
-    assert batch["counts"] == {"rows": 0, "tokens": 0, "supervised": 0, "laid_out": batch["input_ids"].numel(),
+    assert batch["counts"] == {"rows": 0, "tokens": 0, "supervised": 0, "computed": batch["input_ids"].numel(),
                                "squares": 0}  # fmt: skip
     with isolated_documents(model, layout.attention):
         layout.output.loss_sum(model, model_inputs(batch), batch).backward()

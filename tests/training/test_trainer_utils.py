@@ -37,7 +37,7 @@ def make_trainer(question_file, tmp_path):
         layout = resolve_layout(
             model, ModelConfig(model_name_or_path="m"), config, FLOAT32, CPU, pad_token_id=0, max_seq_length=64
         )
-        plan = resolve_batch_plan(config, len(data.train), CPU, lengths=data.train.lengths, longest=64)
+        plan = resolve_batch_plan(config, len(data.train), CPU, lengths=data.train.lengths, max_seq_length=64)
         arguments = build_training_arguments(config, logging_config, FLOAT32, CPU, has_validation=True)
         return SFTTrainer(
             context=CPU, data=data, layout=layout, size=footprint(model), plan=plan, model=model, args=arguments,
@@ -117,9 +117,9 @@ def test_a_token_less_trained_is_a_token_less_counted(make_trainer):
     dataset = trainer.train_dataset
     supervised = sum(sum(label != -100 for label in dataset[int(row)]["labels"][1:]) for row in rows)
     tokens = sum(len(dataset[int(row)]["input_ids"]) for row in rows)
-    *counted, laid_out, _, dropped = trainer.progress.counts.tolist()
+    *counted, computed, _, dropped = trainer.progress.counts.tolist()
     assert (counted, dropped) == ([supervised, tokens, 12], 0)
-    assert 0 < laid_out <= tokens  # leading tokens that rows share are laid out once
+    assert 0 < computed <= tokens  # leading tokens that rows share are computed once
 
 
 def arguments_of(**settings):

@@ -1,17 +1,12 @@
-"""Order, layout and plan of batches."""
+"""The order of rows and packs: the same for any split into processes and micro-batches."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from sft.batching.layout import FlatCollator, PaddedCollator, SupervisedRows
 from sft.batching.order import PackedBatchSampler, RankBatchSampler, filler
 from sft.batching.packing import plan_packs
-from sft.batching.plan import resolve_batch_plan
-from sft.common.run_records import DistributedContext
-from sft.configuration.schema import TrainingConfig
 
 
 def rows_of_step(num_rows, micro, accumulation, world, *, step, **options):
@@ -79,59 +74,6 @@ def test_a_rank_without_rows_gets_a_filler():
     assert filler(4) == -5
 
 
-def test_supervised_rows_ignores_every_label_of_a_filler():
-    lists = [([1, 2], [-100, 2]), ([3, 4, 5], [-100, 4, 5])]
-    rows = SupervisedRows([{"input_ids": np.array(ids), "labels": np.array(labels)} for ids, labels in lists])
-    assert rows[1]["labels"].tolist() == [-100, 4, 5]
-    assert rows[filler(1)]["input_ids"].tolist() == [3, 4, 5]
-    assert rows[filler(1)]["labels"].tolist() == [-100, -100, -100]
-
-
-ROWS = [
-    {"input_ids": np.array([5, 6, 7]), "labels": np.array([-100, 6, 7])},
-    {"input_ids": np.array([8, 9]), "labels": np.array([-100, 9])},
-    # A label on the first token is of no use: nothing stands before it that could predict it.
-    {"input_ids": np.array([4, 3]), "labels": np.array([4, -100])},
-]
-COUNTS = {"rows": 2, "tokens": 5, "supervised": 3, "squares": 13}
-
-
-def test_padded_collator_pads_at_the_right_and_finds_what_is_trained():
-    batch = PaddedCollator(pad_token_id=9)(ROWS)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9], [4, 3, 9]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
-    # The pad token is a token of the answer too: only the real one is a target.
-    assert batch["label_positions"].tolist() == [0, 1, 3]
-    assert batch["targets"].tolist() == [6, 7, 9]
-    assert batch["target_rows"].tolist() == [0, 0, 1]
-    assert batch["counts"] == {**COUNTS, "laid_out": 9}
-
-
-def test_flat_collator_lays_rows_end_to_end():
-    batch = FlatCollator(pad_token_id=9)(ROWS)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 4, 3]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1]]
-    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 7]
-    assert batch["cu_seq_lens_q"].dtype is torch.int32
-    assert batch["max_length_q"] == batch["max_length_k"] == 3
-    assert "attention_mask" not in batch
-    assert batch["label_positions"].tolist() == [0, 1, 3]
-    assert batch["targets"].tolist() == [6, 7, 9]
-    assert batch["target_rows"].tolist() == [0, 0, 1]
-    assert batch["counts"] == {**COUNTS, "laid_out": 7}
-
-
-def test_flat_collator_fills_up_to_a_fixed_size():
-    batch = FlatCollator(pad_token_id=1, fixed_tokens=12, longest=3)(ROWS)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 4, 3, 1, 1, 1, 1, 1]]
-    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 7, 10, 12, *[12] * 10]
-    assert batch["max_length_q"] == 3
-    assert batch["counts"] == {**COUNTS, "laid_out": 12}
-    exact = FlatCollator(pad_token_id=1, fixed_tokens=7, longest=3)(ROWS)
-    assert exact["cu_seq_lens_q"].tolist() == [0, 3, 5, 7, *[7] * 12]
-    assert len(FlatCollator(1, fixed_tokens=70, longest=3)(ROWS * 10)["cu_seq_lens_q"]) == 32
-
-
 def packed_rows(sampler, epoch=0):
     sampler.set_epoch(epoch)
     return [[row for row, _ in batch] for batch in sampler]
@@ -176,34 +118,3 @@ def test_a_rank_without_a_pack_gets_a_pack_of_fillers():
     )
     assert [len(own), len(other)] == [2, 2]
     assert other[1] == [filler(row) for row in own[1]]
-
-
-@pytest.mark.parametrize(
-    ("settings", "steps_per_epoch", "global_batch_size", "capacity"),
-    [
-        ({"packing": True, "per_device_train_batch_size": 2}, 3, 4, 50),
-        ({"tokens_per_batch": 100}, 3, 2, 100),
-        ({"tokens_per_batch": 100, "gradient_accumulation_steps": 3}, 1, 6, 100),
-    ],
-)
-def test_resolve_batch_plan_counts_packs(settings, steps_per_epoch, global_batch_size, capacity):
-    plan = resolve_batch_plan(
-        TrainingConfig(**settings), 20, DistributedContext(world_size=2), lengths=np.full(20, 25), longest=50
-    )
-    assert (plan.steps_per_epoch, plan.global_batch_size) == (steps_per_epoch, global_batch_size)
-    assert (plan.packs.capacity, plan.packs.fill, plan.unit) == (capacity, 1.0, "packs")
-
-
-@pytest.mark.parametrize(
-    ("settings", "rows", "world", "steps_per_epoch", "total"),
-    [
-        ({"per_device_train_batch_size": 4, "num_train_epochs": 2.0}, 10, 1, 3, 6),
-        ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "num_train_epochs": 1.5}, 20, 1, 3, 5),
-        ({"per_device_train_batch_size": 2, "max_steps": 7}, 10, 2, 3, 7),
-        ({"per_device_train_batch_size": 64}, 10, 1, 1, 3),
-    ],
-)
-def test_resolve_batch_plan_counts_steps(settings, rows, world, steps_per_epoch, total):
-    plan = resolve_batch_plan(TrainingConfig(**settings), rows, DistributedContext(world_size=world))
-    assert (plan.steps_per_epoch, plan.total_steps) == (steps_per_epoch, total)
-    assert plan.global_batch_size == plan.per_device_train_batch_size * plan.gradient_accumulation_steps * world
