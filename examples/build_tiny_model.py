@@ -50,7 +50,7 @@ class Recipe:
         layers: Number of transformer layers.
         steps: Number of optimizer steps.
         tokens_per_batch: Upper bound of the padded tokens of one batch.
-        learning_rate: Highest learning rate, reached after the warm-up.
+        learning_rate: Peak learning rate, reached after the warm-up.
         seed: Seed of the text, the weights and the batch order.
         threads: Number of CPU threads; part of the recipe because sums depend on it.
     """
@@ -71,7 +71,7 @@ SMOKE = Recipe(documents=300, held_out=40, vocab_size=512, hidden_size=32, layer
 
 
 def render(document: Document) -> str:
-    """Writes a document as the model shall see it.
+    """Renders a document as the model sees it.
 
     Args:
         document: A plain text or a chat from the generator.
@@ -122,11 +122,11 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Makes the untrained model.
+    """Creates the untrained model.
 
     Args:
         recipe: Sizes of the model.
-        tokenizer: Gives the vocabulary and the special tokens.
+        tokenizer: Defines the vocabulary and the special tokens.
 
     Returns:
         A model with random weights.
@@ -148,9 +148,9 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
 
 
 def make_batches(rows: list[list[int]], tokens_per_batch: int, rng: random.Random) -> Iterator[list[list[int]]]:
-    """Groups rows of like length into batches, for ever.
+    """Groups rows of similar length into batches, without end.
 
-    Every row starts at position 0, as it does in a chat, and like lengths keep the padding small.
+    Every row starts at position 0, as it does in a chat, and similar lengths keep the padding small.
 
     Args:
         rows: Token ids of the documents.
@@ -191,14 +191,14 @@ def to_tensors(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """Gives the warm-up and cosine schedule.
+    """Computes the warm-up and cosine schedule.
 
     Args:
         step: The current step, from 0.
-        steps: The number of all steps.
+        steps: The total number of steps.
 
     Returns:
-        The factor on the highest learning rate; it ends at 0.02.
+        The factor of the peak learning rate; it ends at 0.02.
     """
     warm_up = max(1, min(100, steps // 10))
     if step < warm_up:
@@ -280,7 +280,7 @@ knowledge or reasoning from it.
 * Training: {steps:,} steps of at most {tokens:,} tokens, AdamW, peak learning rate {rate:g}, warm-up and cosine, seed
   {seed}, {threads} CPU threads.
 * Held-out loss: **{loss:.3f}** nats per token (perplexity {perplexity:.2f}), measured with the stored float16 weights
-  on {held_out} generated documents that were left out of the training. They come from the same generator, so this
+  on {held_out} generated documents that were not part of the training text. They come from the same generator, so this
   says nothing about other text.
 
 ## Chat format
@@ -338,7 +338,7 @@ def build(recipe: Recipe, output_dir: Path) -> float:
 
     Args:
         recipe: The settings of the build.
-        output_dir: Folder for the result; made if it is missing.
+        output_dir: Folder for the result; created if it does not exist.
 
     Returns:
         The held-out loss of the stored weights.
@@ -355,7 +355,7 @@ def build(recipe: Recipe, output_dir: Path) -> float:
     logger.info("%d parameters, %d training tokens", model.num_parameters(), sum(map(len, rows)))
     pretrain(model, rows, recipe)
 
-    model.half().float()  # The held-out loss shall be that of the stored, rounded weights.
+    model.half().float()  # The held-out loss is that of the stored, rounded weights.
     loss = held_out_loss(model, held_out_rows)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model.generation_config = GenerationConfig(max_new_tokens=64, do_sample=False, **ids)

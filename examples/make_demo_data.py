@@ -3,7 +3,7 @@
     python examples/make_demo_data.py --output_dir examples/data
 
 The files hold one JSON object per line, ``{"messages": [...]}``. Every assistant turn is a JSON object with the keys
-item, count, colour and day, in this order; what the order leaves open is null. The result depends on nothing but the
+item, count, colour and day, in this order; what the order does not specify is null. The result depends only on the
 seed. Some names and some pairs of name and item occur in the validation file only.
 """
 
@@ -73,7 +73,7 @@ CLOSINGS = ("", "", "", "", " Thanks!", " Thank you.", " See you soon.")
 
 @dataclass(frozen=True)
 class Order:
-    """One order. Who it is for stands in the request alone; the rest is the answer, in the order of the JSON keys.
+    """One order. The recipient only occurs in the request; the other fields are the answer, in the order of the JSON keys.
 
     Attributes:
         item: The thing, as the order writes it.
@@ -90,12 +90,12 @@ class Order:
     day: str | None
 
     def to_json(self) -> str:
-        """Writes the order as the assistant shall write it."""
+        """The order in the form that the assistant is trained to write."""
         return json.dumps({name: value for name, value in asdict(self).items() if name != "to"})
 
 
 def is_unseen(order: Order) -> bool:
-    """Tells whether an order belongs to the validation file only.
+    """Whether an order occurs in the validation file only.
 
     Args:
         order: An order.
@@ -181,7 +181,7 @@ def make_row(rng: random.Random, unseen: bool) -> Row:
 
     Args:
         rng: Source of all choices.
-        unseen: Whether the orders shall be among those kept for validation.
+        unseen: Whether the orders are among those reserved for validation.
 
     Returns:
         The row.

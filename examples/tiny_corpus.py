@@ -564,7 +564,7 @@ def fact_chat(rng: random.Random) -> Document:
 
 
 def reading_chat(rng: random.Random) -> Document:
-    """Makes a chat in which the answer stands in the text that the user gives."""
+    """Makes a chat in which the text that the user gives contains the answer."""
     a, b = pick_name(rng), rng.choice(NAMES)
     item, other = rng.sample(list(ITEMS), 2)
     c1, c2 = rng.sample(COLOURS, 2)

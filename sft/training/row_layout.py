@@ -55,7 +55,9 @@ class RowLayout:
         if not self.has_fixed_shape:
             return self
         fixed = self.collator.fixed_tokens * micro_batch_size
-        collator = FlatCollator(self.collator.pad_token_id, fixed_tokens=fixed, max_seq_length=self.collator.max_seq_length)
+        collator = FlatCollator(
+            self.collator.pad_token_id, fixed_tokens=fixed, max_seq_length=self.collator.max_seq_length
+        )
         return replace(self, collator=collator)
 
     def describe(self) -> str:

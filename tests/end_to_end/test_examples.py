@@ -200,10 +200,10 @@ def test_memory_in_a_recipe_is_what_our_arithmetic_predicts(example):
 
     rows = training.per_device_train_batch_size
     estimate = predicted(rows)
-    assert f"Memory: {gib(estimate.total_bytes)} GiB a device, predicted, not measured" in comment
+    assert f"Memory: {gib(estimate.total_bytes)} GiB per device, predicted, not measured" in comment
     assert re.search(rf"weights {gib(estimate.weights_bytes)} ", comment)
     assert f"activations {gib(estimate.activations_bytes)}" in comment
-    assert f"scores {gib(estimate.logits_bytes)}" in comment
+    assert f"logits {gib(estimate.logits_bytes)}" in comment
     others = re.findall(r"per_device_train_batch_size: (\d+), predicted ([\d.]+) GiB", comment)
     assert all(gib(predicted(int(fewer)).total_bytes) == figure for fewer, figure in others)
     (gigabytes,) = re.findall(r"one GPU with (\d+) GB", comment)
