@@ -9,8 +9,10 @@ from pathlib import Path
 from sft.commands.compare.comparison import ComparedRun, compare, read_run, short_names
 from sft.commands.compare.text import comparison_lines
 from sft.common.errors import ConfigError, UserError
+from sft.common.optional_packages import missing_package
 from sft.configuration.command_line import OneLineParser
 from sft.processes.exit_notes import tell_problems
+from sft.reporting.curves import draw_comparison
 
 DESCRIPTION = """\
 Compares runs by what they left in their output folders: the settings and data that differ, validation and training
@@ -28,11 +30,11 @@ def main(arguments: Sequence[str]) -> int:
         if not given.output.lower().endswith(".png"):
             raise ConfigError(f"command line: --output: expected the name of a PNG file, found {given.output!r}.")
         lines = comparison_lines(compare(runs))
-        _draw(runs, given.output)
+        drawn = _draw(runs, given.output)
     except UserError as error:
         tell_problems(error.problems)
         return error.exit_code
-    sys.stdout.write("\n".join([*lines, "", f"The curves: {given.output}"]) + "\n")
+    sys.stdout.write("\n".join([*lines, "", drawn]) + "\n")
     return 0
 
 
@@ -46,14 +48,16 @@ def _read(folders: Sequence[str]) -> list[ComparedRun]:
     return [read_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)]
 
 
-def _draw(runs: Sequence[ComparedRun], path: str) -> None:
-    from sft.reporting.curves import draw_comparison  # matplotlib takes its time
-
+def _draw(runs: Sequence[ComparedRun], path: str) -> str:
+    """Draw the curves of all runs into one picture. Returns the line for the terminal."""
     sizes = {run.name: run.find("batch_plan", "global_batch_size") for run in runs}
     try:
         draw_comparison({run.name: run.events for run in runs}, path, sizes)
     except OSError as error:
         raise ConfigError(f"command line: --output: {path} cannot be written: {error.strerror}.") from None
+    except ImportError:
+        return f"The curves were not drawn: that {missing_package('matplotlib')}."
+    return f"The curves: {path}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sft.common.errors import ConfigError, ModelError, one_line
+from sft.common.optional_packages import missing_package
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig
 from sft.modeling.adapters import add_adapters
@@ -65,7 +66,7 @@ def _bitsandbytes_config(quantization: QuantizationConfig, precision: Precision)
         import bitsandbytes  # noqa: F401  (transformers needs it; its absence deserves our own line)
         from transformers import BitsAndBytesConfig
     except ImportError:
-        raise ModelError("quantization_config needs the package bitsandbytes: pip install bitsandbytes.") from None
+        raise ModelError(f"quantization_config: {missing_package('bitsandbytes')}.") from None
     compute = quantization.bnb_4bit_compute_dtype
     return BitsAndBytesConfig(
         load_in_4bit=quantization.load_in_4bit,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
+from sft.common.optional_packages import missing_package
 from sft.processes.environment import num_usable_cores
+
+logger = logging.getLogger("sft.train")
 
 
 class CpuUtilization:
@@ -28,15 +32,19 @@ class GpuUtilization:
         if not device.startswith("cuda"):
             return
         try:
-            import pynvml
-            import torch
+            import pynvml  # optional
+        except ImportError:
+            logger.info("gpu_utilization is not logged: that %s.", missing_package("pynvml"))
+            return
+        import torch  # only where there is a GPU
 
+        try:
             pynvml.nvmlInit()
             # The UUID is the same in both libraries; the index is not, where CUDA_VISIBLE_DEVICES hides some.
             uuid = str(torch.cuda.get_device_properties(device).uuid)
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
             self._pynvml = pynvml
-        except (ImportError, AttributeError, pynvml_error()):
+        except (AttributeError, pynvml.NVMLError):
             self._handle = None  # Utilization is a courtesy: the run goes on, and the figure is left out.
 
     def read(self) -> float | None:
@@ -44,12 +52,3 @@ class GpuUtilization:
         if self._handle is None:
             return None
         return self._pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu / 100
-
-
-def pynvml_error() -> type[Exception]:
-    """The library's error class; one that is never raised where the library is missing."""
-    try:
-        import pynvml
-    except ImportError:
-        return ImportError
-    return pynvml.NVMLError

@@ -12,13 +12,12 @@ TRAIN_COLOUR, EVAL_COLOUR = "#3465a4", "#cc4c02"
 
 
 def draw_curves(events: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
-    """Draws the log events of a run (see `metrics.jsonl`) into a PNG file."""
-    # The pure object interface: pyplot keeps global state and looks for a screen.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Draw the log events of a run (see `metrics.jsonl`) into a PNG file.
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    Raises:
+        ImportError: if matplotlib, which is optional, is not installed.
+    """
+    figure = _new_figure(width=11, height=7)
     figure.suptitle(title)
     panels = figure.subplots(2, 2)
     loss, accuracy, rate, norm = panels.ravel()
@@ -41,6 +40,16 @@ def draw_curves(events: Sequence[Mapping[str, Any]], path: str | Path, title: st
         elif not panel.lines:
             panel.text(0.5, 0.5, "no data", ha="center", va="center", transform=panel.transAxes, color="grey")
     figure.savefig(path, dpi=110)
+
+
+def _new_figure(*, width: float, height: float) -> Any:
+    """An empty figure, in inches. The object interface: pyplot keeps global state and looks for a screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # optional, and slow to import
+    from matplotlib.figure import Figure  # optional
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _plot(
@@ -69,15 +78,15 @@ def draw_comparison(
         path: of the picture.
         rows_a_step: name -> rows that a step trains on. Where they differ, the curves stand over rows, not steps, so
             that what stands one above the other has seen as much.
+
+    Raises:
+        ImportError: if matplotlib, which is optional, is not installed.
     """
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps  # optional, and slow to import
 
     known = [rows_a_step.get(name) for name in runs]
     by_rows = None not in known and len(set(known)) > 1
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _new_figure(width=11, height=7.5)
     panels = figure.subplots(2, 2).ravel()
     kinds = (
         ("eval_loss", "validation loss (nats a token)", "o"),

@@ -11,6 +11,7 @@ from typing import Any
 from sft.checkpointing.final_model import model_aside, publish_model, write_model
 from sft.common.data_records import TrainingData
 from sft.common.files import write_json
+from sft.common.optional_packages import missing_package
 from sft.common.run_records import BatchPlan, TrainingResult
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_sha256
@@ -58,8 +59,7 @@ def save_and_report(
         is_sent = trainer.hub.push_model(lambda: trainer.create_model_card(model_name=output.absolute().name))
         status = 0 if is_sent else NOT_PUSHED_STATUS
         to_hub = trainer.hub.problem or "sent"
-    curves = output / "training_curves.png"
-    draw_curves(read_metrics(output / "metrics.jsonl"), curves, config.logging.run_name or str(output))
+    curves = _draw_curves(output, config.logging.run_name or str(output))
     summary = build_summary(
         result, data.report, trainer.plan_now(), config_sha256(config), context.device,
         data_digests=trainer.facts.get("data"),
@@ -89,6 +89,17 @@ def save_and_report(
             kind, to_hub, status, trainer.hub.name, output,
         )  # fmt: skip
     return status
+
+
+def _draw_curves(output: Path, title: str) -> Path | None:
+    """Draw `training_curves.png`. Returns its path, or None where matplotlib is missing, which is logged."""
+    picture = output / "training_curves.png"
+    try:
+        draw_curves(read_metrics(output / "metrics.jsonl"), picture, title)
+    except ImportError:
+        logger.info("%s was not drawn: that %s. %s shows the curves.", picture, missing_package("matplotlib"), HTML_FILE)
+        return None
+    return picture
 
 
 def attach_report(

@@ -6,6 +6,9 @@ CHANGED_FILE = "is not what was written"
 OTHER_WORLD_SIZE = "{name} was saved by {before} processes and this run has {after}: the order of rows is the same"
 RESUMING_FROM = "Resuming from {path}"
 
+# common
+MISSING_PACKAGE = "needs the package {name}: pip install {name}"
+
 # reporting
 TRACKER_FAILED = "{name} failed at step "
 RUN_CONTINUES = "The run continues without it"
@@ -13,6 +16,7 @@ RUN_CONTINUES = "The run continues without it"
 # training
 BAD_STEP = "Step {step}: the loss or gradient is NaN or inf"
 CANNOT_PUSH = "push_to_hub: cannot push to the Hub"
+NOT_DRAWN = "{path} was not drawn: that"
 OUT_OF_MEMORY_AT_STEP = "Out of memory at step {step}"
 OUT_OF_MEMORY_IN_EVALUATION = "during evaluation, with a single row"
 PADDED = "Rows are padded to the longest row of their batch"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +14,10 @@ from sft.commands.init.machine_look import look_at_machine
 from sft.commands.init.model_look import look_at_model
 from sft.commands.init.writing import as_yaml
 from sft.common.errors import ConfigError, UserError
+from sft.common.optional_packages import is_installed, missing_package
 from sft.common.text import counted, size
 from sft.configuration.command_line import InitOptions
+from sft.configuration.checks.packages import needs_bitsandbytes
 
 Ask = Callable[[str], str]
 Say = Callable[[str], None]
@@ -51,8 +52,9 @@ def start(options: InitOptions, ask: Ask | None, say: Say, check: Callable[[str]
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}.") from None
-    check(str(path))
-    for line in _last_words(answers, machine, fit):
+    if (missing := _missing_package(answers, fit)) is None:
+        check(str(path))
+    for line in _last_words(answers, machine, fit, missing):
         say(line)
     return 0
 
@@ -197,7 +199,15 @@ def _fit_line(fits: dict[str, Fit], machine: MachineFacts) -> str | None:
     return f"  Predicted memory a device, of {size(machine.memory_bytes)}: {', '.join(each)}."
 
 
-def _last_words(answers: Answers, machine: MachineFacts, fit: Fit) -> Iterator[str]:
+def _missing_package(answers: Answers, fit: Fit) -> str | None:
+    """What needs a package that is not installed here, and which; None if nothing does."""
+    needs = "qlora" if answers.method == "qlora" else f"optim: {fit.optimizer}"
+    if (answers.method == "qlora" or needs_bitsandbytes(fit.optimizer)) and not is_installed("bitsandbytes"):
+        return f"{needs} {missing_package('bitsandbytes')}"
+    return None
+
+
+def _last_words(answers: Answers, machine: MachineFacts, fit: Fit, missing: str | None) -> Iterator[str]:
     file = shlex.quote(answers.config_file)
     if not fit.fits and machine.memory_bytes:
         yield (
@@ -207,8 +217,8 @@ def _last_words(answers: Answers, machine: MachineFacts, fit: Fit) -> Iterator[s
     if answers.num_gpus > max(machine.num_gpus, 1):
         there = counted(machine.num_gpus, "GPU") if machine.num_gpus else "no GPU"
         yield f"Note: it is for {answers.num_gpus} GPUs, and this machine has {there}."
-    if answers.method == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
-        yield "Note: qlora needs a package that is not installed: pip install bitsandbytes"
+    if missing is not None:
+        yield f"Note: {missing}"
     yield f"Wrote {answers.config_file}. Look at it, then:"
     yield f"  python sft_main.py --config_file {file} --dry_run    # what would be trained on, and is it sound?"
     yield f"  python sft_main.py --config_file {file}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sft.configuration.checks.contradiction import Contradiction
 from sft.configuration.checks.data import check_data
 from sft.configuration.checks.model import check_model
+from sft.configuration.checks.packages import check_packages
 from sft.configuration.checks.schedule import check_evaluation_schedule
 from sft.configuration.checks.sharding import check_deepspeed, check_fsdp
 from sft.configuration.checks.training import check_batch_sizes, check_logging, check_passed_through, check_training
@@ -24,3 +25,4 @@ def find_contradictions(config: SFTConfig) -> Iterator[Contradiction]:
     yield from check_passed_through(config)
     yield from check_evaluation_schedule(config)
     yield from check_logging(config)
+    yield from check_packages(config)

@@ -39,13 +39,13 @@ class Trackers:
         for tracker in self._trackers:
             tracker.add_samples(step, lines)
 
-    def finish(self, step: int, result: Mapping[str, Any], picture: Path) -> None:
+    def finish(self, step: int, result: Mapping[str, Any], picture: Path | None) -> None:
         """Sends the results of the run, and closes the trackers.
 
         Args:
             step: the last.
             result: a table of values.
-            picture: the curves, a PNG file.
+            picture: the curves, a PNG file; None where there is none.
         """
         for tracker in self._trackers:
             tracker.finish(step, result, picture)

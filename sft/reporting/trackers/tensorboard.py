@@ -50,11 +50,12 @@ class TensorBoardTracker(TensorBoardCallback):
             self.writer.add_text(f"samples/{number}", text, step)
         self.writer.flush()
 
-    def finish(self, step: int, result: Mapping[str, Any], picture: Path) -> None:
-        from matplotlib.image import imread  # optional: slow to import
-
+    def finish(self, step: int, result: Mapping[str, Any], picture: Path | None) -> None:
         self.writer.add_text("run/result", as_table(result), step)
-        self.writer.add_image("run/curves", imread(picture)[..., :3], step, dataformats="HWC")
+        if picture is not None:
+            from matplotlib.image import imread  # optional: without it there is no picture either
+
+            self.writer.add_image("run/curves", imread(picture)[..., :3], step, dataformats="HWC")
         self.writer.close()
 
 

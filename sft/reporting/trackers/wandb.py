@@ -47,8 +47,9 @@ class WandbTracker(WandbCallback):
         )
         self._wandb.log({"samples/answers": table, "train/global_step": step})
 
-    def finish(self, step: int, result: Mapping[str, Any], picture: Path) -> None:
-        self._wandb.log({"run/curves": self._wandb.Image(str(picture)), "train/global_step": step})
+    def finish(self, step: int, result: Mapping[str, Any], picture: Path | None) -> None:
+        if picture is not None:
+            self._wandb.log({"run/curves": self._wandb.Image(str(picture)), "train/global_step": step})
         self._wandb.run.summary.update({"result": dict(result)})
         self._wandb.finish()
 

@@ -1,0 +1,19 @@
+"""Optional packages: whether one is installed, and the line that names one that is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+
+_DISTRIBUTIONS = {"pynvml": "nvidia-ml-py", "comet_ml": "comet-ml"}
+"""Name of the import -> what `pip install` calls it, where the two differ."""
+
+
+def is_installed(module: str) -> bool:
+    """Whether a top-level module can be imported; does not import it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def missing_package(module: str) -> str:
+    """What a message says of a package that is not installed: `needs the package X: pip install X`."""
+    name = _DISTRIBUTIONS.get(module, module)
+    return f"needs the package {name}: pip install {name}"
