@@ -14,6 +14,6 @@ def is_installed(module: str) -> bool:
 
 
 def missing_package(module: str) -> str:
-    """What a message says of a package that is not installed: `needs the package X: pip install X`."""
+    """What a message says of a package that is not installed: `requires the package X: pip install X`."""
     name = _DISTRIBUTIONS.get(module, module)
-    return f"needs the package {name}: pip install {name}"
+    return f"requires the package {name}: pip install {name}"

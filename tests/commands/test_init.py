@@ -101,7 +101,7 @@ def test_a_bad_answer_is_asked_again_with_what_is_allowed():
         asked.append(question)
         return next(answers)
 
-    assert start(InitOptions(), ask, said.append) == 0
+    assert start(InitOptions(), ask, said.append, load_config) == 0
     text = "\n".join(said)
     for line in (
         "there is no folder '/no/such/place'", "there is no 'dta.jsonl' here. Did you mean 'data.jsonl'?",

@@ -7,7 +7,7 @@ OTHER_WORLD_SIZE = "{name} was saved by {before} processes and this run has {aft
 RESUMING_FROM = "Resuming from {path}"
 
 # common
-MISSING_PACKAGE = "needs the package {name}: pip install {name}"
+MISSING_PACKAGE = "requires the package {name}: pip install {name}"
 
 # reporting
 TRACKER_FAILED = "{name} failed at step "

@@ -16,8 +16,8 @@ from sft.commands.init.writing import as_yaml
 from sft.common.errors import ConfigError, UserError
 from sft.common.optional_packages import is_installed, missing_package
 from sft.common.text import counted, size
-from sft.configuration.command_line import InitOptions
 from sft.configuration.checks.packages import needs_bitsandbytes
+from sft.configuration.command_line import InitOptions
 
 Ask = Callable[[str], str]
 Say = Callable[[str], None]

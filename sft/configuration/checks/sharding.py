@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from sft.common.optional_packages import is_installed, missing_package
 from sft.configuration.batch_sizes import AUTO
 from sft.configuration.checks.contradiction import Contradiction, current_directory
 from sft.configuration.schema import SFTConfig
@@ -50,10 +50,8 @@ def check_deepspeed(config: SFTConfig) -> Iterator[Contradiction]:
     setting = config.training.passed_through.deepspeed
     if not setting:
         return
-    if importlib.util.find_spec("deepspeed") is None:
-        yield Contradiction(
-            "deepspeed", "requires the package deepspeed: pip install deepspeed, or use fsdp: {} instead."
-        )
+    if not is_installed("deepspeed"):
+        yield Contradiction("deepspeed", f"{missing_package('deepspeed')}, or use fsdp: {{}} instead.")
     if isinstance(setting, str):
         yield from _check_deepspeed_file(setting)
     if config.quantization is not None:

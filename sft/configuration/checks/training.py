@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 
 from sft.common.did_you_mean import did_you_mean
+from sft.common.optional_packages import is_installed, missing_package
 from sft.configuration.batch_sizes import AUTO
 from sft.configuration.checks.contradiction import Contradiction
 from sft.configuration.installed_transformers import optimizer_names, scheduler_names
@@ -115,9 +115,9 @@ def check_logging(config: SFTConfig) -> Iterator[Contradiction]:
         if name not in TRACKERS:
             hint = did_you_mean(name, TRACKERS) or f" Allowed: none, {', '.join(TRACKERS)}."
             yield Contradiction("report_to", f"unknown tracker {name!r}.{hint}")
-        elif not any(importlib.util.find_spec(package) for package in TRACKERS[name]):
+        elif not any(is_installed(package) for package in TRACKERS[name]):
             package = TRACKERS[name][0]
             yield Contradiction(
                 "report_to",
-                f"{name} requires the package {package}: pip install {package}, or remove {name} from the list.",
+                f"{name} {missing_package(package)}, or remove {name} from the list.",
             )

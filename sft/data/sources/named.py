@@ -38,7 +38,7 @@ def load_splits(
         import datasets  # an optional package
     except ImportError:
         raise DataError(
-            f"dataset_name {name!r} needs the package datasets: pip install datasets. Or name files, with train_file."
+            f"dataset_name {name!r} requires the package datasets: pip install datasets. Or name files, with train_file."
         ) from None
     folder = Path(name).expanduser()
     is_saved = is_saved_dataset(folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sft.common.errors import DataError
+from sft.common.optional_packages import missing_package
 from sft.data.sources.json_rows import short_line
 
 try:
@@ -109,6 +110,6 @@ def _decompress(path: Path, raw: BinaryIO) -> BinaryIO:
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER_BYTES)
     if suffix in (".zst", ".zstd"):
         if zstd is None:
-            raise DataError(f"{path}: reading {suffix} needs the package backports.zstd: pip install backports.zstd.")
+            raise DataError(f"{path}: reading {suffix} {missing_package('backports.zstd')}.")
         return io.BufferedReader(zstd.ZstdFile(raw), _BUFFER_BYTES)
     return raw
