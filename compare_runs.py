@@ -56,7 +56,7 @@ def _draw(runs: Sequence[ComparedRun], path: str) -> str:
     except OSError as error:
         raise ConfigError(f"command line: --output: {path} cannot be written: {error.strerror}.") from None
     except ImportError:
-        return f"The curves were not drawn: that {missing_package('matplotlib')}."
+        return f"The curves were not drawn: this {missing_package('matplotlib')}."
     return f"The curves: {path}"
 
 

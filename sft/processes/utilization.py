@@ -34,7 +34,7 @@ class GpuUtilization:
         try:
             import pynvml  # optional
         except ImportError:
-            logger.info("gpu_utilization is not logged: that %s.", missing_package("pynvml"))
+            logger.info("gpu_utilization is not logged: this %s.", missing_package("pynvml"))
             return
         import torch  # only where there is a GPU
 

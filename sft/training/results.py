@@ -97,7 +97,8 @@ def _draw_curves(output: Path, title: str) -> Path | None:
     try:
         draw_curves(read_metrics(output / "metrics.jsonl"), picture, title)
     except ImportError:
-        logger.info("%s was not drawn: that %s. %s shows the curves.", picture, missing_package("matplotlib"), HTML_FILE)
+        missing = missing_package("matplotlib")
+        logger.info("%s was not drawn: this %s. %s shows the curves.", picture, missing, HTML_FILE)
         return None
     return picture
 

@@ -64,7 +64,7 @@ def test_without_matplotlib_runs_are_compared_as_text(tmp_path, capsys, remove):
         (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     assert compare_runs.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert capsys.readouterr().out.endswith(
-        f"The curves were not drawn: that {messages.MISSING_PACKAGE.format(name='matplotlib')}.\n"
+        f"The curves were not drawn: this {messages.MISSING_PACKAGE.format(name='matplotlib')}.\n"
     )
 
 
@@ -150,7 +150,7 @@ def test_without_nvidias_package_utilization_is_left_out_with_a_line(capsys, rem
     assert GpuUtilization("cpu").read() is None
     assert GpuUtilization("cuda:0").read() is None
     missing = messages.MISSING_PACKAGE.format(name="nvidia-ml-py")
-    assert capsys.readouterr().out == f"gpu_utilization is not logged: that {missing}.\n"
+    assert capsys.readouterr().out == f"gpu_utilization is not logged: this {missing}.\n"
 
 
 def test_the_optimizers_of_bitsandbytes_are_those_of_transformers():

@@ -16,7 +16,7 @@ RUN_CONTINUES = "The run continues without it"
 # training
 BAD_STEP = "Step {step}: the loss or gradient is NaN or inf"
 CANNOT_PUSH = "push_to_hub: cannot push to the Hub"
-NOT_DRAWN = "{path} was not drawn: that"
+NOT_DRAWN = "{path} was not drawn: this"
 OUT_OF_MEMORY_AT_STEP = "Out of memory at step {step}"
 OUT_OF_MEMORY_IN_EVALUATION = "during evaluation, with a single row"
 PADDED = "Rows are padded to the longest row of their batch"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sft.common.errors import DataError
 from sft.common.hub_errors import hub_problem
+from sft.common.optional_packages import missing_package
 from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS, Entries, Stretch, entry_blocks
 from sft.data.sources.json_rows import checked_record
 
@@ -38,7 +39,7 @@ def load_splits(
         import datasets  # an optional package
     except ImportError:
         raise DataError(
-            f"dataset_name {name!r} requires the package datasets: pip install datasets. Or name files, with train_file."
+            f"dataset_name {name!r} {missing_package('datasets')}. Or name files, with train_file."
         ) from None
     folder = Path(name).expanduser()
     is_saved = is_saved_dataset(folder)
