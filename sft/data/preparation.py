@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("sft.data")
-ROW_CODE = ("data", "prompting", "common/data_records.py", "configuration/schema.py")
+ROW_CODE = ("data", "prompting", "common/data_records.py", "configuration/data_sections.py")
 """Packages and modules of `sft/` that decide what a row becomes: a change to their code makes cached rows stale."""
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from sft.common.terminal import can_draw
-
 if TYPE_CHECKING:
     from sft.processes.live_line import LiveLine
+
+
+def can_draw(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that can redraw a line: not if `TERM` is `dumb` or, except on Windows, unset."""
+    return stream.isatty() and os.environ.get("TERM", "" if os.name == "nt" else "dumb") != "dumb"
 
 
 def open_live_line(stream: TextIO, *, redirects: bool = False) -> LiveLine | None:

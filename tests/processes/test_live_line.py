@@ -16,8 +16,8 @@ import time
 
 import pytest
 
-from sft.common.terminal import can_draw
 from sft.processes.live_line import LiveLine, fitted
+from sft.processes.terminal import can_draw
 from sft.reporting.log_lines import evaluation_table, live_parts, progress_line
 from sft.reporting.time_left import TimeLeft, clock
 from tests.support.parts import REPOSITORY
