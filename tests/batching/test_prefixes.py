@@ -12,8 +12,8 @@ from sft.batching.prefixes import cut_into_pieces, find_owners
 from sft.configuration.schema import LoRAConfig
 from sft.modeling.adapters import add_adapters
 from sft.modeling.document_attention import isolated_documents
+from tests.support.layouts import assert_same, gradients, layout_of, padded_loss_and_gradients
 from tests.support.parts import ARCHITECTURES, build_model
-from tests.training.test_same_numbers import assert_same, gradients, layout_of, plain
 
 
 def row(ids, first_target):
@@ -77,7 +77,7 @@ def test_flat_collator_lays_shared_tokens_out_once():
 
 @pytest.mark.parametrize("with_adapters", [False, True])
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in ("gemma2", "gpt2")])
-def test_loss_and_gradient_are_those_of_the_plain_padded_batch(architecture, with_adapters):
+def test_loss_and_gradients_equal_a_plain_padded_batch(architecture, with_adapters):
     model = build_model(architecture)
     if with_adapters:
         torch.manual_seed(1)
@@ -85,7 +85,7 @@ def test_loss_and_gradient_are_those_of_the_plain_padded_batch(architecture, wit
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.data.normal_(std=0.1)
-    expected = plain(model, rows())
+    expected = padded_loss_and_gradients(model, rows())
     layout = layout_of(model)
     batch = layout.collator(rows())
     assert batch["counts"]["computed"] == batch["counts"]["tokens"] - 2 * 20 - 11

@@ -12,8 +12,8 @@ from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.document_attention import isolated_documents
 from sft.training.row_layout import resolve_layout
+from tests.support.layouts import LENGTHS, gradients, random_rows
 from tests.support.parts import build_model
-from tests.training.test_same_numbers import LENGTHS, gradients, rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = DistributedContext(device="cuda:0")
@@ -27,7 +27,7 @@ def layout_on_gpu(model, *, weights="bfloat16", mixed="no", **settings):
 
 
 def loss_and_gradients(model, layout, *, mixed=False):
-    batch = to_device(layout.collator(rows()), torch.device("cuda:0"))
+    batch = to_device(layout.collator(random_rows()), torch.device("cuda:0"))
     with isolated_documents(model, layout.attention), torch.autocast("cuda", torch.bfloat16, enabled=mixed):
         total = layout.output.loss_sum(model, model_inputs(batch), batch)
     (total / batch["counts"]["supervised"]).backward()
@@ -52,10 +52,10 @@ def test_flat_rows_are_the_padded_ones_to_the_types_rounding(dtype, mixed):
         assert off[0] <= 2 * off[1] + 1e-2 * gradient.norm(), name
 
 
-def test_a_document_changes_no_other_by_a_bit():
+def test_a_document_does_not_change_the_others():
     model = build_model("llama").to("cuda:0", torch.bfloat16).eval()
     layout = layout_on_gpu(model)
-    before, after = rows(), rows()
+    before, after = random_rows(), random_rows()
     after[2] = {**after[2], "input_ids": (after[2]["input_ids"] + 1) % 400}
     batches = [to_device(layout.collator(batch), torch.device("cuda:0")) for batch in (before, after)]
     with torch.no_grad(), isolated_documents(model, layout.attention):
@@ -79,7 +79,7 @@ def test_a_micro_batch_waits_for_nothing():
     layout = layout_on_gpu(model)
     loss_and_gradients(model, layout)  # kernels are set up
     device = torch.device("cuda:0")
-    batch = layout.collator(rows())
+    batch = layout.collator(random_rows())
     torch.cuda.set_sync_debug_mode("error")
     try:
         batch = to_device(batch, device)

@@ -1,6 +1,6 @@
-"""The command, with a model that raises torch's error for lack of memory once: OUT_OF_MEMORY_AT=rank:call:forward.
+"""The command, with a model that raises torch's out-of-memory error once: OUT_OF_MEMORY_AT=rank:call:forward.
 
-Not a test itself: `test_memory_shortage` starts it in processes of their own.
+Not a test itself: `test_step` starts it in processes of their own.
 """
 
 import os
@@ -10,7 +10,7 @@ import sft_main
 
 
 def fail_once(rank: str, call: int, place: str) -> None:
-    """Makes the model of one process fail in its so many-th forward or backward pass of training."""
+    """Makes the model of one process fail in the given forward or backward pass of training, counted from 1."""
     if os.environ["RANK"] != rank:
         return
     import torch
@@ -26,7 +26,7 @@ def fail_once(rank: str, call: int, place: str) -> None:
             if module.training:
                 seen.append(1)
                 if len(seen) == call:
-                    raise torch.OutOfMemoryError("no memory, says the test")
+                    raise torch.OutOfMemoryError("out of memory (test)")
 
         layer = model.get_decoder().layers[0]
         if place == "forward":

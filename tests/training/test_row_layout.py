@@ -1,17 +1,28 @@
-"""Which models can be given several documents in one row, and what is said of those that cannot."""
+"""Which layout a model gets; its loss and gradients equal those of a plain padded batch."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
+from sft.batching.layout import FlatCollator, PaddedCollator, model_inputs
 from sft.common.errors import ConfigError
-from sft.configuration.schema import ModelConfig
-from sft.modeling.document_attention import UnsupportedAttention, attend_within_documents
+from sft.configuration.schema import LoRAConfig, ModelConfig
+from sft.modeling.adapters import add_adapters
+from sft.modeling.document_attention import isolated_documents
 from tests.support import messages
-from tests.support.parts import build_model
-from tests.training.test_same_numbers import assert_same, layout_of, ours, plain, rows
+from tests.support.layouts import (
+    LENGTHS,
+    assert_same,
+    gradients,
+    layout_of,
+    loss_and_gradients,
+    padded_loss_and_gradients,
+    random_rows,
+)
+from tests.support.parts import ARCHITECTURES, build_model
 
 SIZE = {
     "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -59,15 +70,15 @@ def build(name):
         ("learned positions", None),
     ],
 )
-def test_resolve_layout_finds_out_what_the_model_can_be_given(name, obstacle):
+def test_resolve_layout_detects_what_the_model_supports(name, obstacle):
     model = build(name)
-    found = ours(model, rows())
+    found = loss_and_gradients(model, random_rows())
     assert (found[2].is_padding_free, found[2].obstacle) == (obstacle is None, obstacle)
     assert (obstacle or messages.PADDING_FREE) in found[2].describe()
-    assert_same(found, plain(model, rows()))
+    assert_same(found, padded_loss_and_gradients(model, random_rows()))
 
 
-def test_resolve_layout_leaves_the_model_as_it_was():
+def test_resolve_layout_does_not_change_the_model():
     model = build_model("llama").train()
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     layout_of(model)
@@ -81,7 +92,7 @@ def test_resolve_layout_leaves_the_model_as_it_was():
     ("settings", "environment"),
     [({"deepspeed": "ds.json"}, {}), ({}, {"ACCELERATE_USE_DEEPSPEED": "true"})],
 )
-def test_resolve_layout_pads_where_deepspeed_spreads_weights(monkeypatch, settings, environment):
+def test_resolve_layout_pads_if_deepspeed_shards_weights(monkeypatch, settings, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     layout = layout_of(build_model("llama"), extra_training_arguments=settings)
@@ -89,11 +100,11 @@ def test_resolve_layout_pads_where_deepspeed_spreads_weights(monkeypatch, settin
     assert layout.output.chunk_bytes is None
 
 
-def test_resolve_layout_takes_no_notice_of_sharding_that_is_switched_off():
+def test_resolve_layout_ignores_deepspeed_that_is_null():
     assert layout_of(build_model("llama"), extra_training_arguments={"deepspeed": None}).is_padding_free
 
 
-def test_resolve_layout_survives_a_model_that_fails_in_its_own_way():
+def test_resolve_layout_pads_if_the_model_raises_any_error():
     model = build_model("llama")
 
     def forward(input_ids, attention_mask=None, **others):
@@ -105,27 +116,27 @@ def test_resolve_layout_survives_a_model_that_fails_in_its_own_way():
     assert layout.output.chunk_bytes is None
 
 
-def test_resolve_layout_takes_sdpa_for_its_own():
+def test_resolve_layout_replaces_sdpa():
     assert layout_of(
         build_model("llama"), ModelConfig(model_name_or_path="m", attn_implementation="sdpa")
     ).is_padding_free
 
 
-def test_evaluation_batches_are_not_filled_up_for_a_compiler():
+def test_evaluation_batches_have_no_fixed_shape():
     layout = layout_of(build_model("llama"), torch_compile=True, packing=True, per_device_train_batch_size=4)
     assert layout.has_fixed_shape
-    assert layout.with_micro_batch_size(4).collator(rows())["input_ids"].shape == (1, 4 * 64)
-    assert layout.evaluation_collator(rows())["input_ids"].shape == (1, sum(len(row["labels"]) for row in rows()))
+    assert layout.with_micro_batch_size(4).collator(random_rows())["input_ids"].shape == (1, 4 * 64)
+    assert layout.evaluation_collator(random_rows())["input_ids"].shape == (1, sum(LENGTHS))
 
 
 @pytest.mark.parametrize("setting", [{"padding_free": True}, {"packing": True}, {"tokens_per_batch": 256}])
-def test_resolve_layout_stops_where_settings_need_what_the_model_cannot(setting):
+def test_resolve_layout_rejects_settings_that_the_model_does_not_support(setting):
     (key,) = setting
     with pytest.raises(ConfigError, match=f"^{messages.PADDING_FREE_NOT_POSSIBLE.format(key=key)}the model caps"):
         layout_of(build_model("gemma2"), **setting)
 
 
-def test_resolve_layout_pads_for_an_attention_that_was_asked_for():
+def test_resolve_layout_pads_for_an_explicit_attention_implementation():
     asked = ModelConfig(model_name_or_path="m", attn_implementation="eager")
     layout = layout_of(build_model("llama"), asked)
     assert not layout.is_padding_free
@@ -134,55 +145,90 @@ def test_resolve_layout_pads_for_an_attention_that_was_asked_for():
         layout_of(build_model("llama"), asked, packing=True)
 
 
-def test_resolve_layout_pads_where_noise_goes_by_the_length_of_the_row():
-    """transformers divides NEFTune's noise by the square root of the tokens in a row."""
+def test_resolve_layout_pads_with_neftune():
+    """transformers divides NEFTune's noise by the square root of the number of tokens in a row."""
     layout = layout_of(build_model("llama"), extra_training_arguments={"neftune_noise_alpha": 5.0})
     assert not layout.is_padding_free
     assert "neftune_noise_alpha" in layout.describe()
 
 
-def test_resolve_layout_says_nothing_of_padding_that_was_asked_for():
+def test_resolve_layout_has_no_obstacle_if_padding_was_requested():
     layout = layout_of(build_model("llama"), padding_free=False)
     assert layout.obstacle is None
     assert layout.describe() == f"{messages.PADDED}."
 
 
-def attend(**changed):
-    arguments = {
-        "module": torch.nn.Module(), "attention_mask": None, "cu_seq_lens_q": torch.tensor([0, 3, 5]),
-        "max_length_q": 3,
-    }  # fmt: skip
-    tensors = [torch.randn(1, heads, 5, 8) for heads in (4, 2, 2)]
-    arguments |= changed
-    module, mask = arguments.pop("module"), arguments.pop("attention_mask")
-    return attend_within_documents(module, *tensors, mask, **arguments)
+@pytest.mark.parametrize("padding_free", ["auto", False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loss_and_gradients_equal_a_plain_padded_batch(architecture, padding_free):
+    model = build_model(architecture).eval()  # GPT-2 has dropout, which draws other numbers for another layout
+    found = loss_and_gradients(model, random_rows(), padding_free=padding_free)
+    assert_same(found, padded_loss_and_gradients(model, random_rows()))
+    can_be_flat = architecture != "gemma2"  # caps its scores
+    assert found[2].is_padding_free == (can_be_flat and padding_free == "auto")
 
 
-def test_attend_within_documents_gives_heads_last():
-    output, weights = attend()
-    assert output.shape == (1, 5, 4, 8)
-    assert weights is None
+@pytest.mark.parametrize("padding_free", ["auto", False])
+@pytest.mark.parametrize("modules_to_save", [None, ["lm_head"]])
+def test_loss_and_gradients_of_adapters_equal_a_padded_batch(padding_free, modules_to_save):
+    torch.manual_seed(1)
+    lora = LoRAConfig(r=4, target_modules=["all-linear"], modules_to_save=modules_to_save)
+    model = add_adapters(build_model("llama"), lora).train()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:  # starts at zero, which would leave nothing to compare
+            weight.data.normal_(std=0.1)
+    found = loss_and_gradients(model, random_rows(), padding_free=padding_free)
+    assert_same(found, padded_loss_and_gradients(model, random_rows()))
+    assert found[2].output.chunk_bytes is not None
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"cu_seq_lens_q": None},
-        {"max_length_q": None},
-        {"attention_mask": torch.zeros(1, 1, 5, 5)},
-        {"sliding_window": 2},
-        {"softcap": 50.0},
-        {"s_aux": torch.zeros(4)},
-        {"is_causal": False},
-    ],
-)
-def test_attend_within_documents_refuses_what_it_does_not_do(changed):
-    with pytest.raises(UnsupportedAttention):
-        attend(**changed)
+@pytest.mark.parametrize("every_n_layers", [1, 2])
+def test_loss_and_gradients_with_checkpointing_equal_a_padded_batch(every_n_layers):
+    model = build_model("llama").train()
+    expected = padded_loss_and_gradients(model, random_rows())
+    model.gradient_checkpointing_enable({"use_reentrant": False}, every_n_layers=every_n_layers)
+    assert sum(layer.gradient_checkpointing for layer in model.model.layers) == 2 // every_n_layers
+    assert_same(loss_and_gradients(model, random_rows()), expected)
 
 
-def test_generation_needs_no_boundaries_once_training_is_over():
-    """With boundaries missing, ours would refuse; the model's own attention is back by then."""
-    model = build_model("llama").eval()
-    layout_of(model)
-    assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, do_sample=False, pad_token_id=0).shape == (1, 4)
+def test_loss_and_gradients_with_adapters_on_the_output_layer_equal_a_padded_batch():
+    """The logits are then more than one product, so all of them are computed."""
+    torch.manual_seed(1)
+    model = add_adapters(build_model("llama"), LoRAConfig(r=4, target_modules=["q_proj", "lm_head"])).train()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.1)
+    found = loss_and_gradients(model, random_rows())
+    assert_same(found, padded_loss_and_gradients(model, random_rows()))
+    assert found[2].is_padding_free
+    assert found[2].output.chunk_bytes is None
+
+
+def test_loss_and_gradients_of_a_batch_of_fixed_size_equal_a_padded_batch():
+    model = build_model("llama").train()
+    layout = layout_of(model)
+    collator = FlatCollator(0, fixed_tokens=150, max_seq_length=40)
+    batch = collator(random_rows())
+    assert batch["input_ids"].shape == (1, 150)
+    assert batch["cu_seq_lens_q"].diff().tolist() == [*LENGTHS, 40, 26, *[0] * 7]
+    assert batch["counts"]["computed"] == 150
+    assert batch["counts"]["tokens"] == sum(LENGTHS)
+    with isolated_documents(model, layout.attention):
+        total = layout.output.loss_sum(model, model_inputs(batch), batch)
+    (total / batch["counts"]["supervised"]).backward()
+    expected = padded_loss_and_gradients(build_model("llama").train(), random_rows())
+    assert_same((total.detach() / batch["counts"]["supervised"], gradients(model)), expected)
+
+
+@pytest.mark.parametrize("collator", [FlatCollator(0), PaddedCollator(0)])
+def test_a_batch_of_fillers_has_zero_loss_and_zero_gradients(collator):
+    model = build_model("llama").train()
+    layout = layout_of(model, padding_free=isinstance(collator, FlatCollator))
+    batch = collator([{**row, "labels": np.full_like(row["labels"], -100)} for row in random_rows()])
+    assert batch["counts"] == {"rows": 0, "tokens": 0, "supervised": 0, "computed": batch["input_ids"].numel(),
+                               "squares": 0}  # fmt: skip
+    with isolated_documents(model, layout.attention):
+        layout.output.loss_sum(model, model_inputs(batch), batch).backward()
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None, name  # DDP waits for every one
+        assert weight.grad.abs().max() == 0, name
