@@ -148,23 +148,21 @@ class ConfigBuilder:
         return f"{key} (given as {self.written[key]})" if key in self.written else key
 
     def _section_is_given(self, yaml_key: str) -> bool:
+        """Whether a nested section is enabled, by a mapping or by keys inside it. Removes its own setting."""
         own = self.settings.pop(yaml_key, None)
         inner = next((setting for key, setting in self.settings.items() if key.startswith(yaml_key + ".")), None)
-        if own is not None:
-            self.origins[yaml_key] = own.origin
-        elif inner is not None:
-            self.origins[yaml_key] = inner.origin
-        is_off = own is None or own.node.tag == NULL_TAG
-        if not is_off and not isinstance(own.node, yaml.MappingNode):
-            self._report(
-                own,
-                _SECTION_HINTS.get(yaml_key)
-                or f"expected indented `key: value` lines, {{}} for the defaults, or null to disable it; found "
-                f"{found(own.node)}",
-            )
-        elif is_off and own is not None and inner is None and own.node.value == "":
+        given = own or inner
+        if given is not None:
+            self.origins[yaml_key] = given.origin
+        if own is None or isinstance(own.node, yaml.MappingNode):
+            return given is not None
+        if own.node.tag != NULL_TAG:
+            expected = "expected indented `key: value` lines, {} for the defaults, or null to disable it"
+            self._report(own, _SECTION_HINTS.get(yaml_key) or f"{expected}; found {found(own.node)}")
+            return True
+        if inner is None and own.node.value == "":
             self.notices.append(f"{own.origin}: {yaml_key} is empty, so it is disabled; use {{}} for the defaults.")
-        return not is_off or inner is not None
+        return inner is not None
 
     def _build_section(self, section_type: type, settings: dict[str, Setting], prefix: str = "") -> Any:
         """Build a section from its settings, which are removed from `settings`. Invalid ones get their defaults."""
