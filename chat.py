@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sft.commands.chat.options import BASE_BEFORE_TRAINING, Sampling, TalkOptions
 from sft.common.errors import ConfigError, UserError
 from sft.configuration.command_line import OneLineParser, number
-from sft.processes.exit_notes import tell_problems
+from sft.processes.exit_records import print_problems
 from sft.processes.libraries import pause_garbage_collection, quiet_libraries, resume_garbage_collection
 from sft.processes.logs import configure_logging
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return talk(read_options(arguments))
     except UserError as error:
-        tell_problems(error.problems)
+        print_problems(error.problems)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

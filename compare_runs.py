@@ -11,7 +11,7 @@ from sft.commands.compare.text import comparison_lines
 from sft.common.errors import ConfigError, UserError
 from sft.common.optional_packages import missing_package
 from sft.configuration.command_line import OneLineParser
-from sft.processes.exit_notes import tell_problems
+from sft.processes.exit_records import print_problems
 from sft.reporting.curves import draw_comparison
 
 DESCRIPTION = """\
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         lines = comparison_lines(compare(runs))
         drawn = _draw(runs, given.output)
     except UserError as error:
-        tell_problems(error.problems)
+        print_problems(error.problems)
         return error.exit_code
     sys.stdout.write("\n".join([*lines, "", drawn]) + "\n")
     return 0

@@ -10,7 +10,7 @@ from sft.checkpointing.publish import full_disk
 from sft.commands.export.options import ExportOptions
 from sft.common.errors import ConfigError, ModelError, UserError
 from sft.configuration.command_line import OneLineParser
-from sft.processes.exit_notes import tell_problems
+from sft.processes.exit_records import print_problems
 from sft.processes.libraries import pause_garbage_collection, quiet_libraries, resume_garbage_collection
 from sft.processes.logs import configure_logging
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         resume_garbage_collection()
         return _told(lambda: export(options))
     except UserError as error:
-        tell_problems(error.problems)
+        print_problems(error.problems)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

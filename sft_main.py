@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from sft.processes.first_signals import leave_on_signals
+    from sft.processes.first_signals import exit_on_signals
 
-    leave_on_signals()  # the imports below take a while
+    exit_on_signals()  # the imports below take a while
 
 import logging
 import sys
@@ -24,19 +24,17 @@ from sft.configuration.command_line import Command, InitOptions, read_command, r
 from sft.configuration.help import format_help
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_to_yaml, config_with_origins
-from sft.processes.agreement import agree_on_smallest
-from sft.processes.environment import end_with_launcher, is_launched, launch_id, num_restarts, rank_of_this_process
-from sft.processes.exit_notes import leave_with_the_others, leave_word, settled_before, tell_problems
+from sft.processes.environment import exit_with_launcher, is_launched, launch_id, num_restarts, rank_of_this_process
+from sft.processes.exit_records import exit_together, previous_final_exit, print_problems, record_exit
 from sft.processes.heap import reuse_freed_memory
-from sft.processes.launcher import launch_processes
 from sft.processes.libraries import (
     import_libraries,
-    leave_objects_to_the_system,
     pause_garbage_collection,
     quiet_libraries,
+    skip_final_garbage_collection,
 )
 from sft.processes.logs import configure_logging, rank_log
-from sft.processes.signals import Interrupted, LeaveAtOnce, StopRequest, ignore_signals, signal_name
+from sft.processes.signals import Interrupted, InterruptOnSignal, StopRequest, ignore_signals, signal_name
 from sft.processes.watchdog import SLOW, Watchdog
 
 if TYPE_CHECKING:
@@ -80,20 +78,20 @@ def main(arguments: Sequence[str]) -> int:
         if (options := read_init(arguments)) is not None:
             return _start(options)
     except UserError as error:
-        tell_problems(error.problems)
+        print_problems(error.problems)
         return error.exit_code
-    with LeaveAtOnce():
+    with InterruptOnSignal():
         try:
-            settled = settled_before()
-            if settled is not None:
-                leave_word(*settled)
-                return settled[0]
+            final = previous_final_exit()
+            if final is not None:
+                record_exit(final.exit_status, final.problems)
+                return final.exit_status
             return _launch_or_run(arguments, read_command(arguments))
         except UserError as error:
-            tell_problems(error.problems)
+            print_problems(error.problems)
             return error.exit_code
         except Interrupted as interrupted:
-            is_told = leave_word(interrupted.exit_code)
+            is_told = record_exit(interrupted.exit_code)
             if rank_of_this_process() == 0 and not is_told:
                 name = signal_name(interrupted.number)
                 print(f"Ended by {name}, before or after training: no checkpoint was to be saved.", file=sys.stderr)
@@ -105,9 +103,9 @@ def _start(options: InitOptions) -> int:
     try:
         quiet_libraries()
         from sft.commands.init.start import start  # not above: it looks at the model, and so needs transformers
-        from sft.processes.first_signals import stop_leaving_on_signals
+        from sft.processes.first_signals import restore_default_handlers
 
-        stop_leaving_on_signals()
+        restore_default_handlers()
         return start(options, input if sys.stdin.isatty() else None, print, load_config)
     except (KeyboardInterrupt, EOFError):
         print("\nNothing was written.", file=sys.stderr)
@@ -123,12 +121,14 @@ def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
     if (count > 1 or options.nodes > 1 or options.max_restarts) and not is_launched() and not command.dry_run:
         where = f" on node {options.node_rank} of {options.nodes}" if options.nodes > 1 else ""
         logger.info("num_gpus is %d: starting %d processes (torchrun)%s.", count, count, where)
+        from sft.processes.launcher import launch_processes  # not above: it imports torch
+
         return launch_processes(count, __file__, arguments, options)
     with rank_log(options.log_dir):
         quiet_libraries()
         try:
             with OutputLock() as lock, _watchdog(config, command) as watchdog:
-                return leave_with_the_others(run(config, command, lock, watchdog))
+                return exit_together(run(config, command, lock, watchdog))
         except UserError as error:
             raise located(error, config.origins) from None
         except Exception as error:
@@ -166,7 +166,9 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
         timeout_seconds=config.training.passed_through.ddp_timeout,
     )
     reuse_freed_memory(config.training.reuse_freed_memory, context.device)
-    import_libraries(is_rehearsal=is_rehearsal, optimizer=config.training.optim, quantization=config.quantization)
+    import_libraries(
+        is_dry_run=is_rehearsal, optimizer=config.training.optim, is_quantized=config.quantization is not None
+    )
 
     from data_handler import prepare_data
     from model_manager import resolve_precision
@@ -186,7 +188,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(
         config.data, tokenizer, seed=config.training.seed, order_seed=extra.get("data_seed"),
-        sample_prompts=config.logging.sample_prompts, show_rows=command.show_rows, on_progress=watchdog.preparing,
+        sample_prompts=config.logging.sample_prompts, show_rows=command.show_rows, on_progress=watchdog.on_preparation,
     )  # fmt: skip
     problems = check_data(config, data, is_rehearsal=is_rehearsal)
     limits = memory_limits(config.training, context)
@@ -235,6 +237,8 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
 
 def _leave_together(status: int, context: "DistributedContext") -> int:
     """The largest status of all processes: one alone knows of the Hub, and none leaves while others still write."""
+    from sft.processes.agreement import agree_on_smallest  # not above: it imports torch
+
     return -agree_on_smallest(-status, context)
 
 
@@ -365,7 +369,7 @@ def _train_between_answers(
         result = replace(result, samples=samples.before_and_after())
     watchdog.expect("saving the model", patience=SLOW)
     if trainer.args.push_to_hub:
-        watchdog.rest()  # sending it may take any time
+        watchdog.pause()  # sending it may take any time
     return result
 
 
@@ -408,11 +412,11 @@ def _log_lines(lines: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     pause_garbage_collection()
-    end_with_launcher()
+    exit_with_launcher()
     status = main(sys.argv[1:])
     ignore_signals(is_launched=is_launched())
     if not is_launched():
-        leave_objects_to_the_system()
+        skip_final_garbage_collection()
     elif status == 0:  # all processes left together; after an error the others may be in a collective operation
         from sft.processes.process_group import close_process_group
 

@@ -38,7 +38,7 @@ from sft.modeling.random_state import RandomState
 from sft.modeling.sharding import reshard_weights
 from sft.modeling.supervised_loss import EvaluationSums, perplexity_of
 from sft.processes.device_memory import peak_memory_bytes, total_memory_bytes
-from sft.processes.device_peaks import kind_of_products, peak_flops_of
+from sft.processes.device_peaks import device_peak_flops, matmul_dtype
 from sft.processes.signals import Interrupted, StopRequest
 from sft.reporting.summary import plan_facts
 from sft.reporting.trackers.guard import quiet_tracker_threads
@@ -110,9 +110,9 @@ class SFTTrainer(CheckpointedTrainer):
         self.layout = layout
         self._size = size
         self._plan = plan
-        self.products = kind_of_products(self.args.bf16, self.args.fp16, self.model.dtype)
+        self.products = matmul_dtype(self.args.bf16, self.args.fp16, self.model.dtype)
         """The type that matrix products are made in."""
-        peak = peak_flops_of(context.device, self.products)
+        peak = device_peak_flops(context.device, self.products)
         self.progress = TrainingProgress(context, self.args.device, footprint=size, peak_flops=peak)
         self.means = RunningMeans(self, context, self.args.device)
         self.add_callback(self.means)

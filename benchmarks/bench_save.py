@@ -89,7 +89,7 @@ def one_run(options: argparse.Namespace) -> dict:
     TrainingProgress.paused = timed
     TrainingProgress.start = lambda progress: (began.append(time.perf_counter()), start(progress))[1]
     if options.way != "copied":
-        assembly.room_for_a_copy = lambda *_: 0
+        assembly.memory_for_copy = lambda *_: 0
     if options.way == "whole":
         trainer_utils.trackers_take_checkpoints = lambda *_: True
     with tempfile.TemporaryDirectory() as folder:

@@ -148,7 +148,7 @@ def test_a_dry_run_imports_only_what_it_needs(tmp_path):
 def test_libraries_are_imported_without_a_compiler_unless_bitsandbytes_is_used(optimizer, is_compiled):
     code = (
         "import gc, os, sys; from sft.processes import libraries as d; d.pause_garbage_collection(); "
-        f"d.import_libraries(is_rehearsal=False, optimizer={optimizer!r}, quantization=None); "
+        f"d.import_libraries(is_dry_run=False, optimizer={optimizer!r}, is_quantized=False); "
         "assert gc.isenabled() and 'transformers.trainer' in sys.modules; "
         "assert os.environ.get('TORCHDYNAMO_DISABLE') == '0', 'what was set before comes back'; "
         "print('torch._inductor.compile_fx' in sys.modules)"

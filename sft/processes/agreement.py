@@ -1,48 +1,43 @@
-"""Agreement between processes: the process group, smallest values, shared problems."""
+"""Agreement between the processes of a run; the process group must be open."""
 
 from __future__ import annotations
 
-from typing import Any
+import torch
+from torch import distributed
 
 from sft.common.run_records import DistributedContext
 
 
 def agree_on_smallest(number: int, context: DistributedContext) -> int:
-    """The smallest of the numbers that the processes have; the process group must be open."""
+    """The smallest of the processes' numbers. Every process must call it."""
     if context.world_size == 1:
         return number
-    import torch
-
-    device = context.device if torch.distributed.get_backend() == "nccl" else "cpu"
+    device = context.device if distributed.get_backend() == "nccl" else "cpu"
     smallest = torch.tensor(number, device=device)
-    torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN)
+    distributed.all_reduce(smallest, op=distributed.ReduceOp.MIN)
     return int(smallest)
 
 
-def open_talk(context: DistributedContext) -> Any:
-    """A group of all processes that talk through main memory, whatever the others' backend; None for one process.
+def open_cpu_group(context: DistributedContext) -> distributed.ProcessGroup | None:
+    """A second group of all processes, on gloo and CPU whatever the main backend; None for one process.
 
-    All processes must call it.
+    Every process must call it.
     """
-    if context.world_size == 1:
-        return None
-    import torch
-
-    return torch.distributed.new_group(backend="gloo")
+    return distributed.new_group(backend="gloo") if context.world_size > 1 else None
 
 
-def wait_for_all(problem: str | None, context: DistributedContext, group: Any) -> str | None:
-    """Waits until every process is here, and tells each of them the first problem that any of them has.
+def agree_on_problem(
+    problem: str | None, context: DistributedContext, group: distributed.ProcessGroup | None
+) -> str | None:
+    """Wait for every process, and return the problem of the lowest rank that has one. Every process must call it.
 
     Args:
         problem: of this process; None if it has none.
         context: this process.
-        group: of `open_talk`.
+        group: from `open_cpu_group`.
     """
     if group is None:
         return problem
-    import torch
-
     found: list[str | None] = [None] * context.world_size
-    torch.distributed.all_gather_object(found, problem, group=group)
+    distributed.all_gather_object(found, problem, group=group)
     return next((each for each in found if each is not None), None)

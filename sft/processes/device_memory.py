@@ -1,133 +1,108 @@
-"""Memory of this process's device, in bytes: what there is, what is free, what is held, and the most that was.
+"""Memory of this process's device, in bytes: total, available, used, and the peak.
 
-On a GPU what torch's allocator holds; on CPU the resident set of the process (RSS), against its share of RAM: the limit
-of its control group where there is one. torch is imported only where there is a GPU to ask.
+On a GPU: torch's allocator. On CPU: the resident set size (RSS) of the process and the machine's RAM, or the limit of
+the process's control group if there is one.
 """
 
 from __future__ import annotations
 
-import resource
 import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
-_NO_LIMIT = 2**60
-"""Above this a control group's number means that there is no limit."""
+import psutil
+import torch
+
+from sft.processes import control_groups
+
+if sys.platform != "win32":
+    import resource
 
 
-def total_memory_bytes(device: str) -> int | None:
-    """Memory of the GPU, or this process's share of RAM; None where the system does not tell."""
+def total_memory_bytes(device: str) -> int:
+    """Memory of the GPU; on CPU the RAM that this process may use."""
     if device.startswith("cuda"):
-        import torch
-
         return torch.cuda.get_device_properties(device).total_memory
-    known = [limit for limit, _ in _group_limits()] + [size for size in (_meminfo("MemTotal"),) if size]
-    return min(known, default=None)
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in control_groups.memory_limits())])
 
 
-def available_memory_bytes(device: str, processes_here: int = 1) -> int | None:
-    """What this process could hold at most as things stand: what it holds already, and its part of what is free.
+def available_memory_bytes(device: str, processes_here: int = 1) -> int:
+    """The most that this process could use now: what it uses already, and its share of what is free.
 
     Args:
         device: of this process.
-        processes_here: processes of this run that share the machine's RAM (not a GPU: each has its own).
-
-    Returns:
-        Bytes; None where the system does not tell.
+        processes_here: processes of this run that share the machine's RAM (each has its own GPU).
     """
     if device.startswith("cuda"):
-        import torch
-
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
-    free = [limit - used for limit, used in _group_limits()]
-    if (in_all := _meminfo("MemAvailable")) is not None:
-        free.append(in_all)
-    return held_memory_bytes(device) + max(min(free), 0) // processes_here if free else None
+    free = min([psutil.virtual_memory().available, *(limit - used for limit, used in control_groups.memory_limits())])
+    return used_memory_bytes(device) + max(free, 0) // processes_here
 
 
-def held_memory_bytes(device: str) -> int:
+def used_memory_bytes(device: str) -> int:
     """In use now: by tensors on a GPU, resident on CPU."""
     if device.startswith("cuda"):
-        import torch
-
         return torch.cuda.memory_allocated(device)
-    status = _status("VmRSS")
-    return status if status is not None else _peak_resident_bytes()
+    return psutil.Process().memory_info().rss
 
 
 def process_memory_bytes(device: str) -> int:
-    """What counts of this process beside its model: all that it holds on CPU, nothing on a GPU."""
-    return 0 if device.startswith("cuda") else held_memory_bytes(device)
+    """What this process uses without a model: all of its resident set on CPU, nothing on a GPU."""
+    return 0 if device.startswith("cuda") else used_memory_bytes(device)
 
 
 def reserved_memory_bytes(device: str) -> int | None:
-    """What torch's allocator took from the GPU, in use or not; None on CPU."""
-    if not device.startswith("cuda"):
-        return None
-    import torch
-
-    return torch.cuda.memory_reserved(device)
+    """What torch's allocator has reserved on the GPU, in use or not; None on CPU."""
+    return torch.cuda.memory_reserved(device) if device.startswith("cuda") else None
 
 
 def peak_memory_bytes(device: str) -> int:
-    """Most memory in use at a time so far: by tensors on a GPU, resident on CPU."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    return _peak_resident_bytes()
+    """The most memory in use at a time so far: by tensors on a GPU, resident on CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else _peak_resident_bytes()
 
 
-def room_for_a_copy(device: str, budget_bytes: int | None, before: int = 0) -> int:
-    """Main memory that a copy of a GPU's or of this process's own state may take; 0 where the system does not tell.
+def memory_for_copy(device: str, budget_bytes: int | None, previous_bytes: int = 0) -> int:
+    """Main memory that a copy of a GPU's or of this process's own state may take.
 
-    Half of what is free at most: others take memory too. On CPU what is left of the budget above the highest so far.
+    At most half of what is free, since other programs take memory too. On CPU at most what is left of the budget above
+    the peak so far.
 
     Args:
         device: of this process.
-        budget_bytes: what a process on CPU may hold; None for no limit but the machine's.
-        before: bytes of an earlier copy, which the highest so far may contain.
+        budget_bytes: what a process on CPU may use; None for no limit but the machine's.
+        previous_bytes: size of an earlier copy, which the peak may include.
     """
-    available = available_memory_bytes("cpu")
-    if available is None:
-        return 0
-    room = (available - held_memory_bytes("cpu")) // 2
+    room = (available_memory_bytes("cpu") - used_memory_bytes("cpu")) // 2
     if device == "cpu" and budget_bytes is not None:
-        room = min(room, budget_bytes + before - max(_peak_resident_bytes(), held_memory_bytes("cpu")))
+        room = min(room, budget_bytes + previous_bytes - max(_peak_resident_bytes(), used_memory_bytes("cpu")))
     return max(room, 0)
 
 
-class PeakWatch:
-    """The most memory held while the context lasts, as `peak_bytes`: what there must be room for.
+class PeakMemory:
+    """The peak memory use within the context, as `peak_bytes`: the amount that must fit.
 
-    On a GPU all that torch's allocator took from it: that is what runs out. On CPU the resident set, looked at every
-    millisecond, and the system's own high-water mark where it rises.
+    On a GPU everything that torch's allocator has reserved: that is what runs out. On CPU the resident set, sampled
+    each millisecond, and the system's own high-water mark if it rises.
     """
 
     def __init__(self, device: str):
         self._device = device
         self.peak_bytes = 0
 
-    def __enter__(self) -> "PeakWatch":
+    def __enter__(self) -> "PeakMemory":
         if self._device.startswith("cuda"):
-            import torch
-
             torch.cuda.synchronize(self._device)
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
             return self
         self._before = _peak_resident_bytes()
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._device.startswith("cuda"):
-            import torch
-
             torch.cuda.synchronize(self._device)
             self.peak_bytes = torch.cuda.max_memory_reserved(self._device)
             return
@@ -137,67 +112,17 @@ class PeakWatch:
         if highest > self._before:
             self.peak_bytes = highest
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
+        process = psutil.Process()
         while True:
-            self.peak_bytes = max(self.peak_bytes, held_memory_bytes(self._device))
+            self.peak_bytes = max(self.peak_bytes, process.memory_info().rss)
             if self._done.wait(0.001):
                 return
 
 
 def _peak_resident_bytes() -> int:
+    """The highest resident set size of this process so far."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
-
-
-def _status(name: str) -> int | None:
-    """A size in `/proc/self/status`."""
-    return _kibibytes("/proc/self/status", name)
-
-
-def _meminfo(name: str) -> int | None:
-    """A size in `/proc/meminfo`."""
-    return _kibibytes("/proc/meminfo", name)
-
-
-def _kibibytes(file: str, name: str) -> int | None:
-    path = Path(file)
-    if not path.is_file():
-        return None
-    lines = (line.split() for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
-    return next((int(line[1]) * 1024 for line in lines), None)
-
-
-def _group_limits() -> Iterator[tuple[int, int]]:
-    """Limit and use of each control group around this process, from version 2's files or version 1's.
-
-    Cache that can be dropped is not counted as used.
-    """
-    for folder in _group_folders():
-        limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
-        used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes")
-        if limit is None or used is None or limit > _NO_LIMIT:
-            continue
-        stat = folder / "memory.stat"
-        entries = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
-        droppable = int(entries.get("inactive_file", entries.get("total_inactive_file", 0)))
-        yield limit, max(used - droppable, 0)
-
-
-def _group_folders() -> Iterator[Path]:
-    """The folders of this process's control group and of those around it, up to the root."""
-    listing = Path("/proc/self/cgroup")
-    for line in listing.read_text().splitlines() if listing.is_file() else []:
-        _, controllers, place = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root = Path("/sys/fs/cgroup") / controllers
-        # In a container the place may be as the host sees it, and only the root be there.
-        folder = root / place.lstrip("/")
-        yield from (path for path in (folder, *folder.parents) if path.is_relative_to(root) and path.is_dir())
-
-
-def _number(file: Path) -> int | None:
-    if not file.is_file():
-        return None
-    text = file.read_text().strip()
-    return int(text) if text.isdigit() else None

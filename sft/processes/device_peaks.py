@@ -1,11 +1,13 @@
-"""What a GPU's matrix products can reach at most: dense, by its maker's data sheet. Utilization (MFU) is a share of it.
+"""Peak dense matrix throughput of GPUs, from their data sheets: the denominator of model FLOPs utilization (MFU).
 
-There is none for CPUs: their makers give none, and a rate that is measured while other programs run is no ceiling.
+CPUs are not listed: their data sheets give no such figure, and a rate measured while other programs run is no peak.
 """
 
 from __future__ import annotations
 
 import re
+
+import torch
 
 PEAK_TFLOPS: dict[tuple[str, ...], tuple[float | None, float, float | None, float]] = {
     ("B200",): (2250, 2250, 1125, 75),
@@ -35,51 +37,45 @@ PEAK_TFLOPS: dict[tuple[str, ...], tuple[float | None, float, float | None, floa
     ("T4",): (None, 65, None, 8.1),
     ("MI300X",): (1307.4, 1307.4, 653.7, 163.4),
 }
-"""Words of the device's name -> 10^12 operations a second in bfloat16, float16, TF32 and float32, without sparsity.
+"""Words of the device's name -> TFLOPS in bfloat16, float16, TF32 and float32, without sparsity.
 
-Source: the makers' data sheets (NVIDIA, AMD); for GeForce cards the architecture's white paper, with sums in float32. A
-half of what is printed there with sparsity. Where several fit a name, the one with most words is taken."""
-_KINDS = ("bfloat16", "float16", "tf32", "float32")
+Source: data sheets (NVIDIA, AMD); for GeForce cards the architecture's white paper, with float32 accumulation. Half of
+the value printed with sparsity. If several entries match a name, the one with the most words is used."""
+_DTYPES = ("bfloat16", "float16", "tf32", "float32")
 _OTHER_DEVICES = {"LAPTOP", "MAX", "MIG", "D", "TI"}
-"""Words that make it another device, or a part of one, of which nothing is known here."""
+"""Words that name a different device, or a partition of one, for which no peak is listed."""
 
 
-def find_peak_flops(name: str, kind: str) -> float | None:
-    """Operations a second that a device can do at most; None where it is not in the table.
+def find_peak_flops(name: str, dtype: str) -> float | None:
+    """Peak FLOPS of a device; None if it is not in the table.
 
     Args:
-        name: as the driver gives it, e.g. `NVIDIA H100 80GB HBM3`.
-        kind: of the products: `bfloat16`, `float16`, `tf32` or `float32`.
+        name: as the driver reports it, e.g. `NVIDIA H100 80GB HBM3`.
+        dtype: of the matrix products: `bfloat16`, `float16`, `tf32` or `float32`.
     """
     words = set(re.findall(r"[A-Z0-9]+", name.upper()))
-    fitting = [key for key in PEAK_TFLOPS if words.issuperset(key)]
-    if not fitting or words & _OTHER_DEVICES:
+    matching = [key for key in PEAK_TFLOPS if words.issuperset(key)]
+    if not matching or words & _OTHER_DEVICES:
         return None
-    peak = PEAK_TFLOPS[max(fitting, key=len)][_KINDS.index(kind)]
+    peak = PEAK_TFLOPS[max(matching, key=len)][_DTYPES.index(dtype)]
     return peak * 1e12 if peak else None
 
 
-def kind_of_products(bf16: bool, fp16: bool, weights: object) -> str:
-    """The type that matrix products are made in.
+def matmul_dtype(bf16: bool, fp16: bool, weights: object) -> str:
+    """The dtype in which matrix products are computed.
 
     Args:
-        bf16, fp16: whether mixed precision casts to them.
-        weights: the weights' type, as torch or the settings name it.
+        bf16, fp16: whether mixed precision casts to it.
+        weights: dtype of the weights, as torch or the settings name it.
     """
     if bf16 or fp16:
         return "bfloat16" if bf16 else "float16"
     name = str(weights).removeprefix("torch.")
     if name != "float32":
         return name
-    import torch
-
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
 
 
-def peak_flops_of(device: str, kind: str) -> float | None:
-    """Operations a second that this process's device can do at most; None on a CPU, and where it is not known."""
-    if not device.startswith("cuda"):
-        return None
-    import torch
-
-    return find_peak_flops(torch.cuda.get_device_name(device), kind)
+def device_peak_flops(device: str, dtype: str) -> float | None:
+    """Peak FLOPS of this process's device; None on a CPU and for an unlisted GPU."""
+    return find_peak_flops(torch.cuda.get_device_name(device), dtype) if device.startswith("cuda") else None

@@ -1,4 +1,4 @@
-"""What the environment says of this process: ranks, launcher, cores, folders."""
+"""The environment of this process: ranks, launcher, CPU cores, folders."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from threading import Thread
 from typing import Any
 
 LAUNCHER_VARIABLE = "SFT_LAUNCHER"
-"""The process id of our launcher, set for the processes that it starts (see `process_launcher`)."""
-
-
+"""The process id of our launcher, set for the processes that it starts (see `sft.processes.launcher`)."""
 _PR_SET_PDEATHSIG = 1
-"""Linux's `prctl`: which signal this process gets when its parent ends (linux/prctl.h)."""
+"""Option of Linux's `prctl`: the signal that this process receives when its parent ends (linux/prctl.h)."""
 
 
 def is_launched() -> bool:
@@ -25,7 +23,7 @@ def is_launched() -> bool:
 
 
 def rank_of_this_process() -> int:
-    """The rank that the launcher gave, 0 without one."""
+    """The rank among all processes of the run, 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -40,7 +38,11 @@ def launched_world_size() -> int:
 
 
 def num_processes_here(world_size: int) -> int:
-    """Processes of this run on this machine, of `world_size` in all."""
+    """The number of processes of this run on this machine.
+
+    Args:
+        world_size: of the run; the result where the launcher does not set `LOCAL_WORLD_SIZE`.
+    """
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
 
 
@@ -50,36 +52,36 @@ def hide_all_gpus_but_first() -> None:
 
 
 def prepare_children(num_processes: int) -> None:
-    """Sets the environment that processes started from here on inherit."""
-    # torchrun warns and sets 1 where this is not set; the machine's cores, shared fairly, are the better default.
+    """Set the environment variables that the processes of a run inherit."""
+    # If it is not set, torchrun warns and sets 1; an equal share of the machine's cores is the better default.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_usable_cores() // num_processes)))
-    # After a signal the processes finish their step and save; the launcher's own 30 seconds can be too few for that.
+    # After a signal the processes finish their step and save; the launcher's default of 30 seconds can be too short.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
-    # Each start gets a store of its own: in a shared one, processes that start again find the addresses of the dead.
+    # Each attempt gets its own store: in a shared one, restarted processes find the addresses of the dead ones.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
 
 
 def launch_id() -> str | None:
-    """What all processes of a launch share, also after a restart, and no other launch has; None without a launcher."""
+    """An id of the launch, the same in all its processes and after a restart; None without a launcher."""
     return os.environ.get("TORCHELASTIC_RUN_ID") if is_launched() else None
 
 
 def default_launch_id() -> str | None:
-    """The same on all nodes of a SLURM job, another when it is started again; None elsewhere."""
+    """An id that is the same on all nodes of a SLURM job and changes when the job is requeued; None elsewhere."""
     job = os.environ.get("SLURM_JOB_ID")
     return f"{job}-{os.environ.get('SLURM_RESTART_COUNT', '0')}" if job else None
 
 
 def num_restarts() -> int:
-    """How often the launcher started the processes again before this one, because one had died."""
+    """How often the launcher has restarted the processes because one had died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def end_with_launcher() -> None:
-    """Has the system end this process when the launcher that started it is gone, however it went.
+def exit_with_launcher() -> None:
+    """Make the system end this process when its launcher ends in any way. To be called by the entry.
 
-    To be called by the entry. A launcher that was killed by SIGKILL could not end its processes.
+    A launcher that is killed by SIGKILL cannot end its processes.
     """
     launcher = os.environ.get(LAUNCHER_VARIABLE)
     if not (launcher and is_launched()):
@@ -87,43 +89,44 @@ def end_with_launcher() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     else:
-        Thread(target=_end_with_parent, args=(int(launcher),), daemon=True).start()
-    if os.getppid() != int(launcher):  # it went before the system was asked
+        Thread(target=_exit_with_parent, args=(int(launcher),), daemon=True).start()
+    if os.getppid() != int(launcher):  # the launcher ended before the call
         os._exit(1)
 
 
-def _end_with_parent(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def tokenize_in_one_thread() -> None:
-    """Keeps the tokenizers library from threads of its own in this process, from here on."""
+    """Turn off the threads of the tokenizers library in this process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def uses_deepspeed(setting: Any | None) -> bool:
-    """Whether DeepSpeed will spread state over processes: by a key, or by accelerate's launcher."""
+    """Whether DeepSpeed is used: requested by the setting, or by accelerate's launcher."""
     return bool(setting) or is_set("ACCELERATE_USE_DEEPSPEED")
 
 
 def is_set(name: str) -> bool:
+    """Whether an environment variable is set to 1, true or yes."""
     return os.environ.get(name, "false").lower() in ("1", "true", "yes")
 
 
 def num_usable_cores() -> int:
-    """CPU cores that this process may run on: a scheduler such as SLURM may allow fewer than there are."""
+    """CPU cores that this process may use: a scheduler such as SLURM may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def user_cache_folder() -> Path:
-    """Where this user's programs keep what they can make again (the XDG base directory specification)."""
+    """This user's cache folder (XDG base directory specification)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def default_wandb_to_offline() -> bool:
-    """Keeps wandb from asking for a key: without one, the run is recorded on disk. Returns whether it is offline."""
+    """Without an API key, make wandb record on disk instead of asking for one. Returns whether it is offline."""
     has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _text_of(Path.home() / ".netrc")
     if not has_key:
         os.environ.setdefault("WANDB_MODE", "offline")

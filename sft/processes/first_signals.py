@@ -1,6 +1,6 @@
-"""Signals in a process's first moments, before there is anything that could be asked to stop.
+"""Signals during start-up, before there is a run to stop.
 
-Imports next to nothing, so that it can come before all other imports.
+Imports almost nothing, so that it can be imported before everything else.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from types import FrameType
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
-def leave_on_signals() -> None:
-    """Has a signal end this process with one line and status 128 + its number, until others see to signals."""
+def exit_on_signals() -> None:
+    """Make a signal end this process with one line and status 128 + its number, until other handlers are set."""
     for name in _NAMES:
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _leave)
+            signal.signal(getattr(signal, name), _exit)
 
 
-def stop_leaving_on_signals() -> None:
-    """Gives the signals back to Python, where Ctrl-C is a KeyboardInterrupt that somebody waits for."""
+def restore_default_handlers() -> None:
+    """Restore Python's handlers, with which Ctrl-C raises KeyboardInterrupt."""
     for name in _NAMES:
         if hasattr(signal, name):
-            usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
-            signal.signal(getattr(signal, name), usual)
+            default = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            signal.signal(getattr(signal, name), default)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    """An exception could surface in any line of an import, and be taken for a missing package."""
+def _exit(number: int, frame: FrameType | None) -> None:
+    """Exit without an exception: raised within an import, it could be mistaken for a missing package."""
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, f"Ended by {signal.Signals(number).name}, before anything was begun.\n".encode())
+        os.write(2, f"Ended by {signal.Signals(number).name} during start-up.\n".encode())
     os._exit(128 + number)

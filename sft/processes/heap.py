@@ -1,9 +1,9 @@
-"""The C library's heap: keeping freed memory for the next step, where that makes training on CPU faster.
+"""glibc's heap: keep freed memory for the next step, which makes training on CPU faster.
 
-A training step frees its activations and the next one asks for as much again. glibc gives large blocks back to the
-system at once and gets them anew, page by page, each of them cleared: on CPU about a quarter of a step. Told not to
-(mallopt(3)), it hands out the same memory again. The process then holds its peak until it ends, and holes between
-blocks can make that peak higher.
+A training step frees its activations and the next one allocates as much again. By default, glibc returns large blocks
+to the system at once and requests them again, page by page, each page zeroed: on CPU about a quarter of a step. With
+mallopt(3) it reuses the same memory. The process then keeps its peak memory until it ends, and fragmentation can make
+that peak higher.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
+from collections.abc import Callable
 from typing import Literal
 
 logger = logging.getLogger("sft.train")
 # Names and numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 TOP_PAD_BYTES = 2**28
-"""The heap grows by so much at a time."""
+"""By how much the heap grows at a time."""
 
 
 def reuse_freed_memory(wanted: bool | Literal["auto"], device: str) -> bool:
-    """Makes the heap keep what is freed, if that is wanted; returns whether it does.
+    """Make the heap keep freed memory, if requested; return whether it does.
 
     Args:
-        wanted: `auto` for training on CPU only; on a GPU activations are not on this heap.
+        wanted: `auto` means on CPU only; on a GPU activations are not on this heap.
         device: of this process.
     """
     if wanted is False or (wanted == "auto" and device != "cpu"):
@@ -35,18 +36,18 @@ def reuse_freed_memory(wanted: bool | Literal["auto"], device: str) -> bool:
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, TOP_PAD_BYTES))
     )
     if not done and wanted is True:
-        logger.info("reuse_freed_memory has no effect: this system's C library would not, or is not glibc.")
+        logger.info("reuse_freed_memory has no effect: this system's C library is not glibc, or refused it.")
     return done
 
 
-def give_back_freed_memory() -> None:
-    """Gives what is free on the heap back to the system, once; does nothing where the C library is not glibc."""
+def release_freed_memory() -> None:
+    """Return free heap memory to the system, once; does nothing if the C library is not glibc."""
     if _mallopt() is not None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _mallopt():
-    """glibc's `mallopt(int, int) -> int` (1: done); None with another C library."""
+def _mallopt() -> Callable[[int, int], int] | None:
+    """glibc's `mallopt(option, value)`, which returns 1 on success; None with another C library."""
     if not sys.platform.startswith("linux"):
         return None
     library = ctypes.CDLL(None)

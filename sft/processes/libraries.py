@@ -1,4 +1,4 @@
-"""Importing the large libraries quickly, and keeping them quiet."""
+"""Import the large libraries quickly, and keep them quiet."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-
-from sft.configuration.schema import QuantizationConfig
+from importlib import import_module
 
 _COMPILATION_SWITCH = "TORCHDYNAMO_DISABLE"
-"""torch's own, read each time that `torch.compile` is called."""
-
-
+"""torch's variable, read at each call of `torch.compile`."""
 _BITSANDBYTES_OPTIMIZERS = ("bnb", "8bit", "paged", "lion", "ademamix")
-"""Parts of the names of optimizers that are, or may be, those of bitsandbytes."""
+"""Parts of the names of optimizers that bitsandbytes implements, or may implement."""
 
 
 def quiet_libraries() -> None:
-    """Keeps other libraries' notices, hints and progress bars out of the log. Errors still come through."""
-    # Said explicitly, the tokenizers library does not warn when a process is forked (see `tokenize_in_one_thread`).
+    """Keep the notices, hints and progress bars of other libraries out of the log. Errors are still shown."""
+    # If it is set, the tokenizers library does not warn when a process is forked (see `tokenize_in_one_thread`).
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
@@ -29,11 +26,12 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     # Warns at import, on CPUs with AVX512-BF16, that the optional package `kernels` is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # Says "Retrying in ..." many times before an unreachable Hub ends in one line of ours.
+    # Logs "Retrying in ..." many times before an unreachable Hub ends in our one line.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
+    # Not at the top: the entries import this module before they know that the configuration is valid.
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -41,53 +39,52 @@ def quiet_libraries() -> None:
 
 
 def pause_garbage_collection() -> None:
-    """To be called by the entry: an import makes objects by the million and hardly any garbage.
+    """Pause garbage collection during imports. To be called by the entry.
 
-    The collector would look through all of them again and again: a fifth of the time that imports take.
+    Imports create millions of objects and hardly any garbage: scanning them repeatedly takes a fifth of their time.
     """
     gc.disable()
 
 
 def resume_garbage_collection() -> None:
-    """Collects garbage again if that was paused, but looks no more at what is there by now: it is there to stay."""
+    """Resume garbage collection if it was paused, without the objects that exist by now: they stay."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
 
 
-def leave_objects_to_the_system() -> None:
-    """To be called at the end: whatever is garbage by now is ended properly, the rest goes with the process.
+def skip_final_garbage_collection() -> None:
+    """Collect garbage a last time. To be called just before the process exits.
 
-    Else the interpreter looks through all objects several times more before it ends: a second, with these libraries.
+    Otherwise the interpreter scans all objects several more times on exit: a second, with these libraries.
     """
     gc.collect()
     gc.freeze()
 
 
-def import_libraries(*, is_rehearsal: bool, optimizer: str, quantization: QuantizationConfig | None) -> None:
-    """Imports of torch and transformers what every run needs, with the collector paused where the entry paused it.
+def import_libraries(*, is_dry_run: bool, optimizer: str, is_quantized: bool) -> None:
+    """Import what every run needs of torch and transformers, then resume garbage collection.
 
-    Threads would not make it faster: imports hold the interpreter's lock (measured: 3.7 s in one thread, 4.0 s in two).
+    Threads would not be faster: imports hold the interpreter's lock (measured: 3.7 s in one thread, 4.0 s in two).
 
     Args:
-        is_rehearsal: a rehearsal needs no Trainer (and with it `datasets` and pandas).
-        optimizer: the name that `optim` has.
-        quantization: of the weights, by bitsandbytes; None for none.
+        is_dry_run: a dry run needs no Trainer (nor `datasets` and pandas, which it imports).
+        optimizer: the value of `optim`.
+        is_quantized: whether bitsandbytes quantizes the weights.
     """
-    import transformers.modeling_utils
-
-    uses_bitsandbytes = quantization is not None or any(sign in optimizer for sign in _BITSANDBYTES_OPTIMIZERS)
+    import_module("transformers.modeling_utils")
+    uses_bitsandbytes = is_quantized or any(name in optimizer for name in _BITSANDBYTES_OPTIMIZERS)
     with nullcontext() if uses_bitsandbytes else _without_compilation():
-        # Imports peft, which imports bitsandbytes, which hands functions of its own to torch.compile.
-        import transformers.training_args
-    if not is_rehearsal:
-        import transformers.trainer  # noqa: F401
+        # Imports peft, which imports bitsandbytes, which passes functions of its own to torch.compile.
+        import_module("transformers.training_args")
+    if not is_dry_run:
+        import_module("transformers.trainer")
     resume_garbage_collection()
 
 
 @contextmanager
 def _without_compilation() -> Iterator[None]:
-    """Makes `torch.compile` hand back what it is given, without importing its compiler (0.8 s), while this lasts."""
+    """Within the context, `torch.compile` returns its argument and does not import the compiler (0.8 s)."""
     before = os.environ.get(_COMPILATION_SWITCH)
     os.environ[_COMPILATION_SWITCH] = "1"
     try:

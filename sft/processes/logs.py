@@ -1,4 +1,4 @@
-"""One log for all processes; one file for each rank."""
+"""The log: one for all processes, and one file per rank on request."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sft.processes.environment import rank_of_this_process
 
 
 def configure_logging(stream: TextIO | None = None) -> None:
-    """One log for all processes: the first one writes, the others only what is an error.
+    """Set up the log: rank 0 writes it, the other ranks only errors.
 
     Args:
-        stream: where to; None: standard output.
+        stream: default: standard output.
     """
     root = logging.getLogger("sft")
     root.handlers.clear()
@@ -32,9 +32,9 @@ def configure_logging(stream: TextIO | None = None) -> None:
 
 @contextmanager
 def rank_log(log_dir: str | None) -> Iterator[None]:
-    """Keeps this process's log in a file of its own too while it lasts, `rank-N.log`, with times; appended to.
+    """Also write this process's log to the file `rank-N.log`, with timestamps; the file is appended to.
 
-    What the first rank writes still goes to the terminal; all that another one writes goes into its file alone.
+    The output of rank 0 still goes to the terminal as well; everything another rank writes goes only to its file.
 
     Raises:
         ConfigError: if the file cannot be written.
@@ -61,7 +61,7 @@ def rank_log(log_dir: str | None) -> Iterator[None]:
         handler.stream.write("\n".join(error.problems) + "\n")
         raise
     except Exception:
-        if rank_of_this_process() == 0:  # the others' tracebacks come into their files by themselves
+        if rank_of_this_process() == 0:  # the other ranks' standard error is the file
             handler.stream.write(traceback.format_exc())
         raise
     finally:

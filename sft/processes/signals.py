@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: while training they finish the step and save, elsewhere they end the run at once.
+"""Ctrl-C, SIGTERM and SIGUSR1: during training the step is finished and saved; at other times the run ends at once.
 
-SIGUSR1 is what SLURM sends ahead of a time limit when it is asked to. A run that a signal ended leaves with 128 plus
-the signal's number, as a shell says it. A second signal leaves at once, wherever the process is: by `os._exit`, because
-an exception could surface in any line of any library, and clean-up could hang.
+SLURM can send SIGUSR1 ahead of a time limit. The exit status of a run that a signal ended is 128 plus the signal's
+number, as in a shell. A second signal ends the process at once, whatever it is doing: by `os._exit`, because an
+exception could surface in any line of any library, and clean-up could hang.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from types import FrameType
 from typing import ClassVar, Self
 
 from sft.processes.environment import rank_of_this_process
-from sft.processes.exit_notes import leave_word
+from sft.processes.exit_records import record_exit
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 DELIVERED_TWICE_SECONDS = 2.0
-"""A scheduler or a terminal may send a signal to a launcher and its children, and the launcher passes it on: that is
-one wish, not two."""
-UNHEARD_SECONDS = 5.0
-"""For cleaning up, or if the main thread waits in a library for a process that will never come."""
+"""Within this time a second signal counts as the first: a scheduler or a terminal may signal a launcher and its
+children, and the launcher forwards it."""
+UNHANDLED_SECONDS = 5.0
+"""After this time the process is ended: clean-up takes too long, or the main thread is blocked in a library."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal came where there is no step to finish."""
+    """A signal arrived while there was no step to finish."""
 
     def __init__(self, number: int):
         super().__init__(signal_name(number))
@@ -37,32 +37,32 @@ class Interrupted(KeyboardInterrupt):
 
 
 def signal_name(number: int) -> str:
-    """As people write it: SIGTERM."""
+    """For example `SIGTERM`."""
     return signal.Signals(number).name
 
 
 class _SignalHandlers:
-    """Handles the signals while it is entered; the old handlers come back after it.
+    """Handles the signals within the context, and restores the previous handlers after it.
 
-    Python runs a handler in the main thread, between two of its own instructions: not while a library waits there for
-    another process. So a thread is told of each signal too (`signal.set_wakeup_fd`), for what must not wait.
+    Python runs a handler in the main thread, between two bytecode instructions: not while a library waits there for
+    another process. So a thread also receives each signal (`signal.set_wakeup_fd`), for what must not wait.
     """
 
     _entered: ClassVar[list["_SignalHandlers"]] = []
     """Innermost last."""
-    _knows_forks: ClassVar[bool] = False
+    _is_fork_hook_set: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.number = 0
-        """Of the first signal that came; 0 for none."""
+        """Of the first signal that arrived; 0 for none."""
         self._old_handlers: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
             return self
-        if not _SignalHandlers._knows_forks:
-            os.register_at_fork(after_in_child=_forget_in_child)
-            _SignalHandlers._knows_forks = True
+        if not _SignalHandlers._is_fork_hook_set:
+            os.register_at_fork(after_in_child=_reset_in_child)
+            _SignalHandlers._is_fork_hook_set = True
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         for number in SIGNALS:
@@ -87,38 +87,38 @@ class _SignalHandlers:
             self._on_first(self.number)
 
     def _on_first(self, number: int) -> None:
-        """What the first signal does, in the handler."""
+        """Reaction to the first signal, in the handler."""
 
     def _watch(self, reader: int) -> None:
         first_at = None
         while numbers := os.read(reader, 1):
             number, now = numbers[0], time.monotonic()
             if number not in SIGNALS or signal.getsignal(number) != self._on_signal:
-                continue  # torchrun's agent has handlers of its own
+                continue  # torchrun's agent sets its own handlers
             if first_at is None:
                 first_at = now
                 self._watch_first(number)
             elif now - first_at > DELIVERED_TWICE_SECONDS:
-                _leave_now(number, "Left at once on a second signal.")
+                _exit_now(number, "Ended at once by a second signal.")
         os.close(reader)
 
     def _watch_first(self, number: int) -> None:
-        """What the first signal does, in the thread."""
+        """Reaction to the first signal, in the thread."""
 
 
 class StopRequest(_SignalHandlers):
-    """Remembers that a signal asked for the end: whoever is in charge asks for it when a step is done."""
+    """Records that a signal requested the end of the run. The trainer checks it after each step."""
 
     @property
     def requested(self) -> bool:
         return self.number != 0
 
 
-class LeaveAtOnce(_SignalHandlers):
-    """Ends the run by an exception: there is no step to finish, and what was prepared can be prepared again.
+class InterruptOnSignal(_SignalHandlers):
+    """Ends the run by an exception, since there is no step to finish: preparation can be repeated.
 
-    Where the handler happens to run inside a finalizer or a weak reference's callback (importlib has those), Python
-    prints an exception and goes on: there it ends the process itself.
+    In a finalizer or a weak reference's callback (importlib has those), Python only prints an exception and continues:
+    there the process is ended directly.
     """
 
     def __enter__(self) -> Self:
@@ -137,21 +137,21 @@ class LeaveAtOnce(_SignalHandlers):
 
     def _on_unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
         if isinstance(unraisable.exc_value, Interrupted):
-            _leave_now(self.number, f"Ended by {signal_name(self.number)}.")
+            _exit_now(self.number, f"Ended by {signal_name(self.number)}.")
         self._old_hook(unraisable)
 
     def _watch_first(self, number: int) -> None:
-        def leave() -> None:
+        def exit_if_unhandled() -> None:
             if self in self._entered and signal.getsignal(number) == self._on_signal:
-                _leave_now(number, f"Ended by {signal_name(number)}.")
+                _exit_now(number, f"Ended by {signal_name(number)}.")
 
-        timer = Timer(UNHEARD_SECONDS, leave)
+        timer = Timer(UNHANDLED_SECONDS, exit_if_unhandled)
         timer.daemon = True
         timer.start()
 
 
-def _forget_in_child() -> None:
-    """In a process forked from this one: signals are the parent's affair, but what ends a process ends this one."""
+def _reset_in_child() -> None:
+    """In a forked child: the parent handles the signals, but SIGTERM ends the child."""
     if _SignalHandlers._entered:
         _SignalHandlers._entered.clear()
         signal.set_wakeup_fd(-1)
@@ -160,23 +160,24 @@ def _forget_in_child() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _leave_now(number: int, line: str) -> None:
-    """Ends this process, whatever it is doing."""
+def _exit_now(number: int, line: str) -> None:
+    """End this process, whatever it is doing."""
     status = 128 + number
-    leave_word(status)
+    record_exit(status)
     if rank_of_this_process() == 0:
         sys.stdout.flush()
-        # A line of progress may stand there.
+        # The cursor may be at the end of a line of progress.
         line = f"\n{line}" if os.isatty(2) else line
-        os.write(2, f"{line} Checkpoints that were saved before are whole.\n".encode())
+        os.write(2, f"{line} Checkpoints saved before are complete.\n".encode())
     os._exit(status)
 
 
 def ignore_signals(*, is_launched: bool) -> None:
-    """To be called when all is done and the process is about to end: a signal must not bring a traceback any more.
+    """Ignore the signals when the process is about to exit, so that they cause no traceback.
 
     Args:
-        is_launched: a launcher waits for this process's own exit status, and ends it where it hangs.
+        is_launched: whether a launcher waits for the exit status, and ends this process if it hangs. Otherwise a signal
+            ends it.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN if is_launched else signal.SIG_DFL)

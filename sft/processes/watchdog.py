@@ -1,8 +1,8 @@
-"""A process that makes no progress any more: its stacks are written down, and it leaves, as do all that wait for it.
+"""A watchdog: a process that makes no progress writes its stacks and exits, and so do all that wait for it.
 
-A thread of Python looks on. Where a library holds the interpreter's lock for good, that thread cannot run, so it winds
-up a timer of the system behind it: when that runs out, a handler in C (faulthandler's) writes the stacks to standard
-error and lets the signal end the process. Both ways a shell sees the same exit status.
+A Python thread watches. While a library holds the interpreter's lock, that thread cannot run, so it keeps resetting a
+system timer: when the timer expires, a handler in C (faulthandler's) writes the stacks to standard error and lets the
+signal end the process. The exit status is the same in both cases.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple, Self
 
-from sft.processes.exit_notes import leave_word
+from sft.processes.exit_records import record_hang
 
 SLOW = 4
-"""Patience with what may rightly take long at a stretch: a first step (layers are compiled), a save."""
+"""Factor on the timeout for phases that may take long: a first step (layers are compiled), a save."""
 TICK_SECONDS = 5.0
-"""How often is looked, at most; with short timeouts more often."""
+"""Seconds between two checks; less with short timeouts."""
 HUNG_STATUS = 128 + 14
-"""The exit status: as of a process that SIGALRM ended."""
+"""The exit status, that of a process that SIGALRM ended."""
 _REPORT = "hang-rank-{}.txt"
 
 
 class _Expected(NamedTuple):
-    """What this process is at, and how long that may take."""
+    """What this process is doing, and how long that may take."""
 
     phase: str
     step: int | None
@@ -39,13 +39,13 @@ class _Expected(NamedTuple):
 
 
 class Watchdog:
-    """Ends this process where nothing moves on for too long. Use as a context; outside of it nothing is watched."""
+    """Ends this process if it makes no progress for too long. A context manager; outside of it nothing is watched."""
 
     def __init__(self, timeout_seconds: float, *, rank: int, folder: str | Path):
         """Args:
-        timeout_seconds: without progress; 0 watches nothing.
+        timeout_seconds: longest time without progress; 0 disables the watchdog.
         rank: of this process.
-        folder: for the stacks, common to all processes: who finds another's report there leaves too.
+        folder: for the stacks, shared by all processes: a process that finds another's report there exits too.
         """
         self._timeout = timeout_seconds
         self._rank = rank
@@ -59,7 +59,7 @@ class Watchdog:
         if self._timeout:
             if hasattr(faulthandler, "register") and sys.__stderr__ is not None:
                 faulthandler.register(signal.SIGALRM, file=sys.__stderr__, all_threads=True, chain=True)
-            # Listed here, not in the thread: reports from now on are of this run.
+            # Listed here, not in the thread: later reports belong to this run.
             self._thread = Thread(target=self._watch, args=(self._reports(),), name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -68,65 +68,65 @@ class Watchdog:
         if self._thread is not None:
             self._ended.set()
             self._thread.join()
-            _wind_up(0)
+            _set_timer(0)
             if hasattr(faulthandler, "unregister"):
                 faulthandler.unregister(signal.SIGALRM)
             self._thread = None
 
     def expect(self, phase: str, step: int | None = None, *, patience: int = 1) -> None:
-        """Progress was made; the next is expected within the timeout.
+        """Report progress; the next is expected within the timeout.
 
         Args:
-            phase: what comes now, for a person.
-            step: of the run, where there is one.
-            patience: times the timeout, for what may take long.
+            phase: what begins now, for the message.
+            step: of the run, if there is one.
+            patience: factor on the timeout for phases that may take long.
         """
         self._expected = _Expected(phase, step, patience * self._timeout)
 
-    def rest(self) -> None:
-        """Nothing is expected until further notice: what comes has no progress that could be seen."""
+    def pause(self) -> None:
+        """Expect nothing until the next `expect`: for phases without visible progress."""
         self._expected = None
 
-    def preparing(self, goes_on: bool) -> None:
-        """Some more rows are prepared; or this process has done its part, and may wait for others without a limit."""
-        if goes_on:
+    def on_preparation(self, is_running: bool) -> None:
+        """More rows were prepared; or this process has finished, and may wait for others without a limit."""
+        if is_running:
             self.expect("preparing rows")
         else:
-            self.rest()
+            self.pause()
 
     def _watch(self, known: Mapping[str, float]) -> None:
         before, waited, last = self._expected, 0.0, time.monotonic()
         while not self._ended.wait(self._tick):
             now = time.monotonic()
-            # No more than two ticks: a process that was stopped for a while, and goes on, has not hung.
+            # At most two ticks: a process that was stopped for a while and then continues has not hung.
             elapsed, last = min(now - last, 2 * self._tick), now
             expected = self._expected
             waited = waited + elapsed if expected is before else 0.0
             before = expected
             if expected is not None and waited >= expected.seconds:
-                self._leave(expected, f"no progress for {waited:,.0f} s", time.time())
+                self._exit(expected, f"no progress for {waited:,.0f} s", time.time())
             others = [changed for name, changed in self._reports().items() if known.get(name) != changed]
             if others:
-                self._leave(expected, "another process has hung", min(others))
-            _wind_up(0 if expected is None else expected.seconds - waited + 4 * self._tick)
+                self._exit(expected, "another process has hung", min(others))
+            _set_timer(0 if expected is None else expected.seconds - waited + 4 * self._tick)
 
     def _reports(self) -> dict[str, float]:
-        """Reports that lie there, with the time of their last change, seconds since 1970."""
+        """The reports in the folder, with the time of their last change in seconds since 1970."""
         found = {}
         with suppress(OSError):
             for path in self._folder.glob(_REPORT.format("*")):
                 found[path.name] = path.stat().st_mtime
         return found
 
-    def _leave(self, expected: _Expected | None, why: str, found_at: float) -> None:
-        """Writes the stacks down, gives the others time to do so too, and ends this process as all end theirs.
+    def _exit(self, expected: _Expected | None, reason: str, found_at: float) -> None:
+        """Write the stacks, give the other processes time to do so too, and end this process.
 
-        One that went before would leave the others with a lost connection, and a traceback of that.
+        A process that exited earlier would cause a traceback of a lost connection in the others.
         """
-        _wind_up(0)
+        _set_timer(0)
         step = f" {expected.step}" if expected and expected.step is not None else ""
         where = f"{expected.phase}{step}" if expected else "waiting"
-        line = f"Rank {self._rank}, {where}: {why} (hang_timeout_seconds: {self._timeout:g}), so it ends."
+        line = f"Rank {self._rank}, {where}: {reason} (hang_timeout_seconds: {self._timeout:g}); this process ends."
         path = self._folder / _REPORT.format(self._rank)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -134,19 +134,19 @@ class Watchdog:
                 file.write(f"{line}\n")
                 file.flush()
                 faulthandler.dump_traceback(file=file, all_threads=True)
-            told = f" Its stacks: {path}."
+            saved = f" Stacks: {path}."
         except OSError:
             faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-            told = ""
-        # Not by the logger: whoever hangs may hold its lock.
-        os.write(2, f"{line}{told} Go on from the last checkpoint with --resume_from_checkpoint auto.\n".encode())
-        leave_word(HUNG_STATUS, kind="hung")
+            saved = ""
+        # Not with the logger: the thread that hangs may hold its lock.
+        os.write(2, f"{line}{saved} Resume from the last checkpoint with --resume_from_checkpoint auto.\n".encode())
+        record_hang(HUNG_STATUS)
         _end_workers(max(min(found_at + 2 * self._tick - time.time(), 2 * self._tick), 0))
         os._exit(HUNG_STATUS)
 
 
 def _end_workers(seconds: float) -> None:
-    """Ends the processes that this one forked, a loader's workers; what hangs may be one of them.
+    """End the forked children, a loader's workers; one of them may be what hangs.
 
     They have inherited the handler: the signal makes them write their stacks to standard error.
     """
@@ -160,7 +160,7 @@ def _end_workers(seconds: float) -> None:
             worker.kill()
 
 
-def _wind_up(seconds: float) -> None:
-    """Sets the system's timer; 0 stops it."""
+def _set_timer(seconds: float) -> None:
+    """Set the system's timer; 0 stops it."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -19,7 +19,7 @@ from sft.common.machine_records import MemoryLimits
 from sft.common.run_records import BatchPlan, DistributedContext
 from sft.modeling.compiling import compile_layers
 from sft.modeling.footprint import footprint
-from sft.processes.device_memory import room_for_a_copy
+from sft.processes.device_memory import memory_for_copy
 from sft.processes.signals import StopRequest
 from sft.processes.terminal import live_terminal
 from sft.reporting.environment import device_name
@@ -62,7 +62,7 @@ class PreparedTraining:
 def _room_for_copies(context: DistributedContext, limits: MemoryLimits | None) -> Callable[[int], int]:
     if limits is None:
         return lambda before: 0
-    return lambda before: room_for_a_copy(context.device, limits.budget_bytes, before)
+    return lambda before: memory_for_copy(context.device, limits.budget_bytes, before)
 
 
 def _compile(model: "PreTrainedModel", layout: RowLayout, options: Mapping[str, Any] | None) -> None:

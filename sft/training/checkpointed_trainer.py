@@ -35,7 +35,7 @@ from sft.modeling.sharded_state import (
 )
 from sft.modeling.sharding import is_sharded
 from sft.modeling.state_copy import copy_to_memory, state_bytes
-from sft.processes.agreement import open_talk, wait_for_all
+from sft.processes.agreement import agree_on_problem, open_cpu_group
 from sft.training.hub_pushes import HubPushes
 
 logger = logging.getLogger("sft.train")
@@ -82,7 +82,7 @@ class CheckpointedTrainer(Trainer):
         self.context = context
         self.facts = dict(facts or {})
         self._keeps_parts = keeps_parts
-        self._talk = open_talk(context)
+        self._cpu_group = open_cpu_group(context)
         self._saves_in_background = saves_in_background
         self._room_for_copies = room_for_copies
         self._copied_bytes = 0
@@ -240,7 +240,7 @@ class CheckpointedTrainer(Trainer):
             self._failures.append(problem)
 
     def _go_on_together(self, step: int) -> None:
-        problem = wait_for_all(self._failures[0] if self._failures else None, self.context, self._talk)
+        problem = agree_on_problem(self._failures[0] if self._failures else None, self.context, self._cpu_group)
         if problem is None:
             return
         if self.args.should_save:
@@ -390,7 +390,7 @@ class CheckpointedTrainer(Trainer):
         """Loads the best checkpoint, if it is what was written; else the weights stay those of the last step."""
         best = self.state.best_model_checkpoint
         damage = find_damage(Path(best)) if self.context.is_main_process else []
-        problem = wait_for_all("; ".join(damage) or None, self.context, self._talk)
+        problem = agree_on_problem("; ".join(damage) or None, self.context, self._cpu_group)
         if problem is not None:
             logger.info("load_best_model_at_end: the best checkpoint, %s, is damaged (%s). The run ends with the "
                         "weights of its last step instead.", best, problem)  # fmt: skip

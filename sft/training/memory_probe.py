@@ -22,8 +22,8 @@ from sft.common.run_records import Precision
 from sft.modeling.document_attention import isolated_documents
 from sft.modeling.gradient_checkpointing import gradient_checkpointing_enabled
 from sft.modeling.random_state import RandomState
-from sft.processes.device_memory import PeakWatch
-from sft.processes.heap import give_back_freed_memory
+from sft.processes.device_memory import PeakMemory
+from sft.processes.heap import release_freed_memory
 from sft.training.row_layout import RowLayout
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class MemoryProbe:
             if self._device.startswith("cuda"):
                 torch.cuda.empty_cache()
             else:
-                give_back_freed_memory()
+                release_freed_memory()
             state.restore()
 
     def _state_bytes(self, weight: torch.Tensor) -> int:
@@ -114,7 +114,7 @@ class MemoryProbe:
             # The worst case: no leading tokens are shared.
             collator = FlatCollator(collator.pad_token_id, max_seq_length=collator.max_seq_length)
         started = time.perf_counter()
-        with PeakWatch(self._device) as watch:
+        with PeakMemory(self._device) as watch:
             batch = to_device(collator(rows), torch.device(self._device))
             with isolated_documents(self._model, self._layout.attention):
                 if trains:

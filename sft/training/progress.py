@@ -10,7 +10,7 @@ import torch
 
 from sft.common.run_records import DistributedContext, ModelFootprint
 from sft.modeling.flops import training_flops
-from sft.processes.device_memory import held_memory_bytes, peak_memory_bytes, reserved_memory_bytes, total_memory_bytes
+from sft.processes.device_memory import peak_memory_bytes, reserved_memory_bytes, total_memory_bytes, used_memory_bytes
 from sft.processes.utilization import CpuUtilization, GpuUtilization
 
 COUNTED = ("supervised", "tokens", "rows", "computed", "squares")
@@ -116,7 +116,7 @@ class TrainingProgress:
         if mfu is not None:
             values["mfu"] = mfu
         device = self._context.device
-        held = values["memory_allocated_bytes"] = held_memory_bytes(device)
+        held = values["memory_allocated_bytes"] = used_memory_bytes(device)
         reserved, total = reserved_memory_bytes(device), total_memory_bytes(device)
         if reserved is not None:
             values["memory_reserved_bytes"] = reserved

@@ -20,7 +20,7 @@ NOT_DECIDING = {
     "configuration/training_sections.py": "settings of the training",
     "processes/environment.py": "number of cores, cache folder, threads of the tokenizer",
     "processes/live_line.py": "draws the progress",
-    "processes/terminal.py": "draws the progress",
+    "processes/terminal.py": "whether the progress is drawn",
 }
 """Modules that the preparation of rows reaches, and why they do not decide what a row becomes."""
 

@@ -183,7 +183,7 @@ def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(short_run, t
     from sft.training.checkpointed_trainer import CheckpointedTrainer
 
     with monkeypatch.context() as patched:
-        patched.setattr(assembly, "room_for_a_copy", lambda *_: 0)
+        patched.setattr(assembly, "memory_for_copy", lambda *_: 0)
         at_once = short_run(output_dir=tmp_path / "at-once")
     logged, waited = {step: threading.Event() for step in range(1, 7)}, []
     write, publish = MetricsLog.write, CheckpointedTrainer._publish
@@ -278,7 +278,8 @@ def test_data_that_was_moved_is_the_same_data(short_run, question_file, tmp_path
 def test_a_second_run_into_the_same_folder_is_refused(short_run, tmp_path):
     (tmp_path / "out").mkdir()
     code = (
-        "import sys\nfrom sft.checkpointing.output_lock import OutputLock\nlock = OutputLock()\nlock.take(sys.argv[1])\n"
+        "import sys\nfrom sft.checkpointing.output_lock import OutputLock\nlock = OutputLock()\n"
+        "lock.take(sys.argv[1])\n"
         "print('held', flush=True)\nsys.stdin.read()\n"
     )
     holder = subprocess.Popen(
@@ -438,7 +439,7 @@ def test_a_signal_in_an_evaluation_stops_there_and_the_evaluation_is_made_when_t
             again = run_sft(**settings, resume_from_checkpoint="auto")
             assert again.status == 143
             assert again.err.count("\n") == 1
-            assert "Ended by SIGTERM" in again.err
+            assert messages.ENDED_BY.format(signal="SIGTERM") in again.err
     again = run_sft(**settings, resume_from_checkpoint="auto")
     assert again.status == 0, again.err
     assert without_times(again) == without_times(whole)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests.support import messages
 from tests.support.processes import Process, is_running, settings, sft, weights_of
 
 pytestmark = pytest.mark.slow
@@ -49,8 +50,8 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_bit(tmp_pat
     children = process.children()
     os.kill(children[1], signal.SIGKILL)
     assert process.end(60) == 137, process.err
-    assert "The process of rank 1 was killed by SIGKILL" in process.err
-    assert f"Its log: {tmp_path / 'logs' / 'rank-1.log'}" in process.err
+    assert messages.RANK_KILLED.format(rank=1, signal="SIGKILL") in process.err
+    assert messages.RANK_LOG.format(path=tmp_path / "logs" / "rank-1.log") in process.err
     assert all_gone(children, seconds=1)
     again = sft(tmp_path / "again", *settings(output, *more), "--resume_from_checkpoint=auto")
     assert again.end() == 0, again.err

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests.support import messages
 from tests.support.processes import STEPS, settings, sft, weights_of
 
 pytestmark = pytest.mark.slow
@@ -69,7 +70,7 @@ def test_a_signal_before_training_ends_the_run_at_once(tmp_path, number, process
     assert process.end() == 128 + number, process.err
     assert time.monotonic() - began < 10
     assert process.err.count("\n") == 1, process.err
-    assert f"Ended by {signal.Signals(number).name}" in process.err
+    assert messages.ENDED_BY.format(signal=signal.Signals(number).name) in process.err
     assert saved_steps(tmp_path / "out") == []
 
 
@@ -122,7 +123,7 @@ def test_a_second_signal_leaves_at_once(tmp_path, processes):
         time.sleep(2.5)
     assert process.end(10) == 130, process.err
     assert "Traceback" not in process.err
-    assert "Left at once on a second signal" in process.err
+    assert messages.ENDED_BY_SECOND_SIGNAL in process.err
 
 
 def test_a_signal_to_one_of_two_processes_is_not_a_reason_to_start_them_again(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from sft.modeling.state_copy import copy_to_memory, state_bytes
-from sft.processes.device_memory import held_memory_bytes, room_for_a_copy
 from tests.support.parts import build_model
 
 
@@ -70,14 +69,3 @@ def test_tensors_that_only_wrap_others_are_copied_one_by_one():
 
 def test_nothing_is_nothing():
     assert state_bytes({}) == 0
-
-
-def test_room_for_a_copy_is_half_of_what_is_free_within_the_budget():
-    free = room_for_a_copy("cuda:0", 1)  # a GPU's budget is not the main memory's
-    assert free > 0
-    assert 0 < room_for_a_copy("cpu", None) <= 1.2 * free
-    assert room_for_a_copy("cpu", 1) == 0
-    budget = held_memory_bytes("cpu") * 2
-    assert room_for_a_copy("cpu", budget) <= budget
-    # An earlier copy is in the highest so far, so that much of it may be taken once more.
-    assert room_for_a_copy("cpu", 1, 2**50) > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sft.processes.device_peaks import PEAK_TFLOPS, find_peak_flops, kind_of_products
+from sft.processes.device_peaks import PEAK_TFLOPS, find_peak_flops, matmul_dtype
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_peaks_fall_with_the_width_of_the_numbers():
 
 
 def test_kind_of_products_is_that_of_mixed_precision_before_the_weights():
-    assert kind_of_products(True, False, "torch.float32") == "bfloat16"
-    assert kind_of_products(False, True, "torch.float32") == "float16"
-    assert kind_of_products(False, False, "torch.bfloat16") == "bfloat16"
-    assert kind_of_products(False, False, "torch.float32") == "float32"
+    assert matmul_dtype(True, False, "torch.float32") == "bfloat16"
+    assert matmul_dtype(False, True, "torch.float32") == "float16"
+    assert matmul_dtype(False, False, "torch.bfloat16") == "bfloat16"
+    assert matmul_dtype(False, False, "torch.float32") == "float32"

@@ -1,4 +1,4 @@
-"""Ctrl-C in the first moments of the command: one line and status 130, whatever is being imported."""
+"""Ctrl-C while the command starts: one line and status 130, whatever is being imported."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import messages
 from tests.support.parts import REPOSITORY
 
 DELAYS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Seconds after the command's first lines were run; what came before is Python's own start."""
+"""Seconds after the command's first lines were run; before, Python itself starts."""
 
 
 def start(output, *more):
@@ -27,7 +28,7 @@ def start(output, *more):
 
 
 def wait_for_first_lines(process):
-    """Till SIGTERM is caught: Python itself catches SIGINT alone."""
+    """Until SIGTERM is caught: Python itself catches only SIGINT."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -41,11 +42,11 @@ def check(process, seconds=60):
     _, err = process.communicate(timeout=seconds)
     assert process.returncode == 130, err
     assert err.count("\n") == 1, err
-    assert err.startswith("Ended by SIGINT"), err
+    assert err.startswith(messages.ENDED_BY.format(signal="SIGINT")), err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ctrl_c_in_the_first_moments_is_one_line(tmp_path):
+def test_ctrl_c_during_start_up_prints_one_line(tmp_path):
     for delay in DELAYS:
         process = start(tmp_path / "out")
         wait_for_first_lines(process)
@@ -57,7 +58,7 @@ def test_ctrl_c_in_the_first_moments_is_one_line(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--num_gpus=2", "--use_cpu"]], ids=["one", "launcher"])
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.5, 1.0, 2.0])
-def test_ctrl_c_at_any_early_moment_is_one_line(tmp_path, delay, more):
+def test_ctrl_c_at_any_early_moment_prints_one_line(tmp_path, delay, more):
     process = start(tmp_path / "out", *more)
     wait_for_first_lines(process)
     time.sleep(delay)

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from sft.processes.watchdog import HUNG_STATUS, Watchdog
+from tests.support import messages
 from tests.support.parts import REPOSITORY
 
 
@@ -22,7 +23,7 @@ def run_python(folder, body: str, seconds: float = 0.5) -> subprocess.CompletedP
     )
 
 
-def test_a_hang_is_told_with_phase_step_and_stacks(tmp_path):
+def test_a_hang_is_reported_with_phase_step_and_stacks(tmp_path):
     done = run_python(tmp_path / "out", "dog.expect('in step', 7); time.sleep(60)")
     assert done.returncode == HUNG_STATUS == 142
     report = (tmp_path / "out" / "hang-rank-3.txt").read_text()
@@ -30,7 +31,7 @@ def test_a_hang_is_told_with_phase_step_and_stacks(tmp_path):
     assert 'File "<string>", line 4 in <module>' in report
     assert "watchdog.py" in report  # all threads
     assert done.stderr.count("\n") == 1
-    assert f"Its stacks: {tmp_path / 'out' / 'hang-rank-3.txt'}." in done.stderr
+    assert messages.STACKS.format(path=tmp_path / "out" / "hang-rank-3.txt") in done.stderr
     assert "(hang_timeout_seconds: 0.5)" in done.stderr
 
 
@@ -46,11 +47,11 @@ def test_a_hang_in_a_library_that_holds_the_interpreter_ends_too(tmp_path):
     ["[(dog.expect('in step', i), time.sleep(0.2)) for i in range(8)]",
      "dog.expect('in step', 1, patience=4); time.sleep(1.2)",
      "time.sleep(1.2)",
-     "dog.expect('in step', 1); dog.rest(); time.sleep(1.2)",
-     "dog.preparing(True); dog.preparing(False); time.sleep(1.2)"],
-    ids=["progress", "patience", "nothing expected", "rest", "waiting for the preparation"],
+     "dog.expect('in step', 1); dog.pause(); time.sleep(1.2)",
+     "dog.on_preparation(True); dog.on_preparation(False); time.sleep(1.2)"],
+    ids=["progress", "patience", "nothing expected", "paused", "waiting for the preparation"],
 )  # fmt: skip
-def test_what_moves_on_or_may_take_long_is_left_alone(tmp_path, body):
+def test_progress_and_phases_that_may_take_long_are_not_a_hang(tmp_path, body):
     done = run_python(tmp_path, body)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended by itself\n", "")
 

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sft.checkpointing.manifest import read_manifest
+from sft.checkpointing.manifest import read_manifest, write_manifest
+
+COMPLETE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "model.safetensors")
 
 
 def as_if_killed(whole: Path, folder: Path, step: int) -> Path:
@@ -41,3 +43,15 @@ def evaluated(output_dir: Path) -> list[tuple[int, float]]:
 
 def _events(output_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def make_checkpoint(folder: Path, step: int, files: tuple[str, ...] | list[str] = COMPLETE) -> Path:
+    """A folder like a checkpoint, with a manifest; files that are not in `files` are missing."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    for name in COMPLETE:
+        (path / name).write_text(name)
+    write_manifest(path, {"step": step})
+    for name in set(COMPLETE) - set(files):
+        (path / name).unlink()
+    return path

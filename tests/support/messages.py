@@ -9,6 +9,14 @@ RESUMING_FROM = "Resuming from {path}"
 # common
 MISSING_PACKAGE = "requires the package {name}: pip install {name}"
 
+# processes
+ENDED_BY = "Ended by {signal}"
+ENDED_BY_SECOND_SIGNAL = "Ended at once by a second signal"
+CHECKPOINTS_COMPLETE = "Checkpoints saved before are complete."
+STACKS = "Stacks: {path}."
+RANK_KILLED = "The process of rank {rank} was killed by {signal}"
+RANK_LOG = "Its log: {path}"
+
 # reporting
 TRACKER_FAILED = "{name} failed at step "
 RUN_CONTINUES = "The run continues without it"

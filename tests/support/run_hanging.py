@@ -12,7 +12,7 @@ import sys
 import time
 
 import sft_main
-from sft.processes.environment import end_with_launcher, num_restarts, rank_of_this_process
+from sft.processes.environment import exit_with_launcher, num_restarts, rank_of_this_process
 
 FOR_EVER = 10_000
 
@@ -65,7 +65,7 @@ def hang_at(how: str, step: int) -> None:
 
 
 if __name__ == "__main__":
-    end_with_launcher()
+    exit_with_launcher()
     sft_main.__file__ = __file__  # what the launcher starts
     when = os.environ.get("HANG_AT")
     if when:

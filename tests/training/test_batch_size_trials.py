@@ -14,7 +14,6 @@ from sft.checkpointing.manifest import read_manifest, write_manifest
 from sft.common.errors import ConfigError, MemoryShortage
 from sft.common.machine_records import MemoryLimits
 from sft.common.run_records import DistributedContext, Precision
-from sft.processes import device_memory
 from sft.training.batch_size_trials import memory_limits, resolve_batches
 from sft.training.row_layout import resolve_layout
 from tests.support.parts import build_model, build_tokenizer
@@ -116,32 +115,6 @@ def test_memory_limits_by_hand_and_by_what_is_free(monkeypatch):
 
     assert memory_limits(replace(config, memory_budget_gib=2.0), CPU).budget_bytes == 2**31
     assert memory_limits(replace(config, target_memory_utilization=0.5), CPU).budget_bytes == 500
-
-
-def test_peak_watch_sees_what_was_freed_again():
-    before = device_memory.held_memory_bytes("cpu")
-    with device_memory.PeakWatch("cpu") as watch:
-        block = torch.ones(2**26)
-        del block
-    assert watch.peak_bytes >= before + 2**28 - 2**24
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"memory.max": "4096000", "memory.current": "1000000", "memory.stat": "inactive_file 400000\n"},
-         [(4_096_000, 600_000)]),
-        ({"memory.max": "max", "memory.current": "1000000"}, []),
-        ({"memory.limit_in_bytes": "4096000", "memory.usage_in_bytes": "5", "memory.stat": "total_inactive_file 1"},
-         [(4_096_000, 4)]),
-        ({"memory.limit_in_bytes": str(2**63 - 4096), "memory.usage_in_bytes": "5"}, []),
-    ],
-)  # fmt: skip
-def test_limits_of_the_control_group_are_found(tmp_path, monkeypatch, files, expected):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(device_memory, "_group_folders", lambda: [tmp_path])
-    assert list(device_memory._group_limits()) == expected
 
 
 def run(tmp_path, model_folder, question_file, *settings) -> tuple[list[float], dict]:

@@ -1,0 +1,79 @@
+"""Whether a run may resume from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sft.checkpointing.checkpoints import (
+    check_same_run,
+)
+from sft.checkpointing.manifest import write_manifest
+from sft.checkpointing.resume_point import ResumePoint
+from sft.checkpointing.same_run import find_changes
+from tests.support import messages
+from tests.support.checkpoints import make_checkpoint
+
+SETTINGS = {
+    "seed": 42, "max_seq_length": 64, "chat_template": None, "learning_rate": 1e-3, "num_train_epochs": 1.0,
+    "logging_steps": 1, "save_steps": 2, "output_dir": "a", "optim": "adamw_torch", "packing": False,
+    "lora_config": {"r": 4, "lora_dropout": 0.0}, "model_name_or_path": "base", "lr_scheduler_type": "linear",
+}  # fmt: skip
+DATA = {"train": "digest", "train_rows": 24, "validation": "another"}
+PLAN = {"global_batch_size": 4, "packs": None}
+
+
+def changes(*, data=None, plan=None, **settings):
+    saved = {"configuration": SETTINGS, "data": DATA, "batch_plan": PLAN}
+    now = {"configuration": SETTINGS | settings, "data": DATA | (data or {}), "batch_plan": PLAN | (plan or {})}
+    return find_changes(Path("out/checkpoint-6"), saved, now)
+
+
+def test_find_changes_is_silent_where_nothing_matters():
+    assert changes() == ([], [])
+    assert changes(output_dir="b") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("learning_rate", 2e-3), ("num_train_epochs", 2.0), ("logging_steps", 5), ("save_steps", 5),
+     ("lr_scheduler_type", "cosine"), ("lora_config", {"r": 4, "lora_dropout": 0.1})],
+)  # fmt: skip
+def test_find_changes_tells_what_may_change(key, value):
+    refused, told = changes(**{key: value})
+    assert refused == []
+    assert len(told) == 1
+    assert told[0].startswith(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", 1), ("max_seq_length", 32), ("chat_template", "plain"), ("optim", "sgd"), ("packing", True),
+     ("lora_config", {"r": 8, "lora_dropout": 0.0}), ("lora_config", None), ("model_name_or_path", "other"),
+     ("lr_scheduler_type", "greedy")],
+)  # fmt: skip
+def test_find_changes_refuses_what_would_corrupt(key, value):
+    refused, _ = changes(**{key: value})
+    assert len(refused) == 1
+    assert refused[0].startswith(key)
+    assert "\n" not in refused[0]
+
+
+def test_find_changes_refuses_other_data_and_another_step_size():
+    (line,), _ = changes(data={"train": "other", "train_rows": 25})
+    assert "trained on other rows: 24 then, 25 now" in line
+    (line,), _ = changes(plan={"global_batch_size": 8})
+    assert "trained with 4 rows a step, and this run has 8" in line
+    assert changes(data={"validation": "other"}) == ([], ["the validation data"])
+
+
+def test_check_same_run_warns_of_another_number_of_processes(tmp_path, caplog):
+    checkpoint = make_checkpoint(tmp_path, 6)
+    write_manifest(checkpoint, {"configuration": SETTINGS, "data": DATA, "batch_plan": PLAN, "world_size": 2})
+    facts = {"configuration": SETTINGS, "data": DATA}
+    with caplog.at_level("INFO", "sft.train"):
+        check_same_run(ResumePoint.read(checkpoint), facts, PLAN, 2)
+        assert caplog.messages == []
+        check_same_run(ResumePoint.read(checkpoint), facts, PLAN, 1)
+    assert messages.OTHER_WORLD_SIZE.format(name="checkpoint-6", before=2, after=1) in caplog.text
