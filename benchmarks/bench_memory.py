@@ -106,9 +106,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
 
     context = start_distributed(config.distributed, use_cpu=True)
     holds = reuse_freed_memory(config.training.reuse_freed_memory, context.device)
-    import_libraries(
-        is_dry_run=False, optimizer=config.training.optim, is_quantized=config.quantization is not None
-    )
+    import_libraries(is_dry_run=False, optimizer=config.training.optim, is_quantized=config.quantization is not None)
 
     import peft  # noqa: F401
 

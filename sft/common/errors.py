@@ -1,60 +1,69 @@
-"""Errors that a user can cause and can mend: one clear line each, exit code 2, never a traceback."""
+"""Errors that the user can cause and fix: reported in one line each, with exit code 2 and no traceback."""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
 
 class UserError(Exception):
-    """Something in the user's hands is wrong. Each of `problems` is one complete line for the terminal."""
+    """A problem that the user can fix.
+
+    Args:
+        problems: complete lines for the terminal: where, what was found, what is allowed, what to do.
+    """
 
     exit_code = 2
 
-    def __init__(self, *problems: str):
+    def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
 
 
 class ConfigError(UserError):
-    """A setting is wrong: in the YAML file, on the command line, or for this machine."""
+    """An invalid setting: in the YAML file, on the command line, or for this machine."""
 
 
 class DataError(UserError):
-    """The training or validation data cannot be used as it is."""
+    """Training or validation data that cannot be used."""
 
 
 class ModelError(UserError):
-    """The model or tokenizer cannot be loaded or does not fit the settings."""
+    """A model or tokenizer that cannot be loaded or contradicts the settings."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be written or read; those before it are as they were."""
+    """A checkpoint that cannot be written or read. Earlier checkpoints are unchanged."""
 
 
 class MemoryShortage(UserError):
-    """The device cannot hold what the settings ask for, however small the parts."""
+    """Out of memory even with the smallest batch size."""
 
 
 class TrainingError(UserError):
-    """Training cannot go on in a way that makes sense."""
+    """Training cannot continue."""
 
 
 def located(error: UserError, origins: Mapping[str, str]) -> UserError:
-    """The error with `file:line: ` before each problem that begins with the name of a key that was given.
+    """Prefix each problem that begins with the name of a given key with `file:line: `.
 
     Args:
-        error: raised after the configuration was read, so without the place of its keys.
+        error: raised after the configuration was read.
         origins: key -> where it was given.
+
+    Returns:
+        An error of the same class.
     """
 
-    def with_place(problem: str) -> str:
+    def with_origin(problem: str) -> str:
         key = re.match(r"[a-z]\w*(\[\d+\])?(\.\w+)*", problem)
-        place = key and origins.get(key.group())
-        return f"{place}: {problem}" if place else problem
+        origin = key and origins.get(key.group())
+        return f"{origin}: {problem}" if origin else problem
 
-    return type(error)(*map(with_place, error.problems))
+    return type(error)(*map(with_origin, error.problems))
 
 
 def one_line(error: Exception, longest: int = 400) -> str:
-    """What a library says in many lines, on one, of bearable length."""
+    """A library's error message as a single line of at most `longest` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= longest else text[: longest - 4] + " ..."

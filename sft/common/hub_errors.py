@@ -1,4 +1,4 @@
-"""What went wrong with the Hugging Face Hub, and what to set: told from the errors that the libraries raise."""
+"""Explanations of errors with the Hugging Face Hub, recognized by the exceptions that the libraries raise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 LOGIN = "set HF_TOKEN (or run: hf auth login)"
 _KINDS = (
-    # In this order: the first of which any error of the chain shows a sign. A class stands for all derived from it.
+    # (kind, names of exception classes or their bases, parts of messages). The first match in the chain counts.
     ("gated", ("GatedRepoError",), ("is a gated dataset",)),
     ("absent", ("RepositoryNotFoundError", "DatasetNotFoundError"), ("not a valid model identifier",)),
     ("denied", (), ("401 Client Error", "403 Client Error", "401 Unauthorized", "403 Forbidden")),
@@ -19,32 +19,37 @@ _KINDS = (
 )
 
 
-def hub_problem(error: BaseException, *, what: str) -> str | None:
-    """What is wrong with a repository, and what to do, in one line; None if the error is about something else.
+def hub_problem(error: BaseException, *, what: str, has_token: bool, is_offline: bool) -> str | None:
+    """Explain in one line why a Hub repository cannot be loaded, and what to do.
 
     Args:
-        error: as a library raised it; what it was raised from, or while handling, is looked at too.
-        what: the repository is: `model`, `dataset`.
+        error: exception of a library. Its causes and contexts are examined too.
+        what: kind of repository: `model` or `dataset`.
+        has_token: whether a Hub token is configured.
+        is_offline: whether `HF_HUB_OFFLINE` is set.
+
+    Returns:
+        The explanation, which continues `name: `; None if the error has nothing to do with the Hub.
     """
     kind = _kind_of(error)
     if kind in ("gated", "denied"):
-        terms = f"accept its terms on the {what}'s page there, then " if kind == "gated" else ""
-        but = ", and the token that is set may not read it" if _has_token() else ""
+        terms = f"accept the terms on the {what}'s page, then " if kind == "gated" else ""
+        but = ", and the configured token has no access" if has_token else ""
         return f"gated or private on the Hub{but}: {terms}{LOGIN}."
     if kind == "absent":
-        but = ", or one that the token that is set may not read" if _has_token() else ", or a private one"
-        return f"no folder here and no {what} on the Hub{but}: check the name; for a private one {LOGIN}."
+        but = ", or the configured token has no access to it" if has_token else ", or it is private"
+        return f"no such folder, and no such {what} on the Hub{but}: check the name; if it is private, {LOGIN}."
     if kind == "broken":
-        return "the download from the Hub broke off. Run it again."
-    if kind == "unreachable" and _is_offline():
+        return "the download from the Hub was interrupted. Run the command again."
+    if kind == "unreachable" and is_offline:
         return (
-            "no folder here and not in the cache, and HF_HUB_OFFLINE=1 forbids to ask the Hub. Name a folder, or load "
-            "it once without HF_HUB_OFFLINE: what is loaded is kept in HF_HOME."
+            "no such folder, and not in the cache; HF_HUB_OFFLINE=1 disables access to the Hub. Give a local folder, "
+            "or load it once without HF_HUB_OFFLINE, which caches it in HF_HOME."
         )
     if kind == "unreachable":
         return (
-            "no folder here, and the Hugging Face Hub cannot be reached. Name a folder, or load it once where the Hub "
-            "can be reached: what is loaded is kept in HF_HOME, and taken from there with HF_HUB_OFFLINE=1."
+            "no such folder, and the Hugging Face Hub cannot be reached. Give a local folder, or load it once with "
+            "access to the Hub, which caches it in HF_HOME; HF_HUB_OFFLINE=1 then uses the cache."
         )
     return None
 
@@ -66,15 +71,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         current = current.__cause__ or current.__context__
-
-
-def _has_token() -> bool:
-    from huggingface_hub import get_token
-
-    return get_token() is not None
-
-
-def _is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE

@@ -1,4 +1,4 @@
-"""Words and numbers as a person reads them in a terminal."""
+"""Formatting of text and numbers for the terminal."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import unicodedata
 from collections.abc import Iterable
 
 WIDTH = 100
-"""Columns of a line, where nothing in it is longer."""
+"""Maximum width of a line, in columns, except for words that are longer."""
 
 NOTES = {
-    "thoughts_left_out": "the chat template leaves out thoughts in {rows}; they are not trained",
-    "prompt_goes_further": "the generation prompt goes further (<think>, say) than {rows}: in use, the model answers "
-    "behind something that it did not see in training",
-    "content_left_out": "the chat template leaves out the text beside tool calls in {rows}; it is not trained",
-    "tools_left_out": "the chat template does not write the tools of {rows}; the model does not see them",
+    "thoughts_left_out": "the chat template omits the reasoning in {rows}; it is not trained",
+    "prompt_goes_further": "the generation prompt contains more (e.g. <think>) than the text before the answer in "
+    "{rows}: at inference, the model continues text that it did not see in training",
+    "content_left_out": "the chat template omits the text beside tool calls in {rows}; it is not trained",
+    "tools_left_out": "the chat template omits the tools of {rows}; the model does not see them",
 }
-"""Note of the renderer -> what it means."""
+"""Note of the renderer -> its meaning."""
 
-# Control characters, invisible ones (marks that turn the writing's direction are among them), halves of surrogate
-# pairs, and what breaks a line: in a terminal these act, or hide, in place of being read.
+# Control and format characters (such as changes of writing direction), unpaired surrogates and line separators, which
+# are invisible or control the terminal.
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _SHORT_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 _NOT_ON_PAGES = {"Cc", "Cs", "Zl", "Zp"}
@@ -29,12 +29,12 @@ _DIRECTION_MARKS = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: str) -> str:
-    """The text with everything that is not seen, or would act on the terminal, written out: `\\x1b`."""
+    """Escape invisible characters and those that control the terminal: `\\x1b`."""
     return "".join(escaped(character) for character in text) if not text.isascii() or not text.isprintable() else text
 
 
 def escaped(character: str) -> str:
-    """The character, or how it is written out if it cannot be shown."""
+    """The character, or its escape sequence if it is not printable."""
     if unicodedata.category(character) not in _UNPRINTABLE:
         return character
     return _SHORT_ESCAPES.get(character) or _written_out(character)
@@ -64,7 +64,7 @@ def _written_out(character: str) -> str:
 
 
 def columns(text: str) -> int:
-    """Columns that printable text takes: two for East Asian wide characters, none for marks over a letter."""
+    """Width of printable text in columns: two for East Asian wide characters, zero for combining marks."""
     if text.isascii():
         return len(text)
     return sum(
@@ -74,12 +74,12 @@ def columns(text: str) -> int:
 
 
 def wrapped(text: str, *, first: str = "", rest: str = "") -> list[str]:
-    """The text in lines of at most `WIDTH` columns; a word that is longer stays whole.
+    """Wrap text into lines of at most `WIDTH` columns, without breaking words.
 
     Args:
-        text: without line breaks of its own.
-        first: what stands before the first line.
-        rest: what stands before all others.
+        text: without line breaks.
+        first: indentation of the first line.
+        rest: indentation of the other lines.
     """
     lines = textwrap.wrap(
         printable(text),
@@ -99,16 +99,18 @@ def counted(number: int, noun: str) -> str:
 
 
 def percent(part: int, whole: int) -> str:
-    """A share as `share_text` shows it; 0% of nothing."""
+    """`part / whole` formatted by `share_text`; 0% if `whole` is 0."""
     return share_text(part / whole) if whole else "0%"
 
 
 def share_text(value: float, sign: str = "") -> str:
-    """`84.5%`; `99.97%` where one digit would claim all, or nothing, and that is not so, and `>99.99%` beyond that.
+    """Format a share as a percentage: `84.5%`.
+
+    Values that would be rounded to 0 % or 100 % get another digit (`99.97%`), or a bound (`>99.99%`).
 
     Args:
-        value: 1 for all.
-        sign: `+` for a change, which shows its sign in any case.
+        value: 1 is 100 %.
+        sign: `+` to always show the sign.
     """
     short, exact = f"{value:{sign}.1%}", f"{value:{sign}.2%}"
     if short.strip("+-") not in ("0.0%", "100.0%") or value in (-1, 0, 1) or abs(value) > 1:
@@ -121,22 +123,22 @@ def share_text(value: float, sign: str = "") -> str:
 
 
 def change_text(value: float) -> str:
-    """A relative change, or a difference of shares, with its sign: `-12.5%`, `-99.97%`, `+0.03%`."""
+    """Format a relative change or a difference of shares: `-12.5%`, `+0.03%`."""
     return share_text(value, "+")
 
 
 def size(num_bytes: int) -> str:
-    """Bytes as GiB, or as MiB where that is less than one."""
+    """Format bytes in GiB, or in MiB below 1 GiB."""
     return f"{num_bytes / 2**30:,.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.0f} MiB"
 
 
 def first_of(items: Iterable[str], total: int) -> str:
-    """A list of the first of `total` things, with dots where there are more."""
+    """Join items with commas, followed by `...` if they are fewer than `total`."""
     shown = list(items)
     return ", ".join(shown) + (", ..." if total > len(shown) else "")
 
 
 def note_text(note: str, num_rows: int) -> str:
-    """A renderer's note as a sentence, without its full stop; a note that is not known here, by its name."""
+    """Describe a note of the renderer, without a full stop; an unknown note by its name."""
     rows = counted(num_rows, "row")
     return NOTES[note].format(rows=rows) if note in NOTES else f"{note}: {rows}"

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import constants, get_token
 from safetensors import SafetensorError
 
 from sft.common.errors import ModelError, one_line
@@ -38,9 +39,14 @@ def readable_loading_errors(what: str, place: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        problem = None if Path(place).exists() else hub_problem(error, what="model")
+        problem = None if Path(place).exists() else _hub_problem(error)
         if problem is not None:
             raise ModelError(f"{place}: {problem}") from error
         if isinstance(error, OSError | ValueError | ImportError | KeyError | RuntimeError | SafetensorError):
             raise ModelError(f"{place}: the {what} cannot be loaded: {one_line(error)}") from error
         raise
+
+
+def _hub_problem(error: Exception) -> str | None:
+    has_token = get_token() is not None
+    return hub_problem(error, what="model", has_token=has_token, is_offline=constants.HF_HUB_OFFLINE)

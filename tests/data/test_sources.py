@@ -361,9 +361,9 @@ def test_open_sources_says_what_is_wrong_with_a_saved_dataset(tmp_path):
     [
         (
             datasets.exceptions.DatasetNotFoundError("Dataset 'x' is not there"),
-            r"'x/y': no folder here and no dataset on",
+            r"'x/y': no such folder, and no such dataset on",
         ),
-        (ConnectionError("offline"), r"'x/y': no folder here and not in the cache, and HF_HUB_OFFLINE=1 forbids"),
+        (ConnectionError("offline"), r"'x/y': no such folder, and not in the cache; HF_HUB_OFFLINE=1 disables"),
         (
             ValueError("BuilderConfig 'b' not found.\nAvailable: ['main']"),
             r"'b': BuilderConfig .*Available: \['main'\]",

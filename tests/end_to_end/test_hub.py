@@ -54,16 +54,16 @@ def test_an_interrupted_download_goes_on(found):
 @pytest.mark.parametrize(
     ("case", "told"),
     [
-        ("always interrupted", "tester/broken: the download from the Hub broke off. Run it again."),
-        ("data interrupted", "dataset_name 'tester/broken': the download from the Hub broke off. Run it again."),
-        ("private model", "tester/private: no folder here and no model on the Hub, or a private one: check the name; "
-                          "for a private one set HF_TOKEN (or run: hf auth login)."),
-        ("private data", "dataset_name 'tester/private': no folder here and no dataset on the Hub, or a private one"),
-        ("gated model", "tester/gated: gated or private on the Hub: accept its terms on the model's page there, then "
+        ("always interrupted", "tester/broken: the download from the Hub was interrupted."),
+        ("data interrupted", "dataset_name 'tester/broken': the download from the Hub was interrupted."),
+        ("private model", "tester/private: no such folder, and no such model on the Hub, or it is private: check the "
+                          "name; if it is private, set HF_TOKEN (or run: hf auth login)."),
+        ("private data", "dataset_name 'tester/private': no such folder, and no such dataset on the Hub, or it is"),
+        ("gated model", "tester/gated: gated or private on the Hub: accept the terms on the model's page, then "
                         "set HF_TOKEN (or run: hf auth login)."),
-        ("gated data", "dataset_name 'tester/gated': gated or private on the Hub: accept its terms on the dataset's"),
-        ("no model", "tester/nothing: no folder here and no model on the Hub"),
-        ("no data", "dataset_name 'tester/nothing': no folder here and no dataset on the Hub"),
+        ("gated data", "dataset_name 'tester/gated': gated or private on the Hub: accept the terms on the dataset's"),
+        ("no model", "tester/nothing: no such folder, and no such model on the Hub"),
+        ("no data", "dataset_name 'tester/nothing': no such folder, and no such dataset on the Hub"),
         ("may not write", messages.PUSH_REJECTED.format(name="tester/result", status=401)),
         ("no token", messages.PUSH_REJECTED.format(name="tester/result", status=401)),
     ],
@@ -78,7 +78,7 @@ def test_a_hub_that_does_not_give_is_one_line_that_says_what_to_do(found, case, 
 def test_a_token_that_may_not_read_is_told(tmp_path):
     run = on_local_hub(tmp_path, "gated model", HF_TOKEN_PATH=str(token_file(tmp_path)))["runs"]["gated model"]
     assert run["status"] == 2
-    assert "gated or private on the Hub, and the token that is set may not read it: accept its terms" in run["err"]
+    assert "gated or private on the Hub, and the configured token has no access: accept the terms" in run["err"]
 
 
 def token_file(folder: Path) -> Path:
@@ -91,5 +91,5 @@ def token_file(folder: Path) -> Path:
 def test_a_hub_that_does_not_answer_is_one_line(tmp_path):
     for case, run in on_local_hub(tmp_path, *SLOW)["runs"].items():
         assert run["status"] == 2, (case, run)
-        assert "no folder here, and the Hugging Face Hub cannot be reached" in run["err"]
+        assert "no such folder, and the Hugging Face Hub cannot be reached" in run["err"]
         assert run["err"].count("\n") == 1

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import constants, get_token
+
 from sft.common.errors import DataError
 from sft.common.hub_errors import hub_problem
 from sft.common.optional_packages import missing_package
@@ -51,7 +53,7 @@ def load_splits(
         else:
             loaded = datasets.load_dataset(name, configuration, streaming=streaming)
     except Exception as error:
-        problem = None if folder.exists() else hub_problem(error, what="dataset")
+        problem = None if folder.exists() else _hub_problem(error)
         if problem is not None:
             raise DataError(f"dataset_name {name!r}: {problem}") from None
         if isinstance(error, OSError):
@@ -98,3 +100,8 @@ def _every_row(dataset: "IterableDataset") -> Iterator[dict]:
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return " ".join(text.splitlines()[:2]).rstrip(".") + "."
+
+
+def _hub_problem(error: Exception) -> str | None:
+    has_token = get_token() is not None
+    return hub_problem(error, what="dataset", has_token=has_token, is_offline=constants.HF_HUB_OFFLINE)
