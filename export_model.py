@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sft.checkpointing.publish import full_disk
+from sft.checkpointing.publish import describe_full_disk
 from sft.commands.export.options import ExportOptions
 from sft.common.errors import ConfigError, ModelError, UserError
 from sft.configuration.command_line import OneLineParser
@@ -73,7 +73,7 @@ def _told(export) -> int:
     except UserError:
         raise
     except Exception as error:
-        problem = full_disk(error)
+        problem = describe_full_disk(error)
         if problem is None:
             raise
         raise ModelError(f"{problem}. Make room, or choose another folder with --output.") from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from config_manager import load_config
 from sft.checkpointing.output_lock import OutputLock
-from sft.checkpointing.publish import full_disk
+from sft.checkpointing.publish import describe_full_disk
 from sft.common.errors import CheckpointError, ConfigError, UserError, located
 from sft.configuration.batch_sizes import with_accumulation
 from sft.configuration.command_line import Command, InitOptions, read_command, read_init
@@ -132,7 +132,7 @@ def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
         except UserError as error:
             raise located(error, config.origins) from None
         except Exception as error:
-            problem = full_disk(error)
+            problem = describe_full_disk(error)
             if problem is None:
                 raise
             raise CheckpointError(

@@ -17,6 +17,21 @@ LIGHT = (
     "sft/common",
     "sft/configuration",
     "sft/checkpointing",
+    *(
+        f"sft/processes/{name}.py"
+        for name in (
+            "control_groups",
+            "environment",
+            "exit_records",
+            "first_signals",
+            "heap",
+            "libraries",
+            "logs",
+            "signals",
+            "terminal",
+            "watchdog",
+        )
+    ),
     "config_manager.py",
     "sft_main.py",
     "chat.py",

@@ -18,9 +18,15 @@ logger = logging.getLogger("sft.train")
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _OWN_FILES = (
-    "metrics.jsonl", "samples.jsonl", "run_summary.json", "training_curves.png", "resolved_config.yaml", "report.html",
-    "report.md", "hang-rank-*.txt",
-)  # fmt: skip
+    "metrics.jsonl",
+    "samples.jsonl",
+    "run_summary.json",
+    "training_curves.png",
+    "resolved_config.yaml",
+    "report.html",
+    "report.md",
+    "hang-rank-*.txt",
+)
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -121,12 +127,12 @@ def check_writable(output_dir: str | Path) -> None:
     folder = Path(output_dir).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
-        raise ConfigError(f"output_dir: {there} is a file; name a folder.")
+        raise ConfigError(f"output_dir: {there} is a file; choose a folder.")
     try:
         with TemporaryDirectory(dir=there, prefix=".can-be-written-"):
             pass  # permissions are not enough: the file system may be read-only or virtual
     except OSError as error:
-        raise ConfigError(f"output_dir: {there} cannot be written ({error.strerror}); name another folder.") from None
+        raise ConfigError(f"output_dir: {there} cannot be written ({error.strerror}); choose another folder.") from None
 
 
 def set_aside_earlier_run(output_dir: str | Path) -> Path | None:

@@ -1,7 +1,8 @@
-"""The finished model comes into the output folder in a way that no half of it can be taken for a whole.
+"""Publish the final model in the output folder so that a partly written model can never be loaded.
 
-Written aside and brought to the disk first, so that a full disk leaves what was there. Then moved file by file, and the
-file without which nothing loads the folder comes last; the old one goes first.
+It is first written to a staging folder and flushed to disk, so that a full disk changes nothing in the output folder.
+Then it is moved file by file. The config file, without which the folder cannot be loaded, is moved last, and an
+earlier one is deleted first.
 """
 
 from __future__ import annotations
@@ -17,54 +18,54 @@ from sft.common.files import flush_to_disk
 
 _MODEL = ("config.json", ("model*.safetensors", "model*.safetensors.index.json"))
 _ADAPTERS = ("adapter_config.json", ("adapter_model*.safetensors", "adapter_model*.bin"))
-"""The file that makes a folder one, and what of an earlier one must not lie beside it."""
+"""The config file, and patterns of weight files of an earlier model to be deleted."""
 _PICKLED = "training_args.bin"
 
 
-def model_aside(output_dir: str | Path) -> Path:
-    """Where the finished model is written, before it is published."""
+def model_staging_folder(output_dir: str | Path) -> Path:
+    """The folder in which the final model is written before it is published."""
     return Path(output_dir, UNFINISHED, "model")
 
 
 def write_model(output_dir: str | Path, write: Callable[[str], None]) -> None:
-    """Has a model written aside, and publishes it.
+    """Write a model to the staging folder, and publish it.
 
     Args:
-        output_dir: where it is to be.
-        write: writes it into the folder that it is given.
+        output_dir: the folder to publish it in.
+        write: writes the model to the folder that it is called with.
 
     Raises:
-        OSError: if it cannot be written: what was in the folder before is as it was, unless all that failed was moving.
+        OSError: if it cannot be written. The output folder is unchanged, unless only moving the files failed.
     """
-    aside = model_aside(output_dir)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    staging = model_staging_folder(output_dir)
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
     try:
-        write(str(aside))
-        publish_model(aside, Path(output_dir))
+        write(str(staging))
+        publish_model(staging, Path(output_dir))
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # there may be no room for anything else
+        shutil.rmtree(staging, ignore_errors=True)  # it may fill the disk
         raise
 
 
-def publish_model(aside: Path, target: Path) -> None:
-    """Moves a written model into its folder, where it takes the place of an earlier one."""
-    (aside / _PICKLED).unlink(missing_ok=True)
-    files = [path.relative_to(aside) for path in sorted(aside.rglob("*")) if path.is_file()]
+def publish_model(staging: Path, target: Path) -> None:
+    """Move a model from the staging folder to its target folder, where it replaces an earlier one."""
+    (staging / _PICKLED).unlink(missing_ok=True)
+    files = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if path.is_file()]
     for name in files:
-        flush_to_disk(aside / name)
-    door, weights = _ADAPTERS if (aside / _ADAPTERS[0]).is_file() else _MODEL
-    (target / door).unlink(missing_ok=True)
+        flush_to_disk(staging / name)
+    config_file, weights = _ADAPTERS if (staging / _ADAPTERS[0]).is_file() else _MODEL
+    (target / config_file).unlink(missing_ok=True)
     flush_to_disk(target)
     for pattern in weights:
         for path in target.glob(pattern):
             path.unlink()
-    for name in sorted(files, key=lambda name: name.as_posix() == door):
+    for name in sorted(files, key=lambda name: name.as_posix() == config_file):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if name.as_posix() == door:
+        if name.as_posix() == config_file:
             flush_to_disk(target)
-        os.replace(aside / name, target / name)
+        os.replace(staging / name, target / name)
     flush_to_disk(target)
-    shutil.rmtree(aside)
-    with suppress(OSError):  # a checkpoint is there too
-        aside.parent.rmdir()
+    shutil.rmtree(staging)
+    with suppress(OSError):  # not empty: a checkpoint is being written there
+        staging.parent.rmdir()

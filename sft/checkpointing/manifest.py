@@ -1,4 +1,7 @@
-"""`manifest.json`: what a checkpoint holds, file by file, and what run it is of. Without one it is not finished."""
+"""`manifest.json`: the files of a checkpoint with sizes and checksums, and the run that saved it.
+
+A checkpoint without a manifest was not finished.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ from typing import Any
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
-"""Of the manifest; a later one would be told apart by it."""
+"""Version of the manifest's format."""
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Writes the manifest of all files that lie in a folder.
+    """Write the manifest of all files in a folder.
 
     Args:
-        folder: a checkpoint that is otherwise complete.
-        facts: what to keep of the run beside the files; ready for JSON.
+        folder: a checkpoint that is complete except for the manifest.
+        facts: what to store of the run; JSON-compatible.
     """
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _digest(path)}
@@ -31,29 +34,29 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint that `find_damage` found sound."""
+    """Read the manifest of a checkpoint in which `find_damage` found nothing."""
     return json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
 
 
 def find_damage(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, file by file: `model.safetensors has 10 bytes, 20 were written`; [] if sound.
+    """The damage of a checkpoint, file by file: `model.safetensors has 10 bytes instead of 20`; [] if there is none.
 
-    Every byte is read. Files that the manifest does not name are passed over.
+    Every byte is read. Files that the manifest does not list are ignored.
     """
     path = folder / MANIFEST_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["sha256"] != _own_digest(document):
-            return [f"{MANIFEST_FILE} is not what was written"]
+            return [f"{MANIFEST_FILE} is damaged"]
         files = document["files"]
     except FileNotFoundError:
-        return [f"{MANIFEST_FILE} is missing, so it was never finished"]
+        return [f"{MANIFEST_FILE} is missing: the checkpoint was not finished"]
     except OSError as error:
         return [f"{MANIFEST_FILE} cannot be read ({error.strerror or error})"]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return [f"{MANIFEST_FILE} is not what was written"]
+        return [f"{MANIFEST_FILE} is damaged"]
     if document["format"] != FORMAT:
-        return [f"{MANIFEST_FILE} is of format {document['format']}, and this version reads {FORMAT}"]
+        return [f"{MANIFEST_FILE} has format {document['format']}, but this version reads format {FORMAT}"]
     found = (_damage_of(folder / name, name, written) for name, written in files.items())
     return [problem for problem in found if problem is not None]
 
@@ -62,9 +65,9 @@ def _damage_of(path: Path, name: str, written: Mapping[str, Any]) -> str | None:
     try:
         size = path.stat().st_size
         if size != written["bytes"]:
-            return f"{name} has {size:,} bytes, {written['bytes']:,} were written"
+            return f"{name} has {size:,} bytes instead of {written['bytes']:,}"
         if _digest(path) != written["sha256"]:
-            return f"{name} is not what was written (its sha256 is another)"
+            return f"{name} does not match its checksum in {MANIFEST_FILE} (sha256)"
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as error:
@@ -78,6 +81,6 @@ def _digest(path: Path) -> str:
 
 
 def _own_digest(document: Mapping[str, Any]) -> str:
-    """Of the manifest itself, without the line that holds it."""
+    """The checksum of the manifest itself, without the line that contains it."""
     content = {key: value for key, value in document.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""One run at a time in an output folder: a lock that the system lets go when its holder dies."""
+"""One run at a time in an output folder: a lock that the system releases when its holder dies."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LOCK_FILE = ".lock"
 
 
 class OutputLock:
-    """Holds an output folder for this process. Use as a context: it is let go at its end.
+    """A lock on an output folder for this process. A context manager, which releases it at its end.
 
-    A lock of POSIX (`fcntl.lockf`): it belongs to the process, not to its children (a loader's worker that outlives a
-    killed run does not hold it), and network file systems know it. Where there is none (Windows, some file systems),
-    nothing is held, and a line says so.
+    A POSIX lock (`fcntl.lockf`): it belongs to the process, not to its children (a loader's worker that outlives a
+    killed run does not hold it), and network file systems support it. Where it is not supported (Windows, some file
+    systems), nothing is locked, and a line is logged.
     """
 
     def __init__(self) -> None:
@@ -34,18 +34,18 @@ class OutputLock:
             self._file = None
 
     def take(self, output_dir: str | Path) -> None:
-        """Takes the lock, unless it is held already; does nothing where there is no such folder.
+        """Take the lock, unless it is held already; do nothing if the folder does not exist.
 
         Raises:
-            ConfigError: if another run has it, naming that.
+            ConfigError: if another run holds it, with its process and host.
         """
         path = Path(output_dir, LOCK_FILE)
         if self._file is not None or not path.parent.is_dir():
             return
         try:
-            import fcntl
+            import fcntl  # not on Windows
         except ImportError:
-            logger.info("This system has no file locks: start no other run into %s.", output_dir)
+            logger.info("This system has no file locks: do not start another run in %s.", output_dir)
             return
         file = path.open("a+", encoding="utf-8")
         try:
@@ -53,13 +53,17 @@ class OutputLock:
         except OSError as error:
             with file:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    logger.info("%s: no file locks there (%s): start no other run into it.", output_dir, error.strerror)
+                    logger.info(
+                        "%s does not support file locks (%s): do not start another run in it.",
+                        output_dir,
+                        error.strerror,
+                    )
                     return
                 file.seek(0)
                 holder = file.read().strip() or "another process"
             raise ConfigError(
-                f"output_dir: {output_dir} is in use by another run ({holder}). Wait for its end, or name another "
-                "folder."
+                f"output_dir: {output_dir} is in use by another run ({holder}). Wait until it ends, or choose "
+                "another folder."
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -1,4 +1,4 @@
-"""Whether a run may go on from a checkpoint: what has changed since, what of it only matters, what would corrupt."""
+"""Whether a run may resume from a checkpoint: which changes are logged, and which would corrupt the run."""
 
 from __future__ import annotations
 
@@ -7,43 +7,50 @@ from pathlib import Path
 from typing import Any
 
 ORDER_KEYS = (
-    "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last", "packing", "tokens_per_batch", "streaming",
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "packing",
+    "tokens_per_batch",
+    "streaming",
     "shuffle_block_rows",
-)  # fmt: skip
-"""Which rows a step trains on depends on them."""
+)
+"""They determine which rows a step trains on."""
 TEXT_KEYS = ("max_seq_length", "chat_template", "tokenizer_name_or_path")
-"""What a row is depends on them."""
+"""They determine the tokens of a row."""
 STATE_KEYS = ("optim", "quantization_config", "lora_config")
-"""What the checkpoint's weights and its optimizer's state mean depends on them, and on keys below them."""
+"""They, and the keys of their sections, determine the meaning of the saved weights and optimizer state."""
 BASE_KEYS = ("model_name_or_path", "gguf_file")
-"""What adapters lie on."""
-HARMLESS_BELOW_STATE = ("lora_config.lora_dropout",)
+"""The base model of adapters."""
+ALLOWED_STATE_KEYS = ("lora_config.lora_dropout",)
+"""Keys of these sections that may change."""
 STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
-"""Schedules that keep the learning rate itself in their state."""
-UNTOLD = ("output_dir", "resume_from_checkpoint", "data_cache_dir")
-"""Where things lie is no part of what a run is."""
+"""Schedules whose state contains the learning rate itself."""
+IGNORED_KEYS = ("output_dir", "resume_from_checkpoint", "data_cache_dir")
+"""Paths, which do not change what is trained."""
 
 
 def find_changes(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Compares a checkpoint's run with this one.
+    """Compare the run that saved a checkpoint with this one.
 
     Args:
         checkpoint: its folder.
         saved: its manifest.
-        now: the same facts of this run: `configuration`, `data`, `batch_plan`.
+        now: the same entries for this run: `configuration`, `data`, `batch_plan`.
 
     Returns:
-        Why it must not go on, a line each; and what has changed but may, `key before -> now` each.
+        The reasons why it must not be resumed from, a line each; and the allowed changes, each `key before -> now`.
     """
     name = checkpoint.name
     before, after = _flat(saved.get("configuration", {})), _flat(now.get("configuration", {}))
-    refused, told = [], []
+    refused, allowed = [], []
     for key in sorted(before.keys() & after.keys()):
-        if before[key] == after[key] or key in UNTOLD:
+        if before[key] == after[key] or key in IGNORED_KEYS:
             continue
         reason = _why_refused(key, before, after)
         if reason is None:
-            told.append(f"{key} {_shown(before[key])} -> {_shown(after[key])}")
+            allowed.append(f"{key} {_shown(before[key])} -> {_shown(after[key])}")
         else:
             refused.append(
                 f"{key}: {name} was trained with {_shown(before[key])}, and now it is {_shown(after[key])}: {reason}. "
@@ -51,52 +58,52 @@ def find_changes(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, A
             )
     refused += _added_or_removed(name, before, after)
     if not refused:
-        refused += _data_problems(name, saved.get("data") or {}, now.get("data") or {}, told)
+        refused += _data_problems(name, saved.get("data") or {}, now.get("data") or {}, allowed)
     refused += _plan_problems(name, saved.get("batch_plan"), now.get("batch_plan"))
-    return refused, told
+    return refused, allowed
 
 
 def _why_refused(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     if key in ORDER_KEYS:
-        return "the rows of a step would be others"
+        return "each step would train on different rows"
     if key in TEXT_KEYS:
-        return "the rows would be others"
-    if key in HARMLESS_BELOW_STATE:
+        return "the tokens of the rows would differ"
+    if key in ALLOWED_STATE_KEYS:
         return None
     if key.partition(".")[0] in STATE_KEYS:
-        return "its weights or its optimizer's state would not fit"
+        return "the saved weights or optimizer state would not fit"
     if key in BASE_KEYS and any(each.startswith("lora_config.") for each in after):
-        return "its adapters were trained on that model"
+        return "the saved adapters were trained on that model"
     schedules = {before.get("lr_scheduler_type"), after.get("lr_scheduler_type")}
     if key in ("learning_rate", "lr_scheduler_type") and schedules & set(STATEFUL_SCHEDULES):
-        return "its schedule goes on from its own state"
+        return "the schedule continues from its saved state"
     return None
 
 
 def _added_or_removed(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """A section that one of both runs has and the other has not."""
+    """Sections that only one of the two runs has."""
     lines = []
     for section in ("lora_config", "quantization_config"):
         had, has = (any(key.startswith(f"{section}.") for key in keys) for keys in (before, after))
         if had != has:
             which = ("with", "without") if had else ("without", "with")
             lines.append(
-                f"{section}: {name} was trained {which[0]} it, and this run is {which[1]}: its weights would not fit. "
-                "Write it as it was, or leave resume_from_checkpoint out."
+                f"{section}: {name} was trained {which[0]} it, and this run is {which[1]} it: the saved weights would "
+                "not fit. Restore the section, or omit resume_from_checkpoint."
             )
     return lines
 
 
-def _data_problems(name: str, before: Mapping[str, Any], now: Mapping[str, Any], told: list[str]) -> list[str]:
+def _data_problems(name: str, before: Mapping[str, Any], now: Mapping[str, Any], allowed: list[str]) -> list[str]:
     if before.get("validation") != now.get("validation"):
-        told.append("the validation data")
+        allowed.append("the validation data")
     if before.get("train") == now.get("train"):
         return []
-    changed = f" (changed: {'; '.join(told)})" if told else ""
+    changed = f" (changed: {'; '.join(allowed)})" if allowed else ""
     return [
         f"resume_from_checkpoint: {name} was trained on other rows: {before.get('train_rows', 0):,} then, "
-        f"{now.get('train_rows', 0):,} now, and not the same ones{changed}. Give it the data that it had; to train its "
-        "weights on other data, name its folder as model_name_or_path and leave resume_from_checkpoint out."
+        f"{now.get('train_rows', 0):,} now, and they differ{changed}. Use the same data; to train the saved weights on "
+        "other data, set model_name_or_path to the checkpoint's folder and omit resume_from_checkpoint."
     ]
 
 
@@ -106,14 +113,14 @@ def _plan_problems(name: str, before: Mapping[str, Any] | None, now: Mapping[str
     size, unit = before["global_batch_size"], "rows" if before["packs"] is None else "packs"
     return [
         f"resume_from_checkpoint: {name} was trained with {size} {unit} a step, and this run has "
-        f"{now['global_batch_size']}; it would go on in the wrong place of the data. Choose "
+        f"{now['global_batch_size']}; it would continue at the wrong position in the data. Choose "
         f"per_device_train_batch_size x gradient_accumulation_steps x processes = {size}, or write "
         f"global_batch_size: {size}."
     ]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Keys of sections below as `section.key`."""
+    """Keys of nested sections as `section.key`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -126,4 +133,4 @@ def _shown(value: Any) -> str:
 
 
 def _way_out(key: str, value: Any) -> str:
-    return f"Write {key}: {_shown(value)}, or leave resume_from_checkpoint out."
+    return f"Write {key}: {_shown(value)}, or omit resume_from_checkpoint."

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
 from sft.checkpointing.manifest import find_damage
-from sft.checkpointing.publish import UNFINISHED, disk_failure, publish, rotate
+from sft.checkpointing.publish import UNFINISHED, describe_disk_error, publish, rotate
 from sft.common.errors import CheckpointError, one_line
 from sft.common.run_records import DistributedContext
 from sft.modeling.sharded_state import (
@@ -234,7 +234,7 @@ class CheckpointedTrainer(Trainer):
         try:
             write()
         except Exception as error:
-            problem = disk_failure(error, self.args.output_dir)
+            problem = describe_disk_error(error, self.args.output_dir)
             if problem is None:
                 raise
             self._failures.append(problem)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sft.checkpointing.final_model import model_aside, publish_model, write_model
+from sft.checkpointing.final_model import model_staging_folder, publish_model, write_model
 from sft.common.data_records import TrainingData
 from sft.common.files import write_json
 from sft.common.optional_packages import missing_package
@@ -44,9 +44,9 @@ def save_and_report(
     context, output = trainer.context, Path(config.training.output_dir)
     completed = result.status == "completed"
     if completed and trainer.is_deepspeed_enabled:
-        trainer.save_model(str(model_aside(output)))  # gathers the shards, which takes every process
+        trainer.save_model(str(model_staging_folder(output)))  # gathers the shards, which takes every process
         if context.is_main_process:
-            publish_model(model_aside(output), output)
+            publish_model(model_staging_folder(output), output)
     elif completed:
         weights = trainer.gather_whole_weights()
         if context.is_main_process:

@@ -27,7 +27,7 @@ def test_list_checkpoints_is_ordered_by_step(tmp_path):
 
 
 @pytest.mark.parametrize("missing", COMPLETE)
-def test_resolve_checkpoint_passes_over_an_incomplete_one(tmp_path, missing, caplog):
+def test_resolve_checkpoint_skips_an_incomplete_one(tmp_path, missing, caplog):
     make_checkpoint(tmp_path, 10)
     broken = make_checkpoint(tmp_path, 20, [name for name in COMPLETE if name != missing])
     with caplog.at_level("INFO", "sft.train"):
@@ -46,7 +46,7 @@ def test_resolve_checkpoint_without_one(tmp_path):
         resolve_checkpoint(True, str(tmp_path))
 
 
-def test_set_aside_earlier_run_moves_what_a_run_wrote_and_nothing_else(tmp_path):
+def test_set_aside_earlier_run_moves_only_what_a_run_wrote(tmp_path):
     assert set_aside_earlier_run(tmp_path) is None
     make_checkpoint(tmp_path, 5)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
@@ -59,7 +59,7 @@ def test_set_aside_earlier_run_moves_what_a_run_wrote_and_nothing_else(tmp_path)
 
 
 @pytest.mark.parametrize(("step", "total", "is_fine"), [(3, 5, True), (4, 4, True), (5, 5, True), (8, 5, False)])
-def test_check_steps_are_left_refuses_a_checkpoint_behind_the_last_step(tmp_path, step, total, is_fine):
+def test_check_steps_are_left_refuses_a_checkpoint_after_the_last_step(tmp_path, step, total, is_fine):
     checkpoint = ResumePoint.read(make_checkpoint(tmp_path, step))
     check_steps_are_left(None, total)
     if is_fine:
@@ -69,15 +69,15 @@ def test_check_steps_are_left_refuses_a_checkpoint_behind_the_last_step(tmp_path
             check_steps_are_left(checkpoint, total)
 
 
-def test_check_writable_refuses_a_file_in_the_way_and_makes_nothing(tmp_path):
+def test_check_writable_refuses_a_path_below_a_file_and_creates_nothing(tmp_path):
     check_writable(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"output_dir: .*file is a file; name a folder"):
+    with pytest.raises(ConfigError, match=r"output_dir: .*file is a file; choose a folder"):
         check_writable(tmp_path / "file" / "b")
 
 
-def test_resolve_checkpoint_refuses_weights_alone(tmp_path):
+def test_resolve_checkpoint_refuses_a_checkpoint_of_only_weights(tmp_path):
     path = make_checkpoint(tmp_path, 3)
     write_manifest(path, {"save_only_model": True})
     assert resolve_checkpoint("auto", str(tmp_path)) is None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.checkpointing.final_model import model_aside, publish_model, write_model
+from sft.checkpointing.final_model import model_staging_folder, publish_model, write_model
 
 FULL = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
 SHARDED = ("config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
@@ -63,8 +63,8 @@ def test_publish_model_that_is_killed_anywhere_leaves_no_mixture(tmp_path, new):
     while True:
         output = tmp_path / str(number)
         write(earlier, "old", output)
-        write((*new, "training_args.bin"), "new", model_aside(output))
-        was_killed = killed_at(number, lambda output=output: publish_model(model_aside(output), output))
+        write((*new, "training_args.bin"), "new", model_staging_folder(output))
+        was_killed = killed_at(number, lambda output=output: publish_model(model_staging_folder(output), output))
         found = {model_in(output, names) for names in (earlier, new)}
         seen.append(
             "new" if model_in(output, new) == "new" else "none" if found == {"none"} else model_in(output, earlier)
@@ -89,7 +89,7 @@ def test_write_model_on_a_full_disk_leaves_the_earlier_model_and_room(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         write_model(tmp_path, fill)
     assert model_in(tmp_path, FULL) == "old"
-    assert not model_aside(tmp_path).exists()
+    assert not model_staging_folder(tmp_path).exists()
 
 
 def test_adapters_saved_beside_their_base_leave_it_alone(tmp_path):

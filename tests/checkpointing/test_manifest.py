@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sft.checkpointing.manifest import MANIFEST_FILE, find_damage, read_manifest, write_manifest
+from tests.support import messages
 from tests.support.checkpoints import COMPLETE, make_checkpoint
 
 
@@ -51,7 +52,7 @@ def test_find_damage_reads_the_files_of_folders_too(tmp_path):
     write_manifest(path, {})
     assert find_damage(path) == []
     damage(path / "optimizer_0" / "__0_0.distcp", "bit")
-    assert find_damage(path) == ["optimizer_0/__0_0.distcp is not what was written (its sha256 is another)"]
+    assert find_damage(path) == [f"optimizer_0/__0_0.distcp {messages.CHANGED_FILE}"]
 
 
 def test_find_damage_refuses_a_manifest_of_another_format(tmp_path):
@@ -61,4 +62,4 @@ def test_find_damage_refuses_a_manifest_of_another_format(tmp_path):
     document = read_manifest(path) | {"format": 2}
     document["sha256"] = "0"
     (path / MANIFEST_FILE).write_text(json.dumps(document))
-    assert find_damage(path) == ["manifest.json is not what was written"]
+    assert find_damage(path) == ["manifest.json is damaged"]

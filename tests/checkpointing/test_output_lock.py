@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from sft.checkpointing.output_lock import OutputLock
 from sft.common.errors import ConfigError
+from tests.support import messages
 from tests.support.parts import REPOSITORY
 
 
@@ -22,7 +24,10 @@ def test_output_lock_refuses_a_second_process_and_is_free_when_its_holder_is_kil
     )
     assert holder.stdout.readline() == "held\n"
     try:
-        with OutputLock() as lock, pytest.raises(ConfigError, match=f"in use by another run .process {holder.pid} on"):
+        with (
+            OutputLock() as lock,
+            pytest.raises(ConfigError, match=re.escape(messages.FOLDER_IN_USE.format(process=holder.pid))),
+        ):
             lock.take(tmp_path)
     finally:
         holder.kill()
@@ -32,7 +37,7 @@ def test_output_lock_refuses_a_second_process_and_is_free_when_its_holder_is_kil
         lock.take(tmp_path)
 
 
-def test_output_lock_makes_no_folder(tmp_path):
+def test_output_lock_creates_no_folder(tmp_path):
     with OutputLock() as lock:
         lock.take(tmp_path / "none")
     assert list(tmp_path.iterdir()) == []

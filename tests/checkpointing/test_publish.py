@@ -16,21 +16,29 @@ from sft.checkpointing.checkpoints import (
     resolve_checkpoint,
 )
 from sft.checkpointing.manifest import find_damage, read_manifest
-from sft.checkpointing.publish import UNFINISHED, clear_unfinished, disk_failure, full_disk, publish, rotate
+from sft.checkpointing.publish import (
+    UNFINISHED,
+    clear_unfinished,
+    describe_disk_error,
+    describe_full_disk,
+    publish,
+    rotate,
+)
+from tests.support import messages
 from tests.support.checkpoints import COMPLETE, make_checkpoint
 from tests.support.parts import REPOSITORY
 
 
-def write_aside(folder: Path, step: int) -> tuple[Path, Path]:
-    aside = folder / UNFINISHED / f"checkpoint-{step}"
-    aside.mkdir(parents=True)
+def write_staged(folder: Path, step: int) -> tuple[Path, Path]:
+    staging = folder / UNFINISHED / f"checkpoint-{step}"
+    staging.mkdir(parents=True)
     for name in COMPLETE:
-        (aside / name).write_text(name)
-    return aside, folder / f"checkpoint-{step}"
+        (staging / name).write_text(name)
+    return staging, folder / f"checkpoint-{step}"
 
 
-def test_publish_gives_a_whole_checkpoint_its_name(tmp_path):
-    publish(*write_aside(tmp_path, 4), {"step": 4})
+def test_publish_gives_a_complete_checkpoint_its_name(tmp_path):
+    publish(*write_staged(tmp_path, 4), {"step": 4})
     assert find_damage(tmp_path / "checkpoint-4") == []
     assert read_manifest(tmp_path / "checkpoint-4")["step"] == 4
     rotate(tmp_path, limit=2, best_step=None)
@@ -41,7 +49,7 @@ def test_publish_gives_a_whole_checkpoint_its_name(tmp_path):
 @pytest.mark.parametrize("step", ["fsync", "rename", "open"])
 def test_publish_that_fails_leaves_nothing_under_the_name_and_the_one_before_sound(tmp_path, monkeypatch, step, reason):
     before = make_checkpoint(tmp_path, 2)
-    aside, target = write_aside(tmp_path, 4)
+    staging, target = write_staged(tmp_path, 4)
 
     def fail(*_, **__):
         raise OSError(reason, os.strerror(reason))
@@ -49,8 +57,8 @@ def test_publish_that_fails_leaves_nothing_under_the_name_and_the_one_before_sou
     with monkeypatch.context() as patched:
         patched.setattr(*((Path, "write_text") if step == "open" else (os, step)), fail)
         with pytest.raises(OSError, match=os.strerror(reason)) as caught:
-            publish(aside, target, {})
-    assert os.strerror(reason) in disk_failure(caught.value, tmp_path)
+            publish(staging, target, {})
+    assert os.strerror(reason) in describe_disk_error(caught.value, tmp_path)
     assert not target.exists()
     assert find_damage(before) == []
     assert resolve_checkpoint("auto", str(tmp_path)).path == before
@@ -61,7 +69,7 @@ def test_publish_that_fails_leaves_nothing_under_the_name_and_the_one_before_sou
 @pytest.mark.parametrize("killed_in", ["fsync", "rename", "write_text"])
 def test_publish_that_is_killed_leaves_the_one_before(tmp_path, killed_in):
     before = make_checkpoint(tmp_path, 2)
-    aside, target = write_aside(tmp_path, 4)
+    staging, target = write_staged(tmp_path, 4)
     code = (
         "import os, pathlib, signal, sys\n"
         "from sft.checkpointing.publish import publish\n"
@@ -69,7 +77,7 @@ def test_publish_that_is_killed_leaves_the_one_before(tmp_path, killed_in):
         f"setattr({'pathlib.Path' if killed_in == 'write_text' else 'os'}, {killed_in!r}, die)\n"
         "publish(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), {})\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(aside), str(target)], cwd=REPOSITORY, check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(staging), str(target)], cwd=REPOSITORY, check=False)
     assert done.returncode == -signal.SIGKILL
     assert not target.exists()
     assert resolve_checkpoint("auto", str(tmp_path)).path == before
@@ -88,14 +96,16 @@ def test_rotate_keeps_the_best_and_the_newest(tmp_path, limit, best, left):
     assert not list(tmp_path.glob(f"{UNFINISHED}/*"))
 
 
-def test_disk_failure_tells_a_disk_from_a_bug(tmp_path):
-    assert disk_failure(ValueError("a bug"), tmp_path) is None
-    assert disk_failure(RuntimeError("shapes differ"), tmp_path) is None
-    assert "MiB are free there" in disk_failure(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
-    for torch_says in ("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534",
+def test_disk_errors_are_distinguished_from_bugs(tmp_path):
+    assert describe_disk_error(ValueError("a bug"), tmp_path) is None
+    assert describe_disk_error(RuntimeError("shapes differ"), tmp_path) is None
+    assert messages.FREE_SPACE in describe_disk_error(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
+    for torch_message in ("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534",
                        "basic_ios::clear: iostream error"):  # fmt: skip
-        assert disk_failure(RuntimeError(torch_says), tmp_path).startswith("a file could not be written")
-    assert full_disk(FileNotFoundError(errno.ENOENT, "gone")) is None
-    assert full_disk(OSError(errno.EROFS, "Read-only file system", "here")).startswith("here cannot be written")
-    safetensors_says = "Error while serializing: I/O error: No space left on device (os error 28)"
-    assert full_disk(RuntimeError(safetensors_says)) == "a file cannot be written: No space left on device"
+        assert describe_disk_error(RuntimeError(torch_message), tmp_path).startswith("a file could not be written")
+    assert describe_full_disk(FileNotFoundError(errno.ENOENT, "gone")) is None
+    assert describe_full_disk(OSError(errno.EROFS, "Read-only file system", "here")).startswith(
+        "here cannot be written"
+    )
+    safetensors_message = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert describe_full_disk(RuntimeError(safetensors_message)) == "a file cannot be written: No space left on device"

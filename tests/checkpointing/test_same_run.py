@@ -30,7 +30,7 @@ def changes(*, data=None, plan=None, **settings):
     return find_changes(Path("out/checkpoint-6"), saved, now)
 
 
-def test_find_changes_is_silent_where_nothing_matters():
+def test_find_changes_is_empty_if_nothing_matters():
     assert changes() == ([], [])
     assert changes(output_dir="b") == ([], [])
 
@@ -40,11 +40,11 @@ def test_find_changes_is_silent_where_nothing_matters():
     [("learning_rate", 2e-3), ("num_train_epochs", 2.0), ("logging_steps", 5), ("save_steps", 5),
      ("lr_scheduler_type", "cosine"), ("lora_config", {"r": 4, "lora_dropout": 0.1})],
 )  # fmt: skip
-def test_find_changes_tells_what_may_change(key, value):
-    refused, told = changes(**{key: value})
+def test_find_changes_returns_allowed_changes(key, value):
+    refused, allowed = changes(**{key: value})
     assert refused == []
-    assert len(told) == 1
-    assert told[0].startswith(key)
+    assert len(allowed) == 1
+    assert allowed[0].startswith(key)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_find_changes_tells_what_may_change(key, value):
      ("lora_config", {"r": 8, "lora_dropout": 0.0}), ("lora_config", None), ("model_name_or_path", "other"),
      ("lr_scheduler_type", "greedy")],
 )  # fmt: skip
-def test_find_changes_refuses_what_would_corrupt(key, value):
+def test_find_changes_refuses_what_would_corrupt_the_run(key, value):
     refused, _ = changes(**{key: value})
     assert len(refused) == 1
     assert refused[0].startswith(key)
@@ -62,13 +62,13 @@ def test_find_changes_refuses_what_would_corrupt(key, value):
 
 def test_find_changes_refuses_other_data_and_another_step_size():
     (line,), _ = changes(data={"train": "other", "train_rows": 25})
-    assert "trained on other rows: 24 then, 25 now" in line
+    assert messages.OTHER_ROWS.format(before=24, after=25) in line
     (line,), _ = changes(plan={"global_batch_size": 8})
-    assert "trained with 4 rows a step, and this run has 8" in line
+    assert messages.OTHER_BATCH_SIZE.format(before=4, after=8) in line
     assert changes(data={"validation": "other"}) == ([], ["the validation data"])
 
 
-def test_check_same_run_warns_of_another_number_of_processes(tmp_path, caplog):
+def test_check_same_run_logs_another_number_of_processes(tmp_path, caplog):
     checkpoint = make_checkpoint(tmp_path, 6)
     write_manifest(checkpoint, {"configuration": SETTINGS, "data": DATA, "batch_plan": PLAN, "world_size": 2})
     facts = {"configuration": SETTINGS, "data": DATA}

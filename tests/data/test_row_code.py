@@ -12,6 +12,7 @@ NOT_DECIDING = {
     "common/errors.py": "exceptions",
     "common/files.py": "writes files to disk",
     "common/hub_errors.py": "words of error messages",
+    "common/optional_packages.py": "words of error messages",
     "common/text.py": "widths of lines on a terminal",
     "configuration/model_sections.py": "settings of the model",
     "configuration/passed_through.py": "names of TrainingArguments",

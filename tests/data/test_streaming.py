@@ -15,6 +15,7 @@ from data_handler import prepare_data
 from sft.batching.layout import PaddedCollator
 from sft.batching.stream import MicroBatchStream
 from sft.configuration.schema import DataConfig
+from tests.support import messages
 from tests.support.parts import REPOSITORY, build_tokenizer
 
 ROWS = [{"question": f"Question {i}?", "answer": f"Answer {i}."} for i in range(50)]
@@ -155,7 +156,7 @@ def test_main_refuses_to_resume_a_stream_with_steps_of_another_size(run_sft, str
              "resume_from_checkpoint": str(tmp_path / "whole" / "checkpoint-5")}  # fmt: skip
     run = stream_run(run_sft, stream_file, per_device_train_batch_size=2, **again)
     assert run.status == 2
-    assert "was trained with 4 rows a step, and this run has 2; it would go on in the wrong place" in run.err
+    assert messages.OTHER_BATCH_SIZE.format(before=4, after=2) in run.err
     assert run.err.count("\n") == 1
     split = stream_run(run_sft, stream_file, per_device_train_batch_size=2, gradient_accumulation_steps=2, **again)
     assert split.status == 0, split.err

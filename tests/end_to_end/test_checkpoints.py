@@ -96,7 +96,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_checkpoints(short_r
         run = short_run()
     assert run.status == 2
     assert run.err.count("\n") == 1
-    assert "output_dir: checkpoint-4 cannot be written to" in run.err
+    assert messages.CHECKPOINT_NOT_WRITTEN.format(step=4) in run.err
     assert [path.name for path in run.output_dir.glob("checkpoint-*")] == ["checkpoint-2"]
     assert find_damage(run.output_dir / "checkpoint-2") == []
     again = short_run(resume_from_checkpoint="auto")
@@ -127,7 +127,7 @@ def test_a_disk_that_is_full_in_the_thread_ends_the_run_at_the_next_step(short_r
         patched.setattr(StopCallback, "on_step_end", wait_at_six)
         run = short_run(max_steps=100, save_steps=4)
     assert run.status == 2
-    assert "output_dir: checkpoint-4 cannot be written to" in run.err
+    assert messages.CHECKPOINT_NOT_WRITTEN.format(step=4) in run.err
     assert run.metrics[-1]["step"] <= 6  # not only at the next save, at step 8
     assert not list(run.output_dir.glob("checkpoint-*"))
 
@@ -237,7 +237,8 @@ def test_changed_settings_are_told_in_one_line_and_hold(short_run, run_sft):
         resume_from_checkpoint="auto", learning_rate=5e-3, max_steps=8, logging_steps=2, weight_decay=0.5, save_steps=4
     )
     assert again.status == 0, again.err
-    (line,) = [line for line in again.out.splitlines() if line.startswith("Changed since checkpoint-4: ")]
+    start = messages.CHANGED_SINCE.format(name="checkpoint-4")
+    (line,) = [line for line in again.out.splitlines() if line.startswith(start)]
     for change in ("learning_rate 0.01 -> 0.005", "max_steps 6 -> 8", "logging_steps 1 -> 2", "weight_decay 0.0 -> 0.5",
                    "save_steps 2 -> 4"):  # fmt: skip
         assert change in line
@@ -250,10 +251,10 @@ def test_changed_settings_are_told_in_one_line_and_hold(short_run, run_sft):
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [({"seed": 1}, "seed: checkpoint-6 was trained with 42, and now it is 1"),
-     ({"per_device_train_batch_size": 2}, "was trained with 4 rows a step, and this run has 2"),
-     ({"max_seq_length": 32}, "max_seq_length: checkpoint-6 was trained with 64"),
-     ({"train_on": "last", "train_file": None}, "was trained on other rows: 24 then, 23 now")],
+    [({"seed": 1}, messages.OTHER_SETTING.format(key="seed", name="checkpoint-6", before="42, and now it is 1")),
+     ({"per_device_train_batch_size": 2}, messages.OTHER_BATCH_SIZE.format(before=4, after=2)),
+     ({"max_seq_length": 32}, messages.OTHER_SETTING.format(key="max_seq_length", name="checkpoint-6", before=64)),
+     ({"train_on": "last", "train_file": None}, messages.OTHER_ROWS.format(before=24, after=23))],
 )  # fmt: skip
 def test_what_would_corrupt_the_run_is_refused_in_one_line(short_run, question_file, tmp_path, settings, told):
     short_run(num_train_epochs=4, max_steps=6)
@@ -272,7 +273,7 @@ def test_data_that_was_moved_is_the_same_data(short_run, question_file, tmp_path
     moved = shutil.copy(question_file, tmp_path / "moved.jsonl")
     run = short_run(resume_from_checkpoint="auto", max_steps=8, train_file=str(moved))
     assert run.status == 0, run.err
-    assert "Changed since checkpoint-6: max_steps 6 -> 8; train_file " in run.out
+    assert messages.CHANGED_SINCE.format(name="checkpoint-6") + "max_steps 6 -> 8; train_file " in run.out
 
 
 def test_a_second_run_into_the_same_folder_is_refused(short_run, tmp_path):
@@ -290,7 +291,7 @@ def test_a_second_run_into_the_same_folder_is_refused(short_run, tmp_path):
     run = short_run()
     holder.communicate("")
     assert run.status == 2
-    assert f"is in use by another run (process {holder.pid} on" in run.err
+    assert messages.FOLDER_IN_USE.format(process=holder.pid) in run.err
     assert run.err.count("\n") == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
     assert short_run().status == 0
@@ -479,7 +480,7 @@ def test_a_damaged_best_checkpoint_is_told_and_the_last_weights_are_kept(run_sft
         patched.setattr(checkpointed_trainer.CheckpointedTrainer, "_load_best_model", damage_then_load)
         run = run_sft(load_best_model_at_end=True, **settings)
     assert run.status == 0, run.err
-    assert run.out.count("is damaged (model.safetensors is not what was written (its sha256 is another))") == 1
+    assert run.out.count(f"is damaged (model.safetensors {messages.CHANGED_FILE})") == 1
     assert "Loaded the best checkpoint" not in run.out
     last = run.output_dir / f"checkpoint-{run.summary['train']['steps']}" / "model.safetensors"
     plain = run_sft(output_dir=str(run.output_dir) + "-plain", **settings)

@@ -174,7 +174,7 @@ def test_main_resumed_run_equals_uninterrupted(run_sft, tmp_path):
 def test_main_resume_true_without_a_checkpoint_is_refused(run_sft):
     run = run_sft(resume_from_checkpoint="true")
     assert run.status == 2
-    assert "no complete checkpoint" in run.err
+    assert messages.NO_CHECKPOINT in run.err
     assert run.err.count("\n") == 1
 
 
@@ -353,7 +353,7 @@ MISTAKES = {
     "data file as a model": ({"model_name_or_path": __file__}, "test_sft_main.py is a file. Name the folder"),
     "folder without a model": ({"model_name_or_path": str(REPOSITORY / "examples" / "data")}, "no config.json in"),
     "log folder below a file": ({"report_to": "tensorboard", "logging_dir": f"{__file__}/logs"}, "logging_dir: "),
-    "output below a file": ({"output_dir": f"{__file__}/out"}, "is a file; name a folder"),
+    "output below a file": ({"output_dir": f"{__file__}/out"}, "is a file; choose a folder"),
     "too many processes": ({"num_gpus": 3}, "num_gpus is 3 but 1 processes were started"),
 }
 

@@ -172,7 +172,7 @@ def test_a_disk_that_fills_up_at_any_size(start, uninterrupted, small_disk, tall
             assert ended.status == 2, (kib, ended)
             assert ended.err.count("\n") == 1, (kib, ended.err)
             # torch does not tell why it could not write; what is left there does.
-            assert "No space left on device" in ended.err or "(0 MiB are free there)" in ended.err, (kib, ended.err)
+            assert "No space left on device" in ended.err or f"(0 {messages.FREE_SPACE})" in ended.err, (kib, ended.err)
             small_disk(64 * 1024)
             goes_on(start, place / "out", whole, tally)
         subprocess.run(["umount", str(place)], check=True)

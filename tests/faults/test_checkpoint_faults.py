@@ -105,7 +105,7 @@ def test_a_save_that_ends_anywhere_leaves_a_checkpoint_to_resume_from(start, uni
             assert all(find_damage(path) == [] for path in left), name
             if how == "full":
                 assert ended.stderr.count("\n") == 1
-                assert "output_dir: checkpoint-4 cannot be written to" in ended.stderr
+                assert messages.CHECKPOINT_NOT_WRITTEN.format(step=4) in ended.stderr
                 assert "No space left on device" in ended.stderr
             again = start(name, resume_from_checkpoint="auto", **ENDED)
             assert again.returncode == 0, (name, again.stderr)
@@ -145,7 +145,7 @@ def test_a_disk_that_is_full_for_one_process_ends_both_with_one_line(start, tmp_
     settings = {**ENDED, "validation_split": 0.25, "eval_steps": 2, "load_best_model_at_end": True}
     done = start("two", processes=2, fail=f"full:{rank}:{place}", **settings)
     assert done.returncode != 0
-    assert done.stderr.count("output_dir: checkpoint-4 cannot be written to") == 1
+    assert done.stderr.count(messages.CHECKPOINT_NOT_WRITTEN.format(step=4)) == 1
     assert "OSError" not in done.stderr
     assert [path.name for path in list_checkpoints(tmp_path / "two")] == ["checkpoint-2"]
     again = start("two", processes=2, resume_from_checkpoint="auto", **settings)
@@ -193,4 +193,4 @@ def test_a_run_with_another_number_of_rows_a_step_does_not_go_on(start, tmp_path
     as_if_killed(tmp_path / "whole", tmp_path / "back", 3)
     refused = start("back", resume_from_checkpoint="auto", **{**settings, "per_device_train_batch_size": 2})
     assert refused.returncode == 2
-    assert "was trained with 4 rows a step, and this run has 2" in refused.stderr
+    assert messages.OTHER_BATCH_SIZE.format(before=4, after=2) in refused.stderr

@@ -2,7 +2,15 @@
 
 # checkpointing
 CANNOT_RESUME = "cannot be resumed from"
-CHANGED_FILE = "is not what was written"
+CHANGED_FILE = "does not match its checksum in manifest.json (sha256)"
+CHANGED_SINCE = "Changed since {name}: "
+CHECKPOINT_NOT_WRITTEN = "output_dir: checkpoint-{step} cannot be written to"
+FOLDER_IN_USE = "in use by another run (process {process} on"
+FREE_SPACE = "MiB are free there"
+NO_CHECKPOINT = "no complete checkpoint"
+OTHER_BATCH_SIZE = "was trained with {before} rows a step, and this run has {after}"
+OTHER_ROWS = "trained on other rows: {before} then, {after} now"
+OTHER_SETTING = "{key}: {name} was trained with {before}"
 OTHER_WORLD_SIZE = "{name} was saved by {before} processes and this run has {after}: the order of rows is the same"
 RESUMING_FROM = "Resuming from {path}"
 
