@@ -1,14 +1,14 @@
-"""Is the predicted memory the measured one? Each cell trains a few steps in a process of its own, on CPU.
+"""Compares predicted with measured memory. Each cell trains a few steps in a new process, on CPU.
 
     python benchmarks/bench_memory.py --models DIR [DIR ...] [--lengths 256 512 1024] [--modes full lora qlora]
     python benchmarks/bench_memory.py --models toy --lengths 32 --batch 2
 
-A model is a folder, or a size of `bench_train.py`. The run goes through this project's own rooms, rows lie end to end,
-every row is of full length, and the heap is set up as a run sets it up (`reuse_freed_memory: auto`).
+A model is a folder, or a size of `bench_train.py`. The benchmark calls the same functions as a run. Batches are
+padding-free, every row has the full length, and the heap is configured as in a run (`reuse_freed_memory: auto`).
 
-Measured is the peak resident set (`VmHWM`), set back (`/proc/self/clear_refs`) when everything is imported and the
-rows are prepared, just before the model is loaded. Predicted is the resident set of that moment plus the estimate of
-the dry run (`sft.batching.memory`). The last line is JSON. Needs Linux.
+The measured memory is the peak resident set (`VmHWM`). It is reset (`/proc/self/clear_refs`) after the imports and the
+preparation of rows, just before the model is loaded. The predicted memory is the resident set at that moment plus the
+estimate of the dry run (`sft.batching.memory`). The last line is JSON. Requires Linux.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench_train import SIZES, build_random_model, configuration, trainer_of
+from training_setup import SIZES, build_random_model, configuration, trainer_of
 
 MODES = ("full", "lora", "qlora")
 
@@ -64,12 +64,20 @@ def parse_options() -> argparse.Namespace:
 
 
 def run_cell(options: argparse.Namespace, model: str, mode: str, checkpointing: str, length: int) -> dict[str, Any]:
-    """Measures one cell in a new process, whose heap nobody has used."""
+    """Measures one cell in a new process, with a fresh heap."""
     command = [
-        sys.executable, __file__, "--cell", f"--models={model}", f"--modes={mode}", f"--lengths={length}",
-        f"--checkpointing={checkpointing}", f"--batch={options.batch}", f"--accumulate={options.accumulate}",
-        f"--steps={options.steps}", *(f"--set={setting}" for setting in options.settings),
-    ]  # fmt: skip
+        sys.executable,
+        __file__,
+        "--cell",
+        f"--models={model}",
+        f"--modes={mode}",
+        f"--lengths={length}",
+        f"--checkpointing={checkpointing}",
+        f"--batch={options.batch}",
+        f"--accumulate={options.accumulate}",
+        f"--steps={options.steps}",
+        *(f"--set={setting}" for setting in options.settings),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     cell = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     print(cell_line(cell), file=sys.stderr, flush=True)
@@ -77,11 +85,11 @@ def run_cell(options: argparse.Namespace, model: str, mode: str, checkpointing: 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """One cell: predicts, then trains and looks."""
+    """Predicts the memory of one cell, then trains and measures it."""
     from sft.processes.libraries import quiet_libraries
 
     quiet_libraries()
-    # What `bench_train.configuration` asks for.
+    # The options that `configuration` reads.
     (options.model,), (options.mode,), (options.max_length,) = options.models, options.modes, options.lengths
     options.layout, options.device = "flat", "cpu"
     options.rows = options.steps * options.batch * options.accumulate
@@ -93,7 +101,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     ]
     with tempfile.TemporaryDirectory() as folder:
         options.data = str(Path(folder, "long.jsonl"))
-        row = {"question": "w1 w2", "answer": "w3 " * options.max_length}  # cut to full length, nearly all trained
+        # Truncated to full length, nearly all of it supervised.
+        row = {"question": "w1 w2", "answer": "w3 " * options.max_length}
         Path(options.data).write_text(json.dumps(row) + "\n", encoding="utf-8")
         return _train(options, configuration(options, Path(folder)))
 
@@ -105,7 +114,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     from sft.processes.libraries import import_libraries
 
     context = start_distributed(config.distributed, use_cpu=True)
-    holds = reuse_freed_memory(config.training.reuse_freed_memory, context.device)
+    keeps_heap = reuse_freed_memory(config.training.reuse_freed_memory, context.device)
     import_libraries(is_dry_run=False, optimizer=config.training.optim, is_quantized=config.quantization is not None)
 
     import peft  # noqa: F401
@@ -123,7 +132,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(config.data, tokenizer, seed=0, sample_prompts=[])
     gc.collect()
-    set_back_peak()
+    reset_peak()
     before = resident("VmRSS")
     model, layout = load_model_and_layout(config, tokenizer, precision, context)
     loaded = resident("VmHWM")
@@ -136,17 +145,26 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     measured, predicted = resident("VmHWM"), before + memory.total_bytes
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "slack")
     return {
-        "model": Path(options.model).name, "mode": options.mode, "checkpointing": options.checkpointing[0],
-        "length": options.max_length, "batch": options.batch, "keeps_heap": holds, "before_mib": mib(before),
-        "loaded_mib": mib(loaded), "predicted_mib": mib(predicted), "measured_mib": mib(measured),
-        "ratio": round(predicted / measured, 3), "footprint": dataclasses.asdict(footprint(model)),
-        "supervised_share": round(data.report.train.supervised_share, 3), "accumulate": options.accumulate,
+        "model": Path(options.model).name,
+        "mode": options.mode,
+        "checkpointing": options.checkpointing[0],
+        "length": options.max_length,
+        "batch": options.batch,
+        "keeps_heap": keeps_heap,
+        "before_mib": mib(before),
+        "loaded_mib": mib(loaded),
+        "predicted_mib": mib(predicted),
+        "measured_mib": mib(measured),
+        "ratio": round(predicted / measured, 3),
+        "footprint": dataclasses.asdict(footprint(model)),
+        "supervised_share": round(data.report.train.supervised_share, 3),
+        "accumulate": options.accumulate,
         **{part: mib(getattr(memory, f"{part}_bytes", 0)) for part in parts},
-    }  # fmt: skip
+    }
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:
-    """The cells as a Markdown table: a row for each model, mode and checkpointing; a column for each length."""
+    """The cells as a Markdown table, with a row per model, mode and checkpointing, and a column per length."""
     lengths = list(dict.fromkeys(cell["length"] for cell in results))
     rows: dict[tuple[str, ...], dict[int, str]] = {}
     for cell in results:
@@ -159,21 +177,21 @@ def table(results: list[dict[str, Any]]) -> list[str]:
 
 
 def cell_line(cell: dict[str, Any]) -> str:
-    """A cell with its parts, for whoever waits."""
+    """A cell and the parts of its memory, printed as progress."""
     return " ".join(f"{name}={value}" for name, value in cell.items() if name not in ("keeps_heap", "footprint"))
 
 
-def set_back_peak() -> None:
-    """Makes the present resident set the highest so far (proc(5), `clear_refs`)."""
+def reset_peak() -> None:
+    """Resets the peak resident set to the current one (proc(5), `clear_refs`)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def resident(field: str) -> int:
-    """A field of `/proc/self/status` in bytes: `VmRSS` now, `VmHWM` at its highest."""
+    """A field of `/proc/self/status` in bytes: `VmRSS` is the current, `VmHWM` the peak resident set."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{field} is not in /proc/self/status: this benchmark needs Linux.")
+    raise RuntimeError(f"{field} is missing in /proc/self/status: this benchmark requires Linux.")
 
 
 def mib(count: int) -> int:
@@ -182,7 +200,7 @@ def mib(count: int) -> int:
 
 
 def _folder_of(model: str, folder: Path) -> str:
-    """A model's folder; a size is made there first."""
+    """A model's folder. For a size, the model is built there first."""
     if model not in SIZES:
         return model
     build_random_model(model, folder / model)

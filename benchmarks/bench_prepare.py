@@ -1,11 +1,11 @@
-"""How fast rows are read, rendered, tokenized, masked and written, beside the tokenizer's own speed on ready text.
+"""Speed of data preparation (reading, rendering, tokenizing, masking, writing), compared with the bare tokenizer.
 
     python benchmarks/bench_prepare.py --model DIR --data questions.jsonl [--rows 50000] [--workers auto]
 
-`--data` holds `question`/`answer` rows; they are repeated with a number in front, so that every row differs. Timed is
-what `prepare_data` does from the JSON file to tokenized, masked, counted rows: cold with an empty cache, then warm.
-Imports and loading the tokenizer are not timed. The limit tokenizes the rendered text in one batch call on the same
-cores: no pipeline can be faster. The last line is JSON.
+`--data` holds `question`/`answer` rows; they are repeated with a number in front, so that all rows differ. The
+benchmark times `prepare_data`, from the JSON file to tokenized, masked and counted rows: with an empty cache (cold), then
+again (warm). Imports and loading the tokenizer are not timed. The limit is the time to tokenize the rendered text in one batch call
+on the same cores, which no pipeline can beat. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a folder with a tokenizer that has a chat template")
+    parser.add_argument("--model", required=True, help="folder of a tokenizer with a chat template")
     parser.add_argument("--data", required=True, help="JSON Lines with question and answer")
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--workers", default="auto")
     parser.add_argument("--max_length", type=int, default=512)
     options = parser.parse_args()
 
-    from sft.processes.libraries import quiet_libraries
+    from sft.processes.libraries import quiet_libraries  # before transformers is imported
 
     quiet_libraries()
     from transformers import AutoTokenizer
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def write_rows(source: Path, target: Path, count: int) -> None:
-    """Writes `count` chat rows, no two alike."""
+    """Writes `count` different chat rows."""
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     with target.open("w", encoding="utf-8") as file:
         for number in range(count):
@@ -83,7 +83,7 @@ def write_rows(source: Path, target: Path, count: int) -> None:
 
 
 def tokenizer_limit(file: Path, tokenizer) -> float:
-    """Rows per second of the bare tokenizer on text that is rendered already."""
+    """Rows per second of the bare tokenizer on rendered text."""
     with file.open(encoding="utf-8") as lines:
         conversations = [json.loads(line)["messages"] for line in lines]
     texts = tokenizer.apply_chat_template(conversations, tokenize=False)

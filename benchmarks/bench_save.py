@@ -1,15 +1,15 @@
-"""How long a checkpoint stops training: copied to memory, written to the system's cache, and all at once.
+"""How long saving a checkpoint pauses training, in three modes.
 
     python benchmarks/bench_save.py --model DIR --data FILE [--rounds 3] [--set key=value ...]
 
-Three ways to save, in turn, each run a process of its own:
+The modes take turns, and each run is a new process:
 
-    copied     training waits until the state is copied to memory; a thread writes it, makes digests, brings it to disk
-    written    training waits until the files are written; digests and disk follow in the thread (where memory is short)
-    whole      training waits until the checkpoint has its name
+    copied     training waits until the state is copied to memory; a thread writes it, hashes and syncs the files
+    written    training waits until the files are written; the thread hashes and syncs them (if memory is short)
+    whole      training waits until the checkpoint is published
 
-Timed is what training waits for in each save but the last of a run, and the run from its first step to the end of the
-last save. The machine should have nothing else to do. The last line is JSON.
+The benchmark times how long training waits in each save except the last of a run, and the run from its first step to
+the end of the last save. The machine should be idle otherwise. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ WAYS = ("copied", "written", "whole")
 
 
 def main() -> None:
-    """Runs the benchmark, or one run of it."""
+    """Runs the benchmark, or one of its runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a model's folder")
+    parser.add_argument("--model", required=True, help="folder of a model")
     parser.add_argument("--data", required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=13)
@@ -58,15 +58,17 @@ def main() -> None:
             size = result["bytes"]
     print(f"checkpoint of {size / 2**20:,.0f} MiB")
     for way in WAYS:
-        spread = f"{min(waits[way]):.2f} to {max(waits[way]):.2f}"
-        print(f"{way:<8} a save stops training for {statistics.median(waits[way]):5.2f} s ({spread}), "
-              f"training and saving {statistics.median(runs[way]):6.1f} s")  # fmt: skip
+        range_text = f"{min(waits[way]):.2f} to {max(waits[way]):.2f}"
+        print(
+            f"{way:<8} a save pauses training for {statistics.median(waits[way]):5.2f} s ({range_text}), "
+            f"training and saving {statistics.median(runs[way]):6.1f} s"
+        )
     medians = {way: round(statistics.median(waits[way]), 3) for way in WAYS}
     print("RESULT " + json.dumps({"bytes": size, "seconds": medians, "runs": runs, "waits": waits}))
 
 
 def one_run(options: argparse.Namespace) -> dict:
-    """A run of the command in this process, saving in one of the ways."""
+    """Runs the command in this process, saving in the mode of `--way`."""
     sys.path.insert(0, str(REPOSITORY))
     import sft_main
     import trainer_utils
@@ -94,11 +96,18 @@ def one_run(options: argparse.Namespace) -> dict:
         trainer_utils.trackers_take_checkpoints = lambda *_: True
     with tempfile.TemporaryDirectory() as folder:
         settings = {
-            "model_name_or_path": Path(options.model).resolve(), "train_file": Path(options.data).resolve(),
-            "output_dir": f"{folder}/out", "max_seq_length": 512, "per_device_train_batch_size": 2,
-            "max_steps": options.steps, "save_steps": options.save_steps, "save_total_limit": 2, "report_to": "none",
-            "sample_prompts": "[]", "learning_rate": 1e-5,
-        }  # fmt: skip
+            "model_name_or_path": Path(options.model).resolve(),
+            "train_file": Path(options.data).resolve(),
+            "output_dir": f"{folder}/out",
+            "max_seq_length": 512,
+            "per_device_train_batch_size": 2,
+            "max_steps": options.steps,
+            "save_steps": options.save_steps,
+            "save_total_limit": 2,
+            "report_to": "none",
+            "sample_prompts": "[]",
+            "learning_rate": 1e-5,
+        }
         arguments = [f"--{key}={value}" for key, value in settings.items()] + [f"--{each}" for each in options.set]
         status = sft_main.main(arguments)
         if status:

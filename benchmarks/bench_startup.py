@@ -1,13 +1,12 @@
-"""How long a user waits: for the help, for a dry run on prepared data, for the first finished step of a run.
+"""Startup time: of `--help`, of a dry run on prepared data, and until a run's first step is finished.
 
     python benchmarks/bench_startup.py [--model DIR] [--config_file FILE] [--repeats 3]
 
-Each is `python sft_main.py ...` as a process of its own, from its start; one more before them warms up the system's
-file cache and leaves prepared rows. A dry run and the help are timed to the end of the process. The first step is timed
-to the moment at which its line arrives on standard output: `logging_steps: 1` has the run log each step when it is
-finished, and the log is flushed line by line. (`metrics.jsonl` is written in the same moment, but would have to be
-polled for.) Without `--config_file` the run has one step, no evaluation, no sample answers and no tracker. The machine
-should have nothing else to do. The last line is JSON.
+Each time is measured from the start of a new `python sft_main.py ...` process. An additional run before them warms up
+the system's file cache and leaves prepared rows. The help and the dry run are timed until the process ends. The first
+step is timed until its line arrives on standard output: with `logging_steps: 1` each step is logged as soon as it is
+finished, and the log is flushed line by line. Without `--config_file` the run has one step, no evaluation, no sample
+answers and no tracker. The machine should be idle otherwise. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(REPOSITORY / "examples/tiny-chat"), help="a model's folder")
-    parser.add_argument("--config_file", help="a run as it is, apart from logging_steps, in place of a small one")
+    parser.add_argument("--model", default=str(REPOSITORY / "examples/tiny-chat"), help="folder of a model")
+    parser.add_argument("--config_file", help="a configuration to run instead of the small one")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
 
@@ -50,7 +49,7 @@ def main() -> None:
 
 
 def run_arguments(folder: Path, config_file: str | None, model: str) -> list[str]:
-    """What is typed for a run that writes into `folder` alone."""
+    """The arguments of a run that only writes into `folder`."""
     arguments = ["--output_dir", str(folder / "out"), "--data_cache_dir", str(folder / "cache"), "--logging_steps", "1"]
     if config_file is None:
         settings = {
@@ -63,21 +62,21 @@ def run_arguments(folder: Path, config_file: str | None, model: str) -> list[str
             "report_to": "none",
         }
         config_file = str(folder / "run.yaml")
-        Path(config_file).write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML too
+        Path(config_file).write_text(json.dumps(settings), encoding="utf-8")  # JSON is valid YAML
     return ["--config_file", str(Path(config_file).resolve()), *arguments]
 
 
 def timed_run(arguments: list[str]) -> tuple[float, float]:
-    """Seconds from the start of the process to its end, and to the line of its first step (0 if there is none)."""
-    started, until_step, told = time.perf_counter(), 0.0, []
+    """Seconds until the process ends, and until the line of its first step (0 without one)."""
+    started, until_step, printed = time.perf_counter(), 0.0, []
     command = [sys.executable, "sft_main.py", *arguments]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
-            told.append(line)
+            printed.append(line)
             if not until_step and line.startswith("step "):
                 until_step = time.perf_counter() - started
     if process.returncode:
-        raise SystemExit("".join(told) + f"{' '.join(command)} ended with exit status {process.returncode}.")
+        raise SystemExit("".join(printed) + f"{' '.join(command)} exited with status {process.returncode}.")
     return time.perf_counter() - started, until_step
 
 

@@ -1,4 +1,4 @@
-"""Trains a few steps with another trainer, through its own entry point, on the rows that `bench_train.py` takes.
+"""Trains a few steps with another library, through its own entry point, on the rows that `bench_train.py` uses.
 
     python -m venv trl-env && trl-env/bin/pip install torch==2.13.0 trl==1.16.0 peft==0.21.2 datasets==5.2.0
     python -m venv lf-env && lf-env/bin/pip install torch==2.13.0 llamafactory==0.9.5
@@ -6,9 +6,9 @@
     lf-env/bin/python benchmarks/peer_train.py llamafactory --model DIR --data questions.jsonl --packed
     python benchmarks/peer_train.py trainer --model DIR --data questions.jsonl
 
-`trl` is SFTTrainer on prompt and completion; packed is its `packing: true`. `llamafactory` packed is `neat_packing`.
-`trainer` is transformers' Trainer with its padding collator. All train in float32 on CPU. What a step holds is counted
-by a hook at the model's door, the same for all: tokens that are not padding, and labels. The last line is JSON.
+`trl` is SFTTrainer on prompt and completion, and `--packed` sets `packing: true`. For `llamafactory`, `--packed` sets
+`neat_packing`. `trainer` is transformers' Trainer with its padding collator. All train in float32 on CPU. The tokens of
+a step, without padding, and its labels are counted by the same forward hook for all of them. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="default: 8 documents, or 3 packs")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--warm", type=int, default=2)
-    parser.add_argument("--template", default="smollm2", help="LLaMA-Factory's name for the model's template")
+    parser.add_argument("--template", default="smollm2", help="LLaMA-Factory's name of the model's template")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     options = parser.parse_args()
     options.batch = options.batch or (3 if options.packed else 8)
@@ -54,19 +54,23 @@ def main() -> None:
     timed = watch.steps[options.warm :]
     seconds = sum(step["seconds"] for step in timed)
     result = {
-        "peer": options.peer, "mode": options.mode, "packed": options.packed, "batch": options.batch,
-        "max_length": options.max_length, "steps": len(timed),
+        "peer": options.peer,
+        "mode": options.mode,
+        "packed": options.packed,
+        "batch": options.batch,
+        "max_length": options.max_length,
+        "steps": len(timed),
         "tokens_per_second": round(sum(step["tokens"] for step in timed) / seconds, 1),
         "supervised_tokens_per_second": round(sum(step["labels"] for step in timed) / seconds, 1),
         "median_step_seconds": round(statistics.median(step["seconds"] for step in timed), 4),
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "losses": watch.losses,
-    }  # fmt: skip
+    }
     print("RESULT " + json.dumps(result))
 
 
 def make_watch() -> Any:
-    """A callback that times steps and counts what the model is given."""
+    """A callback that times steps and counts the model's input tokens and labels."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -83,7 +87,7 @@ def make_watch() -> Any:
                 self.tokens += ids.numel()
             elif mask.dim() == 2:
                 self.tokens += int((mask > 0).sum())
-            else:  # a mask of pairs: a token that is none does not even see itself
+            else:  # a mask of pairs, in which a padding token does not attend to itself
                 itself = mask[:, 0].diagonal(dim1=-2, dim2=-1)
                 self.tokens += int((itself == 0).sum() if itself.is_floating_point() else itself.sum())
             self.labels += 0 if labels is None else int((labels[:, 1:] != -100).sum())
@@ -105,12 +109,20 @@ def make_watch() -> Any:
 
 
 def shared_arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """What all of them are told."""
+    """Training arguments that all libraries share."""
     return {
-        "output_dir": folder, "per_device_train_batch_size": options.batch, "max_steps": options.steps,
-        "learning_rate": 1e-5, "lr_scheduler_type": "constant", "logging_steps": 1, "save_strategy": "no", "seed": 0,
-        "bf16": False, "use_cpu": True, "disable_tqdm": True,
-    }  # fmt: skip
+        "output_dir": folder,
+        "per_device_train_batch_size": options.batch,
+        "max_steps": options.steps,
+        "learning_rate": 1e-5,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": 0,
+        "bf16": False,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
 
 
 def lora() -> Any:
@@ -132,9 +144,13 @@ def run_trl(options: argparse.Namespace, rows: list[dict], folder: str, watch: A
 
     data = Dataset.from_list([{"prompt": chat(row)[:1], "completion": chat(row)[1:]} for row in rows])
     arguments = SFTConfig(
-        **shared_arguments(options, folder), report_to=[], max_length=options.max_length, packing=options.packed,
-        gradient_checkpointing=options.gradient_checkpointing, model_init_kwargs={"dtype": "float32"},
-    )  # fmt: skip
+        **shared_arguments(options, folder),
+        report_to=[],
+        max_length=options.max_length,
+        packing=options.packed,
+        gradient_checkpointing=options.gradient_checkpointing,
+        model_init_kwargs={"dtype": "float32"},
+    )
     adapters = lora() if options.mode == "lora" else None
     SFTTrainer(options.model, args=arguments, train_dataset=data, callbacks=[watch], peft_config=adapters).train()
 
@@ -145,25 +161,36 @@ def run_llamafactory(options: argparse.Namespace, rows: list[dict], folder: str,
 
     Path(folder, "rows.json").write_text(json.dumps([{"messages": chat(row)} for row in rows]))
     tags = {
-        "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
         "system_tag": "system",
-    }  # fmt: skip
+    }
     dataset = {"file_name": "rows.json", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
     Path(folder, "dataset_info.json").write_text(json.dumps({"rows": dataset}))
     arguments = shared_arguments(options, folder) | {
-        "model_name_or_path": options.model, "stage": "sft", "do_train": True, "dataset": "rows",
-        "dataset_dir": folder, "template": options.template, "cutoff_len": options.max_length,
-        "finetuning_type": options.mode, "report_to": "none", "overwrite_cache": True,
-        "packing": options.packed, "neat_packing": options.packed,
+        "model_name_or_path": options.model,
+        "stage": "sft",
+        "do_train": True,
+        "dataset": "rows",
+        "dataset_dir": folder,
+        "template": options.template,
+        "cutoff_len": options.max_length,
+        "finetuning_type": options.mode,
+        "report_to": "none",
+        "overwrite_cache": True,
+        "packing": options.packed,
+        "neat_packing": options.packed,
         "disable_gradient_checkpointing": not options.gradient_checkpointing,
-    }  # fmt: skip
+    }
     if options.mode == "lora":
         arguments |= {"lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target": "all"}
     run_exp(arguments, callbacks=[watch])
 
 
 def run_trainer(options: argparse.Namespace, rows: list[dict], folder: str, watch: Any) -> None:
-    """transformers' Trainer, rows padded to the longest of a batch."""
+    """transformers' Trainer, with rows padded to the longest of a batch."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 

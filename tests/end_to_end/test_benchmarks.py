@@ -36,7 +36,7 @@ def test_bench_train_runs(mode, layout):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
-    assert result["is_flat"] is (layout != "padded")
+    assert result["is_padding_free"] is (layout != "padded")
     assert result["tokens_per_second"] > result["supervised_tokens_per_second"] > 0
     assert result["tflops"] > 0
     assert set(result["breakdown_seconds"]) == {"batch", "forward", "backward", "clip", "optimizer"}

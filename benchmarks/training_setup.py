@@ -1,0 +1,169 @@
+"""What the training benchmarks share: rows, models of random weights, the configuration of a run, its trainer.
+
+Libraries are imported inside the functions, so that a benchmark can first set them up as `sft_main.py` does, and
+measure the memory from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+SIZES = {
+    # hidden, intermediate, layers, heads, key/value heads, vocabulary; as in Llama 3.2 1B and Llama 3.1 8B
+    "toy": (64, 128, 2, 4, 2, 512),
+    "1.2b": (2048, 8192, 16, 32, 8, 128256),
+    "8b": (4096, 14336, 32, 32, 8, 128256),
+}
+LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def configuration(options: argparse.Namespace, folder: Path) -> Any:
+    """Writes the data and loads the run's configuration.
+
+    Args:
+        options: of `bench_train.py`.
+        folder: for the data, its cache and the output.
+    """
+    from config_manager import load_config
+
+    packed = options.layout == "packed"
+    rows = options.rows or options.steps * options.batch * (max(options.max_length // 128, 2) if packed else 1)
+    write_rows(options, folder / "rows.jsonl", rows)
+    settings = {
+        "model_name_or_path": options.model,
+        "train_file": folder / "rows.jsonl",
+        "output_dir": folder / "out",
+        "data_cache_dir": folder / "cache",
+        "max_seq_length": options.max_length,
+        "learning_rate": 1e-5,
+        "per_device_train_batch_size": options.batch,
+        "max_steps": options.steps,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": options.device == "cpu",
+        "padding_free": options.layout != "padded",
+        "packing": packed,
+        "seed": 0,
+        "on_bad_rows": "skip",
+        "max_bad_row_share": 1,
+    }
+    if options.mode != "full":
+        settings |= {"lora_config.r": 16, "lora_config.lora_alpha": 32, "lora_config.target_modules": LORA}
+    if options.mode == "qlora":
+        settings["quantization_config.load_in_4bit"] = True
+    given = dict(setting.split("=", 1) for setting in options.settings)
+    return load_config(None, [f"--{key}={value}" for key, value in (settings | given).items()])
+
+
+def write_rows(options: argparse.Namespace, path: Path, count: int) -> None:
+    """Writes `count` question/answer rows, from the data file or of random words."""
+    if options.data:
+        lines = Path(options.data).read_text(encoding="utf-8").splitlines()
+        path.write_text("".join(f"{lines[number % len(lines)]}\n" for number in range(count)), encoding="utf-8")
+        return
+    # The tokenizer of a random model has one token per word; the template adds four.
+    words = random.Random(0)
+    length = (options.document or options.max_length) - 4
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            text = [f"w{words.randrange(400)}" for _ in range(length)]
+            cut = length // 4
+            row = {"question": " ".join(text[:cut]), "answer": " ".join(text[cut:])}
+            file.write(json.dumps(row) + "\n")
+
+
+def build_random_model(size: str, folder: Path) -> None:
+    """Saves a Llama-shaped model of random bfloat16 weights, and a tokenizer whose tokens are words."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, intermediate, layers, heads, kv_heads, vocabulary = SIZES[size]
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=8192,
+        rope_theta=500000.0,
+        tie_word_embeddings=size != "8b",
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = LlamaForCausalLM(config)
+        torch.set_default_dtype(torch.float32)
+    model.to("cpu").save_pretrained(folder)
+    _word_tokenizer().save_pretrained(folder)
+
+
+def _word_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "</s>", "<user>", "<assistant>", "<unk>"]
+    words = {word: number for number, word in enumerate([*special, *(f"w{number}" for number in range(400))])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<s>", "<user>", "<assistant>"]})
+    tokenizer.chat_template = (
+        "<s>{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ '</s>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+    )
+    return tokenizer
+
+
+def write_tiny_model(like: str, folder: str) -> None:
+    """Saves a random model of 2 layers of width 64, with the tokenizer and the vocabulary of the model `like`."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(like)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=AutoConfig.from_pretrained(like).vocab_size,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def trainer_of(config, options, precision, context, data, layout, model, tokenizer) -> Any:
+    """Builds the trainer as a run does."""
+    from sft.batching.plan import resolve_batch_plan
+    from sft.training.arguments import build_training_arguments, compile_options
+    from trainer_utils import build_trainer
+
+    plan = resolve_batch_plan(
+        config.training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=options.max_length
+    )
+    arguments = build_training_arguments(config.training, config.logging, precision, context, has_validation=False)
+    Path(config.training.output_dir).mkdir(parents=True, exist_ok=True)
+    return build_trainer(
+        arguments,
+        model,
+        tokenizer,
+        data,
+        plan,
+        layout,
+        context,
+        resume_point=None,
+        compiling=compile_options(config.training),
+    )
