@@ -10,12 +10,12 @@ if TYPE_CHECKING:  # the annotations below cost nothing at run time: floor 0 imp
     import numpy as np
 
 IGNORED = -100
-"""The label of a token that is not trained, as everywhere in torch and transformers."""
+"""Label of tokens that are excluded from the loss, as in torch and transformers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowSource:
-    """Where a row stands: a file (or dataset) name and a line (or row number), both as a person would count."""
+    """Origin of a row: file (or dataset) name and line (or row number, from 1)."""
 
     file: str
     line: int
@@ -26,7 +26,7 @@ class RowSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawRow:
-    """One row as read: its fields, or the reason why it has none."""
+    """A row as read: its fields, or why it could not be read."""
 
     source: RowSource
     record: Mapping[str, Any] | None = None
@@ -35,7 +35,7 @@ class RawRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowProblem:
-    """Why a row cannot be used: a stable name to count by, and a sentence for a person."""
+    """Why a row cannot be used: a stable name for counting, and a message."""
 
     reason: str
     message: str
@@ -43,28 +43,28 @@ class RowProblem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """One training example before rendering: chat `messages`, or plain `text` where there are no turns."""
+    """A training example before rendering: chat `messages`, or plain `text`."""
 
     messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Any, ...] | None = None
     text: str | None = None
     untrained: frozenset[int] = frozenset()
-    """Indices of the assistant's messages that the row itself leaves out of training."""
+    """Indices of assistant messages that the row excludes from training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderedText:
-    """The text that the model sees, and the character spans `[start, end)` of it that are trained."""
+    """Text that the model receives, and its trained character spans `[start, end)`."""
 
     text: str
     trained_spans: tuple[tuple[int, int], ...]
     notes: tuple[str, ...] = ()
-    """What the template left out of the text and a person should know of: `thoughts_left_out`, `tools_left_out`."""
+    """What the template omitted from the text: `thoughts_left_out`, `tools_left_out`, ..."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DroppedRow:
-    """A row that was counted out."""
+    """A row that was skipped."""
 
     source: RowSource
     problem: RowProblem
@@ -72,10 +72,10 @@ class DroppedRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceReport:
-    """The counts of one source of a split, before `weight` repeats or thins its rows."""
+    """Counts of one source of a split, before `weight` is applied."""
 
     name: str
-    """A file, a folder, a glob, or a dataset's name, as the settings give it."""
+    """File, folder, glob or dataset name, as in the settings."""
     format_name: str
     files: tuple[str, ...]
     rows_read: int
@@ -83,14 +83,14 @@ class SourceReport:
     rows_dropped: Mapping[str, int]
     """Reason -> rows."""
     weight: float = 1.0
-    """How often an epoch takes each of its rows."""
+    """How often each row is used per epoch."""
     rows_an_epoch: int = 0
     unused_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LengthReport:
-    """Tokens of whole rows, before anything is cut: of every row that could be tokenized, the too long ones included.
+    """Row lengths in tokens before truncation, over all rows that could be tokenized, including too long ones.
 
     Each percentile is the length of a row: `max_seq_length` set to it keeps that share of the rows whole.
     """
@@ -101,14 +101,14 @@ class LengthReport:
     p99: int
     longest: int
     bin_edges: tuple[int, ...] = ()
-    """Bounds of a histogram, one more than there are bins: a bin holds `bin_edges[i] <= length < bin_edges[i + 1]`."""
+    """Bin edges of a histogram: bin `i` counts rows with `bin_edges[i] <= length < bin_edges[i + 1]`."""
     bin_counts: tuple[int, ...] = ()
-    """Rows in each bin; together all rows that the percentiles are of."""
+    """Rows in each bin. Their sum is the number of rows that the percentiles describe."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitReport:
-    """The counts of one split (train or validation); rows and tokens. `weight` changes only those of an epoch."""
+    """Counts of one split (train or validation) in rows and tokens. `weight` affects only the counts per epoch."""
 
     sources: tuple[SourceReport, ...]
     rows_read: int
@@ -116,32 +116,32 @@ class SplitReport:
     rows_dropped: Mapping[str, int] = field(default_factory=dict)
     """Reason -> rows. `rows_read == rows_used + sum of these`, always."""
     dropped_examples: tuple[DroppedRow, ...] = ()
-    """The first dropped rows of each reason, in the order in which they were read."""
+    """The first skipped rows of each reason, in reading order."""
     lengths: LengthReport | None = None
-    """None where no row could be tokenized."""
+    """None if no row could be tokenized."""
     rows_too_long: int = 0
-    """Rows with more tokens than `max_seq_length`: cut or dropped as `on_too_long` says. The next three are parts."""
+    """Rows longer than `max_seq_length`, truncated or dropped by `on_too_long`. Sum of the next three counts."""
     rows_that_lose_the_answer: int = 0
-    """Too long rows in which no trained token is left after the cut."""
+    """Too long rows that keep no supervised tokens after truncation."""
     rows_that_lose_the_end: int = 0
-    """Too long rows in which a part of what is trained is cut off, the end token with it."""
+    """Too long rows that lose some supervised tokens, including the end token."""
     rows_that_lose_only_prompt: int = 0
-    """Too long rows that lose nothing that is trained."""
+    """Too long rows that lose no supervised tokens."""
     rows_with_trained_end: int = 0
-    """Rows used in which an end token (of the tokenizer, or of the chat template) is trained."""
+    """Used rows with a supervised end token (of the tokenizer or the chat template)."""
     notes: Mapping[str, int] = field(default_factory=dict)
-    """Note of the renderer -> rows used that carry it (see `RenderedText.notes`)."""
+    """Note of the renderer -> used rows with this note (see `RenderedText.notes`)."""
     tokens: int = 0
     supervised_tokens: int = 0
     longest_row: int = 0
-    """Tokens of the longest row used, after truncation."""
+    """Tokens of the longest used row, after truncation."""
     tokens_an_epoch: int = 0
-    """Tokens of all rows, each as often as its source's weight takes it; and so for the supervised ones."""
+    """Tokens per epoch, weighted by `weight`; the next field counts the supervised ones."""
     supervised_tokens_an_epoch: int = 0
     duplicates: int = 0
-    """Rows used whose conversation stands earlier in the same split, letter case and white space aside."""
+    """Used rows whose conversation occurs earlier in the split, ignoring case and white space."""
     duplicate_examples: tuple[tuple[RowSource, RowSource], ...] = ()
-    """The first of them, each with the row that it repeats."""
+    """The first duplicates, each with the row that it repeats."""
 
     @property
     def format_name(self) -> str:
@@ -157,22 +157,22 @@ class SplitReport:
 
     @property
     def supervised_share(self) -> float:
-        """Share of the tokens that are trained, between 0 and 1."""
+        """Share of supervised tokens, between 0 and 1."""
         return self.supervised_tokens / self.tokens if self.tokens else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataReport:
-    """Every count a person may ask about. `rows_read == rows_used + sum(rows_dropped.values())`, always."""
+    """All counts of the data. `rows_read == rows_used + sum(rows_dropped.values())` always holds."""
 
     train: SplitReport
     validation: SplitReport | None = None
     leakage: int = 0
-    """Validation rows whose conversation stands in the training rows too, letter case and white space aside."""
+    """Validation rows whose conversation also occurs in the training data, ignoring case and white space."""
     leakage_examples: tuple[tuple[RowSource, RowSource], ...] = ()
-    """The first of them: the validation row, and the training row that it repeats."""
+    """The first of them: the validation row and the training row that it repeats."""
     is_complete: bool = True
-    """False for streamed data, of which only the first rows were looked at."""
+    """False for streamed data, of which only the first rows were examined."""
 
     @property
     def splits(self) -> tuple[SplitReport, ...]:
@@ -197,7 +197,7 @@ class DataReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """A stretch of a row's text that is trained throughout, or not at all."""
+    """A part of a row's text that is either trained or not."""
 
     text: str
     trained: bool
@@ -205,13 +205,13 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowPreview:
-    """One training row as the model sees it, piece by piece; or why it is left out."""
+    """A training row as the model receives it, in segments; or why it is skipped."""
 
     number: int
-    """Place among the training rows as they are read, from 1."""
+    """Number among the training rows in reading order, from 1."""
     source: RowSource
     segments: tuple[Segment, ...] = ()
-    """What is left after truncation; their texts together are the row's text."""
+    """The row's text after truncation, in parts."""
     num_tokens: int = 0
     num_supervised: int = 0
     was_truncated: bool = False
@@ -220,7 +220,7 @@ class RowPreview:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplePrompt:
-    """A prompt to answer before and after training, and the answer that the data gives, where it gives one."""
+    """A prompt to answer before and after training, with the reference answer if the data has one."""
 
     messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Any, ...] | None = None
@@ -229,12 +229,12 @@ class SamplePrompt:
 
     @property
     def shown(self) -> str:
-        """The prompt as a person would read it: the text, or the last message."""
+        """The prompt for display: the text, or the last message."""
         return self.text if self.text is not None else str(self.messages[-1]["content"]) if self.messages else ""
 
 
 class RowDataset(Protocol):
-    """Prepared rows by number."""
+    """Prepared rows, by index."""
 
     @property
     def lengths(self) -> "np.ndarray":
@@ -247,23 +247,23 @@ class RowDataset(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingData:
-    """What the trainer consumes. A row of both datasets is `{"input_ids": ..., "labels": ...}`, int32 `[T]` each."""
+    """Input of the trainer. A row of both datasets is `{"input_ids": ..., "labels": ...}`, int32 `[T]` each."""
 
     train: "RowDataset"
-    """With a `stream`, only the rows that were looked at beforehand."""
+    """With a `stream`, only the rows that were examined in advance."""
     validation: "RowDataset | None"
     report: DataReport
     is_chat: bool = True
-    """Whether there are conversations among the training rows; else all of them are plain texts."""
+    """Whether any training row is a conversation; otherwise all are plain texts."""
     sample_prompts: tuple[SamplePrompt, ...] = ()
     previews: tuple[RowPreview, ...] = ()
     stream: "Callable[[int, Callable[[np.ndarray], np.ndarray]], Iterator[Any]] | None" = None
-    """Training rows from a slot on, for the slots that a function chooses, prepared while they are read."""
+    """Training rows from a slot on, for the slots that a function selects, prepared on the fly."""
 
     locate_row: "Callable[[int], str] | None" = None
-    """File and line of a training row, as `file:line`, by its number in `train`."""
+    """Origin of a training row as `file:line`, by its index in `train`."""
 
     @property
     def num_train_rows(self) -> int | None:
-        """Rows of an epoch; None for a stream."""
+        """Rows per epoch; None for a stream."""
         return None if self.stream is not None else len(self.train)
