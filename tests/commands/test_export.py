@@ -434,7 +434,7 @@ class SmallHub(BaseHTTPRequestHandler):
 def upload_in_a_process(folder: Path, endpoint: str, *repositories: str) -> list[str]:
     """What comes of uploads: addresses, or what is said in their place."""
     code = (
-        "import sys, pathlib; from sft.commands.export.hub import upload; from sft_errors import ModelError\n"
+        "import sys, pathlib; from sft.commands.export.hub import upload; from sft.common.errors import ModelError\n"
         "for name in sys.argv[2:]:\n"
         "    try: print(upload(pathlib.Path(sys.argv[1]), name, private=True))\n"
         "    except ModelError as error: print(error)"

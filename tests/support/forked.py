@@ -1,74 +1,122 @@
-"""The command in forked processes: libraries are imported once, so that some hundred disturbed runs take minutes."""
+"""The command in forked processes: libraries are imported once, so that a run of several processes takes a second."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import socket
 import sys
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.in_process import run_command
 from tests.support.parts import REPOSITORY
 
-# For the server that forks, which is started with the first run. Threads would not live through a fork.
-os.environ["PYTHONPATH"] = str(REPOSITORY)
-os.environ["OMP_NUM_THREADS"] = "1"
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    [
-        "sft_main",
-        "transformers.trainer",
-        "data_handler",
-        "trainer_utils",
-        "sft.training.batch_size_trials",
-        "sft.training.dry_run",
-        "sft.training.results",
-    ]
-)
+_FORKS.set_forkserver_preload(["tests.support.preloaded"])
+_FILES = ("stdout.txt", "stderr.txt")
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What became of a run: its exit status (minus the signal's number where one ended it), and what it wrote."""
+    """What became of a run."""
 
     status: int
+    """The exit status of the processes, minus the signal's number where one ended them. All have the same."""
     out: str
     err: str
 
 
-def run(folder: Path, *arguments: str, fault: Callable[[], Any] | None = None, seconds: float = 600) -> Ended:
-    """Runs the command in a process of its own.
+def run(
+    folder: Path,
+    *arguments: str,
+    processes: int = 1,
+    fault: Callable[[], Any] | None = None,
+    seconds: float = 100,
+    cwd: Path = REPOSITORY,
+) -> Ended:
+    """Run the command in processes of its own, as torchrun starts them.
 
     Args:
         folder: for what it writes to the terminal.
         arguments: of the command.
-        fault: is called in that process before the command starts; it can be pickled.
+        processes: how many; one has no launcher.
+        fault: is called in each process before the command starts; it can be pickled.
         seconds: it may take.
+        cwd: the working directory.
     """
+    return call(folder, run_command, arguments, processes=processes, fault=fault, seconds=seconds, cwd=cwd)
+
+
+def call(
+    folder: Path,
+    function: Callable[..., int | None],
+    *arguments: Any,
+    processes: int = 1,
+    fault: Callable[[], Any] | None = None,
+    seconds: float = 100,
+    cwd: Path = REPOSITORY,
+) -> Ended:
+    """Call a function in processes of its own; its result is their exit status. Arguments as of `run`."""
     folder.mkdir(parents=True, exist_ok=True)
-    process = _FORKS.Process(target=_child, args=(arguments, folder, fault))
-    process.start()
-    process.join(seconds)
+    for name in _FILES:
+        (folder / name).write_bytes(b"")
+    launch = _launch(processes) if processes > 1 else [{}]
+    started = [
+        _FORKS.Process(target=_child, args=(function, arguments, folder, cwd, fault, {**os.environ, **own}))
+        for own in launch
+    ]
+    for process in started:
+        process.start()
+    deadline = time.monotonic() + seconds
+    for process in started:
+        process.join(max(deadline - time.monotonic(), 0))
     out, err = ((folder / name).read_text() for name in _FILES)
-    if process.exitcode is None:
-        process.kill()
+    statuses = {process.exitcode for process in started}
+    if None in statuses:
+        for process in started:
+            process.kill()
         raise AssertionError(f"still running after {seconds} s:\n{out}\n{err}")
-    return Ended(process.exitcode, out, err)
+    assert len(statuses) == 1, f"exit statuses {statuses}:\n{out}\n{err}"
+    return Ended(statuses.pop(), out, err)
 
 
-_FILES = ("stdout.txt", "stderr.txt")
+def _launch(processes: int) -> list[dict[str, str]]:
+    """The variables that torchrun sets for each process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": uuid.uuid4().hex,
+    }
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
-def _child(arguments: tuple[str, ...], folder: Path, fault: Callable[[], Any] | None) -> None:
+def _child(
+    function: Callable[..., int | None],
+    arguments: tuple[Any, ...],
+    folder: Path,
+    cwd: Path,
+    fault: Callable[[], Any] | None,
+    environment: dict[str, str],
+) -> None:
     for descriptor, name in enumerate(_FILES, start=1):
-        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        file = os.open(folder / name, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, descriptor)
         os.close(file)
-    os.chdir(REPOSITORY)
-    import sft_main
-
+    os.chdir(cwd)
+    os.environ.clear()  # the server's is that of the first run
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     if fault is not None:
         fault()
-    sys.exit(sft_main.main(arguments))
+    sys.exit(function(*arguments))

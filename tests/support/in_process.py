@@ -1,0 +1,55 @@
+"""The command in this process."""
+
+from __future__ import annotations
+
+import base64
+import gc
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+ONE_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
+"""A PNG file."""
+
+
+def run_command(arguments: Sequence[str], *, draws_curves: bool = False) -> int:
+    """Run `sft_main.py` in this process; returns its exit status.
+
+    Args:
+        arguments: of the command.
+        draws_curves: whether `training_curves.png` is drawn. It takes longer than the rest of a small run: usually a
+            picture of one pixel stands in for it.
+    """
+    import_libraries()
+    import sft_main
+    from sft.training import results
+
+    if draws_curves:
+        return sft_main.main(arguments)
+    with patch.object(results, "draw_curves", _write_one_pixel):
+        return sft_main.main(arguments)
+
+
+@cache
+def import_libraries() -> None:
+    """Import what a run needs, and exclude it from garbage collection: each run collects several times."""
+    import peft
+    import transformers.trainer
+
+    import data_handler
+    import sft.training.batch_size_trials
+    import sft.training.dry_run
+    import sft.training.results
+    import sft_main
+    import trainer_utils  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+def _write_one_pixel(events: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
+    Path(path).write_bytes(ONE_PIXEL)
