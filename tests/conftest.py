@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.in_process import run_command
 from tests.support.parts import _FAULT_WORDS, _FAULTS, QUESTIONS, REPOSITORY, Run, Tally, build_model, build_tokenizer
 
 # Before any library is imported. Several processes run tests at the same time: one thread each.
@@ -99,11 +100,11 @@ def run_sft(
 ) -> Iterator[Callable[..., Any]]:
     """Runs the command in this process with small settings; gives exit status, output and the output folder.
 
-    `run_sft(key=value, ...)` changes settings; a value of None leaves the setting out.
+    `run_sft(key=value, ...)` changes settings; a value of None leaves the setting out. `draws_curves` is that of
+    `run_command`.
     """
-    from sft_main import main
 
-    def run(*extra: str, **settings: Any) -> "Run":
+    def run(*extra: str, draws_curves: bool = False, **settings: Any) -> Run:
         defaults = {
             "model_name_or_path": model_folder("llama"),
             "train_file": question_file,
@@ -118,7 +119,7 @@ def run_sft(
             "bf16": False,  # auto would try out what this machine is fast at
         }
         arguments = [f"--{key}={value}" for key, value in (defaults | settings).items() if value is not None]
-        status = main([*arguments, *extra])
+        status = run_command([*arguments, *extra], draws_curves=draws_curves)
         captured = capfd.readouterr()
         return Run(status, captured.out, captured.err, Path(settings.get("output_dir", defaults["output_dir"])))
 

@@ -10,6 +10,7 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from sft.common.errors import DataError, ModelError
 from sft.common.run_records import ModelFootprint
 from sft.configuration.command_line import InitOptions
 from sft_main import main
+from tests.support.in_process import run_command
 from tests.support.parts import REPOSITORY
 
 MODEL = str(REPOSITORY / "examples" / "tiny-chat")
@@ -66,10 +68,13 @@ def test_what_is_written_is_sound_and_trains(method, capsys):
             assert "#" in line or before.strip().startswith("#"), line
     given = yaml.safe_load(text)
     assert ("lora_config" in given, "quantization_config" in given) == (method != "full", method == "qlora")
-    assert main(["--config_file", "first.yaml", "--dry_run"]) == 0
+    assert run_command(["--config_file", "first.yaml", "--dry_run"]) == 0
     assert "Sound: a run would start." in capsys.readouterr().out
     if method == "lora":
-        assert main(["--config_file", "first.yaml", "--max_steps=2", "--report_to=none", "--sample_prompts=[]"]) == 0
+        assert (
+            run_command(["--config_file", "first.yaml", "--max_steps=2", "--report_to=none", "--sample_prompts=[]"])
+            == 0
+        )
         assert Path("runs/first/adapter_model.safetensors").is_file()
 
 
@@ -156,9 +161,10 @@ def test_control_c_leaves_without_a_traceback():
                 if shown.endswith("]: "):
                     break
         while time.monotonic() < deadline and process.poll() is None:
-            os.write(terminal, b"\x03")  # again and again: one between the question and the reading is lost
-            time.sleep(0.5)
-        assert process.wait(60) == 130, shown
+            os.write(terminal, b"\x03")  # once more after a while: a signal just before the read is lost
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+        assert process.poll() == 130, shown
     rest = b""
     while select.select([terminal], [], [], 0.2)[0]:
         try:

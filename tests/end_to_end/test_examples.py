@@ -24,7 +24,7 @@ from sft.configuration.checks.sharding import GATHER_ON_SAVE, check_deepspeed
 from sft.configuration.command_line import read_command
 from sft.configuration.keys import flat_keys, keys_of
 from sft.configuration.schema import NESTED_SECTIONS, DatasetSource
-from sft_main import main
+from tests.support.in_process import run_command
 from tests.support.parts import REPOSITORY
 
 EXAMPLES = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "examples").glob("*.yaml"))
@@ -58,7 +58,7 @@ def small_files(tmp_path, monkeypatch):
 
 
 def test_sample_config_runs_as_it_is_but_shorter(small_files):
-    assert main(["--config_file", "sample_config.yaml", *SHRUNK]) == 0
+    assert run_command(["--config_file", "sample_config.yaml", *SHRUNK]) == 0
     summary = json.loads((small_files / "sft_output" / "run_summary.json").read_text())
     assert summary["samples"][0]["prompt"] == "Please send 3 red apples to Anna on Friday."
     assert all(sample["before"] for sample in summary["samples"])
@@ -105,7 +105,7 @@ def test_example_loads_and_shrunk_runs(small_files, model_folder, example):
     if config.training.bf16 is True:
         small.append("--bf16=auto")
     small += without_deepspeed
-    assert main(["--config_file", example, *small, *SHRUNK]) == 0
+    assert run_command(["--config_file", example, *small, *SHRUNK]) == 0
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_shown_yaml_runs(small_files, model_folder, snippet):
     ]  # fmt: skip
     if "quantization_config" in given:
         small.append("--lora_config.r=4")
-    assert main(["--config_file", str(config), *small, *SHRUNK]) == 0
+    assert run_command(["--config_file", str(config), *small, *SHRUNK]) == 0
 
 
 def test_shown_commands_run(small_files):
@@ -255,7 +255,7 @@ def test_shown_commands_run(small_files):
 
 
 def test_readme_python_uses_the_result(small_files, capsys):
-    assert main(["--config_file", "sample_config.yaml", *SHRUNK]) == 0
+    assert run_command(["--config_file", "sample_config.yaml", *SHRUNK]) == 0
     capsys.readouterr()
     (code,) = snippets("python", [README])
     exec(compile(code, "README.md", "exec"), {})
@@ -285,7 +285,7 @@ def test_shown_errors_are_what_the_program_says(tmp_path, capsys):
     lines[10], lines[11] = "fp16: true", "bf16: true"
     config.write_text("\n".join(lines))
     (tmp_path / "README.md").write_text("")
-    assert main(["--config_file", str(config), f"--dataset_path={tmp_path}"]) == 2
+    assert run_command(["--config_file", str(config), f"--dataset_path={tmp_path}"]) == 2
     said = capsys.readouterr().err.replace(str(config), "my.yaml")
     (expected,) = [block for block in snippets("text") if block.startswith("my.yaml:")]
     assert said == expected
@@ -294,7 +294,7 @@ def test_shown_errors_are_what_the_program_says(tmp_path, capsys):
 @pytest.mark.slow
 def test_sample_config_teaches_the_small_model(tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    assert main(["--config_file", "sample_config.yaml", f"--output_dir={tmp_path / 'out'}"]) == 0
+    assert run_command(["--config_file", "sample_config.yaml", f"--output_dir={tmp_path / 'out'}"]) == 0
     summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
     before, after = summary["eval_before"], summary["eval_after"]
     assert before["sequence_accuracy"] == 0

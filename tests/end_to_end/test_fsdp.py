@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from sft.checkpointing.manifest import find_damage, read_manifest
-from sft_main import main
 from tests.support import messages
 from tests.support.checkpoints import as_if_killed, evaluated, trained
+from tests.support.in_process import run_command
 from tests.support.parts import build_model
-from tests.support.started_in_turn import run_in_turn
+from tests.support.runs_in_turn import Turn, run_in_turn
 
 KINDS = {
     "all": {"model": "llama", "settings": []},
@@ -46,17 +46,17 @@ def runs(model_folder, question_file, tmp_path_factory):
         model = f"--model_name_or_path={model_folder(KINDS[kind]['model'])}"
         return [*common, model, f"--output_dir={folder / name}", *KINDS[kind]["settings"], *more]
 
-    def two(kind: str, name: str, *more: str, **disturbed: Any) -> dict[str, Any]:
-        return {"arguments": arguments(kind, name, *SPREAD[kind], *more), **disturbed}
+    def two(kind: str, name: str, *more: str, **disturbed: Any) -> Turn:
+        return Turn(arguments=arguments(kind, name, *SPREAD[kind], *more), **disturbed)
 
     def one(kind: str, name: str, *more: str) -> int:
-        return main(arguments(kind, name, "--per_device_train_batch_size=4", *more))
+        return run_command(arguments(kind, name, "--per_device_train_batch_size=4", *more))
 
     assert [one(kind, f"{kind}-one") for kind in KINDS] == [0, 0, 0]
     statuses, said = run_in_turn(
         [
             *(two(kind, f"{kind}-two") for kind in KINDS),
-            *(two(kind, f"{kind}-again", go_on, killed=[str(folder / f"{kind}-two"), 2]) for kind in KINDS),
+            *(two(kind, f"{kind}-again", go_on, killed=(folder / f"{kind}-two", 2)) for kind in KINDS),
             two("all", "spoiled", spoil=2),
             two("tied", "stopped", stop_after=2),
             two("tied", "stopped", go_on),

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sft_main import main
 from tests.support.checkpoints import evaluated, trained
-from tests.support.started_in_turn import run_in_turn
+from tests.support.in_process import run_command
+from tests.support.runs_in_turn import Turn, run_in_turn
 
 pytestmark = pytest.mark.slow
 
@@ -48,16 +48,18 @@ def runs(model_folder, question_file, tmp_path_factory):
                 f"--per_device_train_batch_size={rows // processes}", *spread, *settings, *more]  # fmt: skip
 
     for kind in ALIKE:
-        assert main(arguments(kind, 1, f"{kind}-1")) == 0
-    two = [{"arguments": arguments(kind, 2, f"{kind}-2")} for kind in KINDS]
+        assert run_command(arguments(kind, 1, f"{kind}-1")) == 0
+    two = [Turn(arguments=arguments(kind, 2, f"{kind}-2")) for kind in KINDS]
     again = [
-        {"arguments": arguments(kind, 2, f"{kind}-again", "--resume_from_checkpoint=auto"),
-         "killed": [str(folder / f"{kind}-2"), 2]}
+        Turn(
+            arguments=arguments(kind, 2, f"{kind}-again", "--resume_from_checkpoint=auto"),
+            killed=(folder / f"{kind}-2", 2),
+        )
         for kind in KINDS
-    ]  # fmt: skip
+    ]
     statuses, said = run_in_turn([*two, *again], folder)
     assert statuses == [0] * 10, said
-    four = [{"arguments": arguments(kind, 4, f"{kind}-4")} for kind in ("best", "stream")]
+    four = [Turn(arguments=arguments(kind, 4, f"{kind}-4")) for kind in ("best", "stream")]
     statuses, said = run_in_turn(four, folder, processes=4)
     assert statuses == [0, 0], said
     yield folder

@@ -64,7 +64,7 @@ def test_main_teaches_each_architecture_to_end_an_answer(run_sft, model_folder, 
 
 
 def test_main_summary_has_the_contract_keys(run_sft):
-    run = run_sft(**VALIDATION)
+    run = run_sft(**VALIDATION, draws_curves=True)
     summary = run.summary
     assert summary["status"] == "completed"
     for when in ("eval_before", "eval_after"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gc
+import importlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,18 @@ ONE_PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
 """A PNG file."""
+
+
+_LIBRARIES = (
+    "peft",
+    "transformers.trainer",
+    "sft_main",
+    "data_handler",
+    "trainer_utils",
+    "sft.training.batch_size_trials",
+    "sft.training.dry_run",
+    "sft.training.results",
+)
 
 
 def run_command(arguments: Sequence[str], *, draws_curves: bool = False) -> int:
@@ -37,16 +50,8 @@ def run_command(arguments: Sequence[str], *, draws_curves: bool = False) -> int:
 @cache
 def import_libraries() -> None:
     """Import what a run needs, and exclude it from garbage collection: each run collects several times."""
-    import peft
-    import transformers.trainer
-
-    import data_handler
-    import sft.training.batch_size_trials
-    import sft.training.dry_run
-    import sft.training.results
-    import sft_main
-    import trainer_utils  # noqa: F401
-
+    for name in _LIBRARIES:
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()
 
