@@ -161,7 +161,8 @@ def test_control_c_leaves_without_a_traceback():
                 if shown.endswith("]: "):
                     break
         while time.monotonic() < deadline and process.poll() is None:
-            os.write(terminal, b"\x03")  # once more after a while: a signal just before the read is lost
+            time.sleep(0.5)  # a signal between the question and the read is lost
+            os.write(terminal, b"\x03")
             with suppress(subprocess.TimeoutExpired):
                 process.wait(10)
         assert process.poll() == 130, shown

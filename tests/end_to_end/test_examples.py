@@ -235,6 +235,8 @@ def test_shown_yaml_runs(small_files, model_folder, snippet):
     ]  # fmt: skip
     if "quantization_config" in given:
         small.append("--lora_config.r=4")
+    if given.get("torch_compile"):
+        small.append("--torch_compile_backend=eager")  # all of torch.compile but the code generator
     assert run_command(["--config_file", str(config), *small, *SHRUNK]) == 0
 
 
