@@ -92,7 +92,7 @@ class SourceReport:
 class LengthReport:
     """Row lengths in tokens before truncation, over all rows that could be tokenized, including too long ones.
 
-    Each percentile is the length of a row: `max_seq_length` set to it keeps that share of the rows whole.
+    With `max_seq_length` set to `p90`, for example, 90 % of the rows are not truncated.
     """
 
     median: int
