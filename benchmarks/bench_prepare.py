@@ -3,9 +3,9 @@
     python benchmarks/bench_prepare.py --model DIR --data questions.jsonl [--rows 50000] [--workers auto]
 
 `--data` holds `question`/`answer` rows; they are repeated with a number in front, so that all rows differ. The
-benchmark times `prepare_data`, from the JSON file to tokenized, masked and counted rows: with an empty cache (cold), then
-again (warm). Imports and loading the tokenizer are not timed. The limit is the time to tokenize the rendered text in one batch call
-on the same cores, which no pipeline can beat. The last line is JSON.
+benchmark times `prepare_data`, from the JSON file to tokenized, masked and counted rows: with an empty cache (cold),
+then again (warm). Imports and loading the tokenizer are not timed. The limit is the time to tokenize the rendered text
+in one batch call on the same cores, which no pipeline can beat. The last line is JSON.
 """
 
 from __future__ import annotations

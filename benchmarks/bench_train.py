@@ -9,9 +9,9 @@ as many are used as the steps need. Without it, documents of random tokens are u
 the tokenizer of `--model`, in which the output layer dominates. `--set key=value` sets any key of the configuration.
 
 The steps after `--warm` are timed. Tokens are those of documents, without padding; supervised tokens are trained on;
-computed tokens include padding. Utilization is the usual formula (`sft/modeling/flops.py`) divided by the time, relative
-to the product of two large matrices measured here in the same dtype, and to `--peak_tflops` if given (MFU). With
-`--breakdown`, four more steps are run with the device synchronized after each part. The last line is JSON.
+computed tokens include padding. Utilization is the usual formula (`sft/modeling/flops.py`) divided by the time,
+relative to the product of two large matrices measured here in the same dtype, and to `--peak_tflops` if given (MFU).
+With `--breakdown`, four more steps are run with the device synchronized after each part. The last line is JSON.
 """
 
 from __future__ import annotations
