@@ -77,6 +77,13 @@ def test_commands_name_scripts_that_are_there(page):
                 assert (REPOSITORY / shlex.split(line)[0]).is_file(), f"{page.name}: {line}"
 
 
+def test_files_named_in_contributing_exist():
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:sft|tests|docs|benchmarks)/[\w/.]+|\w+\.(?:py|toml|yaml))`", text))
+    assert len(paths) > 30
+    assert [path for path in sorted(paths) if not (REPOSITORY / path).exists()] == []
+
+
 def test_what_is_to_be_seen_is_what_the_program_says():
     """Each message in troubleshooting stands in the code, but for what is filled in (`...`, numbers, N)."""
     code = "\n".join(path.read_text(encoding="utf-8") for path in REPOSITORY.rglob("*.py") if "tests" not in path.parts)
