@@ -225,7 +225,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
         keeps_parts=config.fsdp is not None and config.fsdp.checkpoints == "sharded",
     )  # fmt: skip
     report = attach_report(config, prepared.trainer, data, facts, command.to_repeat)
-    with report.told_of_failure():
+    with report.reporting_failure():
         with prepared.on_terminal():
             result = _train_between_answers(config, prepared, data, eos_token_ids, resume_point, watchdog)
         with StopRequest():  # what is being written is finished, and then there is nothing left to stop

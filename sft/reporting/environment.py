@@ -1,10 +1,12 @@
-"""Where a run would take place, and what it would write there."""
+"""The machine of a run, and the disk space that the run needs."""
 
 from __future__ import annotations
 
 import platform
 import shutil
 from pathlib import Path
+
+import torch
 
 from sft.common.machine_records import Environment
 from sft.common.run_records import DistributedContext, ModelFootprint
@@ -23,18 +25,18 @@ def gather_environment(
     checkpoints_kept: int | None,
     num_checkpoints: int,
 ) -> Environment:
-    """Device, versions, and the disk against what checkpoints will take.
+    """Device, versions, free disk space and the space that checkpoints need.
 
     Args:
         context: this process; `world_size` processes are planned.
-        footprint: the model's size. With adapters, only what is trained is saved.
-        output_dir: where it would write; it need not be there yet.
-        optimizer_bytes: of the optimizer's states, in all.
+        footprint: size of the model. With adapters, only trainable parameters are saved.
+        output_dir: of the run; it need not exist yet.
+        optimizer_bytes: of the optimizer states of all processes.
         checkpoints_kept: `save_total_limit`; None keeps all.
         num_checkpoints: how many the run would write.
     """
     folder = Path(output_dir).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     has_adapters = footprint.num_trainable_parameters < footprint.num_parameters
     saved = 4 * footprint.num_trainable_parameters if has_adapters else footprint.weight_bytes
     return Environment(
@@ -44,7 +46,7 @@ def gather_environment(
         cpu_count=num_usable_cores(),
         num_processes=context.world_size,
         versions=installed_versions(),
-        free_disk_bytes=shutil.disk_usage(there).free,
+        free_disk_bytes=shutil.disk_usage(existing).free,
         checkpoint_bytes=saved + round(optimizer_bytes),
         checkpoints_kept=checkpoints_kept,
         num_checkpoints=num_checkpoints,
@@ -53,7 +55,7 @@ def gather_environment(
 
 
 def describe_machine(context: DistributedContext) -> Machine:
-    """The machine under this process."""
+    """The machine of this process."""
     return Machine(
         device=context.device,
         device_name=device_name(context.device),
@@ -66,10 +68,8 @@ def describe_machine(context: DistributedContext) -> Machine:
 
 
 def device_name(device: str) -> str:
-    """The device, or the CPU, as its maker calls it."""
+    """The vendor's name of the device, or of the CPU."""
     if device.startswith("cuda"):
-        import torch
-
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     if device == "cpu" and cpuinfo.is_file():

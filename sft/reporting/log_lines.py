@@ -1,4 +1,4 @@
-"""The lines and tables of the log."""
+"""Lines and tables of the log."""
 
 from __future__ import annotations
 
@@ -10,107 +10,112 @@ from sft.common.text import change_text, counted, first_of, note_text, percent, 
 from sft.configuration.schema import QuantizationConfig
 from sft.reporting.time_left import clock
 
-SHOWN_PLACES = 3
-LONGEST_SHOWN = 300
+SHOWN_ROWS = 3
+"""Rows that a line names as examples."""
+MAX_CHARACTERS = 300
+"""Of a prompt or an answer."""
 
 
 def data_lines(report: DataReport) -> list[str]:
-    """What became of every row, in short; the preflight tells it in full."""
+    """What happened to every row, in short; the preflight report has the details."""
     lines: list[str] = []
     if not report.is_complete:
-        lines.append("The training rows are streamed: their counts below are of the first ones, looked at beforehand.")
-    for name, split in zip(("Train", "Validation"), report.splits, strict=False):
+        lines.append("The training data is streamed: the counts below cover only its first rows, read before training.")
+    for name, split in zip(("Training", "Validation"), report.splits, strict=False):
         lines += _split_lines(name, split)
     if report.leakage:
-        pairs = [f"{row} is {original}" for row, original in report.leakage_examples[:SHOWN_PLACES]]
+        pairs = [f"{row} is {original}" for row, original in report.leakage_examples[:SHOWN_ROWS]]
+        verb = "is" if report.leakage == 1 else "are"
         lines.append(
-            f"  leakage: {counted(report.leakage, 'validation row')} among the training rows too: "
-            f"{first_of(pairs, report.leakage)}."
+            f"  leakage: {counted(report.leakage, 'validation row')} {verb} also in the training data: "
+            f"{first_of(pairs, report.leakage)}"
         )
     return [printable(line) for line in lines]
 
 
 def _split_lines(name: str, split: SplitReport) -> list[str]:
     lines = [
-        f"{name} rows: {split.rows_read:,} read = {split.rows_used:,} used + {split.num_dropped:,} dropped; "
-        f"{counted(split.tokens, 'token')}, {percent(split.supervised_tokens, split.tokens)} trained, "
-        f"longest row {split.longest_row:,}."
+        f"{name} data: {counted(split.rows_read, 'row')} = {split.rows_used:,} used + {split.num_dropped:,} dropped; "
+        f"{counted(split.tokens, 'token')} ({percent(split.supervised_tokens, split.tokens)} supervised), longest row "
+        f"{counted(split.longest_row, 'token')}."
     ]
     if len(split.sources) > 1 or any(source.weight != 1 for source in split.sources):
         for source in split.sources:
             lines.append(
-                f"  {source.name}: {source.rows_read:,} read, {source.rows_used:,} used, weight {source.weight:g}: "
-                f"{counted(source.rows_an_epoch, 'row')} an epoch"
+                f"  {source.name}: {counted(source.rows_read, 'row')}, {source.rows_used:,} used, weight "
+                f"{source.weight:g}: {counted(source.rows_an_epoch, 'row')} per epoch."
             )
     for reason, count in split.rows_dropped.items():
-        places = [str(row.source) for row in split.dropped_examples if row.problem.reason == reason]
-        lines.append(f"  dropped {count:,} {reason}: {first_of(places[:SHOWN_PLACES], count)}")
+        rows = [str(row.source) for row in split.dropped_examples if row.problem.reason == reason]
+        lines.append(f"  dropped: {counted(count, 'row')} ({reason}): {first_of(rows[:SHOWN_ROWS], count)}")
     if split.rows_too_long:
         lines.append(
-            f"  longer than max_seq_length: {counted(split.rows_too_long, 'row')}; {split.rows_that_lose_the_answer:,} "
-            f"lose all of the answer, {split.rows_that_lose_the_end:,} its end, "
-            f"{split.rows_that_lose_only_prompt:,} only prompt."
+            f"  longer than max_seq_length: {counted(split.rows_too_long, 'row')}; truncation removes the entire "
+            f"answer of {split.rows_that_lose_the_answer:,}, its end of {split.rows_that_lose_the_end:,}, only prompt "
+            f"tokens of {split.rows_that_lose_only_prompt:,}."
         )
     without_end = split.rows_used - split.rows_with_trained_end
     if without_end:
-        lines.append(f"  no end token is trained in {counted(without_end, 'row')}: they do not teach where to stop.")
+        lines.append(
+            f"  no trained end token: {counted(without_end, 'row')}, which do not teach the model when to stop."
+        )
     lines += [f"  {note_text(note, count)}." for note, count in split.notes.items()]
     if split.duplicates:
-        pairs = [f"{row} repeats {original}" for row, original in split.duplicate_examples[:SHOWN_PLACES]]
-        lines.append(f"  duplicates: {counted(split.duplicates, 'row')}: {first_of(pairs, split.duplicates)}.")
+        pairs = [f"{row} repeats {original}" for row, original in split.duplicate_examples[:SHOWN_ROWS]]
+        lines.append(f"  duplicates: {counted(split.duplicates, 'row')}: {first_of(pairs, split.duplicates)}")
     return lines
 
 
 def model_line(
     footprint: ModelFootprint, class_name: str, precision: Precision, quantization: QuantizationConfig | None
 ) -> str:
-    """What is trained, in which types."""
+    """The model, its parameters and data types."""
     share = percent(footprint.num_trainable_parameters, footprint.num_parameters)
-    autocast = {"no": "no mixed precision", "bf16": "mixed precision in bfloat16", "fp16": "mixed precision in float16"}
-    weights = f"weights {precision.weights}"
+    autocast = {"no": "no mixed precision", "bf16": "bfloat16 mixed precision", "fp16": "float16 mixed precision"}
+    weights = f"{precision.weights} weights"
     if quantization is not None:
-        bits = f"4 bits ({quantization.bnb_4bit_quant_type})" if quantization.load_in_4bit else "8 bits"
-        weights = f"base weights in {bits}, the rest of them {precision.weights}, adapters float32"
+        kind = f"4-bit ({quantization.bnb_4bit_quant_type})" if quantization.load_in_4bit else "8-bit"
+        weights = f"{kind} base weights ({precision.weights} where not quantized), float32 adapters"
     return (
-        f"Model: {class_name}, {footprint.num_parameters:,} parameters, {footprint.num_trainable_parameters:,} trained "
-        f"({share}); {weights}, {autocast[precision.mixed]}."
+        f"Model: {class_name}, {footprint.num_parameters:,} parameters, "
+        f"{footprint.num_trainable_parameters:,} trainable ({share}); {weights}, {autocast[precision.mixed]}."
     )
 
 
 def plan_line(plan: BatchPlan, device: str) -> str:
-    """How many rows a step sees, and how many steps there are."""
+    """Rows per step, and the number of steps."""
     packs = ""
     if plan.packs is not None:
-        packs = f" {plan.packs.num_packs:,} packs of up to {plan.packs.capacity:,} tokens, {plan.packs.fill:.1%} full."
+        fill = f"{plan.packs.fill:.1%} full"
+        packs = f" Packing: {plan.packs.num_packs:,} packs of up to {plan.packs.capacity:,} tokens, {fill}."
     return (
-        f"Plan: {plan.per_device_train_batch_size} {plan.unit} x {plan.gradient_accumulation_steps} accumulated x "
-        f"{plan.world_size} processes = {plan.global_batch_size} {plan.unit} a step; {plan.steps_per_epoch:,} steps an "
-        f"epoch, {plan.total_steps:,} in all; on {device}.{packs}"
+        f"Plan: {plan.per_device_train_batch_size:,} {plan.unit} per device x {plan.gradient_accumulation_steps:,} "
+        f"accumulated x {counted(plan.world_size, 'process')} = {plan.global_batch_size:,} {plan.unit} per step; "
+        f"{counted(plan.steps_per_epoch, 'step')} per epoch, {plan.total_steps:,} in total, on {device}.{packs}"
     )
 
 
-def place_line(device_name: str, output_dir: str, logging_dir: str | None) -> str:
-    """Where it is trained, where the result goes, and where its course can be watched."""
-    watched = f"; its course: tensorboard --logdir {logging_dir}" if logging_dir else ""
-    return f"Device: {device_name}. Output: {output_dir}{watched}."
+def output_line(device_name: str, output_dir: str, logging_dir: str | None) -> str:
+    """The device, the output folder, and how to watch the run."""
+    watch = f" Watch it with: tensorboard --logdir {logging_dir}" if logging_dir else ""
+    return f"Device: {device_name}. Output: {output_dir}.{watch}"
 
 
 def trial_line(what: str, size: int, unit: str, tried: Sequence[int], peak_bytes: int | None, budget_bytes: int) -> str:
-    """A batch size that was found by trial."""
+    """A micro-batch size that was found by trial."""
     return (
-        f"{what}: {counted(size, unit)} at a time on each device, found by trial (of {', '.join(map(str, tried))}): "
-        "at most "
-        f"{(peak_bytes or 0) / 2**30:.2f} GiB with the longest, of a budget of {budget_bytes / 2**30:.2f} GiB."
+        f"{what}: {counted(size, unit)} per device, found by trial (tried {', '.join(map(str, tried))}): peak memory "
+        f"{(peak_bytes or 0) / 2**30:.2f} GiB with the longest rows, budget {budget_bytes / 2**30:.2f} GiB."
     )
 
 
 def progress_line(step: int, total_steps: int, logs: Mapping[str, float], seconds_left: float | None = None) -> str:
-    """One logged step; with the time left where no line on a terminal shows it."""
+    """One logged step; with the time left if no progress line on a terminal shows it."""
     parts = [f"step {step:>{len(str(total_steps))}}/{total_steps}", f"loss {logs['loss']:.4f}"]
     if "learning_rate" in logs:
         parts.append(f"lr {logs['learning_rate']:.2e}")
     if "grad_norm" in logs:
-        parts.append(f"grad {logs['grad_norm']:.2f}")
+        parts.append(f"grad norm {logs['grad_norm']:.2f}")
     if "tokens_per_second" in logs:
         parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
     if "peak_memory_bytes" in logs:
@@ -121,25 +126,25 @@ def progress_line(step: int, total_steps: int, logs: Mapping[str, float], second
 
 
 def evaluation_line(step: int, logs: Mapping[str, float], before: Mapping[str, float] | None) -> str:
-    """One evaluation, with the change of the loss since the last."""
+    """One evaluation, with the change of the loss since the previous one."""
     change = f" ({logs['eval_loss'] - before['eval_loss']:+.4f})" if before else ""
     tokens, answers = share_text(logs["eval_token_accuracy"]), share_text(logs["eval_sequence_accuracy"])
     return (
         f"  validation at step {step}: loss {logs['eval_loss']:.4f}{change}, perplexity {logs['eval_perplexity']:.2f}, "
-        f"tokens right {tokens}, answers right {answers}"
+        f"token accuracy {tokens}, sequence accuracy {answers}"
     )
 
 
 def live_parts(
     step: int, total_steps: int, doing: str, seconds_left: float | None, logs: Mapping[str, float]
 ) -> list[str]:
-    """The line that a terminal shows while it runs, in parts, the most important first.
+    """The progress line of a terminal in parts, the most important first.
 
     Args:
-        step, total_steps: how far training is.
-        doing: what it waits for; empty while it trains.
-        seconds_left: None where that is not known yet.
-        logs: what the last logged step said.
+        step, total_steps: the progress.
+        doing: what training waits for; empty while it trains.
+        seconds_left: None if not known yet.
+        logs: of the last logged step.
     """
     parts = [f"step {step:>{len(str(total_steps))}}/{total_steps} {step / max(total_steps, 1):4.0%}"]
     if doing:
@@ -158,17 +163,17 @@ def live_parts(
 
 
 def evaluation_table(step: int, logs: Mapping[str, float], before: Mapping[str, float] | None) -> list[str]:
-    """One evaluation as a small table, with the change since the last."""
-    lines = [f"validation at step {step:<8}{'':9}" + ("change" if before else "")]
+    """One evaluation as a small table, with the changes since the previous one."""
+    lines = [f"validation at step {step:<8}{'':13}" + ("change" if before else "")]
     shown = (
         ("loss", "eval_loss", "{:.4f}".format, "{:+.4f}".format),
         ("perplexity", "eval_perplexity", "{:,.2f}".format, "{:+,.2f}".format),
-        ("tokens right", "eval_token_accuracy", share_text, change_text),
-        ("answers right", "eval_sequence_accuracy", share_text, change_text),
+        ("token accuracy", "eval_token_accuracy", share_text, change_text),
+        ("sequence accuracy", "eval_sequence_accuracy", share_text, change_text),
     )
     for name, key, form, form_of_change in shown:
         change = f"{form_of_change(logs[key] - before[key]):>14}" if before else ""
-        lines.append(f"  {name:14}{form(logs[key]):>12}{change}".rstrip())
+        lines.append(f"  {name:18}{form(logs[key]):>12}{change}".rstrip())
     return [line.rstrip() for line in lines]
 
 
@@ -179,10 +184,10 @@ def before_and_after_lines(before: EvaluationResult | None, after: EvaluationRes
     rows = [
         ("validation loss", f"{before.loss:.4f}", f"{after.loss:.4f}"),
         ("perplexity", _perplexity(before), _perplexity(after)),
-        ("tokens right", share_text(before.token_accuracy), share_text(after.token_accuracy)),
-        ("answers right", share_text(before.sequence_accuracy), share_text(after.sequence_accuracy)),
+        ("token accuracy", share_text(before.token_accuracy), share_text(after.token_accuracy)),
+        ("sequence accuracy", share_text(before.sequence_accuracy), share_text(after.sequence_accuracy)),
     ]
-    return [f"{'':16}{'before':>16}{'after':>16}"] + [f"{name:16}{old:>16}{new:>16}" for name, old, new in rows]
+    return [f"{'':18}{'before':>14}{'after':>14}"] + [f"{name:18}{old:>14}{new:>14}" for name, old, new in rows]
 
 
 def _perplexity(result: EvaluationResult) -> str:
@@ -193,16 +198,16 @@ def sample_lines(samples: Sequence[SampleAnswer]) -> list[str]:
     """Prompts with their answers before and after training."""
     lines = []
     for sample in samples:
-        lines += ["", f"prompt  {_shortened(sample.prompt)}", f"before  {_shortened(sample.before)}"]
-        lines.append(f"after   {_shortened(sample.after)}")
+        lines += ["", f"prompt     {_shortened(sample.prompt)}", f"before     {_shortened(sample.before)}"]
+        lines.append(f"after      {_shortened(sample.after)}")
         if sample.reference is not None:
-            lines.append(f"data    {_shortened(sample.reference)}")
+            lines.append(f"reference  {_shortened(sample.reference)}")
     return lines
 
 
 def _shortened(text: str) -> str:
-    """On one line, its middle left out where it is long; nothing in it acts on the terminal."""
+    """On one line, without the middle of a long text; nothing in it acts on the terminal."""
     line = printable(text.strip().replace("\n", " / "))
-    if len(line) <= LONGEST_SHOWN:
+    if len(line) <= MAX_CHARACTERS:
         return line
-    return f"{line[: LONGEST_SHOWN * 2 // 3]} ... {line[-LONGEST_SHOWN // 3 :]}"
+    return f"{line[: MAX_CHARACTERS * 2 // 3]} ... {line[-MAX_CHARACTERS // 3 :]}"

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: a line for each log event, each with its `step`; names as in transformers."""
+"""`metrics.jsonl`: one line per log event, each with its `step`; keys as in transformers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from sft.common.files import json_safe, write_text
 
 
 class MetricsLog:
-    """Appends log events to a file. A resumed run goes on behind the step it resumes from."""
+    """Appends log events to a file. A resumed run continues after the step that it resumes from."""
 
     def __init__(self, path: str | Path, *, resume_step: int | None = None, num_evaluations: int | None = None):
         """Args:
         path: the file.
-        resume_step: keep the lines up to this step, drop later ones (they will be written again); None starts anew.
-        num_evaluations: of that step that the checkpoint knows of: later ones are made, and written, again; None: all.
+        resume_step: keep the lines up to this step and remove later ones, which will be written again; None: start
+            with an empty file.
+        num_evaluations: evaluations at that step to keep, as the checkpoint counted them; the rest will be repeated.
+            None: all.
         """
         self.path = Path(path)
         kept: list[dict[str, Any]] = []
@@ -28,19 +30,19 @@ class MetricsLog:
         evaluations = [line for line in kept if line["step"] == resume_step and "eval_loss" in line]
         if num_evaluations is not None:
             kept = [line for line in kept if line not in evaluations[num_evaluations:]]
-        self._told_to = resume_step if resume_step is not None and kept else 0
+        self._written_until = resume_step if resume_step is not None and kept else 0
         write_text(self.path, "".join(_as_line(line) for line in kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one event; one of a step before the one that the run goes on from stands there already."""
-        if step < self._told_to:
+        """Append an event, unless its step is before the one that the run resumes from: that event is in the file."""
+        if step < self._written_until:
             return
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(_as_line({"step": step, **values}))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The events of a metrics file; a last line that a killed process left unfinished is passed over."""
+    """The events of a metrics file; an incomplete last line of a killed process is skipped."""
     events = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:

@@ -1,4 +1,4 @@
-"""`samples.jsonl`: a line for each answer to a sample prompt, with the step whose weights gave it."""
+"""`samples.jsonl`: one line per answer to a sample prompt, with the step whose weights generated it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from sft.reporting.metrics_log import read_metrics
 
 
 class SamplesLog:
-    """Appends answers to a file. A resumed run goes on behind the step it resumes from, and answers no step twice."""
+    """Appends answers to a file. A resumed run continues after the step that it resumes from, without duplicates."""
 
     def __init__(self, path: str | Path, *, resume_step: int | None = None):
         """Args:
-        path: the file; it appears with the first answer.
-        resume_step: keep the lines up to this step, drop later ones (they will be written again); None starts anew.
+        path: the file; created with the first answer.
+        resume_step: keep the lines up to this step and remove later ones, which will be written again; None: start
+            with an empty file.
         """
         self.path = Path(path)
         if not self.path.is_file():
@@ -30,10 +31,10 @@ class SamplesLog:
         write_text(self.path, _as_text(kept))
 
     def write(self, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Appends answers of a step, those aside that stand there already; returns those appended.
+        """Append answers that are not in the file yet; returns those.
 
         Args:
-            lines: `step`, `prompt`, `answer`, `ended`, `reference` each.
+            lines: each with `step`, `prompt`, `answer`, `ended` and `reference`.
         """
         new = [line for line in lines if (line["step"], line["prompt"]) not in self._known]
         self._known |= {(line["step"], line["prompt"]) for line in new}

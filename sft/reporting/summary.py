@@ -1,4 +1,4 @@
-"""`run_summary.json`: what a run was and what came of it. Its keys are a contract for people's scripts."""
+"""`run_summary.json`: the results of a run. Its keys are a contract for scripts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,20 @@ from sft.common.files import json_safe
 from sft.common.run_records import BatchPlan, TrainingResult
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "bitsandbytes")
-_OF_TRAINING = (
-    "steps", "epochs", "loss", "seconds", "examples_per_second", "tokens_per_second", "supervised_tokens_per_second",
-    "model_flops_per_second", "mfu", "peak_memory_bytes", "memory_share", "rows_dropped",
-)  # fmt: skip
+_TRAIN_FIELDS = (
+    "steps",
+    "epochs",
+    "loss",
+    "seconds",
+    "examples_per_second",
+    "tokens_per_second",
+    "supervised_tokens_per_second",
+    "model_flops_per_second",
+    "mfu",
+    "peak_memory_bytes",
+    "memory_share",
+    "rows_dropped",
+)
 """Fields of `TrainingResult` under `train`."""
 
 
@@ -29,17 +39,17 @@ def build_summary(
     *,
     data_digests: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The summary's content, ready for JSON.
+    """The content of the file, ready for JSON.
 
     Args:
-        result: what training brought back.
+        result: of training.
         report: the counts of the data.
         plan: the batch plan at the end.
         config_digest: of the configuration.
         device: of the first process.
-        data_digests: of the rows of each split (see `run_facts.facts_of_run`).
+        data_digests: of the rows, by split.
     """
-    train = {name: getattr(result, name) for name in _OF_TRAINING}
+    train = {name: getattr(result, name) for name in _TRAIN_FIELDS}
     summary = {
         "status": result.status,
         "eval_before": result.eval_before and dataclasses.asdict(result.eval_before),
@@ -73,7 +83,7 @@ def build_summary(
 
 
 def plan_document(plan: BatchPlan) -> dict[str, Any]:
-    """The batch plan in numbers; of packs their sizes, not which rows stand in them."""
+    """The batch plan in numbers; of packs only the sizes, not their rows."""
     packs = plan.packs
     return {
         "per_device_train_batch_size": plan.per_device_train_batch_size,
@@ -89,12 +99,12 @@ def plan_document(plan: BatchPlan) -> dict[str, Any]:
 
 
 def plan_facts(plan: BatchPlan) -> dict[str, Any]:
-    """The plan as a checkpoint keeps it, with what the settings said of sizes; ready for JSON."""
+    """The plan as saved in a checkpoint, with the batch sizes that the settings asked for; ready for JSON."""
     return json_safe({**plan_document(plan), "asked": dict(plan.asked)})
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a result."""
+    """Versions of Python and of the libraries that affect results."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -133,5 +143,5 @@ def split_counts(split: SplitReport) -> dict[str, Any]:
 
 
 def pairs_of_places(pairs: Sequence[tuple[RowSource, RowSource]]) -> list[list[str]]:
-    """Rows with the rows that they repeat, as `file:line`."""
+    """Rows and the earlier rows that they duplicate, as `file:line`."""
     return [[str(row), str(original)] for row, original in pairs]

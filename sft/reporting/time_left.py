@@ -1,4 +1,4 @@
-"""How long a run still takes: by its last steps, and by what evaluations and checkpoints took so far."""
+"""The remaining time of a run, estimated from its last steps, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 
 _RECENT_STEPS = 50
 EVALUATING, SAVING = "evaluating", "saving"
-"""What training waits for."""
+"""Kinds of waiting between steps."""
 
 
 class TimeLeft:
@@ -14,9 +14,9 @@ class TimeLeft:
 
     def __init__(self, *, first_step: int, total_steps: int, evaluation_every: int | None, saving_every: int | None):
         """Args:
-        first_step: the step that the run goes on from.
-        total_steps: of the whole run.
-        evaluation_every: steps between evaluations; 0 for one at the end alone, None for none.
+        first_step: the step that the run resumes from; 0 for a fresh start.
+        total_steps: of the run.
+        evaluation_every: steps between evaluations; 0: only at the end; None: never.
         saving_every: steps between checkpoints; likewise.
         """
         self._total = total_steps
@@ -26,22 +26,22 @@ class TimeLeft:
         self._recent = deque([(first_step, 0.0)], maxlen=_RECENT_STEPS + 1)
 
     def add_step(self, step: int, training_seconds: float) -> None:
-        """Takes in a step that is done.
+        """Record a completed step.
 
         Args:
             step: its number.
-            training_seconds: since the start, without evaluations and checkpoints.
+            training_seconds: since the start, excluding evaluations and checkpoints.
         """
         self._recent.append((step, training_seconds))
 
     def add_wait(self, kind: str, seconds: float) -> None:
-        """Takes in how long the last evaluation or checkpoint took."""
+        """Record how long the last evaluation or checkpoint took."""
         if kind in self._seconds:
             self._seconds[kind] = seconds
             self._waited_at[kind] = self._recent[-1][0]
 
     def seconds(self) -> float | None:
-        """From the last step on; None before there is one."""
+        """Remaining seconds after the last step; None before the first one."""
         (old_step, since), (step, now) = self._recent[0], self._recent[-1]
         if step == old_step:
             return None
@@ -49,14 +49,14 @@ class TimeLeft:
         return steps + sum(self._left_of(kind, step) * self._seconds[kind] for kind in self._every)
 
     def _left_of(self, kind: str, step: int) -> int:
-        """How many still come; the last at the end of the run, where it does not fall on it anyway."""
+        """How many are still to come, including one at the end of the run."""
         every = self._every[kind]
         if every is None:
             return 0
         if every == 0:
             return 1
         if self._waited_at[kind] != step:
-            step -= 1  # what falls on this step is still to come
+            step -= 1  # the one at this step is still to come
         return self._total // every - step // every + (1 if self._total % every else 0)
 
 

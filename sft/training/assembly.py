@@ -23,7 +23,7 @@ from sft.processes.device_memory import memory_for_copy
 from sft.processes.signals import StopRequest
 from sft.processes.terminal import live_terminal
 from sft.reporting.environment import device_name
-from sft.reporting.log_lines import place_line
+from sft.reporting.log_lines import output_line
 from sft.reporting.metrics_log import MetricsLog
 from sft.reporting.trackers.install import Trackers, install_trackers
 from sft.reporting.trackers.run_text import describe_run
@@ -86,7 +86,7 @@ def _add_display(trainer: CheckpointedTrainer, plan: BatchPlan, *, first_step: i
         return None
     has_tensorboard = "tensorboard" in trainer.args.report_to
     logger.info(
-        place_line(
+        output_line(
             device_name(trainer.context.device), trainer.args.output_dir,
             tensorboard_folder() if has_tensorboard else None,
         )

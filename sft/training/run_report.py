@@ -1,4 +1,4 @@
-"""`report.html` and `report.md`: written while a run trains, so that it can be watched, and at its end."""
+"""`report.html` and `report.md`: rewritten while a run trains, and at its end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 
 
 class RunReport(TrainerCallback):
-    """The report of a run, by its main process alone. That it cannot be written never ends a run."""
+    """Writes the report of a run, in the main process only. A failure to write it never ends the run."""
 
     def __init__(
         self,
@@ -55,43 +55,45 @@ class RunReport(TrainerCallback):
         command: str,
     ):
         """Args:
-        config: the whole.
-        data: what is trained on.
+        config: of the run.
+        data: that it trains on.
         context: this process.
-        model: as it will be trained.
-        plan: tells the batch plan as it is.
-        bad_steps: tells how many steps were left out so far.
-        data_digests: of the rows of each split.
-        command: what was typed, without a word on resuming.
+        model: ready for training.
+        plan: returns the current batch plan.
+        bad_steps: returns the number of steps skipped so far.
+        data_digests: of the rows, by split.
+        command: the command line, without resume options.
         """
         self._config, self._data, self._context, self._model = config, data, context, model
         self._plan, self._bad_steps = plan, bad_steps
         self._data_digests, self._command = dict(data_digests), command
         self._output = Path(config.training.output_dir)
         self._records: ReportRecords | None = None
-        """What does not change while it runs; gathered at the first writing."""
+        """What does not change during the run; gathered when the report is first written."""
         self._step = 0
         self._failure: str | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._write_as_it_runs(state.global_step)
+        self._write_while_running(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._step = state.global_step
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._write_as_it_runs(state.global_step)
+        self._write_while_running(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._data.validation is None:
-            self._write_as_it_runs(state.global_step)  # nothing is evaluated, so nothing else would show how it goes
+            self._write_while_running(
+                state.global_step
+            )  # else updated at each evaluation
 
-    def _write_as_it_runs(self, step: int) -> None:
+    def _write_while_running(self, step: int) -> None:
         self._step = step
         self._write(status=RUNNING, step=step)
 
     def finish(self, result: TrainingResult) -> None:
-        """Writes the report of a run that has come to its end, or was stopped."""
+        """Write the report of a run that completed or was stopped."""
         self._write(
             status=COMPLETED if result.status == "completed" else INTERRUPTED,
             step=result.steps,
@@ -100,8 +102,8 @@ class RunReport(TrainerCallback):
         )
 
     @contextmanager
-    def told_of_failure(self) -> Iterator[None]:
-        """What ends the run in here is told in the report too, which would else look like that of a run that runs."""
+    def reporting_failure(self) -> Iterator[None]:
+        """Write an error that ends the run into the report, which would otherwise show a running run."""
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
@@ -117,7 +119,7 @@ class RunReport(TrainerCallback):
             write_text(self._output / HTML_FILE, report_html(facts))
             write_text(self._output / MARKDOWN_FILE, report_markdown(facts))
         except Exception as error:
-            # The run is worth more than its report, whatever the reason.
+            # No failure of the report may end the run.
             problem = one_line(error)
             if problem != self._failure or known["status"] != RUNNING:
                 logger.warning("%s cannot be written: %s", self._output / HTML_FILE, problem)

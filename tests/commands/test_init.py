@@ -27,6 +27,7 @@ from sft.common.errors import DataError, ModelError
 from sft.common.run_records import ModelFootprint
 from sft.configuration.command_line import InitOptions
 from sft_main import main
+from tests.support import messages
 from tests.support.in_process import run_command
 from tests.support.parts import REPOSITORY
 
@@ -69,7 +70,7 @@ def test_what_is_written_is_sound_and_trains(method, capsys):
     given = yaml.safe_load(text)
     assert ("lora_config" in given, "quantization_config" in given) == (method != "full", method == "qlora")
     assert run_command(["--config_file", "first.yaml", "--dry_run"]) == 0
-    assert "Sound: a run would start." in capsys.readouterr().out
+    assert messages.PREFLIGHT_OK in capsys.readouterr().out
     if method == "lora":
         assert (
             run_command(["--config_file", "first.yaml", "--max_steps=2", "--report_to=none", "--sample_prompts=[]"])

@@ -64,7 +64,7 @@ def test_a_signal_before_training_ends_the_run_at_once(tmp_path, number, process
     elif phase == "preparing":
         process.wait_for(lambda: any((tmp_path / "cache").rglob("*")))
     else:
-        process.wait_for("Train: " if phase == "loading" else "rows a step")
+        process.wait_for("Train: " if phase == "loading" else "rows per step")
     began = time.monotonic()
     os.kill(process.popen.pid, number)
     assert process.end() == 128 + number, process.err
@@ -116,7 +116,7 @@ def test_a_second_signal_leaves_at_once(tmp_path, processes):
     more = [LONG, f"--num_gpus={processes}", "--per_device_train_batch_size=512", "--gradient_accumulation_steps=8",
             "--learning_rate=0", "--validation_file=null", "--eval_steps=null"]  # fmt: skip
     process = sft(tmp_path, *settings(tmp_path / "out", *more))  # a step takes a minute
-    process.wait_for("rows a step")
+    process.wait_for("rows per step")
     time.sleep(12)  # also a busy machine is in the first step then
     for _ in range(3):
         os.kill(process.popen.pid, signal.SIGINT)

@@ -60,3 +60,12 @@ def test_a_copy_may_take_half_of_what_is_free_within_the_budget():
     assert memory_for_copy("cpu", budget) <= budget
     # The peak includes an earlier copy, so its size may be taken again.
     assert memory_for_copy("cpu", 1, 2**50) > 0
+
+
+def test_memory_is_measured():
+    assert 10**7 < peak_memory_bytes("cpu") < total_memory_bytes("cpu")
+
+
+@pytest.mark.gpu
+def test_memory_of_a_gpu_is_measured():
+    assert total_memory_bytes("cuda:0") > 10**9

@@ -236,7 +236,7 @@ def test_lines_of_a_terminal_have_room_in_60_columns():
     before = logs | {"eval_loss": 0.75, "eval_token_accuracy": 1.0}
     table = evaluation_table(50, logs, before)
     assert table[1].split() == ["loss", "0.5000", "-0.2500"]
-    assert table[3].split() == ["tokens", "right", "90.0%", "-10.0%"]
+    assert table[3].split() == ["token", "accuracy", "90.0%", "-10.0%"]
     assert max(map(len, table)) < 60
     assert "change" not in evaluation_table(0, logs, None)[0]
     parts = live_parts(5, 250, "", 90.0, logs)

@@ -26,6 +26,8 @@ RANK_KILLED = "The process of rank {rank} was killed by {signal}"
 RANK_LOG = "Its log: {path}"
 
 # reporting
+PREFLIGHT_OK = "OK: training would start."
+PREFLIGHT_NOT_OK = "NOT OK: training would not start."
 TRACKER_FAILED = "{name} failed at step "
 RUN_CONTINUES = "The run continues without it"
 

@@ -51,7 +51,7 @@ def test_report_is_written_as_the_run_goes_on_and_tells_a_failure(tmp_path, tiny
     report.on_save(None, state(4), None)
     assert "Running: step 4 of 10." in (tmp_path / "report.md").read_text()
     report.on_step_end(None, state(6), None)
-    with pytest.raises(OSError, match="No space"), report.told_of_failure():
+    with pytest.raises(OSError, match="No space"), report.reporting_failure():
         raise OSError("No space left on device")
     text = (tmp_path / "report.html").read_text()
     assert "Failed at step 6 of 10." in text

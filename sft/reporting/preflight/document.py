@@ -1,4 +1,4 @@
-"""The preflight report: what a run would train on, for a person and as JSON. Its keys are a contract for scripts."""
+"""`preflight.json`: what a run would train on. Its keys are a contract for scripts."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def preflight_document(preflight: Preflight) -> dict[str, Any]:
 
 
 def write_preflight(document: dict[str, Any], path: str | Path) -> None:
-    """Writes the document so that a reader never sees half of it; makes the folder."""
+    """Write the document atomically; creates the folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_json(document, path)
 
 
 def _lengths(split: SplitReport, max_seq_length: int) -> dict[str, int | None]:
-    """Tokens of whole rows, and how many rows `max_seq_length` cuts, in which way."""
+    """Row lengths before truncation, and how many rows `max_seq_length` truncates in which way."""
     found = split.lengths or LengthReport(median=0, p90=0, p95=0, p99=0, longest=0)
     return {
         "median": found.median,

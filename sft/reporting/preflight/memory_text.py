@@ -1,4 +1,4 @@
-"""The predicted memory as lines for a terminal: by part, and what to change where it is more than there is."""
+"""The predicted memory as lines for a terminal, and what to change if it does not fit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from sft.common.machine_records import MemoryAdvice, MemoryEstimate
 from sft.common.text import size, wrapped
 
-_PARTS = (
+_ROWS = (
     ("weights", "weights_bytes"),
     ("gradients", "gradients_bytes"),
     ("optimizer", "optimizer_bytes"),
@@ -16,7 +16,7 @@ _PARTS = (
     ("slack", "slack_bytes"),
     ("process", "process_bytes"),
 )
-_MARGIN = " " * 14
+_MARGIN = " " * 15
 _NAME = 12
 _SIZE = 9
 
@@ -28,37 +28,36 @@ def memory_lines(
     budget_bytes: int | None,
     device_memory_bytes: int | None,
 ) -> Iterator[str]:
-    """A small table, and under it the advice.
+    """A small table, followed by advice.
 
     Args:
         memory: the prediction.
-        advice: shown only where the prediction is more than the budget.
-        budget_bytes: what a device may hold; None where nothing is known.
-        device_memory_bytes: what it has; None where the system does not tell.
+        advice: shown only if the prediction exceeds the budget.
+        budget_bytes: memory that may be used per device; None if unknown.
+        device_memory_bytes: of one device; None if unknown.
     """
-    for number, (name, field) in enumerate(_PARTS):
+    for number, (name, field) in enumerate(_ROWS):
         label = "  memory" if number == 0 else ""
         if name != "process" or memory.process_bytes:
             yield _row(label, name, getattr(memory, field))
     total = memory.total_bytes
-    of_what_there_is = ""
+    share = ""
     if device_memory_bytes:
-        of_what_there_is = f"  a device, of {size(device_memory_bytes)} ({total / device_memory_bytes:.0%})"
-    yield _row("", "total", total) + of_what_there_is
+        share = f"  per device, of {size(device_memory_bytes)} ({total / device_memory_bytes:.0%})"
+    yield _row("", "total", total) + share
     if budget_bytes is None or total <= budget_bytes:
         return
-    over = f"MORE THAN THERE IS: {size(budget_bytes)} may be used."
-    can_be_had = any(each.fits for each in advice)
-    if not can_be_had:
-        over += " No change of the settings fits."
+    message = f"DOES NOT FIT: {size(budget_bytes)} may be used."
+    if not any(each.fits for each in advice):
+        message += " No change of the settings would fit."
     elif len(advice) > 1:
-        over += " Each of these would fit, the cheapest first:"
+        message += " Each of these changes would fit, cheapest first:"
     else:
-        over += " This would fit:"
-    yield from wrapped(over, first=_MARGIN, rest=_MARGIN)
+        message += " This change would fit:"
+    yield from wrapped(message, first=_MARGIN, rest=_MARGIN)
     for each in advice:
         needed = size(each.needed_bytes)
-        text = f"{needed:>{_SIZE}}  {each.change}" if each.fits else f"{needed:>{_SIZE}}  the least: {each.change}"
+        text = f"{needed:>{_SIZE}}  {each.change}" if each.fits else f"{needed:>{_SIZE}}  smallest: {each.change}"
         yield from wrapped(text, first=_MARGIN, rest=_MARGIN + " " * (_SIZE + 2))
 
 

@@ -1,4 +1,4 @@
-"""A row's text in the terminal: what is trained stands out, and every character of it can be seen."""
+"""A row's text in the terminal: supervised text stands out, and every character is visible."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ TRAINED_ON, TRAINED_OFF = "\x1b[30;42m", "\x1b[0m"
 OPEN, CLOSE, LINE_BREAK = "⟦", "⟧", "⏎"
 
 KEPT_TRAINED, KEPT_UNTRAINED = (300, 200), (240, 160)
-"""Characters that are shown of a long stretch, at its start and at its end: the end token stands there."""
-LEAST_LEFT_OUT = 40
-"""Characters; to say that fewer are left out takes as much room as they do."""
+"""Characters shown at the start and the end (with the end token) of a long segment."""
+MIN_OMITTED = 40
+"""Characters; a remark that fewer are omitted would be as long as they are."""
 KEPT_SEGMENTS = (4, 4)
 LONGEST_WORD = 20
-"""Columns that a line may leave empty rather than break a word."""
+"""Columns; words up to this length are not broken."""
 
 Piece = tuple[str, bool]
-"""What is shown for one character, and whether that is trained."""
+"""What is shown for one character, and whether it is supervised."""
 
 
 def row_lines(segments: Sequence[Segment], *, width: int, colour: bool) -> list[str]:
     """The row in lines of at most `width` columns.
 
-    A line break in the text is shown as `⏎` and breaks the line. Trained text is green; without colour it stands
-    between `⟦` and `⟧`. The middle of long stretches, and of rows of many stretches, is left out, which is said there.
+    A line break in the text is shown as `⏎` and breaks the line. Supervised text is green or, without colour, between
+    `⟦` and `⟧`. The middle of long segments, and of rows with many segments, is replaced by a remark.
     """
     return [
         _styled(line) if colour else "".join(shown for shown, _ in line) for line in _lines(segments, width, colour)
@@ -43,7 +43,7 @@ def _lines(segments: Sequence[Segment], width: int, colour: bool) -> Iterator[li
             yield line
             line, used, break_is_due = [], 0, False
         if used + columns(shown) > width:
-            # Behind the last space, if it is near; else wherever the line is full.
+            # After the last space if it is near, else where the line is full.
             space = max((i for i, (text, _) in enumerate(line) if text == " "), default=-1)
             cut = space + 1 if space >= len(line) - LONGEST_WORD and space >= 0 else len(line)
             yield line[:cut]
@@ -58,33 +58,33 @@ def _lines(segments: Sequence[Segment], width: int, colour: bool) -> Iterator[li
 
 def _pieces(segments: Sequence[Segment], *, with_marks: bool) -> Iterator[Piece]:
     head, tail = KEPT_SEGMENTS
-    num_left_out = len(segments) - head - tail
+    num_omitted = len(segments) - head - tail
     for index, segment in enumerate(segments):
-        if num_left_out > 0 and head <= index < len(segments) - tail:
+        if num_omitted > 0 and head <= index < len(segments) - tail:
             if index == head:
-                yield from _remark(f" [... {num_left_out:,} stretches of text ...] ")
+                yield from _remark(f" [... {num_omitted:,} segments ...] ")
             continue
         is_marked = with_marks and segment.trained
         if is_marked:
             yield OPEN, False
-        yield from _stretch(segment, with_marks=with_marks)
+        yield from _segment_pieces(segment, with_marks=with_marks)
         if is_marked:
             yield CLOSE, False
 
 
-def _stretch(segment: Segment, *, with_marks: bool) -> Iterator[Piece]:
+def _segment_pieces(segment: Segment, *, with_marks: bool) -> Iterator[Piece]:
     head, tail = KEPT_TRAINED if segment.trained else KEPT_UNTRAINED
-    text, num_left_out = segment.text, len(segment.text) - head - tail
-    if num_left_out <= LEAST_LEFT_OUT:
+    text, num_omitted = segment.text, len(segment.text) - head - tail
+    if num_omitted <= MIN_OMITTED:
         yield from _characters(text, segment.trained, with_marks=with_marks)
         return
     yield from _characters(text[:head], segment.trained, with_marks=with_marks)
-    yield from _remark(f" [... {num_left_out:,} characters ...] ")
+    yield from _remark(f" [... {num_omitted:,} characters ...] ")
     yield from _characters(text[-tail:], segment.trained, with_marks=with_marks)
 
 
 def _characters(text: str, trained: bool, *, with_marks: bool) -> Iterator[Piece]:
-    # What this page uses as a sign must not be taken for one where it stands in the data.
+    # Our own signs are escaped if the data contains them.
     signs = {LINE_BREAK, OPEN, CLOSE} if with_marks else {LINE_BREAK}
     for character in text:
         if character == "\n":
@@ -96,7 +96,7 @@ def _characters(text: str, trained: bool, *, with_marks: bool) -> Iterator[Piece
 
 
 def _remark(text: str) -> Iterator[Piece]:
-    """Words of ours: never in the colour of what is trained."""
+    """Our own words: never in the colour of supervised text."""
     return ((character, False) for character in text)
 
 

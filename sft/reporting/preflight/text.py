@@ -12,43 +12,43 @@ from sft.common.text import WIDTH, counted, first_of, note_text, percent, printa
 from sft.reporting.preflight.memory_text import memory_lines
 from sft.reporting.preflight.row_text import row_lines
 
-SHOWN_PLACES = 3
+SHOWN_ROWS = 3
 SHOWN_COLUMNS = 8
 _BOLD, _GOOD, _BAD, _PLAIN = "\x1b[1m", "\x1b[32;1m", "\x1b[31;1m", "\x1b[0m"
-_LABEL = 13
-"""Columns of the words at the left."""
+_LABEL = 14
+"""Columns of the labels on the left."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preflight:
-    """All that is known before the first step."""
+    """Everything that is known before the first step."""
 
     report: DataReport
     previews: Sequence[RowPreview]
     plan: BatchPlan | None
-    """None where no row is left to plan with; and so are the next two."""
+    """None without any row to train on; likewise the next two."""
     memory: MemoryEstimate | None
     environment: Environment | None
     problems: Sequence[str]
     max_seq_length: int
     memory_budget_bytes: int | None = None
-    """What a device may hold; None where the system does not tell what there is."""
+    """Memory that may be used per device; None if unknown."""
     advice: Sequence[MemoryAdvice] = ()
-    """What to change where the prediction is more than that."""
+    """What to change if the prediction exceeds it."""
 
 
 def preflight_lines(preflight: Preflight, *, colour: bool) -> list[str]:
-    """What a person reads, in lines of about 100 columns. Nothing from the data or a path acts on the terminal.
+    """The report in lines of about 100 columns. Nothing from the data or a path acts on the terminal.
 
     Args:
-        preflight: what there is to say.
-        colour: mark what is trained by colour (for a terminal); else by the brackets `⟦` and `⟧`.
+        preflight: the facts.
+        colour: mark supervised text by colour (for a terminal) instead of the brackets `⟦` and `⟧`.
     """
     report = preflight.report
     sections: list[tuple[str, Iterator[str]]] = [
         ("Rows", _rows(report)),
         ("Lengths", _lengths(report.train, preflight.max_seq_length)),
-        ("Trained", _trained(report)),
+        ("Supervised", _supervised(report)),
         ("First rows, as the model sees them", _previews(preflight.previews, colour)),
         ("Plan", _plan(preflight)),
         ("Environment", _environment(preflight.environment)),
@@ -62,50 +62,50 @@ def preflight_lines(preflight: Preflight, *, colour: bool) -> list[str]:
 
 
 def _labelled(label: str, text: str, *, depth: int = 1) -> list[str]:
-    """`label   text`, the text wrapped beside its label."""
+    """`label   text`, with the text wrapped to the right of its label."""
     return wrapped(text, first=f"{'  ' * depth + label:<{_LABEL}} ", rest=" " * (_LABEL + 1))
 
 
 def _rows(report: DataReport) -> Iterator[str]:
     if not report.is_complete:
-        yield from _labelled("streamed", "these are the counts of the first training rows alone")
+        yield from _labelled("streamed", "these counts cover only the first training rows")
     for name, split in zip(("train", "validation"), report.splits, strict=False):
         yield from _labelled(
             name, f"{split.rows_read:,} read = {split.rows_used:,} used + {split.num_dropped:,} dropped"
         )
         for reason, count in split.rows_dropped.items():
             rows = [row for row in split.dropped_examples if row.problem.reason == reason]
-            places = first_of([str(row.source) for row in rows[:SHOWN_PLACES]], count)
-            yield from _labelled("dropped", f"{count:,} {reason}: {places}", depth=2)
+            examples = first_of([str(row.source) for row in rows[:SHOWN_ROWS]], count)
+            yield from _labelled("dropped", f"{count:,} {reason}: {examples}", depth=2)
             first_with = {row.problem.message: row for row in reversed(rows)}
             for row in sorted(first_with.values(), key=rows.index):
                 yield from _labelled("", f"{row.source}: {row.problem.message}")
         if len(split.sources) > 1 or any(source.unused_columns for source in split.sources):
             for source in split.sources:
                 yield from _labelled("source", _source_text(source), depth=2)
-        yield from _labelled("repeated", _repeated(split.duplicates, split.duplicate_examples, "repeats"), depth=2)
+        yield from _labelled("duplicates", _pairs(split.duplicates, split.duplicate_examples, "repeats"), depth=2)
     if report.validation is not None:
-        text = _repeated(report.leakage, report.leakage_examples, "is")
-        where = "in the training rows" if report.is_complete else "in the training rows that were looked at"
-        is_told = report.leakage or not report.is_complete
-        yield from _labelled("leakage", f"{text} {where}" if is_told else text, depth=2)
+        text = _pairs(report.leakage, report.leakage_examples, "is")
+        where = "in the training data" if report.is_complete else "in the first training rows"
+        is_shown = report.leakage or not report.is_complete
+        yield from _labelled("leakage", f"{text} {where}" if is_shown else text, depth=2)
 
 
 def _source_text(source: SourceReport) -> str:
     text = (
         f"{source.name} ({source.format_name}): {source.rows_read:,} read = {source.rows_used:,} used + "
         f"{sum(source.rows_dropped.values()):,} dropped; weight {source.weight:g}, "
-        f"{counted(source.rows_an_epoch, 'row')} an epoch"
+        f"{counted(source.rows_an_epoch, 'row')} per epoch"
     )
     if source.unused_columns:
-        text += f"; columns not used: {first_of(source.unused_columns[:SHOWN_COLUMNS], len(source.unused_columns))}"
+        text += f"; unused columns: {first_of(source.unused_columns[:SHOWN_COLUMNS], len(source.unused_columns))}"
     return text
 
 
-def _repeated(count: int, examples: Sequence[tuple[RowSource, RowSource]], word: str) -> str:
+def _pairs(count: int, examples: Sequence[tuple[RowSource, RowSource]], word: str) -> str:
     if not count:
         return "none"
-    pairs = [f"{row} {word} {original}" for row, original in examples[:SHOWN_PLACES]]
+    pairs = [f"{row} {word} {original}" for row, original in examples[:SHOWN_ROWS]]
     return f"{count:,}: {first_of(pairs, count)}"
 
 
@@ -116,34 +116,34 @@ def _lengths(train: SplitReport, max_seq_length: int) -> Iterator[str]:
         return
     yield from _labelled(
         "tokens",
-        f"of whole rows: median {lengths.median:,}, 90% up to {lengths.p90:,}, 95% up to {lengths.p95:,}, "
+        f"before truncation: median {lengths.median:,}, 90% up to {lengths.p90:,}, 95% up to {lengths.p95:,}, "
         f"99% up to {lengths.p99:,}, longest {lengths.longest:,}",
     )
     if not train.rows_too_long:
-        yield from _labelled("too long", f"none: max_seq_length {max_seq_length:,} keeps every row whole")
+        yield from _labelled("too long", f"none: every row fits into max_seq_length {max_seq_length:,}")
         return
     yield from _labelled(
         "too long",
-        f"{counted(train.rows_too_long, 'row')} ({percent(train.rows_too_long, train.rows_read)}) of more than "
-        f"max_seq_length {max_seq_length:,}. The cut takes all that is trained from "
-        f"{train.rows_that_lose_the_answer:,}, its end from {train.rows_that_lose_the_end:,}, only prompt from "
-        f"{train.rows_that_lose_only_prompt:,}",
+        f"{counted(train.rows_too_long, 'row')} ({percent(train.rows_too_long, train.rows_read)}) longer than "
+        f"max_seq_length {max_seq_length:,}. Truncation removes all supervised tokens of "
+        f"{train.rows_that_lose_the_answer:,}, the last ones of {train.rows_that_lose_the_end:,}, only prompt tokens "
+        f"of {train.rows_that_lose_only_prompt:,}",
     )
     yield from _labelled(
         "to keep",
-        f"95% of the rows whole: max_seq_length {lengths.p95:,}; 99%: {lengths.p99:,}; all: {lengths.longest:,}",
+        f"95% of the rows in full: max_seq_length {lengths.p95:,}; 99%: {lengths.p99:,}; all: {lengths.longest:,}",
     )
 
 
-def _trained(report: DataReport) -> Iterator[str]:
+def _supervised(report: DataReport) -> Iterator[str]:
     train = report.train
     share = f"{train.supervised_tokens:,} of {train.tokens:,} ({percent(train.supervised_tokens, train.tokens)})"
     yield from _labelled("tokens", share)
     without = train.rows_used - train.rows_with_trained_end
-    missing = f"; the other {without:,} do not teach where to stop" if without else ""
+    missing = f"; the other {without:,} do not teach the model when to stop" if without else ""
     yield from _labelled(
-        "ends",
-        f"an end token is trained in {train.rows_with_trained_end:,} of {counted(train.rows_used, 'row')}{missing}",
+        "end tokens",
+        f"trained in {train.rows_with_trained_end:,} of {counted(train.rows_used, 'row')}{missing}",
     )
     for name, split in zip(("note", "validation"), report.splits, strict=False):
         for note, count in split.notes.items():
@@ -154,17 +154,17 @@ def _previews(previews: Sequence[RowPreview], colour: bool) -> Iterator[str]:
     if not previews:
         return
     sign = "green" if colour else "between ⟦ and ⟧"
-    yield f"  Trained is what is {sign}; ⏎ is a line break, \\x1b and the like what cannot be seen."
+    yield f"  Supervised text is {sign}; ⏎ is a line break; escapes such as \\x1b are invisible characters."
     for preview in previews:
         yield ""
         head = f"  row {preview.number:,}  {preview.source}  "
         if preview.problem is not None:
             yield from wrapped(
-                f"left out, {preview.problem.reason}: {preview.problem.message}", first=printable(head), rest=" " * 8
+                f"dropped, {preview.problem.reason}: {preview.problem.message}", first=printable(head), rest=" " * 8
             )
             continue
-        cut = ", cut to max_seq_length" if preview.was_truncated else ""
-        yield printable(f"{head}{counted(preview.num_tokens, 'token')}, {preview.num_supervised:,} trained{cut}")
+        cut = ", truncated to max_seq_length" if preview.was_truncated else ""
+        yield printable(f"{head}{counted(preview.num_tokens, 'token')}, {preview.num_supervised:,} supervised{cut}")
         yield from (f"    {line}" for line in row_lines(preview.segments, width=WIDTH - 4, colour=colour))
 
 
@@ -173,27 +173,28 @@ def _plan(preflight: Preflight) -> Iterator[str]:
     if plan is None:
         yield from _labelled("none", "no row is left to train on")
         return
+    tokens = _tokens_per_step(train.tokens, train.tokens_an_epoch, plan, train)
+    supervised = _tokens_per_step(train.supervised_tokens, train.supervised_tokens_an_epoch, plan, train)
     yield from _labelled(
-        "a step",
-        f"{plan.global_batch_size:,} {plan.unit} = {plan.per_device_train_batch_size} a device x "
+        "per step",
+        f"{plan.global_batch_size:,} {plan.unit} = {plan.per_device_train_batch_size} per device x "
         f"{plan.gradient_accumulation_steps} accumulated x {counted(plan.world_size, 'process')}"
-        f"; about {_tokens_a_step(train.tokens, train.tokens_an_epoch, plan, train):,} tokens, "
-        f"{_tokens_a_step(train.supervised_tokens, train.supervised_tokens_an_epoch, plan, train):,} of them trained",
+        f", about {tokens:,} tokens ({supervised:,} supervised)",
     )
     if plan.packs is not None:
         packs = plan.packs
         yield from _labelled(
-            "packs", f"{packs.num_packs:,} packs of up to {packs.capacity:,} tokens an epoch, {packs.fill:.1%} full"
+            "packs", f"{packs.num_packs:,} packs of up to {packs.capacity:,} tokens per epoch, {packs.fill:.1%} full"
         )
     steps = counted(plan.total_steps, "step")
     if preflight.report.is_complete:
         yield from _labelled(
-            "an epoch",
-            f"{counted(plan.steps_per_epoch, 'step')}, {counted(train.tokens_an_epoch, 'token')}, "
-            f"{train.supervised_tokens_an_epoch:,} of them trained; {steps} in all",
+            "per epoch",
+            f"{counted(plan.steps_per_epoch, 'step')}, {counted(train.tokens_an_epoch, 'token')} "
+            f"({train.supervised_tokens_an_epoch:,} supervised); {steps} in total",
         )
     else:
-        yield from _labelled("in all", steps)
+        yield from _labelled("total", steps)
     if preflight.memory is not None:
         yield from memory_lines(
             preflight.memory,
@@ -205,8 +206,8 @@ def _plan(preflight: Preflight) -> Iterator[str]:
         yield from _labelled("disk", _disk_text(preflight.environment))
 
 
-def _tokens_a_step(tokens: int, an_epoch: int, plan: BatchPlan, train: SplitReport) -> int:
-    """Of rows of mean length, or of packs of mean fill."""
+def _tokens_per_step(tokens: int, an_epoch: int, plan: BatchPlan, train: SplitReport) -> int:
+    """Tokens of a step with rows of mean length, or packs of mean fill."""
     if plan.packs is not None:
         return round(an_epoch / max(plan.packs.num_packs, 1) * plan.global_batch_size)
     return round(tokens / train.rows_used * plan.global_batch_size) if train.rows_used else 0
@@ -216,10 +217,10 @@ def _disk_text(environment: Environment) -> str:
     text = f"{size(environment.needed_disk_bytes)} needed, {size(environment.free_disk_bytes)} free: "
     if environment.num_checkpoints:
         at_once = counted(environment.checkpoints_at_once, "checkpoint")
-        text += f"{at_once} at once of {size(environment.checkpoint_bytes)}, "
-    text += f"the final model {size(environment.final_model_bytes)}"
+        text += f"up to {at_once} of {size(environment.checkpoint_bytes)}, "
+    text += f"final model {size(environment.final_model_bytes)}"
     if environment.needed_disk_bytes > environment.free_disk_bytes:
-        text += ". MORE THAN THERE IS: make room, or lower save_total_limit"
+        text += ". DOES NOT FIT: free disk space, or lower save_total_limit"
     return text
 
 
@@ -237,8 +238,8 @@ def _environment(environment: Environment | None) -> Iterator[str]:
 
 def _verdict(problems: Sequence[str], colour: bool) -> list[str]:
     if not problems:
-        return [_painted("Sound: a run would start.", _GOOD, colour)]
-    lines = [_painted("Not sound. A run would not start:", _BAD, colour)]
+        return [_painted("OK: training would start.", _GOOD, colour)]
+    lines = [_painted("NOT OK: training would not start.", _BAD, colour)]
     for number, problem in enumerate(problems, start=1):
         lines += wrapped(" ".join(problem.splitlines()), first=f"  {number}. ", rest="     ")
     return lines

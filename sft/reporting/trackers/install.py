@@ -45,7 +45,7 @@ class Trackers:
         Args:
             step: the last.
             result: a table of values.
-            picture: the curves, a PNG file; None where there is none.
+            picture: the curves, a PNG file; None if they were not drawn.
         """
         for tracker in self._trackers:
             tracker.finish(step, result, picture)

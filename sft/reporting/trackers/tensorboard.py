@@ -23,7 +23,7 @@ class TensorBoardTracker(TensorBoardCallback):
         first_step: the step that the run resumes from; later steps in older event files are hidden.
         folder: for the event files.
         """
-        from torch.utils.tensorboard import SummaryWriter  # optional: tensorboard
+        from torch.utils.tensorboard import SummaryWriter  # optional: needs tensorboard
 
         purge = {"purge_step": first_step + 1} if first_step else {}
         super().__init__(SummaryWriter(log_dir=folder, **purge))
@@ -53,7 +53,7 @@ class TensorBoardTracker(TensorBoardCallback):
     def finish(self, step: int, result: Mapping[str, Any], picture: Path | None) -> None:
         self.writer.add_text("run/result", as_table(result), step)
         if picture is not None:
-            from matplotlib.image import imread  # optional: without it there is no picture either
+            from matplotlib.image import imread  # optional package, which drew the picture
 
             self.writer.add_image("run/curves", imread(picture)[..., :3], step, dataformats="HWC")
         self.writer.close()

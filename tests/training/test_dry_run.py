@@ -1,4 +1,4 @@
-"""`--dry_run`: what it shows and writes, what it refuses, and that a real run refuses the same."""
+"""`--dry_run`: what it shows, writes and refuses, and that a real run refuses the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+
+from tests.support import messages
 
 PLAIN = "User:\n{}\n\nAssistant:\n"
 CONTRACT = {"rows_read", "rows_used", "rows_dropped", "duplicates", "leakage", "lengths", "supervised_share", "samples"}
@@ -25,7 +27,7 @@ def preflight(run) -> dict:
     return json.loads((run.output_dir / "preflight.json").read_text(encoding="utf-8"))
 
 
-def test_dry_run_of_sound_data_ends_with_0_and_writes_the_contract(run_sft, tmp_path):
+def test_dry_run_of_sound_data_exits_with_0_and_writes_the_contract(run_sft, tmp_path):
     train = write(tmp_path / "train.jsonl", pairs(20))
     run = run_sft("--dry_run", train_file=train, validation_file=write(tmp_path / "v.jsonl", pairs(4, 100)))
     assert run.status == 0, run.err
@@ -37,7 +39,7 @@ def test_dry_run_of_sound_data_ends_with_0_and_writes_the_contract(run_sft, tmp_
     assert found["plan"]["global_batch_size"] == 4
     assert found["plan"]["total_steps"] == 5
     assert found["supervised_share"] == pytest.approx(found["train"]["supervised_tokens"] / found["train"]["tokens"])
-    assert "Sound: a run would start." in run.out
+    assert messages.PREFLIGHT_OK in run.out
     assert run.err == ""
 
 
@@ -46,7 +48,7 @@ def test_dry_run_leaves_nothing_but_its_report(run_sft, tmp_path):
     assert [path.name for path in run.output_dir.iterdir()] == ["preflight.json"]
 
 
-def test_dry_run_samples_are_the_rows_with_what_is_trained(run_sft, tmp_path):
+def test_dry_run_samples_mark_supervised_text(run_sft, tmp_path):
     train = write(tmp_path / "train.jsonl", pairs(20))
     run = run_sft("--dry_run", train_file=train)
     first = preflight(run)["samples"][0]
@@ -60,7 +62,7 @@ def test_dry_run_samples_are_the_rows_with_what_is_trained(run_sft, tmp_path):
     assert "⟦Answer 0.<|im_end|>⟧" in run.out
 
 
-def test_dry_run_shows_the_rows_that_are_asked_for(run_sft, tmp_path):
+def test_dry_run_shows_the_requested_rows(run_sft, tmp_path):
     rows = [*pairs(4), {"question": "q", "answer": ""}, *pairs(15, 4)]
     train = write(tmp_path / "train.jsonl", rows)
     run = run_sft("--dry_run", "--show_rows", "17,5", train_file=train, on_bad_rows="skip")
@@ -158,14 +160,14 @@ UNSOUND = {
 
 
 @pytest.mark.parametrize("fault", UNSOUND)
-def test_what_a_dry_run_calls_unsound_a_run_refuses(run_sft, tmp_path, fault):
+def test_a_run_refuses_what_a_dry_run_reports(run_sft, tmp_path, fault):
     settings, rows, expected = UNSOUND[fault]
     train = write(tmp_path / "train.jsonl", rows)
-    rehearsal = run_sft("--dry_run", train_file=train, output_dir=str(tmp_path / "dry"), **settings)
-    assert rehearsal.status == 2
-    found = preflight(rehearsal)
+    dry_run = run_sft("--dry_run", train_file=train, output_dir=str(tmp_path / "dry"), **settings)
+    assert dry_run.status == 2
+    found = preflight(dry_run)
     assert any(expected in problem for problem in found["problems"]), found["problems"]
-    assert "Not sound" in rehearsal.out
+    assert messages.PREFLIGHT_NOT_OK in dry_run.out
     run = run_sft(train_file=train, output_dir=str(tmp_path / "real"), **settings)
     assert run.status == 2
     assert expected in run.err
@@ -180,7 +182,7 @@ def test_add_end_token_makes_a_template_without_an_end_sound(run_sft, tmp_path):
     assert preflight(run)["samples"][0]["segments"][-1]["text"].endswith("<|im_end|>")
 
 
-def test_a_leak_that_is_allowed_is_counted_and_no_problem(run_sft, tmp_path):
+def test_allowed_leakage_is_counted_and_no_problem(run_sft, tmp_path):
     train = write(tmp_path / "train.jsonl", pairs(10))
     held = write(tmp_path / "v.jsonl", [*pairs(3, 50), *pairs(1)])
     run = run_sft("--dry_run", train_file=train, validation_file=held, max_leakage_share=0.25)
@@ -188,25 +190,25 @@ def test_a_leak_that_is_allowed_is_counted_and_no_problem(run_sft, tmp_path):
     assert preflight(run)["leakage"] == 1
 
 
-def test_dry_run_plans_for_the_processes_that_a_run_would_have(run_sft, tmp_path):
+def test_dry_run_plans_for_the_processes_of_the_run(run_sft, tmp_path):
     run = run_sft("--dry_run", train_file=write(tmp_path / "train.jsonl", pairs(20)), num_gpus=2)
     assert preflight(run)["plan"]["global_batch_size"] == 8
 
 
-def test_dry_run_says_which_rows_are_not_there(run_sft, tmp_path):
+def test_dry_run_reports_rows_that_do_not_exist(run_sft, tmp_path):
     run = run_sft("--dry_run", "--show_rows=2,999", train_file=write(tmp_path / "train.jsonl", pairs(3)))
     assert "Row 999 is not shown: there are 3 training rows." in run.out
     assert [sample["number"] for sample in preflight(run)["samples"]] == [2]
 
 
-def test_dry_run_that_ends_early_leaves_no_earlier_report(run_sft, tmp_path):
+def test_dry_run_that_fails_leaves_no_earlier_report(run_sft, tmp_path):
     run_sft("--dry_run", train_file=write(tmp_path / "train.jsonl", pairs(3)))
     run = run_sft("--dry_run", train_file=write(tmp_path / "train.jsonl", [{"no": "format"}]))
     assert run.status == 2
     assert not (run.output_dir / "preflight.json").exists()
 
 
-def test_a_source_of_which_an_epoch_takes_no_row_is_a_problem(run_sft, tmp_path):
+def test_a_source_without_a_row_per_epoch_is_a_problem(run_sft, tmp_path):
     first, second = write(tmp_path / "a.jsonl", pairs(9)), write(tmp_path / "b.jsonl", pairs(9, 50))
     run = run_sft("--dry_run", train_file=None, datasets=f"[{first}, {{path: {second}, weight: 0.01}}]")
     assert run.status == 2
