@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from pathlib import Path
+from typing import TextIO
 
 from sft.common.errors import ConfigError
 
@@ -23,7 +24,7 @@ class OutputLock:
     """
 
     def __init__(self) -> None:
-        self._file = None
+        self._file: TextIO | None = None
 
     def __enter__(self) -> "OutputLock":
         return self

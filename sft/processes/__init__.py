@@ -1,0 +1,20 @@
+"""The processes of a run: starting them, ranks, signals, agreement, and what each of them uses of the machine.
+
+Light modules, which import neither torch nor transformers (the entries import them before the configuration is read):
+
+- `environment`: ranks, launcher, CPU cores, cache folder
+- `first_signals`, `signals`: Ctrl-C, SIGTERM and SIGUSR1 during start-up, preparation and training
+- `exit_records`: exit statuses and problems that processes record for the launcher
+- `watchdog`: ends a process that hangs
+- `logs`, `libraries`, `terminal`: the log, quiet libraries, whether there is a terminal to draw on
+- `heap`, `control_groups`: the C library's heap, memory limits of the system
+
+Modules that import torch or rich:
+
+- `launcher`: starts the processes of this machine
+- `process_group`, `agreement`: the process group, and what all processes decide together
+- `device_memory`, `device_peaks`, `utilization`: memory, peak throughput and utilization of the device
+- `live_line`: the line of progress on a terminal
+
+The package knows no settings: callers pass plain values.
+"""

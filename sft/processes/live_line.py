@@ -34,7 +34,7 @@ class LiveLine:
         self._live: Live | None = None
         self._shown = ""
 
-    def start(self) -> None:
+    def start(self) -> Live:
         """Begin to draw. `show` does so too."""
         if self._live is None:
             self._live = Live(
@@ -47,6 +47,7 @@ class LiveLine:
             )
             self._live.start()
             self._console.show_cursor(True)
+        return self._live
 
     def show(self, parts: Sequence[str]) -> None:
         """Redraw the line.
@@ -57,9 +58,8 @@ class LiveLine:
         line = fitted(parts, self._console.width - 1)
         if line == self._shown:
             return
-        self.start()
         self._shown = line
-        self._live.update(Text(line, no_wrap=True, overflow="crop"), refresh=True)
+        self.start().update(Text(line, no_wrap=True, overflow="crop"), refresh=True)
 
     def clear(self) -> None:
         """Erase the line and end the redirection."""

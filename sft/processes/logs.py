@@ -45,25 +45,26 @@ def rank_log(log_dir: str | None) -> Iterator[None]:
     root, path = logging.getLogger("sft"), Path(log_dir, f"rank-{rank_of_this_process()}.log")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        file = path.open("a", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"command line: --log_dir: {path} cannot be written: {error.strerror}.") from None
+    handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     if rank_of_this_process():
         root.handlers.clear()
         root.setLevel(logging.INFO)
-        os.dup2(handler.stream.fileno(), 1)
-        os.dup2(handler.stream.fileno(), 2)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     root.addHandler(handler)
     try:
         yield
     except UserError as error:
-        handler.stream.write("\n".join(error.problems) + "\n")
+        file.write("\n".join(error.problems) + "\n")
         raise
     except Exception:
         if rank_of_this_process() == 0:  # the other ranks' standard error is the file
-            handler.stream.write(traceback.format_exc())
+            file.write(traceback.format_exc())
         raise
     finally:
         root.removeHandler(handler)
-        handler.close()
+        file.close()

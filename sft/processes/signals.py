@@ -14,7 +14,7 @@ import threading
 import time
 from threading import Thread, Timer
 from types import FrameType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from sft.processes.environment import rank_of_this_process
 from sft.processes.exit_records import record_exit
@@ -55,7 +55,7 @@ class _SignalHandlers:
     def __init__(self) -> None:
         self.number = 0
         """Of the first signal that arrived; 0 for none."""
-        self._old_handlers: dict[int, object] = {}
+        self._old_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there

@@ -39,10 +39,10 @@ def live_terminal() -> Iterator[LiveLine | None]:
     The log's lines of progress (`extra={"is_progress": True}`) then go only to log files, not to the terminal.
     """
     root, out = logging.getLogger("sft"), sys.stdout
-    handler = next((each for each in root.handlers if getattr(each, "stream", None) is out), None)
-    is_logged = handler is not None and root.isEnabledFor(logging.INFO)
-    line = open_live_line(out, redirects=True) if is_logged else None
-    if line is None:
+    handlers = (each for each in root.handlers if isinstance(each, logging.StreamHandler))
+    handler = next((each for each in handlers if each.stream is out), None)
+    line = open_live_line(out, redirects=True) if root.isEnabledFor(logging.INFO) else None
+    if handler is None or line is None:
         yield None
         return
     line.start()

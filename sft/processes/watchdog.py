@@ -136,7 +136,8 @@ class Watchdog:
                 faulthandler.dump_traceback(file=file, all_threads=True)
             saved = f" Stacks: {path}."
         except OSError:
-            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+            if sys.__stderr__ is not None:
+                faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
             saved = ""
         # Not with the logger: the thread that hangs may hold its lock.
         os.write(2, f"{line}{saved} Resume from the last checkpoint with --resume_from_checkpoint auto.\n".encode())
@@ -153,7 +154,8 @@ def _end_workers(seconds: float) -> None:
     workers = multiprocessing.active_children()
     for worker in workers:
         with suppress(OSError):
-            os.kill(worker.pid, getattr(signal, "SIGALRM", signal.SIGTERM))
+            if worker.pid is not None:
+                os.kill(worker.pid, getattr(signal, "SIGALRM", signal.SIGTERM))
     time.sleep(seconds)
     for worker in workers:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A process that hangs: all leave in time, with their stacks on disk, and the run goes on as if nothing had been."""
+"""A process that hangs: all exit in time with their stacks on disk, and the resumed run equals an undisturbed one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize("how", ["sleep", "library", "stopped"])
-def test_a_process_that_hangs_ends_all_in_time_and_the_run_goes_on_to_the_bit(tmp_path, uninterrupted, how):
+def test_a_process_that_hangs_ends_all_in_time_and_the_resumed_run_is_equal_to_the_bit(tmp_path, uninterrupted, how):
     output = tmp_path / "out"
     process = hanging(tmp_path, f"{how}:1:6", *settings(output, "--save_steps=3"), "--num_gpus=2")
     process.wait_for("step  5/", 90)
@@ -44,7 +44,7 @@ def test_a_process_that_hangs_ends_all_in_time_and_the_run_goes_on_to_the_bit(tm
     assert stacks.startswith("Rank 0, in step 6: ")
     assert "training_step" in stacks or "get_batch_samples" in stacks, stacks
     assert "Rank 0, in step 6: no progress for " in process.err
-    assert process.err.count("hung, or waited for one that did") == 1
+    assert process.err.count("hung, or waited for a process that hung") == 1
     assert "Traceback" not in process.err
     if how == "sleep":
         assert "tests/support/run_hanging.py" in (output / "hang-rank-1.txt").read_text()
