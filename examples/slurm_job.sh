@@ -3,18 +3,18 @@
 #
 #   sbatch examples/slurm_job.sh my.yaml [--learning_rate 1e-4 ...]
 #
-# Change the #SBATCH lines to your cluster, or give them to sbatch, where they win: sbatch --gres=gpu:8 ...
+# Adapt the #SBATCH lines to your cluster, or pass the options to sbatch, which override them: sbatch --gres=gpu:8 ...
 # On CPU nodes: sbatch --gres=none examples/slurm_job.sh my.yaml
 #
-# Two minutes before the time limit SLURM sends SIGUSR1. The run then finishes its step, saves a checkpoint and ends;
-# this script puts the job into the queue again, and there it goes on from that checkpoint, to the same result.
+# Two minutes before the time limit, SLURM sends SIGUSR1. The run finishes its step, saves a checkpoint and exits. This
+# script then requeues the job, which resumes from that checkpoint and ends with the same result.
 #
-# Read from the environment (sbatch hands yours on):
-#   SFT_HOME                this repository; default: where sbatch was called
-#   SFT_LOG_DIR             folder for one log file a rank; default: slurm-logs/JOB
-#   SFT_PROCESSES_PER_NODE  processes where the job has no GPU; default: 1
-#   PYTHON                  the interpreter; default: python, after .venv/bin/activate where there is one
-#   SFT_MAX_REQUEUES        how often the job may queue again by itself; default: 50
+# Environment variables (sbatch passes yours on):
+#   SFT_HOME                this repository; default: the folder in which sbatch was called
+#   SFT_LOG_DIR             folder for one log file per rank; default: slurm-logs/JOB
+#   SFT_PROCESSES_PER_NODE  number of processes if the job has no GPU; default: 1
+#   PYTHON                  the interpreter; default: python, after .venv/bin/activate if that exists
+#   SFT_MAX_REQUEUES        how often the script may requeue the job; default: 50
 #SBATCH --job-name=sft
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -30,54 +30,54 @@ set -euo pipefail
 fail() { echo "slurm_job.sh: $1" >&2; exit 2; }
 
 [ $# -ge 1 ] || fail "usage: sbatch examples/slurm_job.sh my.yaml [--key value ...]"
-[ -n "${SLURM_JOB_ID:-}" ] || fail "this is a job for SLURM: sbatch examples/slurm_job.sh $1"
+[ -n "${SLURM_JOB_ID:-}" ] || fail "this script is a SLURM job: sbatch examples/slurm_job.sh $1"
 config=$1
 shift
 
-# SLURM copies this script away, so the repository is where sbatch was called, unless SFT_HOME says otherwise.
+# SLURM runs a copy of this script, so the repository is the folder in which sbatch was called, unless SFT_HOME is set.
 home=${SFT_HOME:-${SLURM_SUBMIT_DIR:-.}}
-[ -x "$home/launch_training.sh" ] || fail "there is no launch_training.sh in $home; call sbatch there, or set SFT_HOME"
+[ -x "$home/launch_training.sh" ] || fail "launch_training.sh is not in $home; call sbatch in its folder or set SFT_HOME"
 cd "$home"
-[ -f "$config" ] || fail "there is no file $config (from $PWD)"
+[ -f "$config" ] || fail "the file $config does not exist (in $PWD)"
 if [ -f .venv/bin/activate ]; then
   # shellcheck source=/dev/null
   source .venv/bin/activate
 fi
 python=${PYTHON:-python}
-"$python" -c "import torch" 2>/dev/null || fail "$python has no torch on $(hostname); install requirements.txt"
+"$python" -c "import torch" 2>/dev/null || fail "$python on $(hostname) has no torch; install requirements.txt"
 
-# The signal comes to this shell alone (the B above). It passes it on, and remembers that it came ahead of the limit.
+# Only this shell receives the signal (the B above). It forwards the signal and records which one it was.
 signal=""
 run=""
-# shellcheck disable=SC2329 # the traps below call it
-pass_on() {
+# shellcheck disable=SC2329 # called by the traps below
+forward() {
   signal=$1
   if [ -n "$run" ]; then kill -s USR1 "$run" 2>/dev/null || true; fi
 }
-trap 'pass_on USR1' USR1
-trap 'pass_on TERM' TERM # scancel, or pre-emption: saved too, but then SLURM decides whether the job queues again
+trap 'forward USR1' USR1
+trap 'forward TERM' TERM # scancel or preemption: the run saves too, but SLURM decides whether the job is requeued
 
-# As many processes as GPUs were granted. In the background, for a shell hears no signal while it waits in a command.
+# One process per allocated GPU. In the background: a shell handles no signal while it waits for a foreground command.
 ./launch_training.sh --config "$config" --gpus "${SLURM_GPUS_ON_NODE:-${SFT_PROCESSES_PER_NODE:-1}}" \
   --log_dir "${SFT_LOG_DIR:-slurm-logs/$SLURM_JOB_ID}" --resume_from_checkpoint auto "$@" &
 run=$!
 status=0
 wait "$run" || status=$?
-while kill -0 "$run" 2>/dev/null; do # a signal ended the wait, not the run
+while kill -0 "$run" 2>/dev/null; do # a signal interrupted wait; the run continues
   status=0
   wait "$run" || status=$?
 done
-if [ -n "$signal" ]; then # that wait's status may have been the signal's
+if [ -n "$signal" ]; then # the status may be that of the interrupted wait
   status=0
   wait "$run" || status=$?
 fi
 
-# 130, 138, 143: a signal ended it (128 + its number). 0: it was done. Anything else would go wrong again.
+# 130, 138, 143: ended by a signal (128 + its number). 0: completed. Any other status would occur again after a requeue.
 if [ "$signal" = USR1 ] && { [ "$status" = 130 ] || [ "$status" = 138 ] || [ "$status" = 143 ]; }; then
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "${SFT_MAX_REQUEUES:-50}" ]; then
-    fail "queued again $SLURM_RESTART_COUNT times, the most that SFT_MAX_REQUEUES allows; submit it again to go on"
+    fail "requeued $SLURM_RESTART_COUNT times, the maximum (SFT_MAX_REQUEUES); submit the job again to resume"
   fi
-  echo "slurm_job.sh: saved ahead of the time limit; the job queues again to go on"
+  echo "slurm_job.sh: saved before the time limit; requeueing the job to resume"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

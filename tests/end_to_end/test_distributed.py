@@ -21,7 +21,7 @@ from tests.support.parts import REPOSITORY
 
 @pytest.fixture(scope="module")
 def runs(model_folder, question_file, tmp_path_factory):
-    """The same run on one process and on two: global batch 4, 24 rows less 5 for validation, so the tail is uneven."""
+    """The same run on one process and on two: global batch size 4, 19 training rows, so the last batch is uneven."""
     folder = tmp_path_factory.mktemp("distributed")
     common = {
         "model_name_or_path": model_folder("llama"), "train_file": question_file, "validation_split": 0.2,
@@ -141,8 +141,8 @@ def test_two_processes_end_with_the_same_weights_as_one(runs):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-3)
 
 
-def test_two_processes_train_as_the_plain_trainer_does_on_padded_rows(runs, tmp_path):
-    """transformers' own Trainer, with nothing of ours but the order of rows, on one process."""
+def test_two_processes_train_like_the_plain_trainer_on_padded_rows(runs, tmp_path):
+    """The plain transformers Trainer with our order of rows, on one process."""
     import transformers
 
     from config_manager import load_config
@@ -198,7 +198,7 @@ def test_two_processes_write_each_line_once(runs):
     assert steps == sorted(steps)
 
 
-def test_a_bad_row_is_told_once_and_ends_with_exit_code_2(model_folder, tmp_path):
+def test_a_bad_row_is_reported_once_and_ends_with_exit_code_2(model_folder, tmp_path):
     data = tmp_path / "train.jsonl"
     data.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": ""}\n')
     done = subprocess.run(
@@ -211,7 +211,7 @@ def test_a_bad_row_is_told_once_and_ends_with_exit_code_2(model_folder, tmp_path
     assert "Traceback" not in done.stderr
 
 
-def test_data_that_cannot_be_read_is_told_whichever_process_finds_it(model_folder, tmp_path):
+def test_data_that_cannot_be_read_is_reported_whichever_process_finds_it(model_folder, tmp_path):
     data = tmp_path / "train.json"
     data.write_text('[{"question": "a", "answer": "b"}, {"question": ')
     done = subprocess.run(
@@ -225,7 +225,7 @@ def test_data_that_cannot_be_read_is_told_whichever_process_finds_it(model_folde
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts CPU cores")
-def test_more_processes_than_cores_are_refused_before_any_is_started(model_folder, question_file, tmp_path):
+def test_more_processes_than_cores_are_refused_before_any_starts(model_folder, question_file, tmp_path):
     done = subprocess.run(
         [sys.executable, "sft_main.py", "--num_gpus=5000", f"--train_file={question_file}", "--report_to=none",
          f"--model_name_or_path={model_folder('llama')}", f"--output_dir={tmp_path / 'out'}"],

@@ -1,4 +1,4 @@
-"""One process, killed or without a disk at any moment: what goes on from it is the same run, to the bit."""
+"""One process, killed or without disk space at any moment: the resumed run is identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STEPS = 24
 
 @pytest.fixture(scope="module")
 def start(model_folder, question_file, tmp_path_factory):
-    """Runs the command: `start(output_dir, fault=..., key=value, ...)`."""
+    """Run the command: `start(output_dir, fault=..., key=value, ...)`."""
     logs = tmp_path_factory.mktemp("logs")
     numbers = iter(range(100000))
 
@@ -51,7 +51,7 @@ def start(model_folder, question_file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(start, tmp_path_factory):
-    """A kind's run that nothing disturbs, made once."""
+    """An uninterrupted run of each kind, made once."""
     made: dict[str, Path] = {}
 
     def output(kind: str) -> Path:
@@ -65,7 +65,7 @@ def uninterrupted(start, tmp_path_factory):
 
 
 def goes_on(start, output: Path, whole: Path, tally, **settings) -> Ended:
-    """Goes on in a folder, and compares with the run that nothing disturbed."""
+    """Resume in a folder, and compare with the uninterrupted run."""
     tally.injected()
     assert all(find_damage(path) == [] for path in list_checkpoints(output))
     ended = start(output, resume_from_checkpoint="auto", **settings)
@@ -97,7 +97,7 @@ def test_killed_at_fifty_random_steps(start, uninterrupted, tmp_path, tally):
 
 
 @pytest.mark.parametrize("quarter", range(4))
-def test_killed_before_every_change_of_the_disk_in_a_save(start, tmp_path, tally, quarter):
+def test_killed_before_every_disk_operation_of_a_save(start, tmp_path, tally, quarter):
     settings = {"max_steps": 6, "save_steps": 2, "save_total_limit": 1}
     counted = tmp_path / "changes.json"
     whole = tmp_path / "whole"
@@ -143,7 +143,7 @@ def test_each_file_of_the_newest_checkpoint_damaged(start, uninterrupted, tmp_pa
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system in memory of a size that can be changed: `small_disk(kib)` makes or resizes it."""
+    """A file system in memory: `small_disk(kib)` creates or resizes it."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a file system")
     place = tmp_path / "disk"
@@ -171,7 +171,7 @@ def test_a_disk_that_fills_up_at_any_size(start, uninterrupted, small_disk, tall
         if ended.status != 0:
             assert ended.status == 2, (kib, ended)
             assert ended.err.count("\n") == 1, (kib, ended.err)
-            # torch does not tell why it could not write; what is left there does.
+            # torch does not report why it could not write; the free space does.
             assert "No space left on device" in ended.err or f"(0 {messages.FREE_SPACE})" in ended.err, (kib, ended.err)
             small_disk(64 * 1024)
             goes_on(start, place / "out", whole, tally)
@@ -180,7 +180,7 @@ def test_a_disk_that_fills_up_at_any_size(start, uninterrupted, small_disk, tall
 
 @pytest.fixture
 def closable(tmp_path):
-    """A folder that can be closed even for root."""
+    """A folder that can be made read-only even for root."""
     folder = tmp_path / "out"
     folder.mkdir()
     done = subprocess.run(["chattr", "+i", str(folder)], check=False, capture_output=True)
@@ -192,7 +192,7 @@ def closable(tmp_path):
 
 
 @pytest.mark.parametrize("step", [2, 3, 7])
-def test_a_folder_that_is_closed_for_writing(start, uninterrupted, closable, tally, step):
+def test_a_folder_that_becomes_read_only(start, uninterrupted, closable, tally, step):
     ended = start(closable, fault=ClosedAtStep(step, closable))
     assert ended.status == 2, ended
     assert ended.err.count("\n") == 1, ended.err

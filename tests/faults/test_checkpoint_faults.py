@@ -1,4 +1,4 @@
-"""Runs that end in the middle of a save, on one process and on two, and what goes on from them. Takes minutes."""
+"""Runs that end during a save, on one process and on two, and the runs that resume from them. Takes minutes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS = {
 
 @pytest.fixture
 def start(model_folder, question_file, tmp_path):
-    """Runs the command in processes of its own: `start(name, processes=2, fail="kill:0:rename", key=value, ...)`."""
+    """Run the command in subprocesses: `start(name, processes=2, fail="kill:0:rename", key=value, ...)`."""
 
     def run(
         name: str, *, processes: int = 1, fail: str = "", record: Path | str = "", **settings
@@ -58,7 +58,7 @@ def start(model_folder, question_file, tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_was_killed_goes_on_to_the_bit(start, tmp_path, kind, processes):
+def test_a_run_resumed_after_a_kill_is_identical(start, tmp_path, kind, processes):
     settings = {"validation_split": 0.25, "num_train_epochs": 2, "save_steps": 1, **KINDS[kind]}
     if kind == "packed":
         settings["gradient_accumulation_steps"] = 2 // processes
@@ -83,7 +83,7 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(start, tmp_path, kind, process
 
 @pytest.fixture
 def uninterrupted(start, tmp_path):
-    """A run of 6 steps with checkpoints at 2, 4 and 6, of which the newest one is kept."""
+    """A run of 6 steps with checkpoints at 2, 4 and 6, of which the newest is kept."""
     assert start("whole", **ENDED).returncode == 0
     return tmp_path / "whole"
 
@@ -92,7 +92,7 @@ ENDED = {"max_steps": 6, "save_steps": 2, "save_total_limit": 1}
 PLACES = ("weights", "optimizer", "random", "manifest", "fsync", "rename", "published", "deleting")
 
 
-def test_a_save_that_ends_anywhere_leaves_a_checkpoint_to_resume_from(start, uninterrupted, tmp_path):
+def test_a_save_that_ends_at_any_point_leaves_a_checkpoint_to_resume_from(start, uninterrupted, tmp_path):
     for how in ("kill", "full"):
         for place in PLACES:
             if (how, place) in (("full", "published"), ("full", "deleting")):
@@ -119,7 +119,7 @@ def test_a_save_that_ends_anywhere_leaves_a_checkpoint_to_resume_from(start, uni
 FINAL_PLACES = ("final weights", "final tokenizer", "final fsync", "final move", "final last")
 
 
-def test_a_last_save_that_ends_anywhere_leaves_no_half_model_and_the_run_can_be_finished(start, tmp_path):
+def test_a_final_save_that_ends_at_any_point_leaves_no_partial_model_and_the_run_can_be_finished(start, tmp_path):
     settings = {**ENDED, "max_steps": 5, "num_train_epochs": 3}  # 5 is in the middle of an epoch
     assert start("shorter", **settings).returncode == 0
     whole = (tmp_path / "shorter" / "model.safetensors").read_bytes()
@@ -141,7 +141,7 @@ def test_a_last_save_that_ends_anywhere_leaves_no_half_model_and_the_run_can_be_
 
 @pytest.mark.parametrize(("rank", "place"), [(0, "weights"), (0, "optimizer"), (1, "random"), (0, "rename")])
 def test_a_disk_that_is_full_for_one_process_ends_both_with_one_line(start, tmp_path, rank, place):
-    # A best checkpoint, so that Trainer waits at a barrier of its own in the middle of a save.
+    # A best checkpoint makes Trainer wait at its own barrier during a save.
     settings = {**ENDED, "validation_split": 0.25, "eval_steps": 2, "load_best_model_at_end": True}
     done = start("two", processes=2, fail=f"full:{rank}:{place}", **settings)
     assert done.returncode != 0
@@ -154,7 +154,7 @@ def test_a_disk_that_is_full_for_one_process_ends_both_with_one_line(start, tmp_
 
 
 def rows_of_steps(folder):
-    """Step -> numbers of the rows that all processes together trained on."""
+    """Step -> numbers of the rows that all processes trained on."""
     steps = {}
     for path in folder.glob("rows-*.jsonl"):
         for line in path.read_text().splitlines():
@@ -164,7 +164,7 @@ def rows_of_steps(folder):
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_a_run_goes_on_with_another_number_of_processes_in_the_same_order(start, tmp_path, before, after):
+def test_a_run_resumes_with_another_number_of_processes_in_the_same_order(start, tmp_path, before, after):
     settings = {"num_train_epochs": 2, "save_steps": 4, "global_batch_size": 4, "per_device_train_batch_size": 1,
                 "learning_rate": 1e-3}  # fmt: skip
     for name in ("whole-rows", "rows"):
@@ -187,7 +187,7 @@ def test_a_run_goes_on_with_another_number_of_processes_in_the_same_order(start,
         assert loss == pytest.approx(expected_loss, rel=1e-5)
 
 
-def test_a_run_with_another_number_of_rows_a_step_does_not_go_on(start, tmp_path):
+def test_a_run_with_another_number_of_rows_per_step_is_not_resumed(start, tmp_path):
     settings = {"num_train_epochs": 1, "save_steps": 3}
     assert start("whole", **settings).returncode == 0
     as_if_killed(tmp_path / "whole", tmp_path / "back", 3)

@@ -1,4 +1,4 @@
-"""A process that is killed: none is left behind, and the run that goes on ends as if nothing had been."""
+"""A process that is killed: no other process is left running, and the resumed run is identical to an undisturbed one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def uninterrupted(tmp_path_factory):
     return weights_of(folder / "out")
 
 
-def test_a_killed_launcher_takes_its_processes_with_it(tmp_path):
+def test_a_killed_launcher_ends_its_processes(tmp_path):
     process = sft(tmp_path, *settings(tmp_path / "out"), "--max_steps=100000", "--num_gpus=2")
     process.wait_for("/100000  loss")
     children = process.children()
@@ -42,7 +42,7 @@ def test_a_killed_launcher_takes_its_processes_with_it(tmp_path):
     assert all_gone(children)
 
 
-def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_bit(tmp_path, uninterrupted):
+def test_a_killed_process_ends_the_others_and_the_resumed_run_is_identical(tmp_path, uninterrupted):
     output = tmp_path / "out"
     more = ["--num_gpus=2", "--save_steps=3", f"--log_dir={tmp_path / 'logs'}"]
     process = sft(tmp_path, *settings(output, *more))
@@ -58,7 +58,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_bit(tmp_pat
     assert weights_of(output) == uninterrupted
 
 
-def test_a_killed_process_is_started_again_where_restarts_are_left(tmp_path, uninterrupted):
+def test_a_killed_process_is_restarted_if_restarts_are_left(tmp_path, uninterrupted):
     output = tmp_path / "out"
     process = sft(tmp_path, *settings(output, "--num_gpus=2", "--save_steps=3", "--max_restarts=1"))
     process.wait_for("step  5/")

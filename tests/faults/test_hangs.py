@@ -31,7 +31,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize("how", ["sleep", "library", "stopped"])
-def test_a_process_that_hangs_ends_all_in_time_and_the_resumed_run_is_equal_to_the_bit(tmp_path, uninterrupted, how):
+def test_a_process_that_hangs_ends_all_in_time_and_the_resumed_run_is_identical(tmp_path, uninterrupted, how):
     output = tmp_path / "out"
     process = hanging(tmp_path, f"{how}:1:6", *settings(output, "--save_steps=3"), "--num_gpus=2")
     process.wait_for("step  5/", 90)
@@ -69,7 +69,7 @@ def test_a_single_process_that_hangs_ends_itself(tmp_path, how):
     )
 
 
-def test_a_worker_that_hangs_writes_its_stack_and_is_gone(tmp_path):
+def test_a_worker_that_hangs_writes_its_stack_and_is_ended(tmp_path):
     process = hanging(tmp_path, "worker:0:2", *settings(tmp_path / "out", "--dataloader_num_workers=1"))
     process.wait_for(process.children, 120)  # the loader's worker, of the first evaluation
     (worker,) = process.children()
@@ -78,7 +78,7 @@ def test_a_worker_that_hangs_writes_its_stack_and_is_gone(tmp_path):
     assert "get_row_or_hang" in process.err
 
 
-def test_a_hang_is_a_reason_to_start_again_where_restarts_are_left(tmp_path, uninterrupted):
+def test_a_hang_causes_a_restart_if_restarts_are_left(tmp_path, uninterrupted):
     output = tmp_path / "out"
     process = hanging(tmp_path, "sleep:1:6", *settings(output, "--save_steps=3"), "--num_gpus=2", "--max_restarts=1")
     assert process.end(300) == 0, process.err

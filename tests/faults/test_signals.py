@@ -1,4 +1,4 @@
-"""A signal, to any process, at any time: all of them stop at the same step and save, or leave at once."""
+"""A signal to any process at any time: all processes stop at the same step and save, or end at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONG = "--max_steps=100000"
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """What two processes end with when nothing disturbs them."""
+    """The weights of an uninterrupted run on two processes."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     process = sft(folder, *settings(folder / "out"), "--num_gpus=2")
     assert process.end(120) == 0, process.err
@@ -31,7 +31,7 @@ def saved_steps(output):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("to", ["rank 0", "rank 1", "launcher"])
-def test_a_signal_to_any_process_stops_all_at_one_step_and_the_run_goes_on_to_the_bit(
+def test_a_signal_to_any_process_stops_all_at_one_step_and_the_resumed_run_is_identical(
     tmp_path, uninterrupted, number, to
 ):
     output = tmp_path / "out"
@@ -83,9 +83,9 @@ def test_a_signal_to_one_of_two_processes_before_training_ends_both(tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_while_evaluating_cuts_that_short_on_all_and_saves_the_same_step(tmp_path, uninterrupted, rank):
+def test_a_signal_during_an_evaluation_ends_it_on_all_and_saves_the_same_step(tmp_path, uninterrupted, rank):
     output = tmp_path / "out"
-    often = ["--eval_steps=3", "--per_device_eval_batch_size=1"]  # which takes a second
+    often = ["--eval_steps=3", "--per_device_eval_batch_size=1"]  # takes a second
     process = sft(tmp_path, *settings(output, *often), "--num_gpus=2")
     process.wait_for("step  3/")
     os.kill(process.children()[rank], signal.SIGUSR1)
@@ -99,7 +99,7 @@ def test_a_signal_while_evaluating_cuts_that_short_on_all_and_saves_the_same_ste
     assert weights_of(output) == uninterrupted
 
 
-def test_a_signal_while_saving_stops_after_that_or_the_next_step(tmp_path, uninterrupted):
+def test_a_signal_during_a_save_stops_after_this_or_the_next_step(tmp_path, uninterrupted):
     output, often = tmp_path / "out", "--save_steps=1"
     process = sft(tmp_path, *settings(output, often), "--num_gpus=2")
     process.wait_for(lambda: any((output / ".unfinished").glob("checkpoint-[3-9]")))
@@ -112,12 +112,12 @@ def test_a_signal_while_saving_stops_after_that_or_the_next_step(tmp_path, unint
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_second_signal_leaves_at_once(tmp_path, processes):
+def test_a_second_signal_ends_the_run_at_once(tmp_path, processes):
     more = [LONG, f"--num_gpus={processes}", "--per_device_train_batch_size=512", "--gradient_accumulation_steps=8",
             "--learning_rate=0", "--validation_file=null", "--eval_steps=null"]  # fmt: skip
     process = sft(tmp_path, *settings(tmp_path / "out", *more))  # a step takes a minute
     process.wait_for("rows per step")
-    time.sleep(12)  # also a busy machine is in the first step then
+    time.sleep(12)  # even a busy machine has begun the first step by then
     for _ in range(3):
         os.kill(process.popen.pid, signal.SIGINT)
         time.sleep(2.5)
@@ -126,7 +126,7 @@ def test_a_second_signal_leaves_at_once(tmp_path, processes):
     assert messages.ENDED_BY_SECOND_SIGNAL in process.err
 
 
-def test_a_signal_to_one_of_two_processes_is_not_a_reason_to_start_them_again(tmp_path):
+def test_a_signal_to_one_of_two_processes_causes_no_restart(tmp_path):
     process = sft(tmp_path, *settings(tmp_path / "out", LONG), "--num_gpus=2", "--max_restarts=3")
     process.wait_for("/100000  loss")
     os.kill(process.children()[1], signal.SIGTERM)

@@ -1,6 +1,6 @@
-"""The SLURM scripts on a real SLURM: a job that is stopped ahead of its time queues again and ends as if it never was.
+"""The SLURM scripts on a real SLURM: a job stopped before its time limit is requeued and ends with the same result.
 
-Runs where `sinfo` answers, on nodes that share this folder and need no GPU. Two idle nodes, one process each.
+Runs if `sinfo` answers. Needs two idle nodes that share this folder; they need no GPU.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _slurm():
 
 
 class Job:
-    """A job of one of the scripts, with its log."""
+    """A job that runs one of the scripts, with its log."""
 
     def __init__(self, folder: Path, script: str, *arguments: str, options: tuple[str, ...] = ()):
         self.log_file, self.folder = folder / "job.log", folder
@@ -69,19 +69,19 @@ class Job:
     def wait_for(self, holds, what: str, seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
-            assert time.monotonic() < deadline, f"{what} did not come: {self.state()}\n{self.log}"
+            assert time.monotonic() < deadline, f"waited in vain for {what}: {self.state()}\n{self.log}"
             time.sleep(0.2)
 
-    def stop_ahead_of_time(self, step: int) -> None:
-        """What `--signal=B:USR1` does near the time limit, once a step is done; then the wait for the requeue."""
+    def stop_before_time_limit(self, step: int) -> None:
+        """After a step, send the signal of `--signal=B:USR1`, and wait until the job is requeued."""
         self.wait_for(lambda: f"step {step:2d}/{STEPS}" in self.log, f"step {step}")
         before = self.state()["Restarts"]
         answer("scancel", "--batch", "--signal=USR1", self.number)
         self.wait_for(
             lambda: self.state()["JobState"] == "PENDING" and self.state()["Restarts"] != before, "the requeue", 120
         )
-        time.sleep(10)  # the node still counts the old processes out
-        answer("scontrol", "update", f"JobId={self.number}", "StartTime=now")  # it would stand back two minutes
+        time.sleep(10)  # the node is still cleaning up the old processes
+        answer("scontrol", "update", f"JobId={self.number}", "StartTime=now")  # otherwise SLURM delays it by two minutes
 
     def end(self) -> str:
         self.wait_for(lambda: self.state()["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"), "the end")
@@ -99,12 +99,12 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.slurm
 @pytest.mark.parametrize("script", ["slurm_multi_node.sh", "slurm_job.sh"])
-def test_a_job_that_is_stopped_twice_ends_with_the_weights_of_one_that_never_was(tmp_path, uninterrupted, script):
+def test_a_job_that_is_stopped_twice_ends_with_the_weights_of_an_uninterrupted_run(tmp_path, uninterrupted, script):
     output = tmp_path / "out"
     job = Job(tmp_path, script, *settings(output, f"--max_steps={STEPS}"))
     try:
-        job.stop_ahead_of_time(5)
-        job.stop_ahead_of_time(30)
+        job.stop_before_time_limit(5)
+        job.stop_before_time_limit(30)
         assert job.end() == "COMPLETED", job.log
     finally:
         subprocess.run(["scancel", job.number], check=False, timeout=60)
@@ -118,7 +118,7 @@ def test_a_job_that_is_stopped_twice_ends_with_the_weights_of_one_that_never_was
 
 
 @pytest.mark.slurm
-def test_a_job_that_cannot_run_says_so_and_does_not_queue_again(tmp_path):
+def test_a_job_that_cannot_run_reports_it_and_is_not_requeued(tmp_path):
     job = Job(tmp_path, "slurm_multi_node.sh", "--learning_rat=1")
     assert job.end() == "FAILED"
     assert "unknown key 'learning_rat'" in job.log
@@ -127,7 +127,7 @@ def test_a_job_that_cannot_run_says_so_and_does_not_queue_again(tmp_path):
 
 
 @pytest.mark.slurm
-def test_a_job_that_is_cancelled_saves_and_does_not_queue_again(tmp_path):
+def test_a_job_that_is_cancelled_saves_and_is_not_requeued(tmp_path):
     output = tmp_path / "out"
     job = Job(tmp_path, "slurm_job.sh", *settings(output, f"--max_steps={STEPS}"))
     job.wait_for(lambda: f"step  3/{STEPS}" in job.log, "step 3")
