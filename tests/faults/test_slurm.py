@@ -81,7 +81,7 @@ class Job:
             lambda: self.state()["JobState"] == "PENDING" and self.state()["Restarts"] != before, "the requeue", 120
         )
         time.sleep(10)  # the node is still cleaning up the old processes
-        answer("scontrol", "update", f"JobId={self.number}", "StartTime=now")  # otherwise SLURM delays it by two minutes
+        answer("scontrol", "update", f"JobId={self.number}", "StartTime=now")  # else SLURM delays it by two minutes
 
     def end(self) -> str:
         self.wait_for(lambda: self.state()["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"), "the end")
