@@ -62,7 +62,7 @@ command -v "$python" >/dev/null || fail "$python was not found; set PYTHON to an
 if [ -z "$gpus" ]; then
   gpus=$(count_gpus)
   if [ "$gpus" = 0 ]; then
-    fail "no GPU found on this machine (CUDA_VISIBLE_DEVICES, nvidia-smi); for CPU, pass a number of processes: --gpus 1"
+    fail "no GPU found on this machine (CUDA_VISIBLE_DEVICES, nvidia-smi); to use CPU processes, pass --gpus 1"
   fi
 fi
 case "$gpus" in "" | *[!0-9]* | 0) fail "--gpus: expected an integer of at least 1, found '$gpus'" ;; esac

@@ -40,7 +40,8 @@ shift
 
 # SLURM runs a copy of this script, so the repository is the folder in which sbatch was called, unless SFT_HOME is set.
 home=${SFT_HOME:-${SLURM_SUBMIT_DIR:-.}}
-[ -x "$home/launch_training.sh" ] || fail "no launch_training.sh in $home; call sbatch in the repository or set SFT_HOME"
+[ -x "$home/launch_training.sh" ] ||
+  fail "there is no launch_training.sh in $home; call sbatch in the repository, or set SFT_HOME"
 cd "$home"
 [ -f "$config" ] || fail "the file $config does not exist (in $PWD)"
 if [ -f .venv/bin/activate ]; then
