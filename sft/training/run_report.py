@@ -84,9 +84,7 @@ class RunReport(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._data.validation is None:
-            self._write_while_running(
-                state.global_step
-            )  # else updated at each evaluation
+            self._write_while_running(state.global_step)  # else updated at each evaluation
 
     def _write_while_running(self, step: int) -> None:
         self._step = step
