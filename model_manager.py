@@ -1,5 +1,53 @@
-"""Tokenizer and model: loaded, quantized, given adapters, checked against the settings, saved."""
+"""The door to models: precision, tokenizer, the model with its adapters, and saving.
 
+`load_model` shows the order of things. Behind it, in `sft/modeling/`: `loading.py` (files, quantization), `adapters.py`,
+`fitting.py` (positions, vocabulary, special tokens), `precision.py`, `saving.py`, and what computes: attention, loss,
+metrics, sharding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers import set_seed
+
+from sft.common.run_records import DistributedContext, Precision
+from sft.configuration.schema import SFTConfig
+from sft.modeling.fitting import fit_to_tokenizer
+from sft.modeling.loading import load_pretrained_model
 from sft.modeling.precision import resolve_precision
+from sft.modeling.saving import save_final_model
+from sft.modeling.tokenizer import load_tokenizer
 
-__all__ = ["resolve_precision"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["load_model", "load_tokenizer", "resolve_precision", "save_final_model"]
+
+
+def load_model(
+    config: SFTConfig, tokenizer: "PreTrainedTokenizerBase", precision: Precision, context: DistributedContext
+) -> "PreTrainedModel":
+    """Load the model, quantize it, add adapters, and fit it to the tokenizer, as the configuration says.
+
+    Args:
+        config: the whole configuration.
+        tokenizer: as `load_tokenizer` returns it.
+        precision: as `resolve_precision` returns it.
+        context: this process; a quantized model is loaded onto its device.
+
+    Raises:
+        ModelError: if the model cannot be loaded, an adapter's target is not in it, or rows are longer than its
+            learned positions.
+    """
+    set_seed(config.training.seed)  # adapters and new embeddings start from random numbers
+    model = load_pretrained_model(
+        config.model,
+        config.lora,
+        config.quantization,
+        precision,
+        context,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+    )
+    fit_to_tokenizer(model, tokenizer, config.data.max_seq_length, adapters_only=config.lora is not None)
+    return model

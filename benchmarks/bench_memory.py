@@ -120,13 +120,11 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     import peft  # noqa: F401
 
     import trainer_utils
-    from model_manager import resolve_precision
+    from model_manager import load_model, load_tokenizer, resolve_precision
     from sft.batching.memory import estimate_memory
     from sft.batching.plan import resolve_batch_plan
-    from sft.modeling.footprint import footprint
-    from sft.modeling.tokenizer import load_tokenizer
     from sft.training.dry_run import memory_facts
-    from sft_main import load_model_and_layout
+    from sft.training.model_preparation import prepare_model
 
     precision = resolve_precision(config.model, config.training, context, adapters_only=config.lora is not None)
     tokenizer = load_tokenizer(config.model)
@@ -134,14 +132,14 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     gc.collect()
     reset_peak()
     before = resident("VmRSS")
-    model, layout = load_model_and_layout(config, tokenizer, precision, context)
+    model = load_model(config, tokenizer, precision, context)
+    prepared = prepare_model(config, model, tokenizer, precision, context, is_chat=data.is_chat)
     loaded = resident("VmHWM")
     plan = resolve_batch_plan(
         config.training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=options.max_length
     )
-    memory = estimate_memory(memory_facts(config, data, footprint(model), plan, precision, layout, context))
-    prepared = trainer_of(config, options, precision, context, data, layout, model, tokenizer)
-    trainer_utils.train(prepared, resume_point=None)
+    memory = estimate_memory(memory_facts(config, data, prepared, plan, device=context.device))
+    trainer_utils.train(trainer_of(config, context, data, prepared))
     measured, predicted = resident("VmHWM"), before + memory.total_bytes
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "slack")
     return {
@@ -156,7 +154,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
         "predicted_mib": mib(predicted),
         "measured_mib": mib(measured),
         "ratio": round(predicted / measured, 3),
-        "footprint": dataclasses.asdict(footprint(model)),
+        "footprint": dataclasses.asdict(prepared.footprint),
         "supervised_share": round(data.report.train.supervised_share, 3),
         "accumulate": options.accumulate,
         **{part: mib(getattr(memory, f"{part}_bytes", 0)) for part in parts},

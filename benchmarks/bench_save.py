@@ -72,7 +72,7 @@ def one_run(options: argparse.Namespace) -> dict:
     sys.path.insert(0, str(REPOSITORY))
     import sft_main
     import trainer_utils
-    from sft.training import assembly
+    from sft.training import checkpointed_trainer
     from sft.training.progress import TrainingProgress
 
     waits, began, ended = [], [], []
@@ -91,7 +91,7 @@ def one_run(options: argparse.Namespace) -> dict:
     TrainingProgress.paused = timed
     TrainingProgress.start = lambda progress: (began.append(time.perf_counter()), start(progress))[1]
     if options.way != "copied":
-        assembly.memory_for_copy = lambda *_: 0
+        checkpointed_trainer.memory_for_copy = lambda *_: 0
     if options.way == "whole":
         trainer_utils.trackers_take_checkpoints = lambda *_: True
     with tempfile.TemporaryDirectory() as folder:

@@ -80,10 +80,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     from data_handler import prepare_data
     from distributed_utils import start_distributed
-    from model_manager import resolve_precision
-    from sft.modeling.tokenizer import load_tokenizer
+    from model_manager import load_model, load_tokenizer, resolve_precision
     from sft.processes.heap import reuse_freed_memory
-    from sft_main import load_model_and_layout
+    from sft.training.model_preparation import prepare_model
     from trainer_utils import train
 
     context = start_distributed(config.distributed, use_cpu=options.device == "cpu")
@@ -91,27 +90,28 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     precision = resolve_precision(config.model, config.training, context, adapters_only=config.lora is not None)
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(config.data, tokenizer, seed=0, sample_prompts=[])
-    model, layout = load_model_and_layout(config, tokenizer, precision, context)
-    prepared = trainer_of(config, options, precision, context, data, layout, model, tokenizer)
-    timer = StepTimer(prepared.trainer)
-    prepared.trainer.add_callback(timer)
-    train(prepared, resume_point=None)
+    model = load_model(config, tokenizer, precision, context)
+    prepared = prepare_model(config, model, tokenizer, precision, context, is_chat=data.is_chat)
+    training = trainer_of(config, context, data, prepared)
+    timer = StepTimer(training.trainer)
+    training.trainer.add_callback(timer)
+    train(training)
     result = {
         "model": options.size or Path(options.model).name,
         "mode": options.mode,
         "layout": options.layout,
-        "is_padding_free": layout.is_padding_free,
+        "is_padding_free": prepared.layout.is_padding_free,
         "mixed": precision.mixed,
         "device": device_name(options.device),
         "keeps_heap": keeps_heap,
         "batch": options.batch,
         "max_length": options.max_length,
-        **speed(options, prepared.trainer, timer.steps[options.warm :], measured_peak(options.device, precision)),
+        **speed(options, training.trainer, timer.steps[options.warm :], measured_peak(options.device, precision)),
     }
     if options.breakdown:
-        result["breakdown_seconds"] = breakdown(prepared.trainer, options.device)
+        result["breakdown_seconds"] = breakdown(training.trainer, options.device)
     if options.bare:
-        result |= against_bare_loop(prepared.trainer, options)
+        result |= against_bare_loop(training.trainer, options)
     return result
 
 

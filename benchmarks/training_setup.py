@@ -145,25 +145,20 @@ def write_tiny_model(like: str, folder: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def trainer_of(config, options, precision, context, data, layout, model, tokenizer) -> Any:
-    """Builds the trainer as a run does."""
+def trainer_of(config: Any, context: Any, data: Any, prepared: Any) -> Any:
+    """Builds the trainer as a run does; checkpoints are never copied."""
     from sft.batching.plan import resolve_batch_plan
-    from sft.training.arguments import build_training_arguments, compile_options
+    from sft.common.machine_records import MemoryLimits
+    from sft.training.arguments import build_training_arguments
+    from sft.training.run_identity import identify_run
+    from sft.training.run_setup import RunSetup
     from trainer_utils import build_trainer
 
+    max_seq_length = config.data.max_seq_length
     plan = resolve_batch_plan(
-        config.training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=options.max_length
+        config.training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=max_seq_length
     )
-    arguments = build_training_arguments(config.training, config.logging, precision, context, has_validation=False)
+    limits, identity = MemoryLimits(budget_bytes=0, process_bytes=0), identify_run(config, data, prepared, None)
+    setup = RunSetup(config, context, data, prepared, plan, limits, identity)
     Path(config.training.output_dir).mkdir(parents=True, exist_ok=True)
-    return build_trainer(
-        arguments,
-        model,
-        tokenizer,
-        data,
-        plan,
-        layout,
-        context,
-        resume_point=None,
-        compiling=compile_options(config.training),
-    )
+    return build_trainer(setup, build_training_arguments(setup, context))

@@ -16,7 +16,7 @@ from sft.checkpointing.checkpoints import list_checkpoints
 from sft.common.errors import ConfigError, ModelError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, QuantizationConfig
-from sft.modeling.loading import load_model
+from sft.modeling.loading import load_pretrained_model
 from sft.modeling.loading_errors import readable_loading_errors
 from sft.modeling.tokenizer import load_tokenizer
 from sft.reporting.run_record import RunRecord, read_run_record
@@ -171,7 +171,7 @@ def load_saved_model(
     """
     config = ModelConfig(model_name_or_path=saved.weights, trust_remote_code=saved.trust_remote_code)
     context, precision = DistributedContext(device=device), Precision(weights=dtype, mixed="no")
-    model = load_model(config, None, quantization, precision, context)
+    model = load_pretrained_model(config, None, quantization, precision, context)
     if quantization is None and getattr(model, "hf_quantizer", None) is None:
         with readable_loading_errors("model", saved.weights):
             model = model.to(device)

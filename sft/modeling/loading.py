@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_model(
+def load_pretrained_model(
     config: ModelConfig,
     lora: LoRAConfig | None,
     quantization: QuantizationConfig | None,

@@ -50,6 +50,11 @@ def open_process_group(context: DistributedContext, *, backend: str | None, time
         ) from error
 
 
+def process_group_backend() -> str | None:
+    """The backend of the open group; None if no group is open."""
+    return distributed.get_backend() if distributed.is_available() and distributed.is_initialized() else None
+
+
 def close_process_group() -> None:
     """Close the group where one is open. To be called when all processes have finished together."""
     if distributed.is_available() and distributed.is_initialized():

@@ -1,11 +1,11 @@
-"""The batch sizes that settings leave to a trial, and the plan that comes of them; the same on every process."""
+"""The batch plan of a run, with the sizes that trials find where settings say `auto`: the same on every process."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sft.batching.advice import advise
 from sft.batching.fit import BatchFit, Trial, candidate_sizes, fit_batch_size
@@ -15,25 +15,21 @@ from sft.checkpointing.resume_point import ResumePoint
 from sft.common.data_records import RowDataset, TrainingData
 from sft.common.errors import ConfigError, MemoryShortage
 from sft.common.machine_records import MemoryLimits
-from sft.common.run_records import BatchPlan, DistributedContext, Precision
+from sft.common.run_records import BatchPlan, DistributedContext
 from sft.common.text import size
 from sft.configuration.batch_sizes import AUTO, with_accumulation
 from sft.configuration.schema import SFTConfig, TrainingConfig
-from sft.modeling.footprint import footprint
 from sft.processes.agreement import agree_on_smallest
 from sft.processes.device_memory import available_memory_bytes, process_memory_bytes
 from sft.processes.environment import num_processes_here, uses_deepspeed
 from sft.reporting.log_lines import trial_line
 from sft.training.arguments import checkpointing_options
 from sft.training.memory_probe import MemoryProbe, full_packs, longest_rows
-from sft.training.row_layout import RowLayout
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from sft.training.prepared_model import PreparedModel
 
 logger = logging.getLogger("sft.train")
 MOST_ROWS = 1024
-"""Of a micro-batch where no global batch size limits it."""
+"""Largest micro-batch to try where no global batch size limits it."""
 MOST_EVALUATION_ROWS = 256
 """Larger evaluation batches are no faster anywhere."""
 
@@ -41,47 +37,42 @@ MOST_EVALUATION_ROWS = 256
 def resolve_batches(
     config: SFTConfig,
     data: TrainingData,
-    model: "PreTrainedModel",
-    layout: RowLayout,
-    precision: Precision,
+    prepared: PreparedModel,
     context: DistributedContext,
     *,
-    resume_point: ResumePoint | None,
-    own: DistributedContext,
+    actual: DistributedContext,
     limits: MemoryLimits,
+    resume: ResumePoint | None = None,
 ) -> BatchPlan:
-    """The plan of the run: sizes as they were set, as the checkpoint's run had them, or as a trial finds them.
+    """The batch plan: sizes as they are set, as the resumed run had them, or as trials find them.
 
     Args:
-        config: the whole; of it the sizes, and what memory depends on.
+        config: the whole configuration.
         data: the rows; the longest of them are tried.
-        model: on its device, with its adapters.
-        layout: how rows become a micro-batch.
-        precision: the types to compute in.
+        prepared: the model, on its device.
         context: the processes that share a step.
-        resume_point: the checkpoint to resume from; None for a fresh start.
-        own: the processes that are really there: in a rehearsal this one alone.
+        actual: the processes that are running: in a dry run this one alone.
         limits: of each device's memory.
+        resume: the checkpoint to resume from.
 
     Raises:
-        ConfigError: if the sizes do not make up the global batch size, or nothing can be tried here.
+        ConfigError: if the sizes do not make up the global batch size, or no trial is possible here.
         MemoryShortage: if not even one row fits.
     """
     training = with_accumulation(config.training, context.world_size)
     asked = _asked(config.training)
-    before = resume_point.batch_plan if resume_point else None
+    saved = resume.batch_plan if resume is not None else None
     parts = 1
-    if before is not None and _can_go_on_with(before, training, asked, context):
+    if saved is not None and _can_reuse(saved, training, asked, context):
         training = replace(
             training,
-            per_device_train_batch_size=before["per_device_train_batch_size"],
-            per_device_eval_batch_size=before["per_device_eval_batch_size"],
-            gradient_accumulation_steps=before["gradient_accumulation_steps"],
+            per_device_train_batch_size=saved["per_device_train_batch_size"],
+            per_device_eval_batch_size=saved["per_device_eval_batch_size"],
+            gradient_accumulation_steps=saved["gradient_accumulation_steps"],
         )
-        parts = before["parts"]
+        parts = saved["parts"]
     elif AUTO in asked.values():
-        finder = _Finder(config, training, data, model, layout, precision, context, own, limits)
-        training = finder.settle()
+        training = _SizeTrials(config, training, data, prepared, context, actual, limits).settle()
     plan = resolve_batch_plan(
         training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=config.data.max_seq_length
     )
@@ -89,7 +80,7 @@ def resolve_batches(
 
 
 def _asked(training: TrainingConfig) -> dict[str, Any]:
-    """What the settings say of sizes, which a checkpoint keeps: whoever changes them wants them changed."""
+    """The sizes as they are set. A checkpoint keeps them: if they were changed since, its plan is not reused."""
     names = (
         "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
         "global_batch_size", "tokens_per_batch", "packing",
@@ -97,27 +88,27 @@ def _asked(training: TrainingConfig) -> dict[str, Any]:
     return {name: getattr(training, name) for name in names}
 
 
-def _can_go_on_with(
-    before: dict[str, Any], training: TrainingConfig, asked: dict[str, Any], context: DistributedContext
+def _can_reuse(
+    saved: dict[str, Any], training: TrainingConfig, asked: dict[str, Any], context: DistributedContext
 ) -> bool:
-    """Whether a checkpoint's plan is this run's; tells it in the log where it matters."""
-    if before["asked"] != asked:
+    """Whether a checkpoint's plan is reused; logged where sizes were found by trial."""
+    if saved["asked"] != asked:
         return False
-    if before["world_size"] == context.world_size:
-        if AUTO in asked.values() or before["parts"] > 1:
-            logger.info("Batch sizes are those of the run that goes on.")
+    if saved["world_size"] == context.world_size:
+        if AUTO in asked.values() or saved["parts"] > 1:
+            logger.info("Batch sizes are those of the resumed run.")
         return True
     if AUTO in asked.values() and training.global_batch_size is None:
         raise ConfigError(
-            f"per_device_train_batch_size: auto chose {before['per_device_train_batch_size']} rows on "
-            f"{before['world_size']} processes, and now there are {context.world_size}: the rows of a step would "
-            f"change in the middle of the run. Write global_batch_size: {before['global_batch_size']}."
+            f"per_device_train_batch_size: auto chose {saved['per_device_train_batch_size']} rows on "
+            f"{saved['world_size']} processes, and now there are {context.world_size}: each step would train on "
+            f"different rows. Write global_batch_size: {saved['global_batch_size']}."
         )
     return False
 
 
 def memory_limits(training: TrainingConfig, context: DistributedContext) -> MemoryLimits:
-    """What this process may hold at its fullest; to be asked before there is a model.
+    """The peak memory that this process may reach. Called before the model is loaded.
 
     Args:
         training: the training section.
@@ -134,51 +125,47 @@ def memory_limits(training: TrainingConfig, context: DistributedContext) -> Memo
 def _check_can_be_tried(training: TrainingConfig, context: DistributedContext, limits: MemoryLimits) -> None:
     reason = None
     if uses_deepspeed(training.passed_through.deepspeed):
-        reason = "it tries the whole model on one device, and DeepSpeed spreads it over several; give a number"
+        reason = "it tries the whole model on one device, and DeepSpeed shards it over several; give a number"
     elif context.device == "mps":
-        reason = "it knows CPUs and CUDA devices, not Apple's; give a number"
+        reason = "it supports CPUs and CUDA devices, not Apple's; give a number"
     elif limits.budget_bytes is None:
-        reason = "this system does not tell how much memory is free; set memory_budget_gib"
+        reason = "this system does not report its free memory; set memory_budget_gib"
     if reason is not None:
         raise ConfigError(f"per_device_train_batch_size: auto: {reason}.")
 
 
-class _Finder:
-    """Tries the sizes that are left open."""
+class _SizeTrials:
+    """Finds the sizes that are `auto` by trials on the real model."""
 
     def __init__(
         self,
         config: SFTConfig,
         training: TrainingConfig,
         data: TrainingData,
-        model: "PreTrainedModel",
-        layout: RowLayout,
-        precision: Precision,
+        prepared: PreparedModel,
         context: DistributedContext,
-        own: DistributedContext,
+        actual: DistributedContext,
         limits: MemoryLimits,
     ):
+        _check_can_be_tried(training, actual, limits)
         self._training = training
         self._data = data
         self._context = context
-        self._own = own
-        self._layout = layout
-        self._precision = precision
-        self._footprint = footprint(model)
-        self._longest = config.data.max_seq_length
-        _check_can_be_tried(training, own, limits)
+        self._actual = actual
+        self._prepared = prepared
+        self._max_seq_length = config.data.max_seq_length
         self._limits = limits
         self._probe = MemoryProbe(
-            model,
-            precision,
+            prepared.model,
+            prepared.precision,
             context.device,
-            layout=layout,
+            layout=prepared.layout,
             optimizer=training.optim,
             checkpointing=checkpointing_options(training),
         )
 
     def settle(self) -> TrainingConfig:
-        """The training section with numbers for all that was `auto`."""
+        """The training section with numbers in place of `auto`."""
         training = self._training
         changes: dict[str, int] = {}
         with self._probe.simulated_training_memory():
@@ -201,12 +188,12 @@ class _Finder:
         unit = "pack" if training.packing else "row"
         fit = self._fit(candidates, lambda count: self._probe.train(self._training_rows(count)))
         if fit.size is None:
-            raise self._shortage(fit, unit, self._longest_of(self._data.train))
-        chosen = agree_on_smallest(fit.size, self._own)
-        _tell("Batch size", fit, chosen, unit)
+            raise self._shortage(fit, unit, self._longest_row(self._data.train))
+        chosen = agree_on_smallest(fit.size, self._actual)
+        _log_choice("Batch size", fit, chosen, unit)
         if a_device is None:
             logger.info(
-                "A step takes what fits here: write global_batch_size: %d to have the same on any machine.",
+                "The batch size is what fits here: write global_batch_size: %d to have the same on any machine.",
                 chosen * training.gradient_accumulation_steps * world_size,
             )
         return chosen
@@ -219,63 +206,65 @@ class _Finder:
         fit = self._fit(
             candidate_sizes(None, most), lambda count: self._probe.evaluate(longest_rows(rows, count)), trains=False
         )
-        # Training fits, so one row at a time is worth an attempt, whatever the trial said.
-        chosen = agree_on_smallest(fit.size or 1, self._own)
-        _tell("Evaluation batch size", fit, chosen, "row")
+        # Training fits, so a batch of one row is worth an attempt even if its trial failed.
+        chosen = agree_on_smallest(fit.size or 1, self._actual)
+        _log_choice("Evaluation batch size", fit, chosen, "row")
         return chosen
 
     def _fit(self, candidates: Sequence[int], measure: Callable[[int], Trial], *, trains: bool = True) -> BatchFit:
         def measured(count: int) -> Trial:
-            return replace(measure(count), size=count)  # of packs, not of the rows in them
+            return replace(measure(count), size=count)  # in packs, not in their rows
 
         fit = fit_batch_size(
             candidates, measured, self._limits.budget_bytes, predict=lambda size: self._predicted(size, trains)
         )
-        # All processes stop together where one of them has no room.
-        if agree_on_smallest(fit.size or 0, self._own) == 0:
+        # All processes stop together if one of them has no room.
+        if agree_on_smallest(fit.size or 0, self._actual) == 0:
             return replace(fit, size=None)
         return fit
 
     def _training_rows(self, size: int) -> list[Any]:
-        """The fullest micro-batch that can come."""
+        """The largest micro-batch that can occur."""
         rows = self._data.train
         if self._training.packing:
-            return full_packs(rows, size, capacity=self._longest, max_seq_length=self._longest)
-        if self._data.stream is not None:  # whose rows were not all looked at
-            return full_packs(rows, size, capacity=self._longest, max_seq_length=self._longest)
+            return full_packs(rows, size, capacity=self._max_seq_length, max_seq_length=self._max_seq_length)
+        if self._data.stream is not None:  # not all of its rows are known
+            return full_packs(rows, size, capacity=self._max_seq_length, max_seq_length=self._max_seq_length)
         return longest_rows(rows, size)
 
-    def _longest_of(self, rows: RowDataset) -> int:
+    def _longest_row(self, rows: RowDataset) -> int:
         is_open = self._training.packing or self._data.stream is not None
-        return self._longest if is_open else int(rows.lengths.max())
+        return self._max_seq_length if is_open else int(rows.lengths.max())
 
     def _predicted(self, size: int, trains: bool) -> int:
-        """By arithmetic; without a word on evaluation, where hardly anything is kept."""
+        """By arithmetic; evaluation keeps hardly any activations, so nothing is predicted for it."""
         return estimate_memory(self._facts(size)).total_bytes if trains else 0
 
     def _facts(self, count: int) -> MemoryFacts:
-        """What the memory of a micro-batch of so many depends on."""
+        """What the memory of a micro-batch of this size depends on."""
         rows, training = self._training_rows(count), self._training
         longest = max(len(row["input_ids"]) for row in rows)
-        tokens = sum(len(row["input_ids"]) for row in rows) if self._layout.is_padding_free else len(rows) * longest
+        tokens = (
+            sum(len(row["input_ids"]) for row in rows) if self._prepared.layout.is_padding_free else len(rows) * longest
+        )
         return MemoryFacts(
-            footprint=self._footprint,
+            footprint=self._prepared.footprint,
             per_device_train_batch_size=count,
-            gradient_accumulation_steps=2,  # that gradients stand beside a micro-batch is all that matters here
+            gradient_accumulation_steps=2,  # above 1: gradients are kept beside a micro-batch
             tokens=tokens,
             longest_row=longest,
-            weights=self._precision.weights,
-            mixed=self._precision.mixed,
+            weights=self._prepared.precision.weights,
+            mixed=self._prepared.precision.mixed,
             optimizer=training.optim,
             gradient_checkpointing=training.gradient_checkpointing,
             device=self._context.device,
-            logits_chunk_bytes=self._layout.output.chunk_bytes,
+            logits_chunk_bytes=self._prepared.layout.output.chunk_bytes,
             world_size=self._context.world_size,
             process_bytes=self._limits.process_bytes,
         )
 
     def _shortage(self, fit: BatchFit, unit: str, longest: int) -> MemoryShortage:
-        """What to say where not even one fits, here or on another process."""
+        """The error if not even one row fits, here or on another process."""
         peak = fit.trials[0].peak_bytes
         needs = f"takes {size(peak)}" if peak is not None else "runs out of memory"
         advice = advise(self._facts(1), fit.budget_bytes)
@@ -289,6 +278,6 @@ class _Finder:
         )
 
 
-def _tell(what: str, fit: BatchFit, chosen: int, unit: str) -> None:
+def _log_choice(what: str, fit: BatchFit, chosen: int, unit: str) -> None:
     peak = next(trial.peak_bytes for trial in fit.trials if trial.size == chosen)
     logger.info(trial_line(what, chosen, unit, [trial.size for trial in fit.trials], peak, fit.budget_bytes))

@@ -1,4 +1,4 @@
-"""Before the first step: is the data sound, and what would a run be? A dry run ends here."""
+"""Before the first step: whether the data is sound, and what a run would be. A dry run ends here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,15 @@ from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.common.data_records import TrainingData
 from sft.common.errors import ConfigError, DataError
 from sft.common.machine_records import MemoryAdvice, MemoryLimits
-from sft.common.run_records import BatchPlan, DistributedContext, ModelFootprint, Precision
+from sft.common.run_records import BatchPlan, DistributedContext
 from sft.configuration.checks.schedule import NEED_VALIDATION
-from sft.configuration.schema import DataConfig, SFTConfig
-from sft.data.checks import bad_row_lines, find_problems, stops_run
+from sft.configuration.schema import SFTConfig
+from sft.data.checks import bad_row_lines, find_problems
 from sft.reporting.environment import gather_environment
 from sft.reporting.log_lines import data_lines
 from sft.reporting.preflight.document import preflight_document, write_preflight
 from sft.reporting.preflight.text import Preflight, preflight_lines
-from sft.training.callbacks import StreamDrops
+from sft.training.prepared_model import PreparedModel
 from sft.training.row_layout import RowLayout
 
 logger = logging.getLogger("sft.data")
@@ -32,21 +32,21 @@ EXIT_UNSOUND = 2
 REPORT_FILE = "preflight.json"
 
 
-def check_data(config: SFTConfig, data: TrainingData, *, is_rehearsal: bool) -> list[str]:
-    """The reasons not to train on the data. A real run stops at them; a dry run goes on and lists them at its end.
+def check_data(config: SFTConfig, data: TrainingData, *, is_dry_run: bool) -> list[str]:
+    """The reasons not to train on the data. A run stops at them; a dry run continues and lists them at its end.
 
     Raises:
-        DataError: in a real run, with the first bad rows and every reason.
+        DataError: in a run, with the first bad rows and every reason.
         ConfigError: if settings need validation data and there is none.
     """
     problems = find_problems(data.report, config.data)
-    if problems and not is_rehearsal:
+    if problems and not is_dry_run:
         raise DataError(*bad_row_lines(data.report, config.data), *problems)
-    if not is_rehearsal:
+    if not is_dry_run:
         for line in data_lines(data.report):
             logger.info(line)
     if data.validation is None:
-        # Only the data itself could tell whether it has any.
+        # Whether there is a validation split is known only now.
         training, passed = config.training, config.training.passed_through
         wanted = [key for key in ("load_best_model_at_end", "eval_steps") if getattr(training, key)]
         wanted += ["save_strategy"] * passed.saves_best
@@ -59,83 +59,89 @@ def check_data(config: SFTConfig, data: TrainingData, *, is_rehearsal: bool) -> 
     return problems
 
 
-def begin_rehearsal(config: SFTConfig, context: DistributedContext) -> None:
-    """Takes an earlier dry run's report away: if this one ends early, it must not be taken for its own."""
+def remove_earlier_report(config: SFTConfig, context: DistributedContext) -> None:
+    """Deletes an earlier dry run's report: if this dry run ends early, its report must not be taken for this one's."""
     if context.is_main_process:
         Path(config.training.output_dir, REPORT_FILE).unlink(missing_ok=True)
 
 
-def stream_drops(config: DataConfig) -> StreamDrops:
-    """What becomes of rows of a stream that cannot be used, by the same rules as of others."""
-    return StreamDrops(stops_run=partial(stops_run, config=config), max_share=config.max_bad_row_share)
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a dry run knows before the model is loaded."""
+
+    config: SFTConfig
+    data: TrainingData
+    problems: Sequence[str]
+    """Reasons not to train on the data."""
+    context: DistributedContext
+    """`world_size` processes are planned."""
+    limits: MemoryLimits
+    show_rows: Sequence[int] = ()
+    """Numbers of the training rows to show."""
 
 
-def show_preflight(
-    config: SFTConfig,
-    data: TrainingData,
-    problems: list[str],
-    context: DistributedContext,
-    footprint: ModelFootprint | None = None,
-    plan: BatchPlan | None = None,
-    precision: Precision | None = None,
-    layout: RowLayout | None = None,
-    *,
-    show_rows: Sequence[int] = (),
-    limits: MemoryLimits | None = None,
-) -> int:
+def show_preflight(dry_run: DryRun, prepared: PreparedModel | None = None, plan: BatchPlan | None = None) -> int:
     """Shows what a run would be, and writes it to `preflight.json`.
 
     Args:
-        footprint, plan, precision, layout: None where no row is left to plan with.
-        show_rows: numbers of the rows that were asked for.
-        limits: of each device's memory.
+        dry_run: the configuration, the data, and what is wrong with it.
+        prepared: the model; None if there is no row to train on.
+        plan: the batch plan; None if there is no row to train on.
 
     Returns:
         The exit status: 0 if a run would be sound, 2 if not.
     """
-    shown = _all_that_is_known(config, data, problems, context, footprint, plan, precision, layout, limits)
+    shown = _gather_preflight(dry_run, prepared, plan)
     for line in preflight_lines(shown, colour=sys.stdout.isatty()):
         logger.info(line)
+    data = dry_run.data
     rows_read = sum(source.rows_read for source in data.report.train.sources)
-    there = {preview.number for preview in data.previews}
-    for number in (number for number in show_rows if number not in there):
+    found = {preview.number for preview in data.previews}
+    for number in (number for number in dry_run.show_rows if number not in found):
         logger.info("Row %d is not shown: there are %d training rows.", number, rows_read)
-    if context.is_main_process:
-        path = Path(config.training.output_dir, REPORT_FILE)
+    if dry_run.context.is_main_process:
+        path = Path(dry_run.config.training.output_dir, REPORT_FILE)
         write_preflight(preflight_document(shown), path)
         logger.info("Wrote %s.", path)
-    return EXIT_UNSOUND if problems else 0
+    return EXIT_UNSOUND if dry_run.problems else 0
 
 
 def memory_facts(
     config: SFTConfig,
     data: TrainingData,
-    footprint: ModelFootprint,
+    prepared: PreparedModel,
     plan: BatchPlan,
-    precision: Precision,
-    layout: RowLayout,
-    context: DistributedContext,
     *,
+    device: str,
     process_bytes: int = 0,
 ) -> MemoryFacts:
-    """What the predicted memory of a run depends on."""
-    training, train = config.training, data.report.train
+    """What the predicted memory of a run depends on.
+
+    Args:
+        config: the whole configuration.
+        data: the prepared rows.
+        prepared: the model.
+        plan: the batch plan.
+        device: as torch spells it.
+        process_bytes: of this process before there is a model.
+    """
+    training, train, layout = config.training, data.report.train, prepared.layout
     return MemoryFacts(
-        footprint=footprint,
-        # Where micro-batches are made by tokens, their number of rows is no setting.
+        footprint=prepared.footprint,
+        # With `tokens_per_batch` the number of rows of a micro-batch is not a setting.
         per_device_train_batch_size=0 if training.tokens_per_batch else plan.per_device_train_batch_size,
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         tokens=_tokens_of_a_batch(data, plan, layout),
         longest_row=train.longest_row,
-        weights=precision.weights,
-        mixed=precision.mixed,
+        weights=prepared.precision.weights,
+        mixed=prepared.precision.mixed,
         optimizer=training.optim,
         gradient_checkpointing=training.gradient_checkpointing,
         attention=config.model.attn_implementation or "sdpa",
-        # A padded model's own scores are made for whole columns: hardly fewer than all.
+        # Logits of a padded batch are computed for whole columns: hardly fewer than all.
         supervised_share=train.supervised_share if layout.is_padding_free or layout.output.chunk_bytes else 1.0,
         logits_chunk_bytes=layout.output.chunk_bytes,
-        device=context.device,
+        device=device,
         world_size=plan.world_size,
         sharded_over=plan.world_size if config.fsdp is not None else 1,
         reshard_after_forward=config.fsdp is None or config.fsdp.reshard_after_forward,
@@ -143,31 +149,20 @@ def memory_facts(
     )
 
 
-def _all_that_is_known(
-    config: SFTConfig,
-    data: TrainingData,
-    problems: list[str],
-    context: DistributedContext,
-    footprint: ModelFootprint | None,
-    plan: BatchPlan | None,
-    precision: Precision | None,
-    layout: RowLayout | None,
-    limits: MemoryLimits | None,
-) -> Preflight:
-    training = config.training
-    limits = limits or MemoryLimits(budget_bytes=None, process_bytes=0)
+def _gather_preflight(dry_run: DryRun, prepared: PreparedModel | None, plan: BatchPlan | None) -> Preflight:
+    config, data, limits = dry_run.config, dry_run.data, dry_run.limits
     memory = environment = None
     advice: tuple[MemoryAdvice, ...] = ()
-    if footprint is not None and plan is not None and precision is not None and layout is not None:
-        process_bytes = limits.process_bytes
-        facts = memory_facts(config, data, footprint, plan, precision, layout, context, process_bytes=process_bytes)
+    if prepared is not None and plan is not None:
+        device, process_bytes = dry_run.context.device, limits.process_bytes
+        facts = memory_facts(config, data, prepared, plan, device=device, process_bytes=process_bytes)
         memory = estimate_memory(facts)
         environment = gather_environment(
-            context,
-            footprint,
-            output_dir=training.output_dir,
+            dry_run.context,
+            prepared.footprint,
+            output_dir=config.training.output_dir,
             optimizer_bytes=memory.optimizer_bytes,
-            checkpoints_kept=training.save_total_limit,
+            checkpoints_kept=config.training.save_total_limit,
             num_checkpoints=_num_checkpoints(config, plan),
         )
         if limits.budget_bytes is not None:
@@ -178,7 +173,7 @@ def _all_that_is_known(
         plan=plan,
         memory=memory,
         environment=environment,
-        problems=problems,
+        problems=list(dry_run.problems),
         max_seq_length=config.data.max_seq_length,
         memory_budget_bytes=limits.budget_bytes,
         advice=advice,
@@ -186,7 +181,7 @@ def _all_that_is_known(
 
 
 def _tokens_of_a_batch(data: TrainingData, plan: BatchPlan, layout: RowLayout) -> int:
-    """Tokens of the fullest micro-batch that can come, padding included."""
+    """Tokens of the largest micro-batch that can occur, padding included."""
     rows, train = plan.per_device_train_batch_size, data.report.train
     if plan.packs is not None:
         return rows * plan.packs.capacity

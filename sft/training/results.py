@@ -1,98 +1,163 @@
-"""What a run leaves: the model, the records, and what is said at its end."""
+"""What a run leaves behind: the result of training, the saved model, the records, and the last lines of the log."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sft.checkpointing.checkpoints import list_checkpoints
 from sft.checkpointing.final_model import model_staging_folder, publish_model, write_model
-from sft.common.data_records import TrainingData
 from sft.common.files import write_json
 from sft.common.optional_packages import missing_package
-from sft.common.run_records import BatchPlan, TrainingResult
-from sft.configuration.schema import SFTConfig
-from sft.configuration.values import config_sha256
+from sft.common.run_records import EvaluationResult, TrainingResult
 from sft.modeling.saving import save_final_model
+from sft.processes.agreement import agree_on_smallest
+from sft.processes.device_memory import peak_memory_bytes, total_memory_bytes
 from sft.reporting.curves import draw_curves
 from sft.reporting.log_lines import before_and_after_lines, sample_lines
 from sft.reporting.metrics_log import read_metrics
 from sft.reporting.summary import build_summary
-from sft.reporting.trackers.install import Trackers
-from sft.training.checkpointed_trainer import CheckpointedTrainer
 from sft.training.hub_pushes import NOT_PUSHED_STATUS
 from sft.training.run_report import HTML_FILE, RunReport
+from sft.training.stopping import StopCallback
 
 logger = logging.getLogger("sft")
+METRICS = tuple(field.name for field in dataclasses.fields(EvaluationResult))
 TRACKED_RESULTS = ("status", "train", "eval_before", "eval_after", "samples_ended", "bad_steps", "memory_shortages")
-"""What trackers show of the summary in the end."""
+"""Entries of the summary that trackers show at the end."""
 
 
-def save_and_report(
-    config: SFTConfig,
-    trainer: CheckpointedTrainer,
-    trackers: Trackers,
-    data: TrainingData,
-    plan: BatchPlan,
-    result: TrainingResult,
-    command: str,
-    report: RunReport,
-) -> int:
-    """Saves the model, writes the records, and says what came of it; returns the exit status."""
-    context, output = trainer.context, Path(config.training.output_dir)
+def evaluation_result(metrics: Mapping[str, float]) -> EvaluationResult:
+    """The metrics of an evaluation as a record."""
+    return EvaluationResult(**{name: metrics[f"eval_{name}"] for name in METRICS})
+
+
+def training_result(trainer: Any, steps: int, stop: StopCallback) -> TrainingResult:
+    """The counts, speeds and memory of a run that has just ended.
+
+    Args:
+        trainer: that has trained.
+        steps: optimizer steps of the whole run.
+        stop: knows the signal that stopped it.
+    """
+    progress = trainer.progress
+    seconds = progress.seconds()
+    supervised, tokens, rows, *_, dropped = progress.counts.tolist()
+    device = trainer.context.device
+    peak, total = peak_memory_bytes(device), total_memory_bytes(device)
+    checkpoints = list_checkpoints(trainer.args.output_dir)
+    return TrainingResult(
+        status="interrupted" if stop.stopped else "completed",
+        stopped_by=stop.stopped_by,
+        steps=steps,
+        epochs=float(trainer.state.epoch or 0.0) if trainer.train_sampler is not None else None,
+        loss=trainer.means.mean_loss,
+        seconds=seconds,
+        examples_per_second=rows / seconds,
+        tokens_per_second=tokens / seconds,
+        supervised_tokens_per_second=supervised / seconds,
+        model_flops_per_second=progress.model_flops() / seconds,
+        mfu=progress.utilization(progress.model_flops() / seconds),
+        rows_dropped=int(dropped),
+        bad_steps=trainer.bad_steps.count,
+        memory_shortages={
+            "training": trainer.step_gradient.shortages if trainer.step_gradient else 0,
+            "evaluation": trainer.evaluation_step.shortages,
+        },
+        peak_memory_bytes=peak,
+        memory_share=peak / total if total else None,
+        last_checkpoint=str(checkpoints[-1]) if checkpoints else None,
+    )
+
+
+def attach_report(training: Any) -> RunReport:
+    """The report of the run, which the trainer keeps up to date from now on."""
+    trainer = training.trainer
+    report = RunReport(trainer.setup, plan=trainer.current_plan, bad_steps=lambda: trainer.bad_steps.count)
+    trainer.add_callback(report)
+    return report
+
+
+def save_and_report(training: Any, result: TrainingResult, report: RunReport) -> int:
+    """Saves the model, writes the records, and logs the result. A collective operation.
+
+    Args:
+        training: as `trainer_utils.build_trainer` returned it.
+        result: of the training.
+        report: the run's report, which is finished here.
+
+    Returns:
+        The exit status, the same on all processes: the main process alone knows whether the Hub took the model.
+    """
+    trainer = training.trainer
     completed = result.status == "completed"
-    if completed and trainer.is_deepspeed_enabled:
-        trainer.save_model(str(model_staging_folder(output)))  # gathers the shards, which takes every process
-        if context.is_main_process:
-            publish_model(model_staging_folder(output), output)
-    elif completed:
-        weights = trainer.gather_whole_weights()
-        if context.is_main_process:
-            write_model(output, partial(save_final_model, trainer.model, trainer.processing_class, weights=weights))
+    if completed:
+        _save_model(trainer)
     status = 0 if completed else 128 + result.stopped_by
-    if not context.is_main_process:
+    if trainer.context.is_main_process:
+        status = _report(training, result, report, status)
+    # No process leaves while others still write.
+    return -agree_on_smallest(-status, trainer.context)
+
+
+def _report(training: Any, result: TrainingResult, report: RunReport, status: int) -> int:
+    """Pushes the model if that is set, writes the records, and logs the result; returns the exit status."""
+    trainer, setup = training.trainer, training.trainer.setup
+    pushed = None
+    if status == 0 and trainer.args.push_to_hub:
+        name = Path(setup.config.training.output_dir).absolute().name
+        is_pushed = trainer.hub.push_model(lambda: trainer.create_model_card(model_name=name))
+        status = 0 if is_pushed else NOT_PUSHED_STATUS
+        pushed = trainer.hub.problem or "sent"
+    _write_records(training, result, pushed)
+    report.finish(result)
+    if result.status == "completed":
+        _log_result(trainer, result, status)
         return status
-    to_hub = None
-    if completed and trainer.args.push_to_hub:
-        is_sent = trainer.hub.push_model(lambda: trainer.create_model_card(model_name=output.absolute().name))
-        status = 0 if is_sent else NOT_PUSHED_STATUS
-        to_hub = trainer.hub.problem or "sent"
-    curves = _draw_curves(output, config.logging.run_name or str(output))
+    logger.info("Stopped at step %d of %d, saved in %s.", result.steps, setup.plan.total_steps, result.last_checkpoint)
+    logger.info("Resume with: %s --resume_from_checkpoint auto", setup.command)
+    return status
+
+
+def _save_model(trainer: Any) -> None:
+    """Saves the final model; processes that hold shards take part."""
+    output = Path(trainer.setup.config.training.output_dir)
+    if trainer.is_deepspeed_enabled:
+        trainer.save_model(str(model_staging_folder(output)))
+        if trainer.context.is_main_process:
+            publish_model(model_staging_folder(output), output)
+        return
+    weights = trainer.gather_whole_weights()
+    if trainer.context.is_main_process:
+        write_model(output, partial(save_final_model, trainer.model, trainer.processing_class, weights=weights))
+
+
+def _write_records(training: Any, result: TrainingResult, pushed: str | None) -> None:
+    """Writes the curves and the summary, and finishes the trackers."""
+    trainer, trackers, setup = training.trainer, training.trackers, training.trainer.setup
+    output = Path(setup.config.training.output_dir)
+    curves = _draw_curves(output, setup.config.logging.run_name or str(output))
     summary = build_summary(
-        result, data.report, trainer.plan_now(), config_sha256(config), context.device,
-        data_digests=trainer.facts.get("data"),
-    )  # fmt: skip
-    summary |= {"trackers": trackers.problems(), "push_to_hub": to_hub}
+        result,
+        setup.data.report,
+        trainer.current_plan(),
+        setup.identity.configuration_sha256,
+        setup.context.device,
+        data_digests=dataclasses.asdict(setup.identity.data),
+    )
+    summary |= {"trackers": trackers.problems(), "push_to_hub": pushed}
     write_json(summary, output / "run_summary.json")
     trackers.finish(result.steps, {name: summary[name] for name in TRACKED_RESULTS}, curves)
     if trackers.problems() != summary["trackers"]:
         write_json({**summary, "trackers": trackers.problems()}, output / "run_summary.json")
-    report.finish(result)
-    if not completed:
-        logger.info("Stopped at step %d of %d, saved in %s.", result.steps, plan.total_steps, result.last_checkpoint)
-        logger.info("Go on with: %s --resume_from_checkpoint auto", command)
-        return status
-    for line in [*sample_lines(result.samples), "", *before_and_after_lines(result.eval_before, result.eval_after)]:
-        logger.info(line)
-    logger.info(
-        "Trained %d steps in %.0f s: %.1f examples/s, %s tokens/s, %s of them trained.",
-        result.steps, result.seconds, result.examples_per_second,
-        f"{result.tokens_per_second:,.0f}", f"{result.supervised_tokens_per_second:,.0f}",
-    )  # fmt: skip
-    kind = "adapters" if config.lora is not None else "model"
-    logger.info("Saved the %s and the records in %s. What came of it: %s", kind, output, output / HTML_FILE)
-    if status:
-        logger.info(
-            "push_to_hub: the %s is not on the Hub (%s), so the exit status is %d. Send it with: hf upload %s %s",
-            kind, to_hub, status, trainer.hub.name, output,
-        )  # fmt: skip
-    return status
 
 
 def _draw_curves(output: Path, title: str) -> Path | None:
-    """Draw `training_curves.png`. Returns its path, or None where matplotlib is missing, which is logged."""
+    """Draws `training_curves.png`; returns its path, or None if matplotlib is missing, which is logged."""
     picture = output / "training_curves.png"
     try:
         draw_curves(read_metrics(output / "metrics.jsonl"), picture, title)
@@ -103,13 +168,29 @@ def _draw_curves(output: Path, title: str) -> Path | None:
     return picture
 
 
-def attach_report(
-    config: SFTConfig, trainer: CheckpointedTrainer, data: TrainingData, facts: Mapping[str, Any], command: str
-) -> RunReport:
-    """The report of the run, which the trainer keeps up to date from now on."""
-    report = RunReport(
-        config, data, trainer.context, model=trainer.model, plan=trainer.plan_now,
-        bad_steps=lambda: trainer.bad_steps.count, data_digests=facts["data"], command=command,
-    )  # fmt: skip
-    trainer.add_callback(report)
-    return report
+def _log_result(trainer: Any, result: TrainingResult, status: int) -> None:
+    """Logs what came of a completed run."""
+    config = trainer.setup.config
+    output = Path(config.training.output_dir)
+    for line in [*sample_lines(result.samples), "", *before_and_after_lines(result.eval_before, result.eval_after)]:
+        logger.info(line)
+    logger.info(
+        "Trained %d steps in %.0f s: %.1f examples/s, %s tokens/s, %s supervised tokens/s.",
+        result.steps,
+        result.seconds,
+        result.examples_per_second,
+        f"{result.tokens_per_second:,.0f}",
+        f"{result.supervised_tokens_per_second:,.0f}",
+    )
+    kind = "adapters" if config.lora is not None else "model"
+    logger.info("Saved the %s and the records in %s. Report: %s", kind, output, output / HTML_FILE)
+    if status:
+        logger.info(
+            "push_to_hub: the %s was not pushed to the Hub (%s), so the exit status is %d. Push it with: "
+            "hf upload %s %s",
+            kind,
+            trainer.hub.problem,
+            status,
+            trainer.hub.name,
+            output,
+        )

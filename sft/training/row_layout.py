@@ -46,6 +46,11 @@ class RowLayout:
         return isinstance(self.collator, FlatCollator)
 
     @property
+    def name(self) -> str:
+        """`padding-free` or `padded`."""
+        return "padding-free" if self.is_padding_free else "padded"
+
+    @property
     def has_fixed_shape(self) -> bool:
         """Whether every batch has the same number of tokens."""
         return isinstance(self.collator, FlatCollator) and self.collator.fixed_tokens is not None

@@ -1,96 +1,129 @@
-"""What makes a run this run: settings, data, names. Kept in each checkpoint, and compared when a run goes on."""
+"""What identifies a run: settings, data, precision, layout, names. Kept in each checkpoint, and compared on resume."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sft.checkpointing.checkpoints import check_same_run, check_steps_are_left
 from sft.checkpointing.resume_point import ResumePoint
 from sft.common.data_records import TrainingData
 from sft.common.files import json_safe
-from sft.common.run_records import Answer, BatchPlan, EvaluationResult
+from sft.common.run_records import Answer, BatchPlan, EvaluationResult, Precision
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_sha256, config_values
 from sft.data.digest import rows_digest
 from sft.reporting.summary import plan_facts
+from sft.training.prepared_model import PreparedModel
 
 
-def facts_of_run(config: SFTConfig, data: TrainingData, resume_point: ResumePoint | None) -> dict[str, Any]:
-    """What each checkpoint's manifest keeps, ready for JSON.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataDigests:
+    """Digests of the rows of each split: of their tokens and labels, not of the files that they come from."""
+
+    train: str
+    train_rows: int
+    validation: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunIdentity:
+    """What makes a run this run. Known before the first step, and the same for all of the run."""
+
+    configuration: Mapping[str, Any]
+    """Every setting in force, without secrets."""
+    configuration_sha256: str
+    data: DataDigests
+    wandb_run_id: str
+    precision: Precision
+    layout: str
+    """`padding-free` or `padded`."""
+
+    def as_manifest(self) -> dict[str, Any]:
+        """The part of a checkpoint's manifest that describes the run, ready for JSON."""
+        return json_safe(asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BeforeTraining:
+    """What was measured before the first step. Checkpoints keep it: a resumed run has other weights by then."""
+
+    evaluation: EvaluationResult | None = None
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    """Sample prompt -> answer."""
+
+    def as_manifest(self) -> dict[str, Any]:
+        """The part of a checkpoint's manifest that keeps it."""
+        document: dict[str, Any] = {"eval_before": self.evaluation and asdict(self.evaluation)}
+        if self.answers:
+            document["samples_before"] = {prompt: asdict(answer) for prompt, answer in self.answers.items()}
+        return document
+
+
+def identify_run(
+    config: SFTConfig, data: TrainingData, prepared: PreparedModel, resume: ResumePoint | None
+) -> RunIdentity:
+    """The identity of the run that is about to start.
 
     Args:
-        config: the whole.
-        data: the rows.
-        resume_point: the checkpoint to resume from. In the same folder it is the same run for the trackers too.
+        config: the whole configuration.
+        data: the prepared rows.
+        prepared: the model; its precision and layout are part of the identity.
+        resume: the checkpoint to resume from. In the same output folder, trackers continue the same run.
     """
-    saved = resume_point.manifest if resume_point and resume_point.is_in(config.training.output_dir) else {}
-    facts = {
-        "configuration": config_values(config),
-        "configuration_sha256": config_sha256(config),
-        "data": {
-            "train": rows_digest(data.train),
-            "train_rows": len(data.train),
-            "validation": None if data.validation is None else rows_digest(data.validation),
-        },
-        "wandb_run_id": saved.get("wandb_run_id") or uuid.uuid4().hex[:8],
-    }
-    return json_safe(facts)
+    is_same_folder = resume is not None and resume.is_in(config.training.output_dir)
+    known_id = resume.manifest.get("wandb_run_id") if is_same_folder else None
+    return RunIdentity(
+        configuration=config_values(config),
+        configuration_sha256=config_sha256(config),
+        data=DataDigests(
+            train=rows_digest(data.train),
+            train_rows=len(data.train),
+            validation=None if data.validation is None else rows_digest(data.validation),
+        ),
+        wandb_run_id=known_id or uuid.uuid4().hex[:8],
+        precision=prepared.precision,
+        layout=prepared.layout.name,
+    )
 
 
-def with_name_of_run(config: SFTConfig, resume_point: ResumePoint | None) -> SFTConfig:
-    """The configuration with the name that the run has, where none is given now."""
-    is_named = config.logging.run_name is not None
-    if is_named or resume_point is None or not resume_point.is_in(config.training.output_dir):
+def with_saved_run_name(config: SFTConfig, resume: ResumePoint | None) -> SFTConfig:
+    """The configuration with the resumed run's name, where no name is set now."""
+    if config.logging.run_name is not None or resume is None or not resume.is_in(config.training.output_dir):
         return config
-    name = resume_point.manifest.get("configuration", {}).get("run_name")
+    name = resume.manifest.get("configuration", {}).get("run_name")
     return replace(config, logging=replace(config.logging, run_name=name))
 
 
-def check_resumable(resume_point: ResumePoint | None, facts: Mapping[str, Any], plan: BatchPlan) -> None:
-    """Refuses to go on from a checkpoint of another run, or one that has nothing left; tells what has changed.
-
-    Args:
-        resume_point: None for a fresh start.
-        facts: of this run.
-        plan: of this run.
+def check_resume(resume: ResumePoint | None, identity: RunIdentity, plan: BatchPlan) -> None:
+    """Refuses to resume from a checkpoint of another run, or with no steps left; logs which settings changed.
 
     Raises:
-        ConfigError: naming what is in the way.
+        ConfigError: with each setting that must not change.
     """
-    if resume_point is not None:
-        check_same_run(resume_point, facts, plan_facts(plan), plan.world_size)
-        check_steps_are_left(resume_point, plan.total_steps)
+    if resume is not None:
+        check_same_run(resume, identity.as_manifest(), plan_facts(plan), plan.world_size)
+        check_steps_are_left(resume, plan.total_steps)
 
 
-def first_evaluation(resume_point: ResumePoint | None, facts: Mapping[str, Any]) -> EvaluationResult | None:
-    """The evaluation from before the first step, as the checkpoint's run made it; None if it must be made.
+def saved_before_training(resume: ResumePoint | None, identity: RunIdentity) -> BeforeTraining:
+    """What the resumed run measured before its first step, as far as it still holds for this run.
 
-    Args:
-        resume_point: the checkpoint to resume from; None for a fresh start.
-        facts: of this run: on other validation data, or from another model, the result is another.
+    With another base model nothing holds; with other validation data the evaluation does not.
     """
-    saved = _manifest_of_same_model(resume_point, facts)
-    if saved.get("eval_before") is None or saved["data"]["validation"] != facts["data"]["validation"]:
-        return None
-    return EvaluationResult(**saved["eval_before"])
-
-
-def first_answers(resume_point: ResumePoint | None, facts: Mapping[str, Any]) -> dict[str, Answer]:
-    """Sample prompt -> its answer from before the first step, as the checkpoint's run had it.
-
-    Args:
-        resume_point: the checkpoint to resume from; None for a fresh start.
-        facts: of this run: another model answers otherwise.
-    """
-    saved = _manifest_of_same_model(resume_point, facts).get("samples_before") or {}
-    return {prompt: Answer(**answer) for prompt, answer in saved.items()}
-
-
-def _manifest_of_same_model(resume_point: ResumePoint | None, facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The checkpoint's manifest; empty where there is none, or its run started from another model."""
-    saved = resume_point.manifest if resume_point else {}
-    is_same = saved and saved["configuration"]["model_name_or_path"] == facts["configuration"]["model_name_or_path"]
-    return saved if is_same else {}
+    if resume is None:
+        return BeforeTraining()
+    saved = resume.manifest
+    base = saved.get("configuration", {}).get("model_name_or_path")
+    if base != identity.configuration["model_name_or_path"]:
+        return BeforeTraining()
+    evaluation = saved.get("eval_before")
+    if evaluation is None or saved["data"]["validation"] != identity.data.validation:
+        evaluation = None
+    answers = saved.get("samples_before") or {}
+    return BeforeTraining(
+        evaluation=evaluation and EvaluationResult(**evaluation),
+        answers={prompt: Answer(**answer) for prompt, answer in answers.items()},
+    )

@@ -5,20 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from sft.common.data_records import TrainingData
 from sft.common.errors import one_line
 from sft.common.files import write_text
-from sft.common.run_records import BatchPlan, DistributedContext, TrainingResult
-from sft.configuration.schema import SFTConfig
-from sft.configuration.values import config_sha256, config_to_yaml, config_values
-from sft.modeling.footprint import footprint
+from sft.common.run_records import BatchPlan, TrainingResult
+from sft.configuration.values import config_to_yaml
 from sft.processes.signals import signal_name
 from sft.reporting.environment import describe_machine
 from sft.reporting.metrics_log import read_metrics
@@ -34,6 +31,7 @@ from sft.reporting.report.records import (
     answers_of,
     read_answers,
 )
+from sft.training.run_setup import RunSetup
 
 logger = logging.getLogger("sft.train")
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
@@ -42,32 +40,14 @@ HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 class RunReport(TrainerCallback):
     """Writes the report of a run, in the main process only. A failure to write it never ends the run."""
 
-    def __init__(
-        self,
-        config: SFTConfig,
-        data: TrainingData,
-        context: DistributedContext,
-        *,
-        model: Any,
-        plan: Callable[[], BatchPlan],
-        bad_steps: Callable[[], int],
-        data_digests: Mapping[str, Any],
-        command: str,
-    ):
+    def __init__(self, setup: RunSetup, *, plan: Callable[[], BatchPlan], bad_steps: Callable[[], int]):
         """Args:
-        config: of the run.
-        data: that it trains on.
-        context: this process.
-        model: ready for training.
-        plan: returns the current batch plan.
+        setup: the run.
+        plan: returns the batch plan as it is now.
         bad_steps: returns the number of steps skipped so far.
-        data_digests: of the rows, by split.
-        command: the command line, without resume options.
         """
-        self._config, self._data, self._context, self._model = config, data, context, model
-        self._plan, self._bad_steps = plan, bad_steps
-        self._data_digests, self._command = dict(data_digests), command
-        self._output = Path(config.training.output_dir)
+        self._setup, self._plan, self._bad_steps = setup, plan, bad_steps
+        self._output = Path(setup.config.training.output_dir)
         self._records: ReportRecords | None = None
         """What does not change during the run; gathered when the report is first written."""
         self._step = 0
@@ -83,8 +63,8 @@ class RunReport(TrainerCallback):
         self._write_while_running(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._data.validation is None:
-            self._write_while_running(state.global_step)  # else updated at each evaluation
+        if self._setup.data.validation is None:
+            self._write_while_running(state.global_step)  # otherwise updated at each evaluation
 
     def _write_while_running(self, step: int) -> None:
         self._step = step
@@ -109,7 +89,7 @@ class RunReport(TrainerCallback):
             raise
 
     def _write(self, **known: Any) -> None:
-        if not self._context.is_main_process:
+        if not self._setup.context.is_main_process:
             return
         try:
             self._records = self._records or self._first_records()
@@ -124,24 +104,24 @@ class RunReport(TrainerCallback):
             self._failure = problem
 
     def _first_records(self) -> ReportRecords:
-        config, model = self._config, self._model
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        setup = self._setup
+        config, identity = setup.config, setup.identity
         return ReportRecords(
             name=config.logging.run_name or self._output.resolve().name,
             status=RUNNING,
             step=0,
             plan=self._plan(),
-            data=self._data.report,
-            settings=config_values(config),
+            data=setup.data.report,
+            settings=identity.configuration,
             settings_yaml=config_to_yaml(config),
             given=dict(config.origins),
-            config_sha256=config_sha256(config),
-            data_digests=self._data_digests,
-            footprint=footprint(model),
-            model_class=type(base).__name__,
-            machine=describe_machine(self._context),
-            is_chat=self._data.is_chat,
-            command=self._command,
+            config_sha256=identity.configuration_sha256,
+            data_digests=asdict(identity.data),
+            footprint=setup.prepared.footprint,
+            model_class=setup.prepared.class_name,
+            machine=describe_machine(setup.context),
+            is_chat=setup.data.is_chat,
+            command=setup.command,
         )
 
     def _records_now(self, known: Mapping[str, Any]) -> ReportRecords:

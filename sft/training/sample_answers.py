@@ -6,15 +6,14 @@ Answering changes nothing of the run: random numbers, the model's mode, its atte
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from sft.checkpointing.resume_point import ResumePoint
 from sft.common.data_records import SamplePrompt
 from sft.common.run_records import Answer, SampleAnswer
 from sft.modeling.answering import answer_prompts
@@ -23,8 +22,7 @@ from sft.modeling.random_state import RandomState
 from sft.modeling.sharding import reshard_weights
 from sft.reporting.samples_log import SamplesLog
 from sft.reporting.trackers.install import Trackers
-from sft.training.checkpointed_trainer import CheckpointedTrainer
-from sft.training.run_identity import first_answers
+from sft.training.evaluating_trainer import EvaluatingTrainer
 
 logger = logging.getLogger("sft.train")
 
@@ -34,7 +32,7 @@ class SampleAnswers(TrainerCallback):
 
     def __init__(
         self,
-        trainer: CheckpointedTrainer,
+        trainer: EvaluatingTrainer,
         prompts: Sequence[SamplePrompt],
         eos_token_ids: list[int],
         *,
@@ -73,8 +71,8 @@ class SampleAnswers(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._is_training = False
 
-    def remember_first(self, known: dict[str, Answer]) -> None:
-        """Takes the answers from before the first step as they were given then, if that is all of them.
+    def restore(self, known: Mapping[str, Answer]) -> None:
+        """Takes over the answers that a resumed run gave before its first step, if none is missing.
 
         Args:
             known: prompt -> answer.
@@ -83,7 +81,7 @@ class SampleAnswers(TrainerCallback):
             self._keep(0, [known[prompt.shown] for prompt in self._prompts])
 
     def ask(self, *, step: int) -> None:
-        """Answers all prompts by the weights of this step, unless they have; all processes call it.
+        """Answers all prompts with the weights of this step, unless that was done. All processes call it.
 
         Only the first process answers, unless the weights are spread: the others wait at the next sum of gradients.
         A model that DeepSpeed has taken is not asked.
@@ -143,7 +141,8 @@ class SampleAnswers(TrainerCallback):
         pairs = list(zip(self._prompts, answers, strict=True))
         if step == 0:
             # Kept in checkpoints: a run that goes on has other weights by then.
-            self._trainer.facts["samples_before"] = {prompt.shown: asdict(answer) for prompt, answer in pairs}
+            known = {prompt.shown: answer for prompt, answer in pairs}
+            self._trainer.before = replace(self._trainer.before, answers=known)
         if self._log is None:
             return
         lines = [
@@ -156,32 +155,26 @@ class SampleAnswers(TrainerCallback):
             self._trackers.add_samples(step, new)
 
 
-def build_samples(
-    trainer: CheckpointedTrainer,
-    trackers: Trackers,
-    prompts: Sequence[SamplePrompt],
-    eos_token_ids: list[int],
-    resume_point: ResumePoint | None,
-    *,
-    max_new_tokens: int,
-    at_evaluations: bool,
-) -> SampleAnswers:
-    """Lets a trainer's model answer at its evaluations; of a run that goes on, what it answered before is kept.
+def build_samples(trainer: EvaluatingTrainer, trackers: Trackers) -> SampleAnswers:
+    """Has a trainer's model answer the sample prompts, at its evaluations too if the settings say so.
 
     Args:
         trainer: put together, not yet training.
-        trackers: of the run.
-        prompts, eos_token_ids, max_new_tokens, at_evaluations: see `SampleAnswers`.
-        resume_point: the checkpoint to resume from; None for a fresh start.
+        trackers: show the answers too.
     """
+    setup, settings = trainer.setup, trainer.setup.config.logging
     log = None
-    if trainer.context.is_main_process:
-        step = resume_point.step if resume_point else None
-        log = SamplesLog(Path(trainer.args.output_dir, "samples.jsonl"), resume_step=step)
+    if setup.context.is_main_process:
+        resume_step = setup.resume.step if setup.resume is not None else None
+        log = SamplesLog(Path(trainer.args.output_dir, "samples.jsonl"), resume_step=resume_step)
     samples = SampleAnswers(
-        trainer, prompts, eos_token_ids, max_new_tokens=max_new_tokens, at_evaluations=at_evaluations, log=log,
+        trainer,
+        setup.data.sample_prompts,
+        list(setup.prepared.eos_token_ids),
+        max_new_tokens=settings.sample_max_new_tokens,
+        at_evaluations=settings.sample_at_evaluations,
+        log=log,
         trackers=trackers,
-    )  # fmt: skip
-    samples.remember_first(first_answers(resume_point, trainer.facts))
+    )
     trainer.add_callback(samples)
     return samples

@@ -105,8 +105,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_checkpoints(short_r
 
 
 def test_a_disk_that_is_full_in_the_thread_ends_the_run_at_the_next_step(short_run, monkeypatch):
-    from sft.training.callbacks import StopCallback
     from sft.training.checkpointed_trainer import CheckpointedTrainer
+    from sft.training.stopping import StopCallback
 
     failed = threading.Event()
     publish, on_step_end = CheckpointedTrainer._publish, StopCallback.on_step_end
@@ -179,11 +179,11 @@ def test_training_goes_on_while_a_checkpoint_gets_its_name(short_run, monkeypatc
 
 def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(short_run, tmp_path, monkeypatch):
     from sft.reporting.metrics_log import MetricsLog
-    from sft.training import assembly
+    from sft.training import checkpointed_trainer
     from sft.training.checkpointed_trainer import CheckpointedTrainer
 
     with monkeypatch.context() as patched:
-        patched.setattr(assembly, "memory_for_copy", lambda *_: 0)
+        patched.setattr(checkpointed_trainer, "memory_for_copy", lambda *_: 0)
         at_once = short_run(output_dir=tmp_path / "at-once")
     logged, waited = {step: threading.Event() for step in range(1, 7)}, []
     write, publish = MetricsLog.write, CheckpointedTrainer._publish

@@ -13,7 +13,7 @@ from sft.modeling import precision as precision_module
 from sft.modeling.answering import answer_prompts
 from sft.modeling.fitting import fit_to_tokenizer, set_generation_defaults
 from sft.modeling.footprint import footprint
-from sft.modeling.loading import load_model
+from sft.modeling.loading import load_pretrained_model
 from sft.modeling.precision import resolve_precision
 from sft.modeling.tokenizer import load_tokenizer
 from tests.support.parts import ARCHITECTURES, POSITIONS, VOCABULARY, build_model, build_tokenizer
@@ -63,7 +63,7 @@ def test_load_model_trains_float32_whatever_the_checkpoint_holds(tmp_path):
     build_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
     config = ModelConfig(model_name_or_path=str(tmp_path))
     precision = resolve_precision(config, TrainingConfig(), CPU, adapters_only=False)
-    model = load_model(config, None, None, precision, CPU)
+    model = load_pretrained_model(config, None, None, precision, CPU)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -85,7 +85,7 @@ def test_load_tokenizer_says_in_one_line_what_is_not_there(tmp_path, content):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_load_model_puts_adapters_on_all_linear_layers_but_the_head(model_folder, architecture):
     config = ModelConfig(model_name_or_path=model_folder(architecture))
-    model = load_model(config, LoRAConfig(r=4), None, FLOAT32, CPU)
+    model = load_pretrained_model(config, LoRAConfig(r=4), None, FLOAT32, CPU)
     adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
     per_layer = {"gpt2": 4, "phi3": 4}.get(architecture, 7)
     assert len(adapted) == 2 * per_layer
@@ -106,13 +106,13 @@ def test_load_model_puts_adapters_on_all_linear_layers_but_the_head(model_folder
 def test_load_model_names_the_layers_where_a_target_matches_nothing(model_folder, targets, said):
     config = ModelConfig(model_name_or_path=model_folder("gpt2"))
     with pytest.raises(ModelError, match=said):
-        load_model(config, LoRAConfig(target_modules=targets), None, FLOAT32, CPU)
+        load_pretrained_model(config, LoRAConfig(target_modules=targets), None, FLOAT32, CPU)
 
 
 def test_load_model_refuses_unknown_modules_to_save(model_folder):
     config = ModelConfig(model_name_or_path=model_folder("llama"))
     with pytest.raises(ModelError, match=r"modules_to_save \[wte\] match nothing .* embed_tokens"):
-        load_model(config, LoRAConfig(modules_to_save=["wte"]), None, FLOAT32, CPU)
+        load_pretrained_model(config, LoRAConfig(modules_to_save=["wte"]), None, FLOAT32, CPU)
 
 
 def test_fit_to_tokenizer_refuses_rows_beyond_learned_positions():
@@ -157,7 +157,7 @@ def test_load_model_refuses_weights_that_lack_a_layer(tmp_path):
     model.config.num_hidden_layers = 3
     model.config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"lack 9 tensors of the model, model.layers.2"):
-        load_model(ModelConfig(model_name_or_path=str(tmp_path)), None, None, FLOAT32, CPU)
+        load_pretrained_model(ModelConfig(model_name_or_path=str(tmp_path)), None, None, FLOAT32, CPU)
 
 
 def test_load_model_says_in_one_line_that_a_file_is_broken(tmp_path):
@@ -165,13 +165,15 @@ def test_load_model_says_in_one_line_that_a_file_is_broken(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(ModelError, match="the model cannot be loaded"):
-        load_model(ModelConfig(model_name_or_path=str(tmp_path)), None, None, FLOAT32, CPU)
+        load_pretrained_model(ModelConfig(model_name_or_path=str(tmp_path)), None, None, FLOAT32, CPU)
 
 
 def test_load_model_in_4_bits_lets_gradients_through_after_an_evaluation(model_folder):
     """Where the CPU has AVX512-BF16, bitsandbytes would repack the weights at the first evaluation."""
     config = ModelConfig(model_name_or_path=model_folder("llama"))
-    model = load_model(config, LoRAConfig(r=4), QuantizationConfig(load_in_4bit=True), FLOAT32, DistributedContext())
+    model = load_pretrained_model(
+        config, LoRAConfig(r=4), QuantizationConfig(load_in_4bit=True), FLOAT32, DistributedContext()
+    )
     ids = torch.arange(1, 9).view(1, -1)
     model.eval()
     with torch.no_grad():

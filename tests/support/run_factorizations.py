@@ -15,16 +15,13 @@ from transformers import AutoTokenizer
 
 from data_handler import prepare_data
 from distributed_utils import start_distributed
-from sft.batching.plan import resolve_batch_plan
-from sft.common.run_records import Precision
-from sft.configuration.schema import DataConfig, LoggingConfig, ModelConfig, TrainingConfig
-from sft.modeling.loading import load_model
+from sft.configuration.schema import DataConfig, ModelConfig, TrainingConfig
+from sft.modeling.loading import load_pretrained_model
 from sft.processes.libraries import quiet_libraries
 from sft.training.arguments import build_training_arguments
-from sft.training.row_layout import resolve_layout
+from tests.support.setups import FLOAT32, setup_of
 from trainer_utils import build_trainer, evaluate, train
 
-FLOAT32 = Precision(weights="float32", mixed="no")
 GLOBAL_BATCH_SIZE = 16
 WAYS = [(size, num_rows) for size in (1, 2, 4, 8, 16) for num_rows in (17,)]
 RESIDUES = [(2, num_rows) for num_rows in range(1, 17)]
@@ -56,14 +53,9 @@ def train_one(model_folder, tokenizer, data, context, size):
         max_grad_norm=0.0, lr_scheduler_type="constant",
         extra_training_arguments={"save_strategy": "no", "eval_strategy": "no", "use_cpu": True},
     )  # fmt: skip
-    arguments = build_training_arguments(
-        config, LoggingConfig(report_to=[], logging_steps=1), FLOAT32, context, has_validation=True
-    )
-    model_config = ModelConfig(model_name_or_path=model_folder)
-    model = load_model(model_config, None, None, FLOAT32, context)
-    layout = resolve_layout(model, model_config, config, FLOAT32, context, pad_token_id=0, max_seq_length=64)
-    plan = resolve_batch_plan(config, len(data.train), context, lengths=data.train.lengths, max_seq_length=64)
-    trainer = build_trainer(arguments, model, tokenizer, data, plan, layout, context, resume_point=None)
+    model = load_pretrained_model(ModelConfig(model_name_or_path=model_folder), None, None, FLOAT32, context)
+    setup = setup_of(config, data, model, tokenizer, context)
+    trainer = build_trainer(setup, build_training_arguments(setup, context))
     gradients, seen = [], []
     check, add = trainer.trainer.bad_steps.check, trainer.trainer.step_gradient.add
 
@@ -75,8 +67,8 @@ def train_one(model_folder, tokenizer, data, context, size):
         seen.extend(row["number"] for row in batch["rows"] if "number" in row)
         return add(batch, *args, **kwargs)
 
-    trainer.trainer.bad_steps.check, trainer.trainer.step_gradient.add = keep_gradient, keep_rows
-    result = train(trainer, resume_point=None)
+    trainer.trainer.bad_steps.look, trainer.trainer.step_gradient.add = keep_gradient, keep_rows
+    result = train(trainer)
     if context.world_size > 1:
         rows = [None] * context.world_size
         torch.distributed.all_gather_object(rows, seen)

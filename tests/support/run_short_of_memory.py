@@ -19,7 +19,7 @@ def fail_once(rank: str, call: int, place: str) -> None:
 
     build_trainer = trainer_utils.build_trainer
 
-    def build_short_of_memory(arguments, model, *args, **kwargs):
+    def build_short_of_memory(setup, arguments):
         seen = []
 
         def fail(module, *_):
@@ -28,12 +28,12 @@ def fail_once(rank: str, call: int, place: str) -> None:
                 if len(seen) == call:
                     raise torch.OutOfMemoryError("out of memory (test)")
 
-        layer = model.get_decoder().layers[0]
+        layer = setup.prepared.model.get_decoder().layers[0]
         if place == "forward":
             layer.register_forward_pre_hook(fail)
         else:
             layer.register_full_backward_pre_hook(fail)
-        return build_trainer(arguments, model, *args, **kwargs)
+        return build_trainer(setup, arguments)
 
     trainer_utils.build_trainer = build_short_of_memory
 

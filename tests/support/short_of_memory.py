@@ -39,7 +39,7 @@ def train_and_read(prepared, model):
 
 def train_and_read_all(prepared, model):
     """Trains; returns the final weights, and the loss and token accuracy of each step in turn."""
-    train(prepared, resume_point=None)
+    train(prepared)
     history = prepared.trainer.state.log_history
     logged = [event[name] for event in history if "loss" in event for name in ("loss", "token_accuracy")]
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}, logged

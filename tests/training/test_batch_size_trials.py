@@ -14,7 +14,7 @@ from sft.common.errors import ConfigError, MemoryShortage
 from sft.common.machine_records import MemoryLimits
 from sft.common.run_records import DistributedContext, Precision
 from sft.training.batch_size_trials import memory_limits, resolve_batches
-from sft.training.row_layout import resolve_layout
+from sft.training.model_preparation import prepare_model
 from tests.support.parts import build_model, build_tokenizer
 
 FLOAT32 = Precision(weights="float32", mixed="no")
@@ -26,18 +26,16 @@ PLENTY = MemoryLimits(budget_bytes=2**36, process_bytes=2**28)
 def resolve(question_file, tmp_path):
     """The plan of some settings, and the model that was tried."""
 
-    def resolve(*settings, context=CPU, limits=PLENTY, resume_point=None, architecture="llama"):
+    def resolve(*settings, context=CPU, limits=PLENTY, resume=None, architecture="llama"):
         config = load_config(
             None,
             ["--model_name_or_path=m", f"--train_file={question_file}", "--max_seq_length=64", "--validation_split=0.3",
              f"--output_dir={tmp_path}", "--bf16=false", *settings],
         )  # fmt: skip
         data = prepare_data(config.data, build_tokenizer(), seed=1)
-        model = build_model(architecture)
-        layout = resolve_layout(model, config.model, config.training, FLOAT32, CPU, pad_token_id=0, max_seq_length=64)
-        plan = resolve_batches(
-            config, data, model, layout, FLOAT32, context, resume_point=resume_point, own=CPU, limits=limits
-        )
+        model, tokenizer = build_model(architecture), build_tokenizer()
+        prepared = prepare_model(config, model, tokenizer, FLOAT32, CPU, is_chat=True)
+        plan = resolve_batches(config, data, prepared, context, actual=CPU, limits=limits, resume=resume)
         return plan, model
 
     return resolve
@@ -157,7 +155,7 @@ def test_a_run_that_goes_on_keeps_the_plan_without_a_trial(tmp_path, model_folde
     assert after["batch_plan"]["per_device_train_batch_size"] == size
     assert after["batch_plan"]["global_batch_size"] == before["batch_plan"]["global_batch_size"] == 8
     said = capsys.readouterr().out
-    assert "Batch sizes are those of the run that goes on" in said
+    assert "Batch sizes are those of the resumed run" in said
     assert "found by trial" not in said
 
 

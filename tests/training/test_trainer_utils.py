@@ -6,43 +6,31 @@ import pytest
 import torch
 
 from data_handler import prepare_data
-from sft.batching.plan import resolve_batch_plan
-from sft.common.run_records import DistributedContext, Precision
-from sft.configuration.schema import DataConfig, LoggingConfig, ModelConfig, TrainingConfig
+from sft.configuration.schema import DataConfig, TrainingConfig
 from sft.modeling.document_attention import isolated_documents
-from sft.modeling.footprint import footprint
 from sft.training.arguments import build_training_arguments
-from sft.training.row_layout import resolve_layout
 from tests.support.parts import build_model, build_tokenizer
+from tests.support.setups import CPU, setup_of
 from trainer_utils import SFTTrainer
-
-FLOAT32 = Precision(weights="float32", mixed="no")
-CPU = DistributedContext()
 
 
 @pytest.fixture
-def make_trainer(question_file, tmp_path):
+def data_and_tokenizer(question_file):
     tokenizer = build_tokenizer()
-    data = prepare_data(
-        DataConfig(train_file=question_file, max_seq_length=64, validation_split=0.3), tokenizer, seed=1
-    )
+    config = DataConfig(train_file=question_file, max_seq_length=64, validation_split=0.3)
+    return prepare_data(config, tokenizer, seed=1), tokenizer
 
+
+@pytest.fixture
+def make_trainer(data_and_tokenizer, tmp_path):
+    data, tokenizer = data_and_tokenizer
     made = []
 
     def make(**settings) -> SFTTrainer:
         made.append(settings)  # a folder for each: a checkpoint is never written over another
         config = TrainingConfig(output_dir=str(tmp_path / str(len(made))), **settings)
-        logging_config = LoggingConfig(report_to=[], logging_steps=1)
-        model = build_model("llama")
-        layout = resolve_layout(
-            model, ModelConfig(model_name_or_path="m"), config, FLOAT32, CPU, pad_token_id=0, max_seq_length=64
-        )
-        plan = resolve_batch_plan(config, len(data.train), CPU, lengths=data.train.lengths, max_seq_length=64)
-        arguments = build_training_arguments(config, logging_config, FLOAT32, CPU, has_validation=True)
-        return SFTTrainer(
-            context=CPU, data=data, layout=layout, size=footprint(model), plan=plan, model=model, args=arguments,
-            processing_class=tokenizer,
-        )  # fmt: skip
+        setup = setup_of(config, data, build_model("llama"), tokenizer)
+        return SFTTrainer(setup, build_training_arguments(setup, CPU))
 
     return make
 
@@ -122,9 +110,16 @@ def test_a_token_less_trained_is_a_token_less_counted(make_trainer):
     assert 0 < computed <= tokens  # leading tokens that rows share are computed once
 
 
-def arguments_of(**settings):
-    config = TrainingConfig(output_dir="out", **settings)
-    return build_training_arguments(config, LoggingConfig(report_to=[]), FLOAT32, CPU, has_validation=True)
+@pytest.fixture
+def arguments_of(data_and_tokenizer, monkeypatch, tmp_path):
+    data, tokenizer = data_and_tokenizer
+    monkeypatch.chdir(tmp_path)
+
+    def build(**settings):
+        config = TrainingConfig(output_dir="out", **settings)
+        return build_training_arguments(setup_of(config, data, build_model("llama"), tokenizer), CPU)
+
+    return build
 
 
 @pytest.mark.parametrize(
@@ -141,10 +136,10 @@ def arguments_of(**settings):
         ({}, "logging_nan_inf_filter", False),
     ],
 )
-def test_build_training_arguments_says_what_the_settings_mean(settings, name, value):
+def test_build_training_arguments_says_what_the_settings_mean(arguments_of, settings, name, value):
     assert getattr(arguments_of(**settings), name) == value
 
 
-def test_build_training_arguments_best_by_accuracy_is_the_highest():
+def test_build_training_arguments_best_by_accuracy_is_the_highest(arguments_of):
     settings = {"metric_for_best_model": "eval_token_accuracy"}
     assert arguments_of(load_best_model_at_end=True, extra_training_arguments=settings).greater_is_better is True

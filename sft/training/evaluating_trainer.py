@@ -1,0 +1,141 @@
+"""Evaluation as sums over supervised tokens: the same figures whatever the batch size and the number of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from sft.batching.layout import model_inputs
+from sft.modeling.document_attention import isolated_documents
+from sft.modeling.random_state import RandomState
+from sft.modeling.supervised_loss import EvaluationSums
+from sft.processes.signals import Interrupted
+from sft.training.checkpointed_trainer import CheckpointedTrainer
+from sft.training.evaluation_step import EvaluationStep
+from sft.training.loaders import evaluation_sampler, rows_loader
+from sft.training.progress import TrainingProgress
+from sft.training.row_layout import unsupported_attention_as_config_error
+from sft.training.run_setup import RunSetup
+from sft.training.stopping import EvaluationCut, StopCallback
+
+logger = logging.getLogger("sft.train")
+
+
+class EvaluatingTrainer(CheckpointedTrainer):
+    """Evaluates without a trace: random numbers, the model's mode and the training clock stay as they were."""
+
+    stop: StopCallback | None = None
+    """Handles signals during training."""
+
+    def __init__(self, setup: RunSetup, arguments: TrainingArguments, progress: TrainingProgress, **kwargs: Any):
+        """Args:
+        setup: the run.
+        arguments: transformers' settings.
+        progress: the training clock, which an evaluation pauses.
+        kwargs: see `CheckpointedTrainer`.
+        """
+        super().__init__(setup, arguments, eval_dataset=setup.data.validation, **kwargs)
+        self.progress = progress
+        self.layout = setup.prepared.layout
+        self.evaluation_step = EvaluationStep(
+            self.layout.evaluation_collator,
+            self.args.per_device_eval_batch_size,
+            self.args.device,
+            can_split=not self.is_sharded,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """This process's share of the evaluation rows."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        sampler = evaluation_sampler(rows, self.args.per_device_eval_batch_size, self.context)
+        return rows_loader(rows, sampler, self.layout.evaluation_collator, self.args)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Token-weighted loss, perplexity, token and sequence accuracy."""
+        # Trainer's own loop calls `accelerator.prepare_model`, which marks the model as prepared: DeepSpeed would then
+        # never take it, and the processes would drift apart without an error.
+        model = self.model
+
+        def losses_and_hits(part: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.layout.output.losses_and_hits(model, model_inputs(part), part)
+
+        model.eval()
+        sums = EvaluationSums(self.args.device)
+        with (
+            unsupported_attention_as_config_error(),
+            torch.no_grad(),
+            self.accelerator.autocast(),
+            isolated_documents(model, self.layout.attention),
+            torch.compiler.set_stance("force_eager"),  # evaluation batches have other shapes
+        ):
+            for batch in dataloader:
+                for part, (losses, hits) in self.evaluation_step.run(batch, losses_and_hits):
+                    sums.add(losses, hits, part["target_rows"], num_rows=part["counts"]["rows"])
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        if self.context.world_size > 1:
+            torch.distributed.all_reduce(sums.tensor)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in dataclasses.asdict(sums.result()).items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=sums.num_sequences)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates. The time that it takes does not count as training, and random numbers are restored.
+
+        A run that resumes from a checkpoint made before an evaluation would otherwise draw other random numbers than
+        the run that evaluated.
+        """
+        random_state, was_training = RandomState.capture(self.context.device), self.model.training
+        try:
+            with self.progress.paused("evaluating"):
+                return super().evaluate(*args, **kwargs)
+        finally:
+            self.model.train(was_training)
+            random_state.restore()
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float] | None:
+        """Evaluates during training; None if a signal interrupted it. A signal that came meanwhile is handled here."""
+        try:
+            metrics = super()._evaluate(*args, **kwargs)
+        except EvaluationCut as cut:
+            logger.info(
+                "The evaluation at step %d was interrupted; the resumed run will repeat it.", self.state.global_step
+            )
+            self.stop.stop(cut.number, self.args, self.state, self.control)
+            return None
+        if self.stop is not None:
+            self.stop.after_evaluation(self.args, self.state, self.control)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float] | None, trial: Any) -> bool:
+        """Whether these weights are the best so far; after a signal, whether to save them (`save_strategy: best`)."""
+        is_best = metrics is not None and super()._determine_best_metric(metrics=metrics, trial=trial)
+        return is_best or (self.stop is not None and self.stop.stopped)
+
+    def evaluate_now(self) -> None:
+        """Evaluates before the next step, where the interrupted run did not get to it.
+
+        The schedule may depend on the result, and the checkpoint may become the best one.
+
+        Raises:
+            Interrupted: if a signal interrupts it; the checkpoint exists already.
+        """
+        metrics = self._evaluate(None, None)
+        if metrics is None:
+            raise Interrupted(self.stop.stopped_by)
+        self._determine_best_metric(metrics=metrics, trial=None)
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))

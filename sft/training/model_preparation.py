@@ -1,0 +1,100 @@
+"""From a loaded model to one that is ready to train: sharded, with its layout of rows and its end tokens."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sft.common.errors import ConfigError
+from sft.common.run_records import DistributedContext, Precision
+from sft.configuration.schema import SFTConfig
+from sft.modeling.fitting import set_generation_defaults
+from sft.modeling.footprint import footprint
+from sft.modeling.sharding import shard_weights
+from sft.reporting.log_lines import model_line
+from sft.training.prepared_model import PreparedModel
+from sft.training.row_layout import resolve_layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger("sft.train")
+
+
+def prepare_model(
+    config: SFTConfig,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    precision: Precision,
+    context: DistributedContext,
+    *,
+    is_chat: bool,
+) -> PreparedModel:
+    """Shards the model where `fsdp` asks for it, tries out how rows can be laid out, and logs both.
+
+    Args:
+        config: the whole configuration.
+        model: as `model_manager.load_model` returns it.
+        tokenizer: the one that rows were made with.
+        precision: the types to compute in.
+        context: the processes that share the model; a dry run is one process.
+        is_chat: whether answers end as the chat template ends them.
+
+    Raises:
+        ConfigError: if a setting asks for what this model or device cannot do.
+    """
+    size = footprint(model)
+    name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+    logger.info(model_line(size, name, precision, config.quantization))
+    is_sharded = config.fsdp is not None and _shard_weights(model, config, precision, context)
+    layout = resolve_layout(
+        model,
+        config.model,
+        config.training,
+        precision,
+        context,
+        pad_token_id=tokenizer.pad_token_id,
+        max_seq_length=config.data.max_seq_length,
+        keep_device=is_sharded,
+    )
+    logger.info(layout.describe())
+    return PreparedModel(
+        model=model,
+        tokenizer=tokenizer,
+        precision=precision,
+        layout=layout,
+        footprint=size,
+        eos_token_ids=tuple(set_generation_defaults(model, tokenizer, is_chat=is_chat)),
+    )
+
+
+def with_micro_batch_size(prepared: PreparedModel, micro_batch_size: int) -> PreparedModel:
+    """The same with a layout for micro-batches of this size: where all have one shape, it is fixed here."""
+    return replace(prepared, layout=prepared.layout.with_micro_batch_size(micro_batch_size))
+
+
+def _shard_weights(
+    model: "PreTrainedModel", config: SFTConfig, precision: Precision, context: DistributedContext
+) -> bool:
+    """Shards the weights over the processes, if there are several.
+
+    Returns:
+        Whether they are sharded, or would be: a dry run for several processes leaves them unsharded.
+    """
+    if context.world_size == 1:
+        is_dry_run = (config.distributed.num_gpus or 1) > 1
+        if not is_dry_run:
+            logger.info("fsdp is off: there is only one process, so there is nothing to shard over.")
+        return is_dry_run
+    if precision.mixed == "fp16":
+        raise ConfigError("fsdp: computes in bfloat16 or float32, and this GPU has no bfloat16; write fp16: false.")
+    count = shard_weights(
+        model,
+        context.device.partition(":")[0],
+        context.world_size,
+        mixed=precision.mixed,
+        reshard_after_forward=config.fsdp.reshard_after_forward,
+    )
+    logger.info("Weights are sharded over %d processes (FSDP2), %d layers one by one.", context.world_size, count)
+    return True

@@ -1,0 +1,30 @@
+"""The model of a run, loaded, with what the trials on it found out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sft.common.run_records import ModelFootprint, Precision
+from sft.training.row_layout import RowLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedModel:
+    """A model that is ready to train, with what loading it and the trials on it found out."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    precision: Precision
+    layout: RowLayout
+    footprint: ModelFootprint
+    eos_token_ids: tuple[int, ...]
+    """Tokens that end an answer."""
+
+    @property
+    def class_name(self) -> str:
+        """The model's class, without its adapters."""
+        return type(self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model).__name__

@@ -1,0 +1,140 @@
+"""Loading checkpoints: weights, optimizer and schedule, also of sharded models; the best checkpoint at the end."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainingArguments
+
+from sft.checkpointing.manifest import find_damage
+from sft.common.errors import CheckpointError
+from sft.common.run_records import DistributedContext
+from sft.modeling.sharded_state import (
+    load_full_optimizer_state,
+    load_full_weights,
+    load_optimizer_shards,
+    load_weight_shards,
+    num_shards,
+)
+from sft.modeling.sharding import is_sharded
+from sft.processes.agreement import agree_on_problem, open_cpu_group
+
+logger = logging.getLogger("sft.train")
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
+_SETTINGS_OF_GROUPS = ("weight_decay", "betas", "eps", "momentum")
+"""Settings that an optimizer's state holds too: the values of this run are in force, not the saved ones."""
+
+
+class ResumingTrainer(Trainer):
+    """transformers' Trainer with loading that also knows sharded models, and never loads a damaged best checkpoint."""
+
+    def __init__(self, context: DistributedContext, arguments: TrainingArguments, **kwargs: Any):
+        """Args:
+        context: this process among all.
+        arguments: transformers' settings.
+        kwargs: what transformers' Trainer takes beside them.
+        """
+        super().__init__(args=arguments, **kwargs)
+        self.context = context
+        self._control_group = open_cpu_group(context)
+        """For what processes agree on in main memory; None for one process."""
+        self.resume_step = 0
+        """The step that training resumes after."""
+        self.has_best_weights = False
+        """Whether the best checkpoint was loaded at the end."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights are sharded over the processes."""
+        return is_sharded(self.model)
+
+    @property
+    def _inner_optimizer(self) -> Any:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """Leaves sharded weights where they are: on their devices."""
+        if not is_sharded(model):
+            super()._move_model_to_device(model, device)
+
+    def _reads_parts(self, checkpoint: str) -> bool:
+        """Whether our own code loads the checkpoint: the model is sharded, or was when it was saved."""
+        return self.is_sharded or num_shards(Path(checkpoint)) > 0
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Loads a checkpoint's weights.
+
+        Raises:
+            CheckpointError: if the checkpoint lacks trained weights.
+        """
+        if not self._reads_parts(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        folder = Path(resume_from_checkpoint)
+        load = load_weight_shards if num_shards(folder) else load_full_weights
+        missing = load(folder, self.model)
+        if missing:
+            raise CheckpointError(
+                f"resume_from_checkpoint: {folder} lacks {len(missing)} trained weights, for example {missing[0]}: it "
+                "was saved under other names. Write fsdp.checkpoints: sharded, and start a new run."
+            )
+
+    def _load_sharded_state(self, folder: Path) -> None:
+        if num_shards(folder):
+            load_optimizer_shards(folder, self._inner_optimizer)
+        else:
+            load_full_optimizer_state(folder / OPTIMIZER, self._inner_optimizer)
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER, weights_only=True))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Loads their state; where settings have changed, those of this run are in force."""
+        set_now = [dict(group) for group in self.optimizer.param_groups] if self.optimizer is not None else []
+        if checkpoint is not None and self._reads_parts(checkpoint):
+            self._load_sharded_state(Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not isinstance(self.lr_scheduler, LambdaLR) or self.is_deepspeed_enabled:
+            return
+        for number, (group, new) in enumerate(zip(self.optimizer.param_groups, set_now, strict=True)):
+            for name in _SETTINGS_OF_GROUPS:
+                if name in new:
+                    group[name] = new[name]
+            base = new.get("initial_lr", new["lr"])
+            factor = self.lr_scheduler.lr_lambdas[number](self.lr_scheduler.last_epoch)
+            group["initial_lr"] = self.lr_scheduler.base_lrs[number] = base
+            group["lr"] = base * factor
+        best = Path(checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_global_step and best.is_dir():
+            self.state.best_model_checkpoint = str(best)  # the folder may have been moved
+
+    def _load_best_model(self) -> None:
+        """Loads the best checkpoint unless it is damaged; then the model keeps the weights of the last step."""
+        best = self.state.best_model_checkpoint
+        damage = find_damage(Path(best)) if self.context.is_main_process else []
+        problem = agree_on_problem("; ".join(damage) or None, self.context, self._control_group)
+        if problem is not None:
+            logger.info(
+                "load_best_model_at_end: the best checkpoint, %s, is damaged (%s). The run ends with the weights of "
+                "its last step instead.",
+                best,
+                problem,
+            )
+            return
+        if self._reads_parts(best):
+            self._load_from_checkpoint(best)
+        else:
+            super()._load_best_model()
+        self.has_best_weights = True
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple:
+        """Trainer's numbers of epochs and steps; no epoch is left where the checkpoint is of the last step.
+
+        Trainer would train one step more.
+        """
+        _num_epochs, *others = values = super().set_initial_training_values(*args, **kwargs)
+        max_steps = others[-1]
+        return (0, *others) if self.resume_step and self.resume_step >= max_steps else values

@@ -1,0 +1,84 @@
+"""Ending training on a signal: after the same step on every process, with a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from sft.processes.signals import StopRequest
+
+
+class EvaluationCut(Exception):
+    """A signal came in the middle of an evaluation while training, on any rank; all raise it at the same batch."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+class StopCallback(TrainerCallback):
+    """Ends training after the step in which a signal came, on all ranks at the same step, with a checkpoint.
+
+    An evaluation is cut short: it is made when the run goes on. A checkpoint that could not be written ends training
+    too, with an error.
+    """
+
+    def __init__(self, request: StopRequest, trainer: Any):
+        """Args:
+        request: remembers a signal.
+        trainer: with `context`, `has_failed_to_save` and `finish_saving`.
+        """
+        self._request = request
+        self._trainer = trainer
+        self._group = None
+        if trainer.context.world_size > 1:
+            # A flag in main memory needs no GPU to wait for.
+            self._group = torch.distributed.new_group(backend="gloo")
+        self.stopped_by = 0
+        """Number of the signal that ended training, on whichever rank it came; 0 for none."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended training before its last step."""
+        return self.stopped_by != 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        number, has_failed = self._agreed()
+        if has_failed:
+            self._trainer.finish_saving()
+        if number and state.global_step < state.max_steps:
+            self.stop(number, args, state, control)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._trainer.is_in_train:
+            number, _ = self._agreed()
+            if number:
+                raise EvaluationCut(number)
+
+    def after_evaluation(self, args: Any, state: Any, control: Any) -> None:
+        """To be called when an evaluation, and what follows it, is done: no further step is begun."""
+        number, _ = self._agreed()
+        if number and state.global_step < state.max_steps:
+            self.stop(number, args, state, control)
+
+    def stop(self, number: int, args: Any, state: Any, control: Any) -> None:
+        """Ends training at this step, with a checkpoint. All ranks call it."""
+        self.stopped_by = number
+        control.should_save = True
+        control.should_training_stop = True
+        if args.logging_strategy == "epoch" and float(state.epoch).is_integer():
+            control.should_log = True  # before the checkpoint: what goes on from it is another epoch
+
+    def _agreed(self) -> tuple[int, bool]:
+        """The signal that came on any rank (0 for none), and whether any rank's checkpoint could not be written."""
+        found = torch.tensor([self._request.number, self._trainer.has_failed_to_save])
+        if self._group is not None:
+            torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(found[0]), bool(found[1])
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stopped:
+            # Trainer takes a stop for the end of an epoch; whoever asked for it waits for the process to be gone.
+            control.should_log = control.should_evaluate = control.should_save = False

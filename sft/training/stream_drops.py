@@ -1,0 +1,105 @@
+"""Rows of a stream that cannot be used: counted, logged, and a reason to stop when there are too many."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from sft.common.data_records import DroppedRow
+from sft.common.errors import DataError
+from sft.common.run_records import DistributedContext
+from sft.configuration.schema import DataConfig
+from sft.data.checks import stops_run
+
+logger = logging.getLogger("sft.train")
+TOLD_DROPS = 10
+"""Dropped rows of a stream that are named; all are counted."""
+SLOTS_THAT_TELL = 1000
+"""Rows of a stream to be read before a share of them means something."""
+
+
+class StreamDrops:
+    """Counts and logs the rows of a stream that cannot be used, and ends the run where the settings say so."""
+
+    @classmethod
+    def for_data(cls, config: DataConfig) -> "StreamDrops":
+        """By the same rules as for stored rows."""
+        return cls(stops_run=partial(stops_run, config=config), max_share=config.max_bad_row_share)
+
+    def __init__(self, *, stops_run: Callable[[str], bool], max_share: float):
+        """Args:
+        stops_run: whether a single row that is dropped for this reason ends the run.
+        max_share: of the rows read: if more are dropped, the run ends (after the first `SLOTS_THAT_TELL` rows).
+        """
+        self._stops_run = stops_run
+        self._max_share = max_share
+        self.counts: Counter[str] = Counter()
+        """Reason -> rows, of all processes."""
+        self._read = 0
+
+    def add(self, dropped: Sequence[DroppedRow], slots: int) -> None:
+        """Counts the rows that the next step lacks.
+
+        Args:
+            dropped: the rows, of all processes.
+            slots: rows that were read for the step, by all processes.
+
+        Raises:
+            DataError: if they end the run.
+        """
+        lines = [f"{row.source}: {row.problem.message} ({row.problem.reason})" for row in dropped]
+        stopping = [line for line, row in zip(lines, dropped, strict=True) if self._stops_run(row.problem.reason)]
+        if stopping:
+            raise DataError(
+                *(f"{line}." for line in stopping),
+                "Fix the rows, or write on_bad_rows: skip (on_too_long: drop) to skip and count them.",
+            )
+        for line in lines[: max(TOLD_DROPS - self.counts.total(), 0)]:
+            logger.info("dropped  %s.", line)
+        self._read += slots
+        self.counts.update(row.problem.reason for row in dropped)
+        bad = self.counts.total() - self.counts["too_long"]
+        if self._read >= SLOTS_THAT_TELL and bad / self._read > self._max_share:
+            raise DataError(
+                f"{bad:,} of the {self._read:,} rows streamed so far are dropped ({bad / self._read:.1%}): more than "
+                f"max_bad_row_share {self._max_share:g} allows. Fix the data, or raise max_bad_row_share."
+            )
+
+
+def take_dropped(
+    batches: list[dict[str, Any]], drops: StreamDrops, micro_batch_size: int, context: DistributedContext, group: Any
+) -> int:
+    """Removes the dropped rows from a stream's batches, on all processes together, and counts them.
+
+    Every process learns of the rows of all others, so all of them stop where one must.
+
+    Args:
+        batches: the micro-batches of a step; their entries `dropped` are taken out.
+        drops: receives the rows.
+        micro_batch_size: rows that were read for each micro-batch.
+        context: this process.
+        group: of all processes, in main memory; None for one process.
+
+    Returns:
+        How many rows this process's batches lack.
+
+    Raises:
+        DataError: if the stream cannot be read any further, or a dropped row ends the run.
+    """
+    failed = [problem for batch in batches for problem in batch.get("failed", ())]
+    dropped = [row for batch in batches for row in batch.pop("dropped", ())]
+    found = [(failed, dropped)]
+    if context.world_size > 1:
+        found = [None] * context.world_size
+        torch.distributed.all_gather_object(found, (failed, dropped), group=group)
+    problems = list(dict.fromkeys(problem for failures, _ in found for problem in failures))
+    if problems:
+        raise DataError(*problems)
+    slots = micro_batch_size * len(batches) * context.world_size
+    drops.add([row for _, rows in found for row in rows], slots)
+    return len(dropped)
