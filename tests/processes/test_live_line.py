@@ -1,4 +1,4 @@
-"""The terminal during a run: one line of progress below the log, on a real pseudo-terminal; the time left."""
+"""The terminal during a run: one line of progress below the log, on a real pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ import pytest
 
 from sft.processes.live_line import LiveLine, fitted
 from sft.processes.terminal import can_draw
-from sft.reporting.log_lines import evaluation_table, live_parts, progress_line
-from sft.reporting.time_left import TimeLeft, clock
 from tests.support.parts import REPOSITORY
 
 UP, ERASE, HIDE, SHOW = "\x1b[1A", "\x1b[2K", "\x1b[?25l", "\x1b[?25h"
@@ -181,7 +179,7 @@ def test_without_a_terminal_there_is_no_line_and_rich_is_not_imported():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_fitted_leaves_out_what_has_no_room_and_lets_nothing_act():
+def test_fitted_omits_what_does_not_fit_and_writes_out_control_characters():
     assert fitted(["step 1/2", "1:00 left", "loss 1.0"], 20) == "step 1/2  1:00 left"
     assert fitted(["step 1/2", "a part that is long", "short"], 15) == "step 1/2  short"
     assert fitted(["step 1/2"], 4) == "step"
@@ -197,63 +195,7 @@ def test_can_draw_on_a_terminal_that_is_not_dumb(monkeypatch, term, expected):
     assert not can_draw(io.StringIO())
 
 
-def test_time_left_counts_what_is_still_to_come():
-    left = TimeLeft(first_step=0, total_steps=100, evaluation_every=30, saving_every=50)
-    assert left.seconds() is None
-    left.add_wait("evaluating", 7.0)
-    left.add_wait("saving", 4.0)
-    left.add_step(10, 20.0)
-    assert left.seconds() == 90 * 2 + 4 * 7 + 2 * 4  # at 30, 60, 90 and the end; at 50 and 100
-    left.add_step(30, 60.0)
-    assert left.seconds() == 70 * 2 + 4 * 7 + 2 * 4, "the evaluation of this step is still to come"
-    left.add_wait("evaluating", 10.0)
-    assert left.seconds() == 70 * 2 + 3 * 10 + 2 * 4
-
-
-def test_time_left_follows_the_last_steps():
-    left = TimeLeft(first_step=100, total_steps=400, evaluation_every=None, saving_every=0)
-    for step in range(101, 201):
-        left.add_step(step, (step - 100) * 1.0)
-    for step in range(201, 301):
-        left.add_step(step, 100 + (step - 200) * 3.0)
-    assert left.seconds() == 300
-    left.add_wait("saving", 5.0)
-    assert left.seconds() == 305
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(7.2, "0:07"), (754, "12:34"), (11100, "3:05:00"), (2 * 86400 + 11100, "2 d 03:05")]
-)
-def test_clock(seconds, text):
-    assert clock(seconds) == text
-
-
-def test_lines_of_a_terminal_have_room_in_60_columns():
-    logs = {
-        "eval_loss": 0.5, "eval_perplexity": 1234567.0, "eval_token_accuracy": 0.9, "eval_sequence_accuracy": 0.5,
-        "loss": 1.0, "learning_rate": 1e-4, "tokens_per_second": 3e5, "memory_allocated_bytes": 2**31,
-    }  # fmt: skip
-    before = logs | {"eval_loss": 0.75, "eval_token_accuracy": 1.0}
-    table = evaluation_table(50, logs, before)
-    assert table[1].split() == ["loss", "0.5000", "-0.2500"]
-    assert table[3].split() == ["token", "accuracy", "90.0%", "-10.0%"]
-    assert max(map(len, table)) < 60
-    assert "change" not in evaluation_table(0, logs, None)[0]
-    parts = live_parts(5, 250, "", 90.0, logs)
-    assert parts == [
-        "step   5/250   2%", "1:30 left", "loss 1.0000", "300,000 tokens/s", "2.0 GiB", "lr 1.00e-04",
-    ]  # fmt: skip
-
-
-def test_lines_of_a_log_end_with_the_time_left():
-    logs = {"loss": 1.0, "learning_rate": 1e-4}
-    assert progress_line(5, 250, logs, 90.0) == "step   5/250  loss 1.0000  lr 1.00e-04  1:30 left"
-    assert (
-        progress_line(250, 250, logs, 0.0) == progress_line(250, 250, logs) == "step 250/250  loss 1.0000  lr 1.00e-04"
-    )
-
-
-def test_a_run_without_a_terminal_tells_the_time_left_in_its_log(settings):
+def test_a_run_without_a_terminal_logs_the_time_left(settings):
     command = [sys.executable, "sft_main.py", *settings, "--max_steps=4"]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr

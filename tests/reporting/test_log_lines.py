@@ -11,8 +11,11 @@ from sft.reporting.log_lines import (
     before_and_after_lines,
     data_lines,
     evaluation_line,
+    evaluation_table,
+    live_parts,
     model_line,
     plan_line,
+    progress_line,
     sample_lines,
 )
 from tests.support.preflight_records import preflight, row_source, source_report, train_report
@@ -97,3 +100,28 @@ def test_before_and_after_lines_keep_columns_apart_whatever_the_perplexity():
     before = EvaluationResult(loss=40.0, perplexity=math.exp(40), token_accuracy=0.0, sequence_accuracy=0.0)
     line = before_and_after_lines(before, before)[2]
     assert line.split() == ["perplexity", "2.4e+17", "2.4e+17"]
+
+
+def test_lines_of_a_terminal_fit_into_60_columns():
+    logs = {
+        "eval_loss": 0.5, "eval_perplexity": 1234567.0, "eval_token_accuracy": 0.9, "eval_sequence_accuracy": 0.5,
+        "loss": 1.0, "learning_rate": 1e-4, "tokens_per_second": 3e5, "memory_allocated_bytes": 2**31,
+    }  # fmt: skip
+    before = logs | {"eval_loss": 0.75, "eval_token_accuracy": 1.0}
+    table = evaluation_table(50, logs, before)
+    assert table[1].split() == ["loss", "0.5000", "-0.2500"]
+    assert table[3].split() == ["token", "accuracy", "90.0%", "-10.0%"]
+    assert max(map(len, table)) < 60
+    assert "change" not in evaluation_table(0, logs, None)[0]
+    parts = live_parts(5, 250, "", 90.0, logs)
+    assert parts == [
+        "step   5/250   2%", "1:30 left", "loss 1.0000", "300,000 tokens/s", "2.0 GiB", "lr 1.00e-04",
+    ]  # fmt: skip
+
+
+def test_progress_lines_of_a_log_end_with_the_time_left():
+    logs = {"loss": 1.0, "learning_rate": 1e-4}
+    assert progress_line(5, 250, logs, 90.0) == "step   5/250  loss 1.0000  lr 1.00e-04  1:30 left"
+    assert (
+        progress_line(250, 250, logs, 0.0) == progress_line(250, 250, logs) == "step 250/250  loss 1.0000  lr 1.00e-04"
+    )
