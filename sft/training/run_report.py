@@ -93,7 +93,7 @@ class RunReport(TrainerCallback):
             return
         try:
             self._records = self._records or self._first_records()
-            facts = find_facts(self._records_now(known))
+            facts = find_facts(self._updated(self._records, known))
             write_text(self._output / HTML_FILE, report_html(facts))
             write_text(self._output / MARKDOWN_FILE, report_markdown(facts))
         except Exception as error:
@@ -124,14 +124,14 @@ class RunReport(TrainerCallback):
             command=setup.command,
         )
 
-    def _records_now(self, known: Mapping[str, Any]) -> ReportRecords:
+    def _updated(self, records: ReportRecords, known: Mapping[str, Any]) -> ReportRecords:
         metrics = self._output / "metrics.jsonl"
         prompts = read_answers(self._output / "samples.jsonl")
         result = known.get("result")
         if not prompts and result is not None:
             prompts = answers_of(result.samples, result.steps)
         return replace(
-            self._records,
+            records,
             plan=self._plan(),
             bad_steps=self._bad_steps(),
             events=read_metrics(metrics) if metrics.is_file() else (),

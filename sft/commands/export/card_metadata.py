@@ -79,7 +79,7 @@ def _eval_results(record: RunRecord) -> Iterator[EvalResult]:
     scores = record.summary.get("eval_after") or {}
     data = record.summary.get("data") or {}
     split = data.get("validation") or data.get("train") or {}
-    source = next(iter(split.get("sources") or []), {})
+    source: Mapping[str, Any] = next(iter(split.get("sources") or []), {})
     dataset = str(source.get("name") or "validation data")
     for key, name in SCORES.items():
         value = scores.get(key)

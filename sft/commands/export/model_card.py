@@ -144,7 +144,7 @@ def _samples(record: RunRecord) -> Iterator[str]:
 
 def _settings(record: RunRecord) -> Markdown | None:
     given = [key for key in _SETTINGS if _is_set(record.settings.get(key))]
-    rows = [(Markdown(f"`{key}`"), _setting_text(record.settings[key])) for key in given]
+    rows: list[tuple[str, str]] = [(Markdown(f"`{key}`"), _setting_text(record.settings[key])) for key in given]
     batch = (record.summary.get("batch_plan") or {}).get("global_batch_size")
     if batch is not None:
         rows.insert(0, ("rows per step", str(batch)))

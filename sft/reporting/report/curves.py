@@ -120,7 +120,7 @@ def _loss_curve(events: Sequence[Mapping[str, Any]]) -> Curve:
         unit="nats/token",
         series=series,
         is_log=_is_wide(series),
-        marked=best and (best["step"], best["eval_loss"]),
+        marked=(best["step"], best["eval_loss"]) if best is not None else None,
         marked_as="best validation",
     )
 

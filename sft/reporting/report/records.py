@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sft.common.data_records import DataReport
 from sft.common.run_records import BatchPlan, ModelFootprint, SampleAnswer, TrainingResult
@@ -115,7 +115,7 @@ class ReportRecords:
         return next((event[name] for event in reversed(self.events) if is_number(event.get(name))), None)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value of a record is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

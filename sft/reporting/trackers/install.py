@@ -65,12 +65,16 @@ def install_trackers(
     is_main_process = trainer.is_world_process_zero()
     ours = _our_trackers(description, first_step, tensorboard_folder) if is_main_process else {}
     trackers = []
-    for name in trainer.args.report_to:
+    for name in trainer.args.report_to or ():
         (kind,) = get_reporting_integration_callbacks([name])
         theirs = trainer.pop_callback(kind)
-        trackers.append(GuardedTracker(name, ours.get(name, lambda callback=theirs: callback)))
+        trackers.append(GuardedTracker(name, ours.get(name) or partial(_unchanged, theirs)))
         trainer.add_callback(trackers[-1])
     return Trackers(trackers if is_main_process else ())
+
+
+def _unchanged(callback: Any) -> Any:
+    return callback
 
 
 def _our_trackers(description: Description, first_step: int, tensorboard_folder: str) -> dict[str, Callable[[], Any]]:

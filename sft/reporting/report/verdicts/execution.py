@@ -72,9 +72,10 @@ def hardware_verdict(records: ReportRecords) -> Verdict:
     speed, peak = records.mean_of("tokens_per_second"), records.last_of("peak_memory_bytes")
     figures = [f"{device} utilization {share:.0%}"] if share is not None else []
     figures += [f"{speed:,.0f} tokens/s"] if speed else []
-    held = peak / machine.device_memory_bytes if peak and machine.device_memory_bytes else None
-    if held is not None:
-        figures.append(f"peak memory {size(peak)} of {size(machine.device_memory_bytes)} ({held:.0%})")
+    held = None
+    if peak and machine.device_memory_bytes:
+        held = peak / machine.device_memory_bytes
+        figures.append(f"peak memory {size(round(peak))} of {size(machine.device_memory_bytes)} ({held:.0%})")
     mfu = records.mean_of("mfu")
     figures += [f"MFU {mfu:.1%}"] if mfu is not None else []
     state, sentence = _utilization_words(device, share)

@@ -106,9 +106,10 @@ def _divergence(question: str, records: ReportRecords) -> Verdict | None:
         return Verdict(
             question=question, state=BAD, sentence=sentence, figures=f"First logged at step {step:,}.", rule=rule
         )
-    if len(losses) < 2 * WINDOW:
+    values = [loss for _, loss in losses if is_number(loss)]
+    if len(values) < 2 * WINDOW:
         return None
-    first, last = losses[0][1], _mean([loss for _, loss in losses[-WINDOW:]])
+    first, last = values[0], _mean(values[-WINDOW:])
     if last < first * (1 + DIVERGED_SHARE) or last < first + DIVERGED_NATS:
         return None
     return Verdict(
