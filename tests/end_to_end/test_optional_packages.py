@@ -46,7 +46,7 @@ def remove(monkeypatch):
 
 def test_without_matplotlib_a_run_finishes_with_a_line_for_the_picture(run_sft, remove):
     remove("matplotlib")
-    run = run_sft(max_steps=2, report_to="tensorboard", sample_prompts="[]")
+    run = run_sft(draws_curves=True, max_steps=2, report_to="tensorboard", sample_prompts="[]")
     assert (run.status, run.err) == (0, "")
     line = messages.NOT_DRAWN.format(path=run.output_dir / "training_curves.png")
     assert [each for each in run.out.splitlines() if "pip install" in each] == [

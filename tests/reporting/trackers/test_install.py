@@ -48,7 +48,7 @@ def test_trackers_receive_all_metrics(run_sft, tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RESUME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    run = run_sft(report_to="[tensorboard, wandb]", **SETTINGS)
+    run = run_sft(report_to="[tensorboard, wandb]", draws_curves=True, **SETTINGS)
     assert run.status == 0, run.err
     steps = {name: [(e["step"], e[name]) for e in run.metrics if name in e] for name in ("loss", "eval_loss")}
 
