@@ -1,4 +1,4 @@
-"""Whether data can be trained on: the reasons why not. A dry run lists them, a real run stops at them."""
+"""Reasons why data cannot be trained on. A dry run lists them, a training run stops at them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from sft.common.data_records import DataReport, SplitReport
 from sft.configuration.schema import DataConfig
 
 LISTED_ROWS = 10
+"""Dropped rows of a split that are listed."""
 
 
 def find_problems(report: DataReport, config: DataConfig) -> list[str]:
-    """Every reason not to train on this data, a line each; empty if it is sound."""
+    """Every reason not to train on this data, one line each. Empty if there is none."""
     problems = []
     for name, split in zip(("train", "validation"), report.splits, strict=False):
         problems += _split_problems(name, split, config)
@@ -21,27 +22,27 @@ def find_problems(report: DataReport, config: DataConfig) -> list[str]:
     for number, source in enumerate(train.sources):
         if source.rows_used and not source.rows_an_epoch:
             problems.append(
-                f"datasets[{number}].weight: with {source.weight:g} an epoch takes none of the {source.rows_used:,} "
-                f"rows of {source.name}. Raise it, or leave the source out."
+                f"datasets[{number}].weight: with {source.weight:g}, an epoch takes none of the {source.rows_used:,} "
+                f"rows of {source.name}. Raise the weight or remove the source."
             )
     validation = report.validation
-    # A quotient is the float nearest to the exact share, as the setting is; a product may lie beside it.
+    # Compare the quotient: it is the float nearest to the exact share, as the setting is. A product may differ.
     if validation is not None and report.leakage and report.leakage / validation.rows_used > config.max_leakage_share:
         first = "; ".join(f"{leak} is {original}" for leak, original in report.leakage_examples[:3])
         problems.append(
-            f"{report.leakage:,} of {validation.rows_used:,} validation rows stand in the training data too ({first}): "
-            f"more than max_leakage_share {config.max_leakage_share:g} allows. Take them out, or raise it."
+            f"{report.leakage:,} of {validation.rows_used:,} validation rows are also in the training data ({first}): "
+            f"more than max_leakage_share {config.max_leakage_share:g} allows. Remove them or raise max_leakage_share."
         )
     return problems
 
 
 def stops_run(reason: str, config: DataConfig) -> bool:
-    """Whether a single row that is dropped for this reason stops a run."""
+    """Whether a single row dropped for this reason stops a run."""
     return (config.on_too_long if reason == "too_long" else config.on_bad_rows) == "error"
 
 
 def bad_row_lines(report: DataReport, config: DataConfig) -> list[str]:
-    """The first of the rows that stop a run, each with its place and what is wrong with it."""
+    """The first rows that stop a run, each with its location and what is wrong with it."""
     lines = []
     for split in report.splits:
         bad = _stopping(split, config)
@@ -59,14 +60,14 @@ def _split_problems(name: str, split: SplitReport, config: DataConfig) -> Iterat
         yield (
             f"{too_long:,} of {split.rows_read:,} {name} rows are longer than max_seq_length "
             f"{config.max_seq_length:,}, and on_too_long is error. The longest has {split.lengths.longest:,} tokens: "
-            "raise max_seq_length, or write on_too_long: truncate or drop."
+            "raise max_seq_length, or set on_too_long to truncate or drop."
         )
     if bad:
         count = sum(bad.values())
         longer = ", raise max_seq_length" if "nothing_left_after_truncation" in bad else ""
         yield (
-            f"{count:,} of {split.rows_read:,} {name} rows cannot be used ({_counted(bad)}). Mend them{longer}, or "
-            "write on_bad_rows: skip to leave them out and count them."
+            f"{count:,} of {split.rows_read:,} {name} rows cannot be used ({_counted(bad)}). Fix them{longer}, or set "
+            "on_bad_rows to skip, which drops and counts them."
         )
     elif split.rows_used == 0:
         yield (
@@ -78,31 +79,31 @@ def _split_problems(name: str, split: SplitReport, config: DataConfig) -> Iterat
 
 
 def _stopping(split: SplitReport, config: DataConfig) -> dict[str, int]:
-    """The dropped rows, by reason, of which a single one stops a run."""
+    """Reason -> dropped rows, for the reasons that stop a run."""
     return {reason: count for reason, count in split.rows_dropped.items() if stops_run(reason, config)}
 
 
 def _too_many_dropped(name: str, split: SplitReport, config: DataConfig) -> Iterator[str]:
-    # Rows that are dropped for their length alone are dropped on demand.
+    # Rows dropped for their length are dropped on request.
     dropped = {reason: count for reason, count in split.rows_dropped.items() if reason != "too_long"}
     count = sum(dropped.values())
     if count / split.rows_read > config.max_bad_row_share:
         yield (
             f"{count:,} of {split.rows_read:,} {name} rows ({count / split.rows_read:.1%}) are dropped "
-            f"({_counted(dropped)}): more than max_bad_row_share {config.max_bad_row_share:g} allows. Mend the data, "
-            "or raise it."
+            f"({_counted(dropped)}): more than max_bad_row_share {config.max_bad_row_share:g} allows. Fix the data or "
+            "raise max_bad_row_share."
         )
 
 
 def _end_never_trained(split: SplitReport, config: DataConfig) -> str:
     if config.on_too_long == "truncate" and split.rows_that_lose_the_end == split.rows_used:
         return (
-            f"the end token is never trained: max_seq_length cuts it off in each of {split.rows_used:,} train rows, so "
-            f"the model would not learn to stop. Raise max_seq_length; {split.lengths.longest:,} keeps all rows whole."
+            f"the end token is never trained: max_seq_length truncates it in all {split.rows_used:,} train rows, so "
+            f"the model would not learn to stop. Raise max_seq_length; {split.lengths.longest:,} truncates no row."
         )
     return (
-        "the end token is never trained: the chat template writes none that the tokenizer knows behind an answer in "
-        f"{split.rows_used:,} train rows, so the model would not learn to stop. Write add_end_token: true, or choose "
+        "the end token is never trained: the chat template writes no known end token after an answer in "
+        f"{split.rows_used:,} train rows, so the model would not learn to stop. Set add_end_token to true, or choose "
         "another chat_template."
     )
 

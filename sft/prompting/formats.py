@@ -1,6 +1,6 @@
-"""Record formats: which columns make a format, and how its records become conversations.
+"""Record formats: the columns of each format, and the conversion of its records to conversations.
 
-The format is chosen once for a dataset, by its columns; the first one in `FORMATS` whose columns are all there.
+The format of a dataset is chosen once, by its columns: the first one in `FORMATS` whose columns all exist.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from sft.prompting.messages import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordFormat:
-    """A way to write training examples as records."""
+    """A layout of training examples as records."""
 
     name: str
     columns: frozenset[str]
-    """The columns that must be there."""
+    """Required columns."""
     optional: frozenset[str] = frozenset()
-    """Further columns that it reads."""
+    """Optional columns that it reads."""
     convert: Callable[[Mapping[str, Any]], Conversation]
-    """Record to conversation; raises RowRefused."""
+    """Converts a record to a conversation; raises RowRefused."""
     description: str
 
     @property
@@ -41,7 +41,7 @@ class RecordFormat:
 
 
 def find_format(columns: Collection[str]) -> RecordFormat | None:
-    """The format of a dataset with these columns; None if there is none."""
+    """The format of a dataset with these columns, or None."""
     return next((known for known in FORMATS if known.columns <= set(columns)), None)
 
 
@@ -74,7 +74,7 @@ def _from_alpaca(record: Mapping[str, Any]) -> Conversation:
 
 
 def _from_prompt_completion(record: Mapping[str, Any]) -> Conversation:
-    """Prompt and completion as text, or both as lists of messages: turns of the assistant in a prompt are context."""
+    """Prompt and completion, as text or as lists of messages. Assistant messages in a prompt are not trained."""
     if isinstance(record.get("prompt"), list) or isinstance(record.get("completion"), list):
         prompt = [
             {**m, "train": False} if m["role"] == "assistant" else m
@@ -171,7 +171,7 @@ def _system(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
 
 
 def _tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """The tools that the assistant may call, as objects; some exports keep the list as JSON text."""
+    """The tools that the assistant may call, as objects. Some exports store the list as JSON text."""
     tools = record.get("tools")
     if not tools:
         return None
@@ -186,18 +186,18 @@ def _tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
 
 
 def _squad_answer(answers: Any) -> str:
-    """The first answer of SQuAD's `{"text": [...]}`; a list of texts or of such objects is understood as well."""
+    """The first answer of SQuAD's `{"text": [...]}`. A list of texts or of such objects is accepted too."""
     if isinstance(answers, Mapping):
         answers = answers.get("text")
     if isinstance(answers, str):
         answers = [answers]
     if answers is None or (isinstance(answers, list | tuple) and not answers):
-        raise RowRefused("empty_answer", "'answers' holds no answer")
+        raise RowRefused("empty_answer", "'answers' contains no answer")
     first = answers[0] if isinstance(answers, list | tuple) else answers
     if isinstance(first, Mapping):
         first = first.get("text")
     if not isinstance(first, str):
-        raise RowRefused("wrong_type", f"'answers' must hold text, found {kind_of(first)}")
+        raise RowRefused("wrong_type", f"'answers' must contain text, found {kind_of(first)}")
     if not first.strip():
         raise RowRefused("empty_answer", "'answers' begins with an empty answer")
     return checked_text(first, "answers")

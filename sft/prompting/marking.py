@@ -1,8 +1,8 @@
-"""Invisible marks in the strings of a conversation, to see where a template puts them.
+"""Invisible marks in the strings of a conversation, which show where a chat template puts the strings.
 
-A mark is one character of a private-use plane, which no template writes and hardly any text holds. Rendered with marks,
-a text tells where each message's strings went; with the marks taken out it must equal the text rendered without them,
-or the marks changed what the template did and nothing may be concluded.
+A mark is one character of a private-use plane, which no template writes and hardly any text contains. In a text
+rendered with marks, they show where the strings of each message went. With the marks removed it must equal the text
+rendered without them; otherwise the marks changed the behavior of the template, and nothing may be concluded.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ _FIRST, _LAST = 0xF0000, 0x10FFFD
 _MARKS = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 _CLOSED_THOUGHTS = "</think>"
 THOUGHTS = ("reasoning_content", "thinking")
-"""Keys of a message under which its thoughts stand, apart from its content."""
+"""Keys of a message that hold its thoughts, separate from its content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placing:
-    """Where marks go. Some templates look at how a string begins or ends, or compare it: other places are tried then.
+class MarkPlacement:
+    """Which strings are marked, and where. Several are tried, since some templates inspect or compare strings.
 
-    A mark at an edge stands inside the white space there, so that a template may trim it.
+    A mark at an edge is placed inside the white space there, so that a template may trim it.
     """
 
-    others: str = "edges"
-    """In contents of other roles than the assistant: at their `edges`, one in the `middle`, or `none`."""
+    other_roles: str = "edges"
+    """In contents of roles other than the assistant: at both `edges`, one in the `middle`, or `none`."""
     calls: bool = True
     """Whether names and arguments of tool calls are marked."""
     thoughts: bool = True
-    """Whether thoughts beside the content are marked."""
+    """Whether thoughts outside the content are marked."""
     openings: bool = True
-    """Whether the beginnings of the assistant's strings are marked as well as their ends."""
+    """Whether the beginnings of assistant strings are marked too, not only their ends."""
 
 
-PLACINGS = (
-    Placing(),
-    Placing(others="middle"),
-    Placing(others="none"),
-    Placing(others="none", calls=False),
-    Placing(others="none", calls=False, thoughts=False),
-    Placing(others="none", calls=False, thoughts=False, openings=False),
+PLACEMENTS = (
+    MarkPlacement(),
+    MarkPlacement(other_roles="middle"),
+    MarkPlacement(other_roles="none"),
+    MarkPlacement(other_roles="none", calls=False),
+    MarkPlacement(other_roles="none", calls=False, thoughts=False),
+    MarkPlacement(other_roles="none", calls=False, thoughts=False, openings=False),
 )
-"""From the one that tells most to the one that disturbs least."""
+"""From the most informative to the least intrusive."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """What a mark stands at: an edge of a string (or its middle) of a message."""
+    """A mark at an edge (or in the middle) of a string of a message."""
 
     number: int
-    """Which of all marks it is."""
+    """Number of the mark."""
     message: int
     """Index of the message."""
     kind: str
@@ -65,40 +65,40 @@ class Mark:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MarkedPlace:
-    """A mark as found in a rendered text; `position` counts characters of the text without marks."""
+class FoundMark:
+    """A mark found in a rendered text. `position` counts the characters of the text without marks."""
 
     position: int
     mark: Mark
 
 
 def answer_in(content: str) -> str:
-    """A content without white space at its edges; empty if it ends with its thoughts."""
+    """The content, stripped; empty if it ends with its thoughts."""
     content = content.strip()
     return "" if content.endswith(_CLOSED_THOUGHTS) else content
 
 
 class Marker:
-    """Puts marks into messages and finds them again. The same prefix of a conversation gets the same marks."""
+    """Puts marks into messages and finds them in rendered text. Equal prefixes of a conversation get equal marks."""
 
-    def __init__(self, messages: Sequence[Mapping[str, Any]], placing: Placing, text: str):
+    def __init__(self, messages: Sequence[Mapping[str, Any]], placement: MarkPlacement, text: str):
         """Args:
-            messages: of a conversation.
-            placing: where to put marks.
-            text: what they render to; its characters are no marks.
+            messages: The messages of a conversation.
+            placement: Where to put marks.
+            text: The text that they render to; its characters are not used as marks.
 
         Raises:
-            RowRefused: `turn_not_found` if there are more strings than marks.
+            RowRefused: `turn_not_found` if there are more strings than available marks.
         """
         self._marks: dict[str, Mark] = {}
         taken = set(_MARKS.findall(text + json.dumps(messages, ensure_ascii=False, default=str)))
         self._free = (chr(code) for code in range(_FIRST, _LAST + 1) if chr(code) not in taken)
-        self._placing = placing
+        self._placement = placement
         self.messages = [self._marked(index, message) for index, message in enumerate(messages)]
 
-    def split(self, marked_text: str) -> tuple[str, list[MarkedPlace]]:
-        """A rendered text without its marks, and where they stood, in order."""
-        places: list[MarkedPlace] = []
+    def split(self, marked_text: str) -> tuple[str, list[FoundMark]]:
+        """A rendered text without its marks, and the marks with their positions, in order."""
+        marks: list[FoundMark] = []
         parts: list[str] = []
         position = last = 0
         for found in _MARKS.finditer(marked_text):
@@ -107,22 +107,22 @@ class Marker:
                 part = marked_text[last : found.start()]
                 position += len(part)
                 parts.append(part)
-                places.append(MarkedPlace(position=position, mark=mark))
+                marks.append(FoundMark(position=position, mark=mark))
                 last = found.end()
         parts.append(marked_text[last:])
-        return "".join(parts), places
+        return "".join(parts), marks
 
     def _marked(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
         marked = dict(message)
         is_own = message["role"] == "assistant"
-        if self._placing.thoughts:
+        if self._placement.thoughts:
             for key in THOUGHTS:
                 if isinstance(message.get(key), str):
                     marked[key] = self._at_edges(message[key], index, "thoughts")
-        if isinstance(message.get("content"), str) and (is_own or self._placing.others != "none"):
-            place = self._at_edges if is_own or self._placing.others == "edges" else self._in_the_middle
-            marked["content"] = place(message["content"], index, "content")
-        if self._placing.calls and message.get("tool_calls"):
+        if isinstance(message.get("content"), str) and (is_own or self._placement.other_roles != "none"):
+            put_marks = self._at_edges if is_own or self._placement.other_roles == "edges" else self._in_the_middle
+            marked["content"] = put_marks(message["content"], index, "content")
+        if self._placement.calls and message.get("tool_calls"):
             marked["tool_calls"] = [self._marked_call(call, index) for call in message["tool_calls"]]
         return marked
 
@@ -141,15 +141,15 @@ class Marker:
 
     def _at_edges(self, text: str, index: int, kind: str) -> str:
         if not text.strip():
-            return text  # a template asks whether there is any
+            return text  # a template may test whether it is empty
         start = len(text) - len(text.lstrip())
         end = len(text.rstrip())
         if kind == "content" and not answer_in(text):
-            # Thoughts and nothing behind them: a mark behind them would be an answer.
+            # Only thoughts: a mark after them would look like an answer.
             end = len(text[: end - len(_CLOSED_THOUGHTS)].rstrip())
             start = min(start, end)
             kind = "thoughts"
-        opening = self._new(index, kind, is_opening=True) if self._placing.openings and start < end else ""
+        opening = self._new(index, kind, is_opening=True) if self._placement.openings and start < end else ""
         return text[:start] + opening + text[start:end] + self._new(index, kind) + text[end:]
 
     def _in_the_middle(self, text: str, index: int, kind: str) -> str:
@@ -161,6 +161,6 @@ class Marker:
     def _new(self, index: int, kind: str, *, is_opening: bool = False) -> str:
         character = next(self._free, None)
         if character is None:
-            raise RowRefused("turn_not_found", "the conversation is too large to find the turns in it")
+            raise RowRefused("turn_not_found", "the conversation has too many strings to locate its messages")
         self._marks[character] = Mark(number=len(self._marks), message=index, kind=kind, is_opening=is_opening)
         return character

@@ -155,7 +155,8 @@ class ByteLengths:
     def offsets(self, texts: Sequence[str], input_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The characters `[start, end)` of each token, counted through all texts, int64 `[N]` each.
 
-        The bytes of each text must add up (see `fits`). A token for a part of a character stands for that character.
+        The bytes of each text must add up (see `fits`). A token for a part of a character counts
+        as that character.
         """
         lengths = self._lengths[input_ids]
         ends = np.cumsum(lengths)

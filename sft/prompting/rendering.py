@@ -1,10 +1,10 @@
 """Conversations to text, with the characters that are trained.
 
-Trained is what the model must produce at inference: in each turn of the assistant, from the end of the generation
-prompt through the turn's end marker. The tokenizer's own template writes every text and is never replaced; where its
-parts stand is found by what it does with marked strings (`sft/prompting/turns.py`), and for further conversations of the
-same shape by the literal text between their contents (`sft/prompting/shapes.py`), which has to fit to the character. Where
-neither tells a turn apart, the row is refused: nothing is guessed.
+What the model must produce at inference is trained: each assistant turn from the end of the generation prompt through
+the end marker of the turn. The tokenizer's own chat template writes every text and is never modified. Turns are located
+by rendering with marked strings (`sft/prompting/turns.py`), and in further conversations of the same shape by the
+literal text between their contents (`sft/prompting/shapes.py`), which must match exactly. If neither locates a turn,
+the row is refused: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 
 def render_text(conversation: Conversation) -> RenderedText:
-    """A plain text, all of it trained."""
+    """A plain text, which is trained completely."""
     text = conversation.text or ""
     return RenderedText(text=text, trained_spans=((0, len(text)),))
 
 
 class ChatRenderer:
-    """Renders conversations by a tokenizer's chat template and marks what is trained."""
+    """Renders conversations with a tokenizer's chat template and determines the trained spans."""
 
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", *, only_last_turn: bool = False, add_end_token: bool = False
     ):
         """Args:
-            tokenizer: with a chat template.
-            only_last_turn: train only the last turn of the assistant.
-            add_end_token: write the tokenizer's end token behind a row's last answer if the template ends it with
-                nothing.
+            tokenizer: A tokenizer with a chat template.
+            only_last_turn: Train only the last assistant turn.
+            add_end_token: Append the tokenizer's end token to the last answer of a row if the template writes no end
+                marker.
 
         Raises:
-            ConfigError: if the template cannot render a plain exchange of a question and an answer.
+            ConfigError: If the template cannot render a question and an answer.
         """
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer)
@@ -51,11 +51,11 @@ class ChatRenderer:
 
     @property
     def end_marker(self) -> str:
-        """What the template writes behind an answer to end it (`<|im_end|>`); empty if it writes nothing."""
+        """What the template writes to end an answer (`<|im_end|>`); empty if it writes nothing."""
         return self._template.end_marker
 
     def end_token_ids(self) -> list[int]:
-        """Tokens that end an answer: those of the end marker, and the tokenizer's end token."""
+        """Token ids that end an answer: those of the end marker, and the tokenizer's end token."""
         ends: list[int] = []
         for token in self._template.end_tokens():
             ids = self._tokenizer(token, add_special_tokens=False)["input_ids"]
@@ -67,10 +67,10 @@ class ChatRenderer:
         """The text of a conversation and its trained spans.
 
         Raises:
-            RowRefused: `template_refused` if the template rejects the conversation, `tool_calls_left_out` if it does
-                not write the calls of a turn, `turn_not_found` if a turn of the assistant cannot be told apart in the
-                rendered text, `no_prompt` if the assistant begins, `no_answer` if none of its turns is to be trained,
-                `not_unicode` if the text holds what is no character.
+            RowRefused: `template_refused` if the template raises an error, `tool_calls_left_out` if it does not write
+                the tool calls of a turn, `turn_not_found` if an assistant turn cannot be located in the rendered text,
+                `no_prompt` if the conversation begins with an assistant turn, `no_answer` if no turn is trained,
+                `not_unicode` if the text contains an unpaired surrogate.
         """
         (result,) = self.render_all([conversation])
         if isinstance(result, RowRefused):
@@ -78,7 +78,7 @@ class ChatRenderer:
         return result
 
     def render_all(self, conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:
-        """The same for many, which is quicker; a refusal stands in the place of its row."""
+        """Render many conversations, which is faster. A refused one yields its refusal."""
         plain = [index for index, conversation in enumerate(conversations) if not conversation.tools]
         texts: list[str | RowRefused | None] = [None] * len(conversations)
         for index, text in zip(
@@ -98,13 +98,13 @@ class ChatRenderer:
         return results
 
     def render_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
-        """The text after which the model is to answer."""
+        """The text of a prompt, which ends where the model has to answer."""
         return self._template.apply(messages, tools, add_generation_prompt=True)
 
     def _marked(self, conversation: Conversation, text: str) -> RenderedText:
         """The trained spans of a conversation in its rendered text."""
         messages = conversation.messages
-        chosen = self._chosen_turns(conversation)
+        chosen = self._trained_turns(conversation)
         turns = self._shapes.find(conversation, text)
         if turns is None:
             turns = find_turns(self._template, conversation, text)
@@ -121,18 +121,18 @@ class ChatRenderer:
             text += self._added_end
         return RenderedText(text=text, trained_spans=tuple(spans), notes=turns.notes)
 
-    def _chosen_turns(self, conversation: Conversation) -> list[int]:
-        """Indices of the messages that are trained.
+    def _trained_turns(self, conversation: Conversation) -> list[int]:
+        """Indices of the messages to train.
 
         Raises:
-            RowRefused: `no_answer` if there is none, `no_prompt` if one of them begins the conversation.
+            RowRefused: `no_answer` if there is none, `no_prompt` if the first message is one of them.
         """
         turns = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
         if self._only_last_turn:
             turns = turns[-1:]
         turns = [index for index in turns if index not in conversation.untrained]
         if not turns:
-            raise RowRefused("no_answer", "none of the assistant's turns is to be trained")
+            raise RowRefused("no_answer", "no assistant message is trained")
         if turns[0] == 0:
-            raise RowRefused("no_prompt", "the assistant speaks first: there is nothing that it answers")
+            raise RowRefused("no_prompt", "the conversation begins with an assistant message, so there is no prompt")
         return turns

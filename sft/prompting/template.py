@@ -1,4 +1,4 @@
-"""A tokenizer's chat template: applying it, and what it writes around an answer."""
+"""A tokenizer's chat template: apply it, and find what it writes around an answer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE, _NEXT = "Zqxj", "Wvyk"
-"""Contents that no template holds by itself."""
+"""Contents that no template contains."""
 _PART = "is_text_part"
-"""A key of parts of a content: a template that writes it takes no parts, it shows them as they are in memory."""
+"""A key in a content part. A template that writes it does not support parts, it prints their Python representation."""
 _ERRORS = (
     TemplateError,
     TypeError,
@@ -28,10 +28,10 @@ _ERRORS = (
     ArithmeticError,
     RecursionError,
 )
-"""Templates are programs in somebody else's hands: what they raise is about the conversation that they were given."""
+"""Templates are third-party programs: any of these exceptions is about the conversation that they received."""
 
 _TAG = r"<[^<>\s]{1,40}>"
-"""What looks like a special token (`<|user|>`), known to the tokenizer or not."""
+"""Looks like a special token (`<|user|>`), whether or not the tokenizer knows it."""
 _BRACKETS = r"\[[^\[\]\s]{1,40}\]"
 _QUESTION = {"role": "user", "content": "Hello"}
 _ANSWER = {"role": "assistant", "content": _PROBE}
@@ -40,14 +40,14 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class ChatTemplate:
-    """A chat template in use: texts of conversations, and the end that it writes behind an answer."""
+    """A chat template: the texts of conversations, and the end that it writes after an answer."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         """Args:
-            tokenizer: with a chat template.
+            tokenizer: A tokenizer with a chat template.
 
         Raises:
-            ConfigError: if the template cannot render a plain exchange of a question and an answer.
+            ConfigError: If the template cannot render a question and an answer.
         """
         self._tokenizer = tokenizer
         self._contents_are_parts = False
@@ -56,25 +56,26 @@ class ChatTemplate:
         known = [re.escape(token) for token in sorted(specials, key=len, reverse=True)]
         self._special_token = re.compile("|".join(known) or "(?!)")
         self._marker = re.compile("|".join([*known, _TAG]))
-        self._whole = re.compile("|".join([*known, _TAG, _BRACKETS, r"\w+"]))
+        self._atom = re.compile("|".join([*known, _TAG, _BRACKETS, r"\w+"]))
         self.tail, before = self._find_tail()
-        """All that it writes behind a last answer."""
-        between = self._behind_probe([*before, _QUESTION, _ANSWER, {"role": "user", "content": _NEXT}])
+        """The text that it writes after a last answer."""
+        between = self._after_probe([*before, _QUESTION, _ANSWER, {"role": "user", "content": _NEXT}])
         between = between.partition(_NEXT)[0]
         self._openings = self._find_openings(before)
         asked, prompt, answered = self._around_question(before)
         self.next_header = self._find_next_header(between, asked, prompt)
-        """The part of the tail that begins a further answer: some templates end every conversation like a prompt."""
-        asked_alike = common_length(asked.removesuffix(self.next_header), prompt, 0)
-        answered_alike = common_length(answered, prompt, 0)
-        self.header = prompt[self.whole_up_to(prompt, 0, asked_alike) : self.whole_up_to(prompt, 0, answered_alike)]
-        """What begins an answer in a prompt and in a conversation alike."""
+        """The part of the tail that begins another answer: some templates end every conversation like a prompt."""
+        asked_common = common_length(asked.removesuffix(self.next_header), prompt, 0)
+        answered_common = common_length(answered, prompt, 0)
+        header_start = self.last_boundary(prompt, 0, asked_common)
+        self.header = prompt[header_start : self.last_boundary(prompt, 0, answered_common)]
+        """The text that begins an answer, both in a prompt and in a conversation."""
         self.end_marker = ""
         tail = self.tail.removesuffix(self.next_header)
         self.end_marker = tail[: self.end_in(tail)] if tail.strip() else ""
-        """The part of the tail that ends the answer (`<|im_end|>`); empty if the template ends it with nothing."""
-        self.opener_that_ends = "" if self.end_marker else self.marker_at(between.lstrip(), 0)
-        """Where nothing else ends an answer: the marker with which a conversation goes on."""
+        """The part of the tail that ends the answer (`<|im_end|>`); empty if there is none."""
+        self.end_by_opener = "" if self.end_marker else self.marker_at(between.lstrip(), 0)
+        """If there is no end marker: the marker that begins the next turn, and so ends an answer."""
 
     def apply(self, messages: Messages, tools: Sequence[Any] | None, *, add_generation_prompt: bool = False) -> str:
         """The text of a conversation.
@@ -85,12 +86,12 @@ class ChatTemplate:
         try:
             return self._apply_any_arguments(messages, tools, add_generation_prompt)
         except _ERRORS as error:
-            raise RowRefused("template_refused", f"the chat template refuses it: {_one_line(error)}") from None
+            raise RowRefused("template_refused", f"the chat template raised an error: {_one_line(error)}") from None
 
     def apply_to_all(self, conversations: Sequence[Messages]) -> list[str | RowRefused]:
-        """The texts of conversations without tools; for each that the template refuses, the reason."""
+        """The texts of conversations without tools, or why the template refuses them."""
         try:
-            # One call for many conversations spares most of what a call costs.
+            # One call for many conversations avoids most of the overhead of a call.
             return self._tokenizer.apply_chat_template(
                 [self._plain(messages) for messages in conversations], tokenize=False, add_generation_prompt=False
             )
@@ -104,20 +105,23 @@ class ChatTemplate:
             return results
 
     def end_in(self, text: str) -> int:
-        """Where the end of an answer stops in what is written behind it: behind the end marker or the last special
-        token, else behind all but white space; behind the white space where there is nothing else."""
-        whole = len(text.rstrip()) or len(text)
+        """Length of the end of an answer in the text that follows it.
+
+        It extends through the end marker or the last special token; without these, through the last character that is
+        not white space, or through all white space if there is nothing else.
+        """
+        stripped = len(text.rstrip()) or len(text)
         if self.end_marker and text.rstrip().endswith(self.end_marker.strip()):
-            return whole
+            return stripped
         ends = [found.end() for found in self._special_token.finditer(text)]
-        return ends[-1] if ends else whole
+        return ends[-1] if ends else stripped
 
     def end_before_header(self, first: str, second: str) -> str:
-        """The end of an answer that two texts begin with which go on with headers of different roles.
+        """The end of an answer, from two texts that begin with it and continue with headers of different roles.
 
-        Headers of all roles may begin alike (`<|im_start|>`): by the markers with which every text begins.
+        Headers of all roles may share their beginning (`<|im_start|>`), which is found among the openings of texts.
         """
-        shared = first[: self.whole_up_to(first, 0, common_length(first, second, 0))]
+        shared = first[: self.last_boundary(first, 0, common_length(first, second, 0))]
         ends = [found.end() for found in self._marker.finditer(shared)]
         end = shared[: ends[-1]] if ends else ""
         for opening in self._openings:
@@ -126,29 +130,29 @@ class ChatTemplate:
         return end
 
     def marker_at(self, text: str, position: int) -> str:
-        """The special token, or what looks like one (`<|user|>`), that begins there; empty if none does."""
+        """The special token, or text that looks like one (`<|user|>`), at a position; empty if there is none."""
         found = self._marker.match(text, position)
         return found.group() if found else ""
 
     def end_tokens(self) -> list[str]:
-        """The special tokens that end an answer, those of the end marker first."""
+        """The tokens that end an answer, those of the end marker first."""
         tokens = self._special_token.findall(self.end_marker)
         if self.end_marker.strip() and not tokens:
             tokens = [self.end_marker.strip()]
-        return tokens + [self.opener_that_ends] * bool(self.opener_that_ends)
+        return tokens + [self.end_by_opener] * bool(self.end_by_opener)
 
-    def whole_up_to(self, text: str, start: int, end: int) -> int:
-        """The last place from `start` to `end` that cuts neither a special token, nor `<tag>`, nor `[tag]`, nor a word.
+    def last_boundary(self, text: str, start: int, end: int) -> int:
+        """The last position from `start` to `end` that splits no special token, `<tag>`, `[tag]` or word.
 
-        Two texts that are alike up to `end` may part in the middle of a marker: what is alike of it means nothing.
+        Two texts that are equal up to `end` may differ from the middle of a marker on; its common part means nothing.
         """
-        for found in self._whole.finditer(text, start):
+        for found in self._atom.finditer(text, start):
             if found.end() > end:
                 return min(end, found.start())
         return end
 
     def _apply_any_arguments(self, messages: Messages, tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
-        """Most templates take a call's arguments as an object, some only as JSON text: those fail on an object."""
+        """Pass arguments of tool calls as objects, or as JSON text if the template fails on objects."""
         try:
             return self._apply(messages, tools, add_generation_prompt)
         except _ERRORS:
@@ -169,12 +173,12 @@ class ChatTemplate:
             return [dict(message) for message in messages]
         return [{**m, "content": [{"type": "text", "text": m["content"], _PART: True}]} for m in messages]
 
-    # What it writes around an answer
+    # What the template writes around an answer
 
     def _find_tail(self) -> tuple[str, Messages]:
-        """The tail, and what has to stand before a question: some templates insist on a system turn.
+        """The tail, and the messages required before a question: some templates need a system message.
 
-        Templates of models that see images may take contents as lists of parts only.
+        Templates of vision models may accept contents only as lists of parts.
         """
         problem = ""
         for before in ((), ({"role": "system", "content": "Help."},)):
@@ -182,22 +186,22 @@ class ChatTemplate:
                 try:
                     text = self._apply([*before, _QUESTION, _ANSWER], None, False)
                 except _ERRORS as error:
-                    problem = problem or f"it cannot render a question and its answer: {_one_line(error)}"
+                    problem = problem or f"it cannot render a question and an answer: {_one_line(error)}"
                     continue
                 _, probe, tail = text.rpartition(_PROBE)
                 if probe and _PART not in text:
                     return tail, before
                 problem = problem or "it does not write the assistant's content"
-        raise ConfigError(f"chat_template: {problem}. Mend it, or choose another with chat_template.")
+        raise ConfigError(f"chat_template: {problem}. Fix it, or choose another with chat_template.")
 
-    def _behind_probe(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
+    def _after_probe(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         try:
             return self._apply(messages, None, add_generation_prompt).rpartition(_PROBE)[2]
         except _ERRORS:
             return ""
 
     def _find_openings(self, before: Messages) -> list[str]:
-        """The markers with which a text begins: begin-of-text, and with it or in its stead what begins every turn."""
+        """The markers at the beginning of a text: begin-of-text, what begins every turn, or both."""
         try:
             text = self._apply([*before, _QUESTION], None, True).lstrip()
         except _ERRORS:
@@ -207,13 +211,13 @@ class ChatTemplate:
         return [marker for marker in (first, second) if marker and marker != self._tokenizer.eos_token]
 
     def _around_question(self, before: Messages) -> tuple[str, str, str]:
-        """What stands behind a question that ends the text, in a prompt, and up to its answer."""
+        """The text after a question at the end of a conversation, at the end of a prompt, and before an answer."""
         question = {"role": "user", "content": _PROBE}
         answer = {"role": "assistant", "content": _NEXT}
         return (
-            self._behind_probe([*before, question]),
-            self._behind_probe([*before, question], add_generation_prompt=True),
-            self._behind_probe([*before, question, answer]).partition(_NEXT)[0],
+            self._after_probe([*before, question]),
+            self._after_probe([*before, question], add_generation_prompt=True),
+            self._after_probe([*before, question, answer]).partition(_NEXT)[0],
         )
 
     def _find_next_header(self, between: str, asked: str, prompt: str) -> str:
@@ -225,7 +229,7 @@ class ChatTemplate:
 
 
 def common_length(first: str, second: str, offset: int) -> int:
-    """How many characters `first` and `second[offset:]` have in common at their beginning."""
+    """Length of the common prefix of `first` and `second[offset:]`."""
     if second.startswith(first, offset):
         return len(first)
     limit = min(len(first), len(second) - offset)

@@ -134,8 +134,8 @@ def test_prepare_data_of_a_template_that_ends_nothing_trains_no_end(tmp_path, da
     data = prepare_data(config, data_tokenizer, seed=0)
     assert (data.report.rows_used, data.report.train.rows_with_trained_end) == (2, 0)
     assert find_problems(data.report, config) == [
-        "the end token is never trained: the chat template writes none that the tokenizer knows behind an answer in 2 "
-        "train rows, so the model would not learn to stop. Write add_end_token: true, or choose another chat_template."
+        "the end token is never trained: the chat template writes no known end token after an answer in 2 train rows, "
+        "so the model would not learn to stop. Set add_end_token to true, or choose another chat_template."
     ]
 
 
@@ -227,17 +227,16 @@ def test_bad_row_lines_name_the_place_of_each(tmp_path, data_chat_tokenizer):
         f"{file}:2: 'answer' is empty (empty_answer).",
         f"{file}:3: invalid JSON, expecting ':' delimiter at column 27 (invalid_json).",
         f"{file}:4: 'answer' must be text, found a number (wrong_type).",
-        f"{file}:5: no field 'answer'; there: question (missing_field).",
+        f"{file}:5: no field 'answer'; fields: question (missing_field).",
         f"{file}:6: expected an object with named fields, found a list (not_an_object).",
         f"{file}:7: its 219 tokens are truncated to max_seq_length 60, before the answer begins "
         "(nothing_left_after_truncation).",
-        f"{file}:8: 'answer' holds half a surrogate pair, which is no character (not_unicode).",
+        f"{file}:8: 'answer' contains an unpaired surrogate, which is not a character (not_unicode).",
     ]
     assert find_problems(report, config) == [
         "7 of 9 train rows cannot be used (1 empty_answer, 1 invalid_json, 1 wrong_type, 1 missing_field, "
-        "1 not_an_object, 1 nothing_left_after_truncation, 1 not_unicode). Mend them, raise max_seq_length, or "
-        "write on_bad_rows: skip to "
-        "leave them out and count them."
+        "1 not_an_object, 1 nothing_left_after_truncation, 1 not_unicode). Fix them, raise max_seq_length, or "
+        "set on_bad_rows to skip, which drops and counts them."
     ]
 
 
@@ -249,8 +248,8 @@ def test_bad_row_lines_are_the_first_ten(tmp_path, data_chat_tokenizer):
     assert [line.split(":")[1] for line in lines[:-1]] == ["2", "3", "4", "5", "6", "7", "8", "9", "10", "11"]
     assert lines[-1] == "... and 15 more."
     assert find_problems(report, config) == [
-        "25 of 26 train rows cannot be used (25 invalid_json). Mend them, or write on_bad_rows: "
-        "skip to leave them out and count them."
+        "25 of 26 train rows cannot be used (25 invalid_json). Fix them, or set on_bad_rows to "
+        "skip, which drops and counts them."
     ]
 
 

@@ -522,7 +522,7 @@ def test_prepare_of_odd_names_and_values(tmp_path, cache, tokenizer):
     assert first.report.train.rows_dropped == {"not_unicode": 1, "wrong_type": 1}
     assert answers(tokenizer, second.train) == ["a 0", "a 1"]
     assert bad_row_lines(first.report, config)[0] == (
-        f"{file}:1: 'answer' holds half a surrogate pair, which is no character (not_unicode)."
+        f"{file}:1: 'answer' contains an unpaired surrogate, which is not a character (not_unicode)."
     )
 
 
@@ -599,9 +599,9 @@ def test_prepare_finds_validation_rows_in_the_training_rows(tmp_path, tokenizer,
 def test_find_problems_of_leakage_up_to_a_share(tmp_path, tokenizer, leaking, share, is_sound):
     config = replace(leaking, max_leakage_share=share)
     line = (
-        f"2 of 10 validation rows stand in the training data too ({tmp_path}/v.jsonl:3 is {tmp_path}/b.jsonl:2; "
-        f"{tmp_path}/v.jsonl:9 is {tmp_path}/a.jsonl:5): more than max_leakage_share {share:g} allows. Take them out, "
-        "or raise it."
+        f"2 of 10 validation rows are also in the training data ({tmp_path}/v.jsonl:3 is {tmp_path}/b.jsonl:2; "
+        f"{tmp_path}/v.jsonl:9 is {tmp_path}/a.jsonl:5): more than max_leakage_share {share:g} allows. Remove them "
+        "or raise max_leakage_share."
     )
     assert find_problems(prepare(config, tokenizer).report, config) == ([] if is_sound else [line])
 
@@ -712,7 +712,7 @@ def test_find_problems_of_too_long_rows(tmp_path, tokenizer):
     longest = report.train.lengths.longest
     assert find_problems(report, config) == [
         "4 of 5 train rows are longer than max_seq_length 60, and on_too_long is error. The longest has "
-        f"{longest} tokens: raise max_seq_length, or write on_too_long: truncate or drop."
+        f"{longest} tokens: raise max_seq_length, or set on_too_long to truncate or drop."
     ]
     lines = bad_row_lines(report, config)
     assert [line.split(":")[1] for line in lines] == ["2", "3", "4", "5"]
@@ -790,7 +790,7 @@ def test_find_problems_of_bad_rows_up_to_a_share(tmp_path, tokenizer, bad, rows,
     report = prepare(config, tokenizer).report
     line = (
         f"{bad} of {rows} train rows ({bad / rows:.1%}) are dropped ({bad} empty_answer): more than max_bad_row_share "
-        f"{share:g} allows. Mend the data, or raise it."
+        f"{share:g} allows. Fix the data or raise max_bad_row_share."
     )
     assert find_problems(report, config) == ([] if is_sound else [line])
     assert bad_row_lines(report, config) == []
@@ -802,7 +802,7 @@ def test_find_problems_of_both_splits(tmp_path, tokenizer):
         validation_file=write(tmp_path / "b.jsonl", [*pairs(2, 50), "[]", "{}"]),
     )
     report = prepare(config, tokenizer).report
-    ending = "Mend them, or write on_bad_rows: skip to leave them out and count them."
+    ending = "Fix them, or set on_bad_rows to skip, which drops and counts them."
     assert find_problems(report, config) == [
         f"1 of 4 train rows cannot be used (1 not_an_object). {ending}",
         f"2 of 4 validation rows cannot be used (1 not_an_object, 1 missing_field). {ending}",
@@ -818,8 +818,8 @@ def test_find_problems_of_an_end_that_is_always_cut_off(tmp_path, tokenizer):
     file = texts(tmp_path / "a.txt", [50, 60, 70])
     config = DataConfig(train_file=file, max_seq_length=20)
     assert find_problems(prepare(config, tokenizer).report, config) == [
-        "the end token is never trained: max_seq_length cuts it off in each of 3 train rows, so the model would not "
-        "learn to stop. Raise max_seq_length; 70 keeps all rows whole."
+        "the end token is never trained: max_seq_length truncates it in all 3 train rows, so the model would not "
+        "learn to stop. Raise max_seq_length; 70 truncates no row."
     ]
     enough = replace(config, max_seq_length=50)
     assert find_problems(prepare(enough, tokenizer).report, enough) == []
@@ -832,7 +832,7 @@ def test_find_problems_of_a_template_without_end_blames_the_template(tmp_path):
     for on_too_long in ("truncate", "drop"):
         config = DataConfig(train_file=file, max_seq_length=60, on_too_long=on_too_long)
         (problem,) = find_problems(prepare(config, tokenizer).report, config)
-        assert problem.startswith("the end token is never trained: the chat template writes none")
+        assert problem.startswith("the end token is never trained: the chat template writes no known end token")
     mended = replace(config, add_end_token=True)
     assert find_problems(prepare(mended, tokenizer).report, mended) == []
 
@@ -875,7 +875,8 @@ def test_find_problems_of_weights_that_leave_no_row(tmp_path, tokenizer):
     data = prepare(config, tokenizer)
     assert (len(data.train), data.report.train.rows_used, data.report.train.sources[0].rows_an_epoch) == (0, 4, 0)
     assert find_problems(data.report, config) == [
-        f"datasets[0].weight: with 0.1 an epoch takes none of the 4 rows of {file}. Raise it, or leave the source out."
+        f"datasets[0].weight: with 0.1, an epoch takes none of the 4 rows of {file}. Raise the weight or remove "
+        "the source."
     ]
 
 
@@ -971,7 +972,7 @@ def test_previews_are_found_by_number_through_all_sources(tmp_path, tokenizer):
         assert [str(preview.source) for preview in shown.values()] == [
             f"{first}:2", f"{first}:5", f"{first}:6", f"{second}:1", f"{second}:514"
         ]  # fmt: skip
-        assert shown[3].problem == RowProblem(reason="missing_field", message="no field 'answer'; there: question")
+        assert shown[3].problem == RowProblem(reason="missing_field", message="no field 'answer'; fields: question")
         assert shown[3].segments == ()
         texts_of = {
             number: [piece.text for piece in preview.segments if piece.trained] for number, preview in shown.items()

@@ -29,7 +29,7 @@ CSV = 'question,answer\n1+1?,2\nÜnï\u2028日本?,"a, ""b""\nc"\n'.encode()
 
 
 def read_rows(path):
-    return [row for stretch, _ in read_file(path) for row in stretch.rows()]
+    return [row for block, _ in read_file(path) for row in block.rows()]
 
 
 def rows_of(source):
@@ -124,7 +124,7 @@ def test_read_file_reads_every_frame_of_an_archive(tmp_path):
         (b'"x"', "not_an_object", "expected an object with named fields, found text"),
         (b'{"a": ' + b"1" * 5000 + b"}", "invalid_json", "invalid JSON, Exceeds the limit"),
         (b"[" * 100_000, "invalid_json", "invalid JSON, nested too deeply"),
-        (b'{"\\ud800": 1}', "not_unicode", "a field's name holds half a surrogate pair"),
+        (b'{"\\ud800": 1}', "not_unicode", "the name of a field contains an unpaired surrogate"),
         (b'{"a": "\x00"}', "invalid_json", "invalid JSON, invalid control character at column 8"),
     ],
 )
@@ -142,9 +142,9 @@ def test_read_file_counts_csv_rows_with_a_wrong_number_of_fields(tmp_path):
     path.write_text("a,b\n1\n1,2\n1,2,3\n")
     rows = list(read_rows(path))
     assert [row.problem and row.problem.message for row in rows] == [
-        "1 fields, the header has 2",
+        "1 fields, but the header has 2",
         None,
-        "3 fields, the header has 2",
+        "3 fields, but the header has 2",
     ]
 
 
@@ -155,19 +155,19 @@ def test_read_file_counts_csv_rows_with_a_wrong_number_of_fields(tmp_path):
         ("a.csv", "a,b\n".encode("utf-16"), ":1: UTF-16 text. Save the file as UTF-8."),
         ("a.csv", "a,b\n1,caf\xe9\n".encode("latin-1"), ":2: not UTF-8 text (byte 0xe9). Save the file as UTF-8."),
         ("a.txt", b"one\n\xff", ":2: not UTF-8 text (byte 0xff). Save the file as UTF-8."),
-        ("a.csv", b"a,a\n1,2\n", ":1: a column's name stands twice in the header: a, a."),
+        ("a.csv", b"a,a\n1,2\n", ":1: duplicate column name in the header: a, a."),
         ("a.csv", b"question;answer\n1;2\n", ":1: fields seem to be separated by ';'. Separate them by ','."),
         ("a.csv", b"\n\r\na;b\n1;2\n", ":3: fields seem to be separated by ';'. Separate them by ','."),
         ("a.tsv", b"question|answer\n1|2\n", ":1: fields seem to be separated by '|'. Separate them by '\\t'."),
         ("a.csv", b'a,b\n1,"x', ":2: not valid CSV: a quote opened in this row is never closed."),
-        ("a.json", b'[{"a": 1},\n{"a"', ":2: invalid JSON, expecting ':' delimiter; the rows after it are unknown."),
+        ("a.json", b'[{"a": 1},\n{"a"', ":2: invalid JSON, expecting ':' delimiter; the rows after it cannot be read."),
         ("a.json", b'[{"a": 1}\n{"a": 2}]', ":2: invalid JSON, expecting ',' or ']' in the list of rows."),
-        ("a.json", b'[{"a": 1}]\n{"a": 2}', ":2: invalid JSON, something stands behind the list of rows."),
-        ("a.json", b"[]x", ":1: invalid JSON, something stands behind the list of rows."),
+        ("a.json", b'[{"a": 1}]\n{"a": 2}', ":2: invalid JSON, unexpected text after the list of rows."),
+        ("a.json", b"[]x", ":1: invalid JSON, unexpected text after the list of rows."),
         ("a.json", b"\nnonsense", ":2: invalid JSON, expecting value."),
         ("a.json", b'{"a": ' + b"1" * 5000 + b"}", ": invalid JSON, Exceeds the limit"),
         ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", ":1: invalid JSON, Exceeds the limit"),
-        ("a.json", b"[" * 100_000, ":1: invalid JSON, nested too deeply; the rows after it are unknown."),
+        ("a.json", b"[" * 100_000, ":1: invalid JSON, nested too deeply; the rows after it cannot be read."),
         ("a.json", b'{"a":' * 100_000, ": invalid JSON, nested too deeply."),
         ("a.jsonl.gz", gzip.compress(JSONL * 50, mtime=0)[:-20], ": cannot be read: the compressed file is truncated."),
         ("a.jsonl.gz", JSONL, ": cannot be read: Not a gzipped file"),
@@ -178,9 +178,9 @@ def test_read_file_counts_csv_rows_with_a_wrong_number_of_fields(tmp_path):
         ),
         ("a.jsonl.zst", zstd.compress(JSONL)[:-3], ": cannot be read: the compressed file is truncated."),
         ("a.jsonl.zst", JSONL, ": cannot be read: Unable to decompress"),
-        ("a.parquet", JSONL, ": not a Parquet file that can be read: "),
-        ("a.parquet", b"", ": not a Parquet file that can be read: "),
-        ("a.parquet", CONTENTS["a.parquet"][:-30], ": not a Parquet file that can be read: "),
+        ("a.parquet", JSONL, ": not a readable Parquet file: "),
+        ("a.parquet", b"", ": not a readable Parquet file: "),
+        ("a.parquet", CONTENTS["a.parquet"][:-30], ": not a readable Parquet file: "),
     ],
 )
 def test_read_file_says_what_is_wrong_with_a_file(tmp_path, name, data, message):
@@ -244,12 +244,15 @@ def test_find_files_takes_file_folder_and_glob(data_folder, monkeypatch, place, 
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("notes.md", "unknown kind of file. Read are .jsonl, .ndjson, .json, .csv, .tsv, .txt, .text, .parquet, also"),
-        ("nowhere", "no such file or folder. Read are .jsonl"),
-        ("*.parquet", "no data files there. Read are .jsonl"),
+        (
+            "notes.md",
+            "unknown kind of file. Supported: .jsonl, .ndjson, .json, .csv, .tsv, .txt, .text, .parquet, also",
+        ),
+        ("nowhere", "no such file or folder. Supported: .jsonl"),
+        ("*.parquet", "no data files found. Supported: .jsonl"),
         ("**x/*.jsonl", "Invalid pattern"),
         ("x" * 5000, "File name too long."),
-        ("a\0b.jsonl", "no file has such a name"),
+        ("a\0b.jsonl", "a file name cannot contain a NUL"),
     ],
 )
 def test_find_files_says_what_it_did_not_find(data_folder, place, message):
@@ -304,7 +307,7 @@ def test_open_sources_leaves_validation_files_for_a_validation_split(tmp_path):
 def test_open_sources_takes_a_single_file_whatever_its_name(tmp_path):
     _write(tmp_path, test=2)
     assert len(rows_of(open_sources(DataConfig(dataset_path=str(tmp_path / "test.jsonl"))).train[0])) == 2
-    with pytest.raises(DataError, match=r"no training file among .*test\.jsonl\. Name it with train_file"):
+    with pytest.raises(DataError, match=r"no training file among .*test\.jsonl\. Set train_file to it"):
         open_sources(DataConfig(dataset_path=str(tmp_path)))
 
 
@@ -316,7 +319,7 @@ def test_open_sources_takes_a_single_file_whatever_its_name(tmp_path):
 )
 def test_open_sources_refuses_a_file_without_rows(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match=r": no rows in there\.$"):
+    with pytest.raises(DataError, match=r": no rows found\.$"):
         rows_of(open_sources(DataConfig(train_file=str(tmp_path / name))).train[0])
 
 
@@ -343,7 +346,7 @@ def test_open_sources_reads_a_folder_by_dataset_name(tmp_path):
 def test_open_sources_says_what_is_wrong_with_a_saved_dataset(tmp_path):
     made = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"test": made}).save_to_disk(str(tmp_path / "no_train"))
-    with pytest.raises(DataError, match=r"no split 'train'; there: test\."):
+    with pytest.raises(DataError, match=r"no split 'train'\. Splits: test\."):
         open_sources(DataConfig(dataset_name=str(tmp_path / "no_train")))
     made.select([]).save_to_disk(str(tmp_path / "empty"))
     with pytest.raises(DataError):
@@ -384,7 +387,7 @@ def test_open_sources_says_in_a_line_what_the_hub_said(monkeypatch, error, messa
 def test_open_sources_refuses_a_split_without_rows(monkeypatch):
     empty = datasets.Dataset.from_list(ROWS).select([])
     monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration, streaming: {"train": empty})
-    with pytest.raises(DataError, match=r"x/y\[train\]: no rows in there\."):
+    with pytest.raises(DataError, match=r"x/y\[train\]: no rows found\."):
         rows_of(open_sources(DataConfig(dataset_name="x/y")).train[0])
 
 
@@ -409,7 +412,7 @@ def test_read_file_refuses_a_field_given_twice(tmp_path, name, content):
     first, second = read_rows(path)
     assert (first.problem.reason, first.problem.message) == (
         "duplicate_field",
-        "the field 'text' stands twice in one object",
+        "the field 'text' occurs twice in one object",
     )
     assert (second.record, second.source.line) == ({"text": "c"}, 2)
 
@@ -530,7 +533,7 @@ def test_chunks_of_several_files_may_hold_an_empty_one(tmp_path):
     _write(tmp_path, a=1, b=0, c=1)
     assert len(rows_of(_source(tmp_path))) == 2
     _write(tmp_path, a=0, c=0)
-    with pytest.raises(DataError, match=r"a\.jsonl, .*b\.jsonl, .*c\.jsonl: no rows in there\.$"):
+    with pytest.raises(DataError, match=r"a\.jsonl, .*b\.jsonl, .*c\.jsonl: no rows found\.$"):
         rows_of(_source(tmp_path))
 
 
@@ -671,7 +674,7 @@ def test_open_sources_takes_the_split_of_a_dataset_that_an_entry_names(tmp_path,
     (sliced,) = opened("train[:50%]").train
     assert [str(row.source) for row in rows_of(sliced)] == ["x/y[train[:50%]]:1"]
     assert asked[-1] == ("x/y", "main", {"split": "train[:50%]"})
-    with pytest.raises(DataError, match=r"x/y: no split 'odd'; there: train, validation, test\."):
+    with pytest.raises(DataError, match=r"x/y: no split 'odd'\. Splits: train, validation, test\."):
         opened("odd")
 
 
@@ -716,7 +719,7 @@ def test_read_file_goes_by_the_last_ending(tmp_path):
 def test_read_file_refuses_parquet_with_a_column_twice(tmp_path):
     table = pyarrow.table([pyarrow.array([1]), pyarrow.array([2])], names=["a", "a"])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet: a column's name stands twice: a, a\."):
+    with pytest.raises(DataError, match=r"a\.parquet: duplicate column name: a, a\."):
         read_rows(tmp_path / "a.parquet")
 
 

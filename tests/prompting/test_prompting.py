@@ -237,9 +237,19 @@ def test_render_marks_turns_of_templates_that_treat_the_last_one_otherwise(
 @pytest.mark.parametrize(
     ("template", "conversation", "reason", "message"),
     [
-        (MODEL_ROLE, _chat("a", "b", system="S"), "template_refused", "the chat template refuses it: No system role"),
-        (CHATML, Conversation(messages=_chat("a", "b").messages[1:]), "no_prompt", "the assistant speaks first"),
-        (CHATML, _chat("a", "\ud800"), "not_unicode", "half a surrogate pair"),
+        (
+            MODEL_ROLE,
+            _chat("a", "b", system="S"),
+            "template_refused",
+            "the chat template raised an error: No system role",
+        ),
+        (
+            CHATML,
+            Conversation(messages=_chat("a", "b").messages[1:]),
+            "no_prompt",
+            "the conversation begins with an assistant message",
+        ),
+        (CHATML, _chat("a", "\ud800"), "not_unicode", "an unpaired surrogate"),
         ("{% for m in messages %}{{ 1 // (m.content | length - 1) }}{{ m.content }}{% endfor %}", _chat("x", "y"))
         + ("template_refused", "division"),
     ],
@@ -270,9 +280,9 @@ def test_chat_renderer_works_with_a_template_that_insists_on_a_system_turn(data_
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for m in messages %}", r"chat_template: it cannot render a question and its answer: .*\. Mend it"),
-        ("{{ nothing.there }}", r"cannot render a question and its answer: 'nothing' is undefined"),
-        ("{{ raise_exception('never') }}", r"cannot render a question and its answer: never"),
+        ("{% for m in messages %}", r"chat_template: it cannot render a question and an answer: .*\. Fix it"),
+        ("{{ nothing.there }}", r"cannot render a question and an answer: 'nothing' is undefined"),
+        ("{{ raise_exception('never') }}", r"cannot render a question and an answer: never"),
         ("hello", r"chat_template: it does not write the assistant's content"),
     ],
 )
@@ -459,7 +469,7 @@ def test_formats_refuse_a_record_with_its_reason(record, reason):
 
 
 def test_find_format_convert_names_a_missing_field():
-    with pytest.raises(RowRefused, match="no field 'answer'; there: question, id") as caught:
+    with pytest.raises(RowRefused, match="no field 'answer'; fields: question, id") as caught:
         find_format({"question", "answer"}).convert({"question": "q", "id": 1})
     assert caught.value.problem.reason == "missing_field"
 
@@ -501,8 +511,8 @@ def test_formats_leave_turns_out_as_the_messages_say(name, wishes, untrained):
 @pytest.mark.parametrize(
     ("turn", "message"),
     [
-        ({**U, "train": True}, r"messages\[0\]: only turns of the assistant can be trained, and this is of 'user'"),
-        ({**U, "weight": 1}, r"messages\[0\]: only turns of the assistant can be trained, and this is of 'user'"),
+        ({**U, "train": True}, r"messages\[0\]: only assistant messages can be trained; this one has the role 'user'"),
+        ({**U, "weight": 1}, r"messages\[0\]: only assistant messages can be trained; this one has the role 'user'"),
         ({**A, "train": 1}, r"messages\[0\]: train must be true or false, found 1"),
         ({**A, "train": "yes"}, r"messages\[0\]: train must be true or false, found 'yes'"),
         ({**A, "weight": True}, r"messages\[0\]: weight must be 1 or 0, found True"),

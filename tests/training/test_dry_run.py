@@ -129,7 +129,7 @@ def test_dry_run_reports_exactly_the_planted_faults(run_sft, tmp_path):
     }
     assert run.status == 2
     (problem,) = found["problems"]
-    assert problem.startswith("1 of 6 validation rows stand in the training data too")
+    assert problem.startswith("1 of 6 validation rows are also in the training data")
 
 
 END_IS_NEVER_WRITTEN = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
@@ -154,8 +154,16 @@ UNSOUND = {
         [*pairs(9), {"question": "q", "answer": "many words " * 60}],
         "1 of 10 train rows are longer than max_seq_length 64, and on_too_long is error",
     ),
-    "end never written": ({"chat_template": END_IS_NEVER_WRITTEN}, pairs(4), "the chat template writes none"),
-    "end always cut": ({"max_seq_length": 22}, [{"question": "q", "answer": "many words " * 60}] * 4, "cuts it off"),
+    "end never written": (
+        {"chat_template": END_IS_NEVER_WRITTEN},
+        pairs(4),
+        "the chat template writes no known end token",
+    ),
+    "end always cut": (
+        {"max_seq_length": 22},
+        [{"question": "q", "answer": "many words " * 60}] * 4,
+        "truncates it in all",
+    ),
 }
 
 
@@ -213,4 +221,4 @@ def test_a_source_without_a_row_per_epoch_is_a_problem(run_sft, tmp_path):
     run = run_sft("--dry_run", train_file=None, datasets=f"[{first}, {{path: {second}, weight: 0.01}}]")
     assert run.status == 2
     (problem,) = preflight(run)["problems"]
-    assert problem.startswith("datasets[1].weight: with 0.01 an epoch takes none of the 9 rows of ")
+    assert problem.startswith("datasets[1].weight: with 0.01, an epoch takes none of the 9 rows of ")

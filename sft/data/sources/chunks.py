@@ -1,4 +1,4 @@
-"""Stretches of a source's rows: small enough to send to a worker process, which turns them into rows."""
+"""Chunks of a source: small enough to send to a worker process, which parses them into rows."""
 
 from __future__ import annotations
 
@@ -11,69 +11,69 @@ from sft.common.data_records import RawRow, RowProblem, RowSource
 from sft.data.sources.json_rows import parse_json_line
 
 MAX_ROWS = 512
-"""Rows of a stretch at most."""
+"""Maximum number of rows of a block."""
 MAX_BYTES = 1 << 20
-"""Bytes (or characters) of a stretch at most, unless a single row is longer."""
+"""Maximum size of a block in bytes (or characters), unless a single row is longer."""
 
 Entry = Mapping[str, Any] | RowProblem
-"""What a row holds: its fields, or why it has none."""
+"""The content of a row: its fields, or why it cannot be read."""
 Line = TypeVar("Line", bytes, str)
 Item = TypeVar("Item")
 
 
-class Stretch(Protocol):
+class RowBlock(Protocol):
     """Consecutive rows of one file."""
 
     @property
     def num_rows(self) -> int: ...
 
-    def rows(self, places: Sequence[int] | None = None) -> list[RawRow]:
-        """Its rows; with `places` those alone, by their number from 0, in that order."""
+    def rows(self, indices: Sequence[int] | None = None) -> list[RawRow]:
+        """Its rows, or only those with the given indices, in the given order."""
         ...
 
-    def first(self, count: int) -> "Stretch":
-        """Its first `count` rows alone."""
+    def first(self, count: int) -> "RowBlock":
+        """A block of its first `count` rows."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
-    """A stretch of a source's rows. Pickles small and fast: JSON Lines and text travel as they stand in the file."""
+    """A block of a source's rows. Small and fast to pickle: JSON Lines and text are sent unparsed."""
 
     file_index: int
-    """Place of its file among `Source.files`."""
+    """Index of its file in `Source.files`."""
     share_read: float
-    """Share of the whole source that is read once this chunk is, 0 to 1."""
-    stretch: Stretch
+    """Share of the source that has been read at the end of this chunk, 0 to 1."""
+    block: RowBlock
 
     @property
     def num_rows(self) -> int:
-        """Rows in it, known without parsing."""
-        return self.stretch.num_rows
+        """Number of its rows, known without parsing."""
+        return self.block.num_rows
 
-    def rows(self, places: Sequence[int] | None = None) -> list[RawRow]:
-        """Parses; bad content comes out as `RawRow.problem`.
+    def rows(self, indices: Sequence[int] | None = None) -> list[RawRow]:
+        """Parse its rows. A row that cannot be read has a `RawRow.problem`.
 
         Args:
-            places: numbers of rows, from 0, to parse alone; None for all.
+            indices: Indices of the rows to parse; None for all.
         """
-        return self.stretch.rows(places)
+        return self.block.rows(indices)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JsonLines:
-    """Whole lines of JSON, not parsed yet."""
+    """Complete lines of JSON, not parsed yet."""
 
     file: str
     first_line: int
     data: bytes
     num_rows: int
-    """Lines that are not blank."""
+    """Number of lines that are not blank."""
 
-    def rows(self, places: Sequence[int] | None = None) -> list[RawRow]:
+    def rows(self, indices: Sequence[int] | None = None) -> list[RawRow]:
         return [
             _raw_row(RowSource(file=self.file, line=number), parse_json_line(line))
-            for number, line in _chosen(_numbered_rows(self.data.split(b"\n"), self.first_line), places)
+            for number, line in _chosen(_numbered_rows(self.data.split(b"\n"), self.first_line), indices)
         ]
 
     def first(self, count: int) -> "JsonLines":
@@ -82,17 +82,17 @@ class JsonLines:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextLines:
-    """Whole lines of text; each that is not blank is a row."""
+    """Complete lines of text. Each line that is not blank is a row."""
 
     file: str
     first_line: int
     text: str
     num_rows: int
 
-    def rows(self, places: Sequence[int] | None = None) -> list[RawRow]:
+    def rows(self, indices: Sequence[int] | None = None) -> list[RawRow]:
         return [
             RawRow(source=RowSource(file=self.file, line=number), record={"text": line.rstrip("\r")})
-            for number, line in _chosen(_numbered_rows(self.text.split("\n"), self.first_line), places)
+            for number, line in _chosen(_numbered_rows(self.text.split("\n"), self.first_line), indices)
         ]
 
     def first(self, count: int) -> "TextLines":
@@ -101,7 +101,7 @@ class TextLines:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entries:
-    """Rows that are parsed already. Held apart from their places: `RawRow`s would take ten times as long to pickle."""
+    """Parsed rows and their lines, kept in separate sequences: `RawRow`s would take ten times as long to pickle."""
 
     file: str
     lines: Sequence[int]
@@ -111,10 +111,10 @@ class Entries:
     def num_rows(self) -> int:
         return len(self.entries)
 
-    def rows(self, places: Sequence[int] | None = None) -> list[RawRow]:
+    def rows(self, indices: Sequence[int] | None = None) -> list[RawRow]:
         return [
             _raw_row(RowSource(file=self.file, line=line), entry)
-            for line, entry in _chosen(list(zip(self.lines, self.entries, strict=True)), places)
+            for line, entry in _chosen(list(zip(self.lines, self.entries, strict=True)), indices)
         ]
 
     def first(self, count: int) -> "Entries":
@@ -122,16 +122,16 @@ class Entries:
 
 
 def is_blank(line: bytes | str) -> bool:
-    """Whether a line is no row. Of bytes, ASCII white space is blank; of text, all that Unicode calls so."""
+    """Whether a line is not a row. In bytes only ASCII white space is blank; in text all Unicode white space is."""
     return not line or line.isspace()
 
 
 def line_blocks(lines: Iterable[Line]) -> Iterator[tuple[int, list[Line], int]]:
-    """Lines in blocks of at most `MAX_ROWS` rows and `MAX_BYTES`; a longer line is a block of its own.
+    """Group lines into blocks of at most `MAX_ROWS` rows and `MAX_BYTES`. A longer line is a block of its own.
 
     Yields:
-        The number of the first line (from 1), the lines, and how many of them are rows; blocks without rows are left
-        out.
+        The number of the first line (from 1), the lines, and how many of them are rows. Blocks without rows are
+        skipped.
     """
     block: list[Line] = []
     first_line, size, num_rows = 1, 0, 0
@@ -148,14 +148,14 @@ def line_blocks(lines: Iterable[Line]) -> Iterator[tuple[int, list[Line], int]]:
 
 
 def entry_blocks(file: str, entries: Iterable[tuple[int, Entry, int]]) -> Iterator[tuple[Entries, int]]:
-    """Parsed rows in stretches.
+    """Group parsed rows into blocks.
 
     Args:
-        file: their file's name.
-        entries: line, entry, and how far it reaches: bytes or characters from the beginning of the file.
+        file: Name of their file.
+        entries: Line, entry, and its end: bytes or characters from the beginning of the file.
 
     Yields:
-        A stretch, and how far it reaches.
+        A block, and its end.
     """
     lines: list[int] = []
     held: list[Entry] = []
@@ -174,12 +174,12 @@ def _numbered_rows(lines: Iterable[Line], first_line: int) -> list[tuple[int, Li
     return [(number, line) for number, line in enumerate(lines, start=first_line) if not is_blank(line)]
 
 
-def _chosen(items: list[Item], places: Sequence[int] | None) -> list[Item]:
-    return items if places is None else [items[place] for place in places]
+def _chosen(items: list[Item], indices: Sequence[int] | None) -> list[Item]:
+    return items if indices is None else [items[index] for index in indices]
 
 
 def _first_rows(lines: list[Line], count: int) -> list[Line]:
-    """Lines up to the `count`-th that is a row."""
+    """Lines up to and including the `count`-th row."""
     rows = (index for index, line in enumerate(lines) if not is_blank(line))
     return lines[: next(islice(rows, count - 1, None)) + 1]
 

@@ -1,4 +1,4 @@
-"""Finding data files: one file, a folder, or a glob; and which split a file's name says."""
+"""Find data files (one file, a folder or a glob), and tell their split from their names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMATS = {
     ".text": "txt",
     ".parquet": "parquet",
 }
-"""File name ending -> how it is read."""
+"""File name suffix -> how the file is read."""
 COMPRESSIONS = (".gz", ".zst", ".zstd")
 SPLIT_WORDS = {
     "train": "train",
@@ -30,33 +30,37 @@ SPLIT_WORDS = {
     "eval": "validation",
     "test": "test",
 }
-"""Word in a file's name -> the split that it tells."""
+"""Word in a file name -> split."""
 
 
 def file_format(path: Path) -> str | None:
-    """How a file is read, by its name's ending (a compression's ending aside); None if it is no data file."""
+    """How a file is read, by its suffix (ignoring that of a compression); None if it is not a data file."""
     return FORMATS.get(deciding_suffix(path))
 
 
 def deciding_suffix(path: Path) -> str:
-    """The ending of a file's name that says how it is read, in small letters: that before a compression's."""
+    """The suffix that decides how a file is read, in lower case: the one before the suffix of a compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
 
 
-def find_files(place: str, folder: str | None = None) -> list[Path]:
-    """The data files that a file name, a folder or a glob stands for, sorted by name.
+def find_files(pattern: str, folder: str | None = None) -> list[Path]:
+    """The data files that a file name, a folder or a glob refers to, sorted by name.
+
+    Args:
+        pattern: A file, a folder or a glob.
+        folder: The folder that a relative pattern starts from; None for the working directory.
 
     Raises:
-        DataError: if there is none, or a named file is of no kind that we read.
+        DataError: If there is no file, or a named file is of an unknown kind.
     """
-    path = Path(folder or ".") / place
-    if "\0" in place:
-        raise DataError(f"{place!r}: no file has such a name.")
+    path = Path(folder or ".") / pattern
+    if "\0" in pattern:
+        raise DataError(f"{pattern!r}: a file name cannot contain a NUL character.")
     try:
-        if any(character in place for character in "*?[") and not path.exists():
+        if any(character in pattern for character in "*?[") and not path.exists():
             base = Path(path.anchor or ".")
             found = base.glob(str(path.relative_to(path.anchor)) if path.anchor else str(path))
             files = sorted(file for file in found if file.is_file() and file_format(file))
@@ -68,21 +72,21 @@ def find_files(place: str, folder: str | None = None) -> list[Path]:
             )
         elif file_format(path) is None:
             what = "unknown kind of file" if path.exists() else "no such file or folder"
-            raise DataError(f"{path}: {what}. Read are {_allowed()}.")
+            raise DataError(f"{path}: {what}. Supported: {_supported()}.")
         else:
             return [path]
     except (OSError, ValueError, NotImplementedError) as error:
-        # A folder that may not be entered, a name that is too long, a glob such as `**x`.
+        # No permission to enter a folder, a name that is too long, or a glob such as `**x`.
         raise DataError(f"{str(path)[:200]}: {error.strerror if isinstance(error, OSError) else error}.") from None
     if not files:
-        raise DataError(f"{path}: no data files there. Read are {_allowed()}.")
+        raise DataError(f"{path}: no data files found. Supported: {_supported()}.")
     return files
 
 
 def group_by_split(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
-    """Files by the split that their names say (`train`, `validation`, `test`).
+    """Group files by the split in their names (`train`, `validation`, `test`).
 
-    Where no name says anything, all are training data. Where some do, the others are left out of every split and
+    If no name contains a split, all files are training data. If some do, the remaining files belong to no split and are
     listed under `other`.
     """
     groups: dict[str, list[Path]] = {}
@@ -99,5 +103,5 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.parts)
 
 
-def _allowed() -> str:
+def _supported() -> str:
     return f"{', '.join(FORMATS)}, also compressed ({', '.join(COMPRESSIONS)})"

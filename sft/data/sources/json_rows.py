@@ -1,4 +1,4 @@
-"""One JSON text to one row, strictly: what two readers could understand in two ways is refused."""
+"""Strict parsing of one JSON text to one row: what could be understood in two ways is an error."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from typing import Any
 
 from sft.common.data_records import RowProblem
 
-MOST_NESTED = 100
-"""Levels of lists and objects in a row. Deeper ones break in whatever walks them: writing them, sending them."""
+MAX_NESTING = 100
+"""Maximum nesting of lists and objects in a row. Deeper rows would exceed recursion limits, e.g. of pickle."""
 
 
-class FieldTwice(ValueError):
-    """An object names a field twice: which of both was meant?"""
+class DuplicateField(ValueError):
+    """An object has a field twice, and either value may be meant."""
 
 
 def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's fields, as the hook of a JSON decoder.
+    """The fields of an object, as a hook of a JSON decoder.
 
     Raises:
-        FieldTwice: if a name stands twice.
+        DuplicateField: If a name occurs twice.
     """
     record = dict(pairs)
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise FieldTwice(f"the field {twice[:40]!r} stands twice in one object")
+        raise DuplicateField(f"the field {twice[:40]!r} occurs twice in one object")
     return record
 
 
 STRICT_DECODER = json.JSONDecoder(object_pairs_hook=unique_fields)
-"""Made once: `json.loads` makes a new one at each call that names a hook, half as slow again for a row of 1 KB."""
+"""Built once: `json.loads` builds a decoder at each call with a hook, which is 1.5 times as slow for a row of 1 KB."""
 
 
 def parse_json_line(line: bytes) -> Mapping[str, Any] | RowProblem:
-    """The record of a line of JSON Lines, or what is wrong with it."""
+    """The record in a line of JSON Lines, or what is wrong with it."""
     try:
         text = line.rstrip().decode("utf-8")
         return checked_record(_parse(text), num_brackets=text.count("[") + text.count("{"))
-    except FieldTwice as error:
+    except DuplicateField as error:
         return RowProblem(reason="duplicate_field", message=str(error))
     except UnicodeDecodeError as error:
-        place = f"byte {error.start + 1} of the line"
-        return RowProblem(reason="not_utf8", message=f"not UTF-8 text ({place}); save the file as UTF-8")
+        position = f"byte {error.start + 1} of the line"
+        return RowProblem(reason="not_utf8", message=f"not UTF-8 text ({position}); save the file as UTF-8")
     except json.JSONDecodeError as error:
         message = f"invalid JSON, {json_complaint(error)} at column {error.colno}"
         return RowProblem(reason="invalid_json", message=message)
@@ -52,11 +52,12 @@ def parse_json_line(line: bytes) -> Mapping[str, Any] | RowProblem:
 
 
 def checked_record(record: Any, *, num_brackets: int = 0) -> Mapping[str, Any] | RowProblem:
-    """The record, if it is an object whose fields can be named, nested no deeper than `MOST_NESTED`.
+    """The record, if it is an object with valid field names that is not nested deeper than `MAX_NESTING`.
 
     Args:
-        record: any value that JSON or Parquet can hold.
-        num_brackets: opening ones in its text; with few of them it cannot be nested deeply, and is not walked.
+        record: Any value that JSON or Parquet can hold.
+        num_brackets: Number of opening brackets in its text. With few of them it cannot be nested deeply, and the check
+            is skipped.
     """
     if not isinstance(record, dict):
         kind = {list: "a list", str: "text", type(None): "null", bool: "true/false"}.get(type(record), "a number")
@@ -65,22 +66,22 @@ def checked_record(record: Any, *, num_brackets: int = 0) -> Mapping[str, Any] |
     try:
         "".join(record).encode("utf-8")
     except UnicodeEncodeError:
-        message = "a field's name holds half a surrogate pair, which is no character"
+        message = "the name of a field contains an unpaired surrogate, which is not a character"
         return RowProblem(reason="not_unicode", message=message)
-    if num_brackets > MOST_NESTED and _is_too_deep(record):
-        return RowProblem(reason="nested_too_deeply", message=f"nested too deeply: more than {MOST_NESTED} levels")
+    if num_brackets > MAX_NESTING and _is_too_deep(record):
+        return RowProblem(reason="nested_too_deeply", message=f"nested too deeply: more than {MAX_NESTING} levels")
     return record
 
 
 def json_complaint(error: Exception) -> str:
-    """What is wrong with a JSON text, without its place."""
+    """What is wrong with a JSON text, without the position."""
     if isinstance(error, json.JSONDecodeError):
         return error.msg[:1].lower() + error.msg[1:].removesuffix(" at")
     return "nested too deeply" if isinstance(error, RecursionError) else short_line(error)
 
 
 def short_line(error: Exception) -> str:
-    """What a library says, on one line of bearable length, without a full stop."""
+    """The message of a library's exception, shortened to one line without a full stop."""
     return (" ".join(str(error).split()) or type(error).__name__)[:160].rstrip(".")
 
 
@@ -90,13 +91,13 @@ def _parse(text: str) -> Any:
         if end == len(text):
             return record
     except json.JSONDecodeError:
-        pass  # Space in front of it, a byte-order mark, or an error: the slow way knows what to say.
+        pass  # leading white space, a byte-order mark or an error: `json.loads` handles or reports it
     return json.loads(text, object_pairs_hook=unique_fields)
 
 
 def _is_too_deep(record: Any) -> bool:
     level = [record]
-    for _ in range(MOST_NESTED):
+    for _ in range(MAX_NESTING):
         level = [
             inner
             for value in level

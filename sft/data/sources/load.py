@@ -1,4 +1,4 @@
-"""From the data settings to sources of rows, which are read in chunks."""
+"""The sources that the configuration names, read in chunks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sft.common.errors import DataError
 from sft.configuration.schema import DataConfig, DatasetSource
-from sft.data.sources.chunks import Chunk, Stretch
+from sft.data.sources.chunks import Chunk, RowBlock
 from sft.data.sources.files import SPLIT_WORDS, deciding_suffix, find_files, group_by_split
 from sft.data.sources.named import is_saved_dataset, load_splits, read_dataset
 from sft.data.sources.readers import read_file
@@ -24,73 +24,73 @@ __all__ = ["Chunk", "OpenedSources", "Source", "open_sources"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Rows of one split from one place, not read yet."""
+    """The rows of one split from one entry of the configuration. Not read yet."""
 
     name: str
-    """A file, a folder, a glob, or a dataset's name, as the settings give it."""
+    """A file, a folder, a glob, or the name of a dataset, as configured."""
     files: tuple[str, ...]
-    """Names of its files (or `dataset[split]`), as they stand in `RowSource.file`."""
+    """Names of its files (or `dataset[split]`), as in `RowSource.file`."""
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     weight: float = 1.0
     max_rows: int | None = None
     dataset: "Dataset | None" = field(default=None, repr=False, compare=False)
-    """What is read in place of files: a dataset of the `datasets` library."""
+    """A dataset of the `datasets` library, which is read instead of files."""
 
     def chunks(self) -> Iterator[Chunk]:
-        """Its rows in order, `max_rows` of them at most, read while they are asked for.
+        """Its rows in order, at most `max_rows`, read lazily.
 
         Raises:
-            DataError: if a file as a whole cannot be read, or there is no row at all.
+            DataError: If a file cannot be read, or there are no rows.
         """
         rows_read = 0
-        for file_index, share_read, stretch in self._stretches():
+        for file_index, share_read, block in self._blocks():
             if self.max_rows is not None:
-                stretch = stretch.first(min(stretch.num_rows, self.max_rows - rows_read))
-                share_read = max(share_read, (rows_read + stretch.num_rows) / self.max_rows)
-            rows_read += stretch.num_rows
-            yield Chunk(file_index=file_index, share_read=share_read, stretch=stretch)
+                block = block.first(min(block.num_rows, self.max_rows - rows_read))
+                share_read = max(share_read, (rows_read + block.num_rows) / self.max_rows)
+            rows_read += block.num_rows
+            yield Chunk(file_index=file_index, share_read=share_read, block=block)
             if rows_read == self.max_rows:
                 return
         if not rows_read:
             more = f" and {len(self.files) - 10} more files" if len(self.files) > 10 else ""
-            raise DataError(f"{', '.join(self.files[:10])}{more}: no rows in there.")
+            raise DataError(f"{', '.join(self.files[:10])}{more}: no rows found.")
 
     def digest(self) -> str:
-        """A hex digest of its content and of what decides how it is read. Files are read once more for it.
+        """Hex digest of its content and of what decides how it is read. Reads all files.
 
         Raises:
-            DataError: if a file cannot be read.
+            DataError: If a file cannot be read.
         """
-        whole = hashlib.sha256(f"max_rows={self.max_rows}".encode())
+        digest = hashlib.sha256(f"max_rows={self.max_rows}".encode())
         if self.dataset is not None:
-            whole.update(f"\ndataset={self.dataset._fingerprint}".encode())
-            return whole.hexdigest()
+            digest.update(f"\ndataset={self.dataset._fingerprint}".encode())
+            return digest.hexdigest()
         for name in self.files:
             path = Path(name)
             with open_data_file(path) as file:
                 content = hashlib.file_digest(file.raw, "sha256").hexdigest()
-            whole.update(f"\n{deciding_suffix(path)} {path.suffix.lower()} {content}".encode())
-        return whole.hexdigest()
+            digest.update(f"\n{deciding_suffix(path)} {path.suffix.lower()} {content}".encode())
+        return digest.hexdigest()
 
-    def _stretches(self) -> Iterator[tuple[int, float, Stretch]]:
-        """Place of the file, share of the whole source that is read, rows."""
+    def _blocks(self) -> Iterator[tuple[int, float, RowBlock]]:
+        """Index of the file, share of the source read so far, rows."""
         if self.dataset is not None:
-            for stretch, share in read_dataset(self.dataset, self.files[0]):
-                yield 0, share, stretch
+            for block, share in read_dataset(self.dataset, self.files[0]):
+                yield 0, share, block
             return
         paths = [Path(name) for name in self.files]
         sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
         total = max(sum(sizes), 1)
         for file_index, path in enumerate(paths):
             before = sum(sizes[:file_index])
-            for stretch, share in read_file(path):
-                yield file_index, min((before + share * sizes[file_index]) / total, 1.0), stretch
+            for block, share in read_file(path):
+                yield file_index, min((before + share * sizes[file_index]) / total, 1.0), block
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenedSources:
-    """All sources of a run; `unused` names what lies beside them and is not read."""
+    """All sources of a run. `unused` names files and splits next to them that are not read."""
 
     train: tuple[Source, ...]
     validation: tuple[Source, ...]
@@ -98,13 +98,13 @@ class OpenedSources:
 
 
 def open_sources(config: DataConfig) -> OpenedSources:
-    """Finds every source that the settings name. Reads no row yet.
+    """Find every source that the configuration names. Reads no rows.
 
     Raises:
-        DataError: if something cannot be found.
+        DataError: If a source cannot be found.
     """
-    brings_validation = config.validation_file is None and config.validation_split is None
-    opened = [_open(entry, config, brings_validation) for entry in config.datasets or [_only_entry(config)]]
+    finds_validation = config.validation_file is None and config.validation_split is None
+    opened = [_open(entry, config, finds_validation) for entry in config.datasets or [_only_entry(config)]]
     train = tuple(source for one in opened for source in one.train)
     validation = tuple(source for one in opened for source in one.validation)
     if config.validation_file is not None:
@@ -119,34 +119,34 @@ def open_sources(config: DataConfig) -> OpenedSources:
 
 
 def _only_entry(config: DataConfig) -> DatasetSource:
-    """The settings of a single source in the form of several."""
-    place = config.train_file or config.dataset_path or "."
+    """The settings of a single source as an entry of `datasets`."""
+    path = config.train_file or config.dataset_path or "."
     return DatasetSource(
-        path=None if config.dataset_name is not None else place,
+        path=None if config.dataset_name is not None else path,
         name=config.dataset_name,
         config=config.dataset_config_name,
         columns=config.dataset_columns,
     )
 
 
-def _open(entry: DatasetSource, config: DataConfig, brings_validation: bool) -> OpenedSources:
-    """One entry: the split that it takes, and the validation split that lies beside training data."""
+def _open(entry: DatasetSource, config: DataConfig, finds_validation: bool) -> OpenedSources:
+    """The split that an entry asks for, and the validation split next to training data if `finds_validation`."""
     if entry.name is None:
         base = config.dataset_path if config.train_file is not None else None
-        # A glob names its files one by one, so all of them are taken; under `dataset_path` it stands for a folder.
-        names_tell = config.train_file is None and not config.datasets
-        return _open_files(entry, base, brings_validation, names_tell=names_tell)
+        # All files of a glob are taken, except under `dataset_path`, where a glob is treated like a folder.
+        split_by_name = config.train_file is None and not config.datasets
+        return _open_files(entry, base, finds_validation, split_by_name=split_by_name)
     folder = Path(entry.name).expanduser()
     if folder.is_dir() and not is_saved_dataset(folder) and entry.config is None:
-        return _open_files(replace(entry, path=str(folder)), None, brings_validation)
+        return _open_files(replace(entry, path=str(folder)), None, finds_validation)
     splits = load_splits(entry.name, entry.config, entry.split, streaming=config.streaming)
     wanted = entry.split or "train"
     if wanted not in splits:
-        raise DataError(f"{entry.name}: no split {wanted!r}; there: {', '.join(splits)}.")
+        raise DataError(f"{entry.name}: no split {wanted!r}. Splits: {', '.join(splits)}.")
     validation = ()
-    # Rows of a streamed dataset are stored nowhere, and validation data is read again and again.
-    if brings_validation and not config.streaming and wanted == "train" and "validation" in splits:
-        validation = (_source(_whole(entry), "validation", dataset=splits["validation"]),)
+    # The rows of a streamed dataset are not stored, but validation data is read repeatedly.
+    if finds_validation and not config.streaming and wanted == "train" and "validation" in splits:
+        validation = (_source(_unweighted(entry), "validation", dataset=splits["validation"]),)
     return OpenedSources(
         train=(_source(entry, wanted, dataset=splits[wanted]),),
         validation=validation,
@@ -155,28 +155,28 @@ def _open(entry: DatasetSource, config: DataConfig, brings_validation: bool) -> 
 
 
 def _open_files(
-    entry: DatasetSource, base: str | None, brings_validation: bool, *, names_tell: bool = False
+    entry: DatasetSource, base: str | None, finds_validation: bool, *, split_by_name: bool = False
 ) -> OpenedSources:
-    """A file, a folder or a glob.
+    """Open a file, a folder or a glob.
 
     Args:
-        entry: with `path`.
-        base: the folder that the path starts from.
-        brings_validation: whether a folder's validation files are taken too.
-        names_tell: whether the files of a glob belong to the splits that their names tell, as those of a folder do.
+        entry: An entry with `path`.
+        base: The folder that a relative path starts from.
+        finds_validation: Whether to take the validation files of a folder too.
+        split_by_name: Whether the files of a glob are split by their names, as those of a folder are.
     """
     path = Path(base or ".") / str(entry.path)
     files = find_files(str(entry.path), base)
-    is_folder = path.is_dir() or (names_tell and not path.is_file())
+    is_folder = path.is_dir() or (split_by_name and not path.is_file())
     groups = group_by_split(files, path) if is_folder or entry.split else {"train": files}
     wanted = SPLIT_WORDS.get(entry.split or "train", str(entry.split))
     if wanted not in groups or wanted == "other":
         names = ", ".join(str(file) for group in groups.values() for file in group[:3])
         kind = "training" if wanted == "train" else wanted
-        raise DataError(f"{path}: no {kind} file among {names}. Name it with train_file (in datasets: path).")
+        raise DataError(f"{path}: no {kind} file among {names}. Set train_file to it (in datasets: path).")
     validation = ()
-    if brings_validation and is_folder and wanted == "train" and "validation" in groups:
-        validation = (_source(_whole(entry), groups["validation"]),)
+    if finds_validation and is_folder and wanted == "train" and "validation" in groups:
+        validation = (_source(_unweighted(entry), groups["validation"]),)
     return OpenedSources(
         train=(_source(entry, groups[wanted]),),
         validation=validation,
@@ -184,13 +184,13 @@ def _open_files(
     )
 
 
-def _whole(entry: DatasetSource) -> DatasetSource:
-    """An entry for the validation rows beside its training rows: those alone are repeated or thinned."""
+def _unweighted(entry: DatasetSource) -> DatasetSource:
+    """The entry for the validation rows next to its training rows: weight and max_rows apply to training rows only."""
     return replace(entry, weight=1.0, max_rows=None)
 
 
 def _source(entry: DatasetSource, split: str | Sequence[Path], dataset: "Dataset | None" = None) -> Source:
-    """The files, or the named split of a dataset, with the settings of their entry."""
+    """The source of some files, or of a split of a dataset, with the settings of the entry."""
     files = (f"{entry.name}[{split}]",) if dataset is not None else tuple(map(str, split))
     return Source(
         name=str(entry.name or entry.path),

@@ -1,4 +1,4 @@
-"""Datasets of the `datasets` library: saved on disk, or on the Hub."""
+"""Datasets of the `datasets` library, saved on disk or on the Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from huggingface_hub import constants, get_token
 from sft.common.errors import DataError
 from sft.common.hub_errors import hub_problem
 from sft.common.optional_packages import missing_package
-from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS, Entries, Stretch, entry_blocks
+from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS, Entries, RowBlock, entry_blocks
 from sft.data.sources.json_rows import checked_record
 
 if TYPE_CHECKING:
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether a folder was written by the library's `save_to_disk`."""
+    """Whether a folder was written by `Dataset.save_to_disk`."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
 def load_splits(
     name: str, configuration: str | None, split: str | None, *, streaming: bool = False
 ) -> "dict[str, Dataset | IterableDataset]":
-    """The splits of a dataset by name; for a slice of one (`train[:10%]`) that slice alone, under this name.
+    """Load the splits of a dataset by name. For a slice (`train[:10%]`), only that slice, under this name.
 
     Args:
-        name: on the Hub, or a folder.
-        configuration: which of its configurations.
-        split: a slice is loaded by it.
-        streaming: read rows from where they are when they are asked for, and store none.
+        name: Name on the Hub, or a folder.
+        configuration: Name of a configuration of the dataset.
+        split: A split, or a slice of one.
+        streaming: Read rows lazily from their location, without storing them.
 
     Raises:
-        DataError: one line for what the library says in many.
+        DataError: If it cannot be loaded, in one line.
     """
     try:
         import datasets  # an optional package
     except ImportError:
         raise DataError(
-            f"dataset_name {name!r} {missing_package('datasets')}. Or name files, with train_file."
+            f"dataset_name {name!r} {missing_package('datasets')}. Or set train_file to read files."
         ) from None
     folder = Path(name).expanduser()
     is_saved = is_saved_dataset(folder)
@@ -59,8 +59,8 @@ def load_splits(
         if isinstance(error, OSError):
             raise DataError(f"dataset_name {name!r}: cannot be read: {_first_line(error)}") from None
         if isinstance(error, ValueError | LookupError | RuntimeError | datasets.exceptions.DatasetsError):
-            # An unknown or missing configuration name arrives here, with a list of the known ones; an unknown split in
-            # a slice; a dataset that is a script, which the library refuses to run.
+            # For example an unknown or missing configuration name (with a list of the known ones), an unknown split in
+            # a slice, or a dataset that is a script, which the library refuses to run.
             raise DataError(
                 f"dataset_name {name!r}, dataset_config_name {configuration!r}: {_first_line(error)}"
             ) from None
@@ -68,17 +68,17 @@ def load_splits(
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 
-def read_dataset(dataset: "Dataset | IterableDataset", file: str) -> Iterator[tuple[Stretch, float]]:
-    """The rows of a dataset in order; the line is the row's number, from 1.
+def read_dataset(dataset: "Dataset | IterableDataset", file: str) -> Iterator[tuple[RowBlock, float]]:
+    """The rows of a dataset in order. The line of a row is its number, from 1.
 
     Yields:
-        A stretch of rows, and the share of the dataset that is read once it is, 0 to 1 (0 where that is not known).
+        A block of rows, and the share of the dataset read so far, 0 to 1 (0 if unknown).
     """
     if not hasattr(dataset, "__len__"):
-        # A line stands for about a KiB, for stretches of a bearable size.
+        # Count a row as 1 KiB, to get blocks of a moderate size.
         records = enumerate(_every_row(dataset), start=1)
         entries = ((number, checked_record(record), number << 10) for number, record in records)
-        yield from ((stretch, 0.0) for stretch, _ in entry_blocks(file, entries))
+        yield from ((block, 0.0) for block, _ in entry_blocks(file, entries))
         return
     total = len(dataset)
     bytes_a_row = dataset.data.nbytes // max(len(dataset.data), 1)
@@ -92,7 +92,7 @@ def read_dataset(dataset: "Dataset | IterableDataset", file: str) -> Iterator[tu
 
 
 def _every_row(dataset: "IterableDataset") -> Iterator[dict]:
-    """All rows: in a worker of a data loader, `__iter__` would give those of the worker's own share alone."""
+    """All rows: in a worker of a data loader, `__iter__` would yield only the worker's share."""
     for batch in dataset.iter(batch_size=64):
         yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 

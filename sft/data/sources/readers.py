@@ -1,7 +1,7 @@
-"""Files to stretches of rows. A row that cannot be read is still a row: it comes out with its place and its problem.
+"""Files to blocks of rows. A row that cannot be read is still a row, with its location and its problem.
 
-A whole file that cannot be read (a broken archive, an array that is not JSON) is an error: how many rows it held is
-unknown, so they could not be counted.
+A file that cannot be read (a broken archive, an array that is not JSON) is an error: the number of its rows is unknown,
+so they could not be counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from sft.common.data_records import RowProblem
 from sft.common.errors import DataError
-from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS, Entries, Entry, Stretch, TextLines, entry_blocks, line_blocks
+from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS, Entries, Entry, RowBlock, TextLines, entry_blocks, line_blocks
 from sft.data.sources.files import deciding_suffix, file_format
 from sft.data.sources.json_files import read_json, read_jsonl
 from sft.data.sources.json_rows import checked_record, short_line
@@ -27,36 +27,36 @@ from sft.data.sources.streams import DataFile, open_data_file
 
 _LARGEST_CSV_FIELD = min(sys.maxsize, 2**31 - 1)
 _HELD_PARQUET_BYTES = 1 << 26
-"""A compressed Parquet file is unpacked before it is read: up to this size in memory."""
+"""A compressed Parquet file is decompressed before it is read, in memory up to this size."""
 
 
-def read_file(path: Path) -> Iterator[tuple[Stretch, float]]:
+def read_file(path: Path) -> Iterator[tuple[RowBlock, float]]:
     """The rows of a data file in order.
 
     Yields:
-        A stretch of rows, and the share of the file that is read once it is, 0 to 1.
+        A block of rows, and the share of the file read so far, 0 to 1.
 
     Raises:
-        DataError: if the file as a whole cannot be read.
+        DataError: If the file cannot be read.
     """
     with open_data_file(path) as file:
         yield from _READERS[file_format(path)](file)
 
 
-def _read_txt(file: DataFile) -> Iterator[tuple[Stretch, float]]:
-    """Each line that is not blank is a text of its own."""
+def _read_txt(file: DataFile) -> Iterator[tuple[RowBlock, float]]:
+    """Each line that is not blank is a row."""
     for first_line, lines, num_rows in line_blocks(file.text_lines()):
         text = "".join(lines)
         yield TextLines(file=file.name, first_line=first_line, text=text, num_rows=num_rows), file.share_read
 
 
-def _read_csv(file: DataFile) -> Iterator[tuple[Stretch, float]]:
-    """A header line, then a row a record; a quoted field may hold line ends. Lines are counted where rows begin."""
+def _read_csv(file: DataFile) -> Iterator[tuple[RowBlock, float]]:
+    """A header line, then one row per record. A quoted field may contain line ends; the line of a row is its first."""
     csv.field_size_limit(_LARGEST_CSV_FIELD)
     delimiter = "\t" if deciding_suffix(file.path) == ".tsv" else ","
     reader = csv.reader(_csv_lines(file.text_lines()), delimiter=delimiter, strict=True)
-    for stretch, _ in entry_blocks(file.name, _csv_entries(file.path, reader, delimiter)):
-        yield stretch, file.share_read
+    for block, _ in entry_blocks(file.name, _csv_entries(file.path, reader, delimiter)):
+        yield block, file.share_read
 
 
 def _csv_entries(path: Path, reader: "csv._reader", delimiter: str) -> Iterator[tuple[int, Entry, int]]:
@@ -74,7 +74,7 @@ def _csv_entries(path: Path, reader: "csv._reader", delimiter: str) -> Iterator[
             elif len(fields) == len(header):
                 yield began, dict(zip(header, fields, strict=True)), reached
             else:
-                message = f"{len(fields)} fields, the header has {len(header)}"
+                message = f"{len(fields)} fields, but the header has {len(header)}"
                 yield began, RowProblem(reason="wrong_number_of_fields", message=message), reached
     except csv.Error as error:
         if "unexpected end of data" in str(error):
@@ -82,16 +82,16 @@ def _csv_entries(path: Path, reader: "csv._reader", delimiter: str) -> Iterator[
         raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}.") from None
 
 
-def _check_csv_header(place: str, header: list[str], delimiter: str) -> None:
+def _check_csv_header(location: str, header: list[str], delimiter: str) -> None:
     if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
-        raise DataError(f"{place}: fields seem to be separated by {other!r}. Separate them by {delimiter!r}.")
+        raise DataError(f"{location}: fields seem to be separated by {other!r}. Separate them by {delimiter!r}.")
     if len(set(header)) < len(header):
         names = " ".join(", ".join(header).split())[:160]
-        raise DataError(f"{place}: a column's name stands twice in the header: {names}.")
+        raise DataError(f"{location}: duplicate column name in the header: {names}.")
 
 
 def _csv_lines(lines: Iterable[str]) -> Iterator[str]:
-    """The lines as a CSV reader wants them: a carriage return alone ends one too."""
+    """The lines as `csv.reader` needs them: a lone carriage return ends a line too."""
     for line in lines:
         if "\r" in line.removesuffix("\n").removesuffix("\r"):
             yield from io.StringIO(line, newline="")
@@ -99,17 +99,17 @@ def _csv_lines(lines: Iterable[str]) -> Iterator[str]:
             yield line
 
 
-def _read_parquet(file: DataFile) -> Iterator[tuple[Stretch, float]]:
-    """The rows of a Parquet file; the line is the row's number, from 1."""
+def _read_parquet(file: DataFile) -> Iterator[tuple[RowBlock, float]]:
+    """The rows of a Parquet file. The line of a row is its number, from 1."""
     number = 0
-    with tempfile.SpooledTemporaryFile(max_size=_HELD_PARQUET_BYTES) as unpacked:
+    with tempfile.SpooledTemporaryFile(max_size=_HELD_PARQUET_BYTES) as decompressed:
         try:
-            if file.stream is not file.raw:  # Parquet is read from its end: an archive cannot be sought in.
-                shutil.copyfileobj(file.stream, unpacked)
-            parquet = pyarrow.parquet.ParquetFile(file.name if file.stream is file.raw else unpacked)
+            if file.stream is not file.raw:  # Parquet is read from its end, and a compressed stream is not seekable
+                shutil.copyfileobj(file.stream, decompressed)
+            parquet = pyarrow.parquet.ParquetFile(file.name if file.stream is file.raw else decompressed)
             names = parquet.schema_arrow.names
             if len(set(names)) < len(names):
-                raise DataError(f"{file.path}: a column's name stands twice: {', '.join(names)[:160]}.")
+                raise DataError(f"{file.path}: duplicate column name: {', '.join(names)[:160]}.")
             for batch in parquet.iter_batches(batch_size=MAX_ROWS):
                 rows_at_once = max(1, len(batch) * MAX_BYTES // max(batch.nbytes, MAX_BYTES))
                 for start in range(0, len(batch), rows_at_once):
@@ -117,13 +117,13 @@ def _read_parquet(file: DataFile) -> Iterator[tuple[Stretch, float]]:
                     lines = range(number + 1, number + len(records) + 1)
                     number += len(records)
                     entries = [checked_record(record) for record in records]
-                    stretch = Entries(file=file.name, lines=lines, entries=entries)
-                    yield stretch, number / parquet.metadata.num_rows
+                    block = Entries(file=file.name, lines=lines, entries=entries)
+                    yield block, number / parquet.metadata.num_rows
         except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-            raise DataError(f"{file.path}: not a Parquet file that can be read: {short_line(error)}.") from None
+            raise DataError(f"{file.path}: not a readable Parquet file: {short_line(error)}.") from None
 
 
-_READERS: dict[str | None, Callable[[DataFile], Iterator[tuple[Stretch, float]]]] = {
+_READERS: dict[str | None, Callable[[DataFile], Iterator[tuple[RowBlock, float]]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "csv": _read_csv,

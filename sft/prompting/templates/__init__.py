@@ -1,4 +1,4 @@
-"""The chat templates that we ship, and how the setting `chat_template` is understood."""
+"""The chat templates that ship with the program, and the meaning of `chat_template`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from sft.common.errors import ConfigError
 
 _FOLDER = Path(__file__).parent
 PLAIN = "plain"
-"""The template of a base model that has none: `User:` / `Assistant:` lines, each answer ends with end-of-text."""
+"""The template for a base model without one: `User:` / `Assistant:` lines, each answer ends with end-of-text."""
 
 
 def shipped_template_names() -> list[str]:
-    """Names that `chat_template` takes."""
+    """The names that `chat_template` accepts."""
     return sorted(path.stem for path in _FOLDER.glob("*.jinja"))
 
 
 def resolve_chat_template(setting: str, *, begins_with_bos: bool) -> str:
-    """The template text that the setting means: a shipped name, a file, or the text itself.
+    """The text of the template: of a shipped one, of a file, or the value itself.
 
     Args:
-        setting: the value of `chat_template`.
-        begins_with_bos: whether the tokenizer begins every text with its begin-of-text token; a shipped template must
-            then write it, since rendered text is tokenized without additions.
+        setting: The value of `chat_template`.
+        begins_with_bos: Whether the tokenizer begins every text with its begin-of-text token. A shipped template must
+            then write it, since rendered text is tokenized without special tokens.
 
     Raises:
-        ConfigError: if it is none of the three.
+        ConfigError: If it is none of the three.
     """
     if setting in shipped_template_names():
         text = (_FOLDER / f"{setting}.jinja").read_text(encoding="utf-8").strip()
@@ -38,6 +38,6 @@ def resolve_chat_template(setting: str, *, begins_with_bos: bool) -> str:
         return path.read_text(encoding="utf-8")
     names = shipped_template_names()
     raise ConfigError(
-        f"chat_template: {setting!r} is neither a name that ships here ({', '.join(names)}), nor a file, nor Jinja "
+        f"chat_template: {setting!r} is neither a shipped template ({', '.join(names)}), nor a file, nor Jinja "
         f"text.{did_you_mean(setting, names)}"
     )
