@@ -80,12 +80,18 @@ def test_what_cannot_be_is_one_line(resolve, settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["--auto_batch_size", "--per_device_train_batch_size=4"], "per_device_train_batch_size: auto_batch_size"),
-        (["--global_batch_size=8", "--gradient_accumulation_steps=2"], "gradient_accumulation_steps: follows from"),
-        (["--per_device_train_batch_size=auto", "--tokens_per_batch=128"], "tokens_per_batch: says how large"),
+        (
+            ["--auto_batch_size", "--per_device_train_batch_size=4"],
+            "per_device_train_batch_size: is set by auto_batch_size",
+        ),
+        (
+            ["--global_batch_size=8", "--gradient_accumulation_steps=2"],
+            "gradient_accumulation_steps: is set by global_batch_size",
+        ),
+        (["--per_device_train_batch_size=auto", "--tokens_per_batch=128"], "tokens_per_batch: conflicts with"),
         (["--target_memory_utilization=1.5"], "target_memory_utilization: 1.5 is out of range"),
         (["--memory_budget_gib=0"], "memory_budget_gib: 0 is out of range"),
-        (["--per_device_train_batch_size=many"], "per_device_train_batch_size: 'many' is not allowed"),
+        (["--per_device_train_batch_size=many"], "per_device_train_batch_size: expected an integer >= 1 or auto"),
     ],
 )
 def test_contradictions_are_told_before_anything_is_loaded(question_file, settings, message):

@@ -10,17 +10,23 @@ import pytest
 from config_manager import load_config
 from sft.common.data_records import TrainingData
 from sft.common.run_records import BatchPlan, DistributedContext
+from sft.configuration.values import config_sha256, config_values
+from sft.modeling.footprint import footprint
+from sft.training.run_identity import DataDigests, RunIdentity
 from sft.training.run_report import RunReport
+from sft.training.run_setup import RunSetup
 from tests.support.parts import REPOSITORY, build_model
 from tests.support.report_records import data, result
+from tests.support.setups import FLOAT32, NO_COPIES
 
 
 @pytest.fixture(scope="module")
 def tiny_model():
-    return build_model("llama")
+    model = build_model("llama")
+    return SimpleNamespace(footprint=footprint(model), class_name=type(model).__name__)
 
 
-def report_into(folder, model, *, rank=0):
+def report_into(folder, prepared, *, rank=0):
     train_file = REPOSITORY / "examples/data/orders_train.jsonl"
     config = load_config(
         None, [f"--output_dir={folder}", "--model_name_or_path=examples/tiny-chat", f"--train_file={train_file}"]
@@ -28,16 +34,19 @@ def report_into(folder, model, *, rank=0):
     plan = BatchPlan(
         per_device_train_batch_size=1, gradient_accumulation_steps=1, world_size=1, steps_per_epoch=10, total_steps=10
     )
-    return RunReport(
-        config,
-        TrainingData(train=None, validation=None, report=data(has_validation=False)),
-        DistributedContext(rank=rank),
-        model=model,
-        plan=lambda: plan,
-        bad_steps=lambda: 0,
-        data_digests={},
-        command="python sft_main.py",
+    rows = TrainingData(train=None, validation=None, report=data(has_validation=False))
+    identity = RunIdentity(
+        configuration=config_values(config),
+        configuration_sha256=config_sha256(config),
+        data=DataDigests(train="", train_rows=0),
+        wandb_run_id="",
+        precision=FLOAT32,
+        layout="padded",
     )
+    setup = RunSetup(
+        config, DistributedContext(rank=rank), rows, prepared, plan, NO_COPIES, identity, command="python sft_main.py"
+    )
+    return RunReport(setup, plan=lambda: plan, bad_steps=lambda: 0)
 
 
 def state(step):
