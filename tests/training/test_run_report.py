@@ -53,7 +53,7 @@ def state(step):
     return SimpleNamespace(global_step=step)
 
 
-def test_report_is_written_as_the_run_goes_on_and_tells_a_failure(tmp_path, tiny_model):
+def test_report_is_written_during_the_run_and_after_a_failure(tmp_path, tiny_model):
     report = report_into(tmp_path, tiny_model)
     report.on_train_begin(None, state(0), None)
     assert "Running: step 0 of 10." in (tmp_path / "report.md").read_text()
@@ -68,7 +68,7 @@ def test_report_is_written_as_the_run_goes_on_and_tells_a_failure(tmp_path, tiny
     assert 'http-equiv="refresh"' not in text
 
 
-def test_report_that_cannot_be_written_is_one_warning_and_no_more(tmp_path, tiny_model, caplog):
+def test_report_that_cannot_be_written_is_one_warning(tmp_path, tiny_model, caplog):
     report = report_into(tmp_path, tiny_model)
     (tmp_path / "report.html").mkdir()
     with caplog.at_level(logging.WARNING, logger="sft.train"):
@@ -79,7 +79,7 @@ def test_report_that_cannot_be_written_is_one_warning_and_no_more(tmp_path, tiny
     assert "\n" not in line
 
 
-def test_report_of_a_model_that_tells_nothing_does_not_end_the_run(tmp_path, caplog):
+def test_a_failure_to_gather_the_facts_does_not_end_the_run(tmp_path, caplog):
     report = report_into(tmp_path, object())
     with caplog.at_level(logging.WARNING, logger="sft.train"):
         report.on_train_begin(None, state(0), None)
@@ -87,7 +87,7 @@ def test_report_of_a_model_that_tells_nothing_does_not_end_the_run(tmp_path, cap
     assert [message.partition("cannot be written")[1] for message in caplog.messages] == ["cannot be written"] * 2
 
 
-def test_report_is_the_main_process_s_alone(tmp_path, tiny_model):
+def test_report_is_written_by_the_main_process_only(tmp_path, tiny_model):
     report = report_into(tmp_path, tiny_model, rank=1)
     report.on_train_begin(None, state(0), None)
     report.on_save(None, state(1), None)

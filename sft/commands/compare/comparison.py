@@ -205,9 +205,9 @@ def _figures(runs: Sequence[ComparedRun]) -> list[ComparedRow]:
         row("validation loss, best", lambda run: _evaluated(run, "eval_loss", "best"), "{:.4f}".format, lowest),
         row("  at step", lambda run: _evaluated(run, "step", "best"), "{:,}".format),
         row("validation loss, last", _last_loss, "{:.4f}".format, lowest),
-        row("tokens right, last", lambda run: _evaluated(run, "eval_token_accuracy", "last"), share_text, highest),
+        row("token accuracy, last", lambda run: _evaluated(run, "eval_token_accuracy", "last"), share_text, highest),
         row(
-            "answers right, last", lambda run: _evaluated(run, "eval_sequence_accuracy", "last"), share_text,
+            "sequence accuracy, last", lambda run: _evaluated(run, "eval_sequence_accuracy", "last"), share_text,
             highest,
         ),
         row("training loss, last", _last_training_loss, "{:.4f}".format),
