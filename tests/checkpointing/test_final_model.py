@@ -1,4 +1,4 @@
-"""The finished model: wherever its saving ends, the folder holds a whole model or none that loads."""
+"""The final model: wherever saving ends, the folder contains a complete model or none that can be loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(names, text, folder):
 
 
 def model_in(folder, names):
-    """Which model a folder holds: the text of its files; `none` if nothing loads it, `mixed` if they differ."""
+    """The model in a folder: the text of its files; `none` if it cannot be loaded, `mixed` if they differ."""
     if not (folder / names[0]).is_file():
         return "none"
     texts = {path.read_text() if path.is_file() else "missing" for path in (folder / name for name in names)}
@@ -33,7 +33,7 @@ def model_in(folder, names):
 
 
 def killed_at(number, work):
-    """Runs `work` in a process that is killed in its `number`-th operation on files; False if it has fewer."""
+    """Run `work` in a process that is killed in its `number`-th file operation; False if it has fewer."""
     child = os.fork()
     if not child:
         count = 0
@@ -57,7 +57,7 @@ def killed_at(number, work):
 
 
 @pytest.mark.parametrize("new", [FULL, SHARDED, ADAPTERS], ids=["full", "sharded", "adapters"])
-def test_publish_model_that_is_killed_anywhere_leaves_no_mixture(tmp_path, new):
+def test_publish_model_that_is_killed_at_any_point_leaves_no_mixture(tmp_path, new):
     earlier = ADAPTERS if new is ADAPTERS else FULL
     number, seen = 1, []
     while True:
@@ -76,10 +76,10 @@ def test_publish_model_that_is_killed_anywhere_leaves_no_mixture(tmp_path, new):
     assert seen == sorted(seen, key=["old", "none", "new"].index)
     assert number > 2 * len(new)
     left = {path.name for path in output.iterdir()}
-    assert left == ({*new, "generation_config.json"} if new is SHARDED else {*new})  # which none of its own replaces
+    assert left == ({*new, "generation_config.json"} if new is SHARDED else {*new})  # a file that the new model does not replace
 
 
-def test_write_model_on_a_full_disk_leaves_the_earlier_model_and_room(tmp_path):
+def test_write_model_on_a_full_disk_leaves_the_earlier_model_and_free_space(tmp_path):
     write(FULL, "old", tmp_path)
 
     def fill(folder):
@@ -92,7 +92,7 @@ def test_write_model_on_a_full_disk_leaves_the_earlier_model_and_room(tmp_path):
     assert not model_staging_folder(tmp_path).exists()
 
 
-def test_adapters_saved_beside_their_base_leave_it_alone(tmp_path):
+def test_adapters_saved_beside_their_base_do_not_change_it(tmp_path):
     write(FULL, "base", tmp_path)
     write_model(tmp_path, lambda folder: write(ADAPTERS, "new", folder))
     assert (tmp_path / "model.safetensors").read_text() == "base"

@@ -56,7 +56,7 @@ def uninterrupted(start, tmp_path_factory):
 
     def output(kind: str) -> Path:
         if kind not in made:
-            made[kind] = tmp_path_factory.mktemp(f"whole-{kind}") / "out"
+            made[kind] = tmp_path_factory.mktemp(f"reference-{kind}") / "out"
             ended = start(made[kind], **KINDS[kind])
             assert ended.status == 0, ended.err
         return made[kind]
@@ -64,7 +64,7 @@ def uninterrupted(start, tmp_path_factory):
     return output
 
 
-def goes_on(start, output: Path, whole: Path, tally, **settings) -> Ended:
+def resume_and_compare(start, output: Path, reference: Path, tally, **settings) -> Ended:
     """Resume in a folder, and compare with the uninterrupted run."""
     tally.injected()
     assert all(find_damage(path) == [] for path in list_checkpoints(output))
@@ -72,12 +72,12 @@ def goes_on(start, output: Path, whole: Path, tally, **settings) -> Ended:
     assert ended.status == 0, ended.err
     assert ended.err == ""
     tally.continued()
-    assert trained(output) == trained(whole)
-    assert evaluated(output) == evaluated(whole)
-    ours, theirs = list_checkpoints(output), list_checkpoints(whole)
+    assert trained(output) == trained(reference)
+    assert evaluated(output) == evaluated(reference)
+    ours, theirs = list_checkpoints(output), list_checkpoints(reference)
     assert [path.name for path in ours] == [path.name for path in theirs]
     assert digests(ours[-1]) == digests(theirs[-1])
-    for path in whole.glob("*.safetensors"):
+    for path in reference.glob("*.safetensors"):
         assert (output / path.name).read_bytes() == path.read_bytes()
     assert not (output / ".unfinished").exists()
     tally.equal()
@@ -92,7 +92,7 @@ def test_killed_at_fifty_random_steps(start, uninterrupted, tmp_path, tally):
         output = tmp_path / str(number)
         ended = start(output, fault=fault, **KINDS[kind])
         assert ended.status == -signal.SIGKILL, (fault, ended)
-        goes_on(start, output, uninterrupted(kind), tally, **KINDS[kind])
+        resume_and_compare(start, output, uninterrupted(kind), tally, **KINDS[kind])
         shutil.rmtree(output)
 
 
@@ -100,8 +100,8 @@ def test_killed_at_fifty_random_steps(start, uninterrupted, tmp_path, tally):
 def test_killed_before_every_disk_operation_of_a_save(start, tmp_path, tally, quarter):
     settings = {"max_steps": 6, "save_steps": 2, "save_total_limit": 1}
     counted = tmp_path / "changes.json"
-    whole = tmp_path / "whole"
-    assert start(whole, fault=KilledInSave(4, None, counted), **settings).status == 0
+    reference = tmp_path / "reference"
+    assert start(reference, fault=KilledInSave(4, None, counted), **settings).status == 0
     changes = json.loads(counted.read_text())
     assert {"write_record", "serialize_file", "fsync", "rename", "rmdir"} <= set(changes), changes
     for number, name in list(enumerate(changes, start=1))[quarter::4]:
@@ -109,17 +109,17 @@ def test_killed_before_every_disk_operation_of_a_save(start, tmp_path, tally, qu
         ended = start(output, fault=KilledInSave(4, number), **settings)
         assert ended.status == -signal.SIGKILL, (number, name, ended)
         assert list_checkpoints(output), (number, name)
-        goes_on(start, output, whole, tally, **settings)
+        resume_and_compare(start, output, reference, tally, **settings)
         shutil.rmtree(output)
 
 
 @pytest.mark.parametrize("how", ["shorter", "longer", "a bit", "empty", "gone"])
 def test_each_file_of_the_newest_checkpoint_damaged(start, uninterrupted, tmp_path, tally, how):
-    whole = uninterrupted("full")
-    newest = list_checkpoints(whole)[-1].name
-    for name in sorted(path.name for path in (whole / newest).iterdir()):
+    reference = uninterrupted("full")
+    newest = list_checkpoints(reference)[-1].name
+    for name in sorted(path.name for path in (reference / newest).iterdir()):
         output = tmp_path / name
-        shutil.copytree(whole, output)
+        shutil.copytree(reference, output)
         path = output / newest / name
         content = path.read_bytes()
         path.unlink()
@@ -135,9 +135,9 @@ def test_each_file_of_the_newest_checkpoint_damaged(start, uninterrupted, tmp_pa
         assert ended.status == 0, ended.err
         tally.continued()
         assert f"{newest} {messages.CANNOT_RESUME}: {name} " in ended.out, (name, ended.out)
-        assert trained(output) == trained(whole)
-        assert digests(output / newest) == digests(whole / newest)
-        assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+        assert trained(output) == trained(reference)
+        assert digests(output / newest) == digests(reference / newest)
+        assert (output / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
         tally.equal()
 
 
@@ -163,8 +163,8 @@ def small_disk(tmp_path):
 
 
 def test_a_disk_that_fills_up_at_any_size(start, uninterrupted, small_disk, tally):
-    whole = uninterrupted("full")
-    one = sum(path.stat().st_size for path in list_checkpoints(whole)[-1].iterdir()) // 1024
+    reference = uninterrupted("full")
+    one = sum(path.stat().st_size for path in list_checkpoints(reference)[-1].iterdir()) // 1024
     for kib in sorted({8, 40, *range(one // 8, one * 4, one // 8)}):
         place = small_disk(kib)
         ended = start(place / "out")
@@ -174,7 +174,7 @@ def test_a_disk_that_fills_up_at_any_size(start, uninterrupted, small_disk, tall
             # torch does not report why it could not write; the free space does.
             assert "No space left on device" in ended.err or f"(0 {messages.FREE_SPACE})" in ended.err, (kib, ended.err)
             small_disk(64 * 1024)
-            goes_on(start, place / "out", whole, tally)
+            resume_and_compare(start, place / "out", reference, tally)
         subprocess.run(["umount", str(place)], check=True)
 
 
@@ -198,4 +198,4 @@ def test_a_folder_that_becomes_read_only(start, uninterrupted, closable, tally, 
     assert ended.err.count("\n") == 1, ended.err
     assert "Operation not permitted" in ended.err
     subprocess.run(["chattr", "-i", str(closable)], check=True)
-    goes_on(start, closable, uninterrupted("full"), tally)
+    resume_and_compare(start, closable, uninterrupted("full"), tally)

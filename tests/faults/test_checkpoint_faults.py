@@ -62,21 +62,21 @@ def test_a_run_resumed_after_a_kill_is_identical(start, tmp_path, kind, processe
     settings = {"validation_split": 0.25, "num_train_epochs": 2, "save_steps": 1, **KINDS[kind]}
     if kind == "packed":
         settings["gradient_accumulation_steps"] = 2 // processes
-    done = start("whole", processes=processes, **settings)
+    done = start("reference", processes=processes, **settings)
     assert done.returncode == 0, done.stderr
-    whole = tmp_path / "whole"
-    plan = json.loads((whole / "run_summary.json").read_text())["batch_plan"]
+    reference = tmp_path / "reference"
+    plan = json.loads((reference / "run_summary.json").read_text())["batch_plan"]
     edge, last = plan["steps_per_epoch"], plan["total_steps"]
     for step in (edge - 1, edge) if edge > 1 else (edge,):
-        folder = as_if_killed(whole, tmp_path / f"killed-{step}", step)
+        folder = as_if_killed(reference, tmp_path / f"killed-{step}", step)
         again = start(folder.name, processes=processes, resume_from_checkpoint="auto", **settings)
         assert again.returncode == 0, again.stderr
         assert messages.RESUMING_FROM.format(path=folder / f"checkpoint-{step}") in again.stdout
         assert "Changed since" not in again.stdout
-        assert trained(folder) == trained(whole)
-        assert evaluated(folder) == evaluated(whole)
-        assert digests(folder / f"checkpoint-{last}") == digests(whole / f"checkpoint-{last}")
-        ours, theirs = (json.loads((run / "run_summary.json").read_text()) for run in (folder, whole))
+        assert trained(folder) == trained(reference)
+        assert evaluated(folder) == evaluated(reference)
+        assert digests(folder / f"checkpoint-{last}") == digests(reference / f"checkpoint-{last}")
+        ours, theirs = (json.loads((run / "run_summary.json").read_text()) for run in (folder, reference))
         assert ours["eval_before"] == theirs["eval_before"]
         assert ours["eval_after"] == theirs["eval_after"]
 
@@ -84,8 +84,8 @@ def test_a_run_resumed_after_a_kill_is_identical(start, tmp_path, kind, processe
 @pytest.fixture
 def uninterrupted(start, tmp_path):
     """A run of 6 steps with checkpoints at 2, 4 and 6, of which the newest is kept."""
-    assert start("whole", **ENDED).returncode == 0
-    return tmp_path / "whole"
+    assert start("reference", **ENDED).returncode == 0
+    return tmp_path / "reference"
 
 
 ENDED = {"max_steps": 6, "save_steps": 2, "save_total_limit": 1}
@@ -122,7 +122,7 @@ FINAL_PLACES = ("final weights", "final tokenizer", "final fsync", "final move",
 def test_a_final_save_that_ends_at_any_point_leaves_no_partial_model_and_the_run_can_be_finished(start, tmp_path):
     settings = {**ENDED, "max_steps": 5, "num_train_epochs": 3}  # 5 is in the middle of an epoch
     assert start("shorter", **settings).returncode == 0
-    whole = (tmp_path / "shorter" / "model.safetensors").read_bytes()
+    reference = (tmp_path / "shorter" / "model.safetensors").read_bytes()
     for how in ("kill", "full"):
         for place in FINAL_PLACES:
             name = f"{how}-{place}"
@@ -134,7 +134,7 @@ def test_a_final_save_that_ends_at_any_point_leaves_no_partial_model_and_the_run
                 assert "No space left on device" in ended.stderr
             again = start(name, resume_from_checkpoint="auto", **settings)
             assert again.returncode == 0, (name, again.stderr)
-            assert (tmp_path / name / "model.safetensors").read_bytes() == whole, name
+            assert (tmp_path / name / "model.safetensors").read_bytes() == reference, name
             assert trained(tmp_path / name) == trained(tmp_path / "shorter"), name
             assert not (tmp_path / name / ".unfinished").exists(), name
 
@@ -167,21 +167,21 @@ def rows_of_steps(folder):
 def test_a_run_resumes_with_another_number_of_processes_in_the_same_order(start, tmp_path, before, after):
     settings = {"num_train_epochs": 2, "save_steps": 4, "global_batch_size": 4, "per_device_train_batch_size": 1,
                 "learning_rate": 1e-3}  # fmt: skip
-    for name in ("whole-rows", "rows"):
+    for name in ("reference-rows", "rows"):
         (tmp_path / name).mkdir()
-    done = start("whole", processes=before, record=tmp_path / "whole-rows", **settings)
+    done = start("reference", processes=before, record=tmp_path / "reference-rows", **settings)
     assert done.returncode == 0, done.stderr
-    whole = tmp_path / "whole"
-    folder = as_if_killed(whole, tmp_path / "killed", 4)
+    reference = tmp_path / "reference"
+    folder = as_if_killed(reference, tmp_path / "killed", 4)
     again = start("killed", processes=after, record=tmp_path / "rows", resume_from_checkpoint="auto", **settings)
     assert again.returncode == 0, again.stderr
-    told = messages.OTHER_WORLD_SIZE.format(name="checkpoint-4", before=before, after=after)
-    assert again.stdout.count(told) == 1
-    rows, expected = rows_of_steps(tmp_path / "rows"), rows_of_steps(tmp_path / "whole-rows")
+    line = messages.OTHER_WORLD_SIZE.format(name="checkpoint-4", before=before, after=after)
+    assert again.stdout.count(line) == 1
+    rows, expected = rows_of_steps(tmp_path / "rows"), rows_of_steps(tmp_path / "reference-rows")
     assert list(expected) == list(range(1, 13))
     assert sorted(row for step in range(1, 7) for row in expected[step]) == list(range(24))
     assert rows == {step: expected[step] for step in range(5, 13)}
-    ours, theirs = trained(folder), trained(whole)
+    ours, theirs = trained(folder), trained(reference)
     assert [step for step, *_ in ours] == [step for step, *_ in theirs]
     for (_, loss, *_), (_, expected_loss, *_) in zip(ours, theirs, strict=True):
         assert loss == pytest.approx(expected_loss, rel=1e-5)
@@ -189,8 +189,8 @@ def test_a_run_resumes_with_another_number_of_processes_in_the_same_order(start,
 
 def test_a_run_with_another_number_of_rows_per_step_is_not_resumed(start, tmp_path):
     settings = {"num_train_epochs": 1, "save_steps": 3}
-    assert start("whole", **settings).returncode == 0
-    as_if_killed(tmp_path / "whole", tmp_path / "back", 3)
+    assert start("reference", **settings).returncode == 0
+    as_if_killed(tmp_path / "reference", tmp_path / "back", 3)
     refused = start("back", resume_from_checkpoint="auto", **{**settings, "per_device_train_batch_size": 2})
     assert refused.returncode == 2
     assert messages.OTHER_BATCH_SIZE.format(before=4, after=2) in refused.stderr

@@ -1,4 +1,4 @@
-"""What tests of checkpoints share: runs that look as if they had been killed, and what of two runs must be equal."""
+"""Helpers for tests of checkpoints: runs as if killed, and what must be equal in two runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sft.checkpointing.manifest import read_manifest, write_manifest
 COMPLETE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "model.safetensors")
 
 
-def as_if_killed(whole: Path, folder: Path, step: int) -> Path:
-    """A copy of a run, killed some steps behind a checkpoint: later ones are not there, the records of them are."""
-    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("*.safetensors", "run_summary.json", "logs"))
-    for path in whole.glob("checkpoint-*"):
+def as_if_killed(reference: Path, folder: Path, step: int) -> Path:
+    """A copy of a run as if killed some steps after a checkpoint: without later checkpoints, but with their records."""
+    shutil.copytree(reference, folder, ignore=shutil.ignore_patterns("*.safetensors", "run_summary.json", "logs"))
+    for path in reference.glob("checkpoint-*"):
         shutil.rmtree(folder / path.name)
         if int(path.name.partition("-")[2]) <= step:
             shutil.copytree(path, folder / path.name)
@@ -23,7 +23,7 @@ def as_if_killed(whole: Path, folder: Path, step: int) -> Path:
 
 
 def digests(checkpoint: Path) -> dict[str, str]:
-    """Of weights, optimizer, schedule and random numbers."""
+    """Checksums of weights, optimizer, schedule and random state."""
     files = read_manifest(checkpoint)["files"]
     found = {name: file["sha256"] for name, file in files.items() if name.endswith((".pt", ".pth", ".safetensors"))}
     assert len(found) >= 4
@@ -31,7 +31,7 @@ def digests(checkpoint: Path) -> dict[str, str]:
 
 
 def trained(output_dir: Path) -> list[tuple[Any, ...]]:
-    """What each step logged, so far as it does not depend on the clock."""
+    """What each step logged, except for what depends on the time."""
     names = ("step", "loss", "token_accuracy", "grad_norm", "learning_rate")
     return [tuple(event[name] for name in names) for event in _events(output_dir) if "loss" in event]
 
