@@ -24,8 +24,8 @@ from sft.batching.stream import MicroBatchStream
 from sft.batching.transfer import to_device
 from sft.common.run_records import BatchPlan, EvaluationResult, TrainingResult
 from sft.modeling.document_attention import isolated_documents
+from sft.modeling.evaluation_sums import perplexity_of
 from sft.modeling.flops import training_flops
-from sft.modeling.supervised_loss import perplexity_of
 from sft.processes.device_peaks import device_peak_flops, matmul_dtype
 from sft.processes.signals import StopRequest
 from sft.processes.watchdog import SLOW, Watchdog

@@ -1,11 +1,13 @@
-"""Low-rank adapters: which layers get one, and the model with them."""
+"""Low-rank adapters (LoRA): which layers get one, and the model with them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from sft.common.errors import ModelError
 from sft.configuration.schema import LoRAConfig
@@ -14,14 +16,11 @@ ALL_LINEAR = "all-linear"
 
 
 def add_adapters(model: Any, lora: LoRAConfig) -> Any:
-    """The model with adapters on the layers that the settings name; all else is frozen.
+    """Add adapters to the layers that the settings name, and freeze everything else.
 
     Raises:
-        ModelError: if a name matches nothing.
+        ModelError: if a name matches no layer.
     """
-    from peft import LoraConfig, get_peft_model
-    from transformers.pytorch_utils import Conv1D
-
     linear_layers = {
         name: module
         for name, module in model.named_modules()
@@ -40,17 +39,17 @@ def add_adapters(model: Any, lora: LoRAConfig) -> Any:
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         modules_to_save=lora.modules_to_save,
-        # GPT-2's Conv1D keeps its weight the other way round.
+        # GPT-2's Conv1D stores its weight transposed.
         fan_in_fan_out=bool(targeted) and all(isinstance(module, Conv1D) for module in targeted),
     )
     return get_peft_model(model, config)
 
 
 def _resolve_targets(model: Any, wanted: Sequence[str], linear_layers: dict[str, nn.Module]) -> list[str]:
-    """The layers that get an adapter, by full name.
+    """The full names of the layers that get an adapter.
 
     Raises:
-        ModelError: if a name matches nothing: peft would pass over it in silence.
+        ModelError: if a name matches no layer, which peft would ignore silently.
     """
     if list(wanted) == [ALL_LINEAR]:
         return list(linear_layers)
@@ -58,10 +57,10 @@ def _resolve_targets(model: Any, wanted: Sequence[str], linear_layers: dict[str,
     matches = {target: [name for name in names if name == target or name.endswith("." + target)] for target in wanted}
     missing = [target for target, found in matches.items() if not found]
     if missing or not wanted:
-        there = sorted({name.rpartition(".")[2] for name in linear_layers})
+        available = sorted({name.rpartition(".")[2] for name in linear_layers})
         raise ModelError(
             f"lora_config.target_modules [{', '.join(missing)}] match nothing in {type(model).__name__}. "
-            f"Linear layers there: {', '.join(there)}. Use those, or {ALL_LINEAR}."
+            f"Its linear layers: {', '.join(available)}. Use those, or {ALL_LINEAR}."
         )
     return [name for found in matches.values() for name in found]
 
@@ -70,8 +69,9 @@ def _check_modules_to_save(model: Any, wanted: list[str]) -> None:
     names = [name for name, _ in model.named_modules()]
     missing = [target for target in wanted if not any(name == target or name.endswith("." + target) for name in names)]
     if missing:
-        there = sorted({name.rpartition(".")[2] for name in names if name and not name.rpartition(".")[2].isdigit()})
+        last_parts = {name.rpartition(".")[2] for name in names}
+        available = sorted(part for part in last_parts if part and not part.isdigit())
         raise ModelError(
             f"lora_config.modules_to_save [{', '.join(missing)}] match nothing in {type(model).__name__}. "
-            f"Modules there: {', '.join(there)}."
+            f"Its modules: {', '.join(available)}."
         )

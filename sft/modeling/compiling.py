@@ -1,8 +1,7 @@
-"""Regional compilation: each of a model's repeated layers is compiled by itself, all of one kind sharing the result."""
+"""Regional compilation: each repeated layer of a model is compiled separately, and all of a kind share the result."""
 
 from __future__ import annotations
 
-import collections
 import shutil
 from typing import Any
 
@@ -12,24 +11,24 @@ from sft.common.errors import ConfigError
 
 
 def compile_layers(model: nn.Module, *, has_fixed_shape: bool, **options: Any) -> int:
-    """Compiles the model's repeated layers in place (`torch.nn.Module.compile`); returns how many there are.
+    """Compile the model's repeated layers in place (`torch.nn.Module.compile`); returns their number.
 
-    The whole model as one graph would take many times as long to compile, and break at its loop over layers anyway.
+    The full model as one graph would take many times as long to compile, and would break at its loop over layers.
 
     Args:
-        model: with its adapters, if it has any.
-        has_fixed_shape: every batch has the same number of tokens; else shapes that vary are compiled once for all.
+        model: the model, adapters included.
+        has_fixed_shape: every batch has the same number of tokens; otherwise varying shapes are compiled once for all.
         options: of `torch.compile`: `backend`, `mode`.
 
     Raises:
-        ConfigError: if there is nothing to compile with, or nothing to compile.
+        ConfigError: if there is no C++ compiler, or the model has no repeated layers.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
     if on_cpu and options.get("backend", "inductor") == "inductor" and not _has_compiler():
-        raise ConfigError("torch_compile: on CPU it needs a C++ compiler (g++), and there is none. Leave it out.")
+        raise ConfigError("torch_compile: on CPU it needs a C++ compiler (g++), and none was found. Remove the key.")
     layers = repeated_layers(model)
     if not layers:
-        raise ConfigError(f"torch_compile: {type(model).__name__} has no repeated layers to compile. Leave it out.")
+        raise ConfigError(f"torch_compile: {type(model).__name__} has no repeated layers to compile. Remove the key.")
     for layer in layers:
         layer.compile(dynamic=False if has_fixed_shape else None, **options)
     return len(layers)
@@ -40,9 +39,10 @@ def _has_compiler() -> bool:
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
-    """The members of the longest list of modules that has one class alone: a decoder's layers."""
+    """The longest module list whose members all have the same class: a decoder's layers."""
     candidates = [
-        list(module) for module in model.modules()
-        if isinstance(module, nn.ModuleList) and len(collections.Counter(type(item) for item in module)) == 1
-    ]  # fmt: skip
+        list(module)
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len({type(item) for item in module}) == 1
+    ]
     return max(candidates, key=len, default=[])

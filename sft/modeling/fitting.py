@@ -1,4 +1,4 @@
-"""Fitting model and tokenizer to each other: positions, vocabulary, special tokens, generation defaults."""
+"""Adjusting model and tokenizer to each other: positions, vocabulary, special tokens, generation defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ logger = logging.getLogger("sft.model")
 def fit_to_tokenizer(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_seq_length: int, *, adapters_only: bool
 ) -> None:
-    """Checks and adjusts what model and tokenizer must agree on: positions, vocabulary, special tokens.
+    """Check and adjust what model and tokenizer must agree on: positions, vocabulary, special tokens.
+
+    Args:
+        model: adjusted in place: new embeddings, special token ids.
+        tokenizer: the tokenizer of the data.
+        max_seq_length: tokens of the longest possible row.
+        adapters_only: embeddings are frozen, so none can be added.
 
     Raises:
         ModelError: if rows are longer than the model's learned positions, or tokens have no embedding.
@@ -33,7 +39,7 @@ def fit_to_tokenizer(
         )
     limit = getattr(config, "max_position_embeddings", None)
     if positions is None and limit is not None and max_seq_length > limit:
-        logger.info("Note: max_seq_length %d is beyond the %d positions the model was made for.", max_seq_length, limit)
+        logger.info("Note: max_seq_length %d exceeds the model's %d positions.", max_seq_length, limit)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         if adapters_only:
@@ -41,35 +47,35 @@ def fit_to_tokenizer(
                 f"The tokenizer has {len(tokenizer)} tokens, the model {rows}; adapters cannot add them. "
                 "Use the model's own tokenizer, or train all weights."
             )
-        logger.info("The tokenizer has %d tokens, the model %d: new embeddings are added.", len(tokenizer), rows)
+        logger.info("The tokenizer has %d tokens, the model %d: adding new embeddings.", len(tokenizer), rows)
         model.resize_token_embeddings(len(tokenizer))
     for special in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        # Trainer would do this too, with a warning.
+        # Trainer would do the same, with a warning.
         setattr(model.config, special, getattr(tokenizer, special))
 
 
 def set_generation_defaults(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, is_chat: bool
 ) -> list[int]:
-    """Makes the saved generation config end an answer where training ended it; returns the ids that do."""
+    """Set the end tokens of the generation config to those that were trained; returns their ids."""
     ends = [tokenizer.eos_token_id]
     if is_chat:
         ends = ChatRenderer(tokenizer).end_token_ids()
     generation = model.generation_config
-    generation.eos_token_id = ends  # as a list: Trainer would make it one, in some versions
+    generation.eos_token_id = ends  # a list, as some versions of Trainer make it one
     generation.pad_token_id = tokenizer.pad_token_id
     generation.bos_token_id = tokenizer.bos_token_id
     if not generation.do_sample and (generation.temperature, generation.top_p, generation.top_k) != (None, None, None):
-        # Sampling values without sampling make `save_pretrained` refuse the file.
+        # `save_pretrained` rejects sampling parameters without sampling.
         generation.temperature = generation.top_p = generation.top_k = None
     return ends
 
 
 def num_learned_positions(model: Any) -> int | None:
-    """How many positions the model has learned embeddings for; None where positions are computed (RoPE, ALiBi).
+    """Number of learned position embeddings; None where positions are computed (RoPE, ALiBi).
 
-    Recognized by structure: an embedding beside the token embedding with a row for each position (OPT keeps two rows
-    more than positions).
+    Recognized by structure: an embedding beside the token embedding with one row per position (OPT has two rows more
+    than positions).
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is None:

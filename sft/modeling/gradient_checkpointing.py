@@ -1,4 +1,4 @@
-"""Gradient checkpointing switched on and off by hand, in transformers' own way, whichever name it has there."""
+"""Gradient checkpointing enabled and disabled through transformers, under the name that its version has for it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 @contextmanager
 def gradient_checkpointing_enabled(model: Any, options: Mapping[str, Any] | None) -> Iterator[None]:
-    """The model with its layers checkpointed while this lasts, as Trainer would do it; None leaves it as it is.
+    """Enable gradient checkpointing in this context, as Trainer would; None changes nothing.
 
     Args:
-        model: the model, with its adapters.
-        options: what `gradient_checkpointing_kwargs` may hold, `every_n_layers` and `offload` among it.
+        model: the model, adapters included.
+        options: as in `gradient_checkpointing_kwargs`, `every_n_layers` and `offload` included.
     """
     if options is None:
         yield
         return
-    # transformers 5.23 renamed it; earlier versions know the old name alone.
+    # transformers 5.23 renamed the method; earlier versions have the old name only.
     name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     for_function = dict(options)
     for_layers = {key: for_function.pop(key) for key in ("every_n_layers", "offload") if key in for_function}

@@ -1,9 +1,9 @@
-"""Gradients summed over processes, once a step.
+"""Gradients summed over processes, once per step.
 
-Not by DistributedDataParallel, which sums while the last micro-batch's backward pass still runs: a process that runs
-out of memory in it would leave the others waiting for good. Here every process first learns whether all of them have
-their gradient, and no second set of gradients is held in buckets. The price: the sum does not overlap with the backward
-pass.
+Not by DistributedDataParallel, which reduces while the last micro-batch's backward pass still runs: a process that runs
+out of memory there would leave the others waiting forever. Here all processes first agree whether each of them has its
+gradient, and no second copy of the gradients is held in buckets. In return the reduction does not overlap with the
+backward pass.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import torch
 from torch import distributed, nn
 
 BUCKET_BYTES = 2**26
-"""Gradients that travel together: few enough calls, little memory."""
+"""Gradients that are reduced in one call: few calls, little memory."""
 
 
 def broadcast_weights(weights: Sequence[nn.Parameter]) -> None:
-    """Gives every process the first one's weights, should they have started from other random numbers."""
+    """Copy rank 0's weights to every process, in case they were initialized from different random numbers."""
     for weight in weights:
         distributed.broadcast(weight.data, src=0)
 
 
 def sum_gradients(weights: Sequence[nn.Parameter], has_gradient: Sequence[bool]) -> None:
-    """Adds up the gradients of all processes, in place, in the type that they have.
+    """Sum the gradients over all processes, in place, in their own type.
 
     Args:
-        weights: those that are trained, in the same order on every process.
-        has_gradient: for each, whether any process has a gradient: it is zero where this one has none.
+        weights: the trained weights, in the same order on every process.
+        has_gradient: for each weight, whether any process has a gradient; where this one has none, it counts as zero.
     """
     gradients = []
     for weight, has in zip(weights, has_gradient, strict=True):
@@ -44,7 +44,7 @@ def sum_gradients(weights: Sequence[nn.Parameter], has_gradient: Sequence[bool])
 
 
 def _buckets(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Neighbours of one type, up to `BUCKET_BYTES` together."""
+    """Consecutive gradients of one type, up to `BUCKET_BYTES` in total."""
     bucket: list[torch.Tensor] = []
     size = 0
     for gradient in gradients:

@@ -1,4 +1,4 @@
-"""Adapters made a part of the weights."""
+"""Merging adapters into the weights."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from sft.common.errors import ModelError, one_line
 
 
 def merge_adapters(model: Any) -> Any:
-    """The model with its adapters in its weights; what was saved beside them (whole modules, new tokens) in its place.
+    """Merge adapters, and modules saved beside them (`modules_to_save`, new tokens), into the model.
 
-    An output layer that shares its weight with the input embedding gets one of its own where adapters make them differ:
-    merging into a shared weight would change both.
+    An output layer that is tied to the input embedding is untied if adapters make the two differ: merging into a shared
+    weight would change both.
 
     Args:
-        model: adapters on a base that is not quantized; it is used up.
+        model: adapters on an unquantized base; it must not be used afterwards.
 
     Raises:
         ModelError: if adapters of this kind cannot be merged.
     """
     kind = model.active_peft_config.peft_type.value
     if model.active_peft_config.is_prompt_learning or not hasattr(model, "merge_and_unload"):
-        raise ModelError(f"Adapters of the kind {kind} are no part of the weights and cannot be merged.")
+        raise ModelError(f"Adapters of type {kind} are not part of the weights and cannot be merged.")
     was_tied = _untie(model.get_base_model())
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on tied weights, which are seen to here
-            whole = model.merge_and_unload(safe_merge=True)  # safe: says if a weight comes out as no finite number
+            warnings.simplefilter("ignore", UserWarning)  # about tied weights, which are handled here
+            merged = model.merge_and_unload(safe_merge=True)  # safe: raises if a weight becomes NaN or inf
     except ValueError as error:
         raise ModelError(f"The adapters cannot be merged: {one_line(error)}") from error
     if was_tied:
-        _tie_again_if_alike(whole)
-    for parameter in whole.parameters():
+        _tie_again_if_equal(merged)
+    for parameter in merged.parameters():
         parameter.requires_grad_(False)
-    return whole.eval()
+    return merged.eval()
 
 
 def _untie(base: Any) -> bool:
-    """Gives the output layer a copy of a weight that it shares; returns whether it shared one."""
+    """Give the output layer its own copy of a tied weight; returns whether it was tied."""
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     if head is None or base.get_input_embeddings() is None:
         return False
@@ -54,12 +54,12 @@ def _untie(base: Any) -> bool:
 
 
 def _without_adapters(module: nn.Module) -> nn.Module:
-    """The layer that adapters, or a copy that is trained, stand beside."""
+    """The original layer that adapters, or a trained copy, wrap."""
     inner = module._modules.get("base_layer") or module._modules.get("original_module")
     return module if inner is None else _without_adapters(inner)
 
 
-def _tie_again_if_alike(model: Any) -> None:
+def _tie_again_if_equal(model: Any) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding.weight is head.weight:
         return

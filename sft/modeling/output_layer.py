@@ -1,9 +1,9 @@
-"""From a model call to the loss of its supervised tokens, with no more scores than these need.
+"""From a model call to the loss of its supervised tokens, without computing other logits.
 
-The model is called as it stands, wrapped by whatever wraps it. At the door of its output layer the hidden states of
-the supervised positions are taken, and the layer itself is given none; so the scores of all other positions are never
-made. This is a forward pre-hook that lasts for one call. (With sharded weights, where it was never tried, the model's
-own scores are taken.)
+The model is called unchanged, with all its wrappers. A forward pre-hook on the output layer, registered for one call,
+takes the hidden states of the supervised positions from the layer's input and passes an empty input on to the layer; so
+the logits of all other positions are never computed. (With weights sharded by DeepSpeed, where this is untested, the
+model's own logits are used.)
 
 Shapes: `B` rows, `T` tokens, `S` supervised positions, `h` hidden size, `V` vocabulary.
 """
@@ -31,13 +31,12 @@ Result = TypeVar("Result")
 
 
 class OutputLayer:
-    """How the losses of a model's supervised tokens are had: at its output layer, or from its scores."""
+    """Computes the losses of a model's supervised tokens: at its output layer, or from its logits."""
 
     def __init__(self, model: Any, layer: nn.Linear | None):
         """Args:
         model: the model, unwrapped.
-        layer: the linear layer whose product the scores are, and nothing else (see `find_output_layer`); None if
-            there is none.
+        layer: the linear layer that computes exactly the logits (see `find_output_layer`); None if there is none.
         """
         self._layer = layer
         signature = inspect.signature(_base(model).forward).parameters
@@ -46,7 +45,7 @@ class OutputLayer:
 
     @property
     def chunk_bytes(self) -> int | None:
-        """What the scores take that are made at a time; None where all of them are made."""
+        """Bytes of a chunk of logits; None where all logits are computed at once."""
         return None if self._layer is None else chunk_bytes(self._layer.weight.device.type)
 
     def loss_sum(
@@ -62,38 +61,42 @@ class OutputLayer:
 
         Args:
             model: the model, wrapped or not.
-            inputs: what it is called with; `input_ids` `[B, T]`.
+            inputs: the arguments of the call; `input_ids` `[B, T]`.
             batch: `label_positions` int64 `[S]`, into the `B * T` positions, and `targets` int64 `[S]`; with several
                 rows, `kept_columns` and `kept_positions` too (see `sft.batching.layout`).
-            label_smoothing: share of the target spread over the vocabulary.
-            count_hits: is told how many of the targets are the most likely tokens (see `supervised_loss`).
+            label_smoothing: share of the target distributed over the vocabulary.
+            count_hits: called with the number of targets that are the most likely tokens (see `supervised_loss`).
         """
-        how = {"label_smoothing": label_smoothing, "count_hits": count_hits}
-        if self._layer is None:
-            return cross_entropy_sum(self._logits(model, inputs, batch), batch["targets"], **how)
-        layer = self._layer
-        return self._at_the_door(
-            model, inputs, batch["label_positions"],
-            lambda hidden: linear_cross_entropy_sum(hidden, layer.weight, layer.bias, batch["targets"], **how),
-        )  # fmt: skip
+        targets, layer = batch["targets"], self._layer
+        if layer is None:
+            logits = self._logits(model, inputs, batch)
+            return cross_entropy_sum(logits, targets, label_smoothing=label_smoothing, count_hits=count_hits)
+
+        def compute(hidden: torch.Tensor) -> torch.Tensor:
+            return linear_cross_entropy_sum(
+                hidden, layer.weight, layer.bias, targets, label_smoothing=label_smoothing, count_hits=count_hits
+            )
+
+        return self._from_hidden_states(model, inputs, batch["label_positions"], compute)
 
     def losses_and_hits(
         self, model: Any, inputs: Mapping[str, Any], batch: Mapping[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """For evaluation: each token's cross-entropy, and whether it is the most likely one; both `[S]`.
+        """For evaluation: each target's cross-entropy, and whether it is the most likely token; both `[S]`.
 
         Arguments as for `loss_sum`.
         """
-        if self._layer is None:
-            return losses_and_hits(iter([self._logits(model, inputs, batch)]), batch["targets"])
-        layer = self._layer
-        return self._at_the_door(
-            model, inputs, batch["label_positions"],
-            lambda hidden: losses_and_hits(linear_logits(hidden, layer.weight, layer.bias), batch["targets"]),
-        )  # fmt: skip
+        targets, layer = batch["targets"], self._layer
+        if layer is None:
+            return losses_and_hits(iter([self._logits(model, inputs, batch)]), targets)
+
+        def compute(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return losses_and_hits(linear_logits(hidden, layer.weight, layer.bias), targets)
+
+        return self._from_hidden_states(model, inputs, batch["label_positions"], compute)
 
     def _logits(self, model: Any, inputs: Mapping[str, Any], batch: Mapping[str, Any]) -> torch.Tensor:
-        """The scores of the supervised positions, `[S, V]`."""
+        """The logits of the supervised positions, `[S, V]`."""
         inputs = {**inputs, **self._takes_no_cache}
         if not self._keeps_positions:
             return model(**inputs).logits.flatten(0, 1).index_select(0, batch["label_positions"])
@@ -102,14 +105,14 @@ class OutputLayer:
         logits = model(**inputs, logits_to_keep=batch["kept_columns"]).logits
         return logits.flatten(0, 1).index_select(0, batch["kept_positions"])
 
-    def _at_the_door(
+    def _from_hidden_states(
         self,
         model: Any,
         inputs: Mapping[str, Any],
         label_positions: torch.Tensor,
         compute: Callable[[torch.Tensor], Result],
     ) -> Result:
-        """What `compute` makes of the supervised positions' hidden states `[S, h]`."""
+        """Call the model; return the result of `compute` for the supervised positions' hidden states `[S, h]`."""
         results: list[Result] = []
 
         def take(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -123,17 +126,17 @@ class OutputLayer:
 
 
 def find_output_layer(model: Any, call: Callable[[], Any]) -> nn.Linear | None:
-    """The linear layer whose product the model's scores are, to the bit; None if they are anything more.
+    """The linear layer whose output is bitwise equal to the model's logits; None if there is none.
 
-    Caps and scales behind the layer, adapters on it, quantized or sharded weights: all of these show in a call.
+    Soft caps and scales after the layer, adapters on it, quantized or sharded weights: all of them show in a call.
 
     Args:
         model: the model, unwrapped.
-        call: calls it on a few tokens, and gives its output.
+        call: calls the model on a few tokens and returns its output.
     """
     layer = model.get_output_embeddings()
     for name, module in [] if layer is None else layer.named_modules():
-        # Saved whole beside adapters, the layer stands inside of peft's wrapper.
+        # With `modules_to_save`, the layer is inside peft's wrapper.
         if name.endswith("modules_to_save.default"):
             layer = module
     if type(layer) is not nn.Linear:
@@ -141,7 +144,7 @@ def find_output_layer(model: Any, call: Callable[[], Any]) -> nn.Linear | None:
     products: list[torch.Tensor] = []
 
     def multiply(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        # Here and now: where weights are spread over processes, they are whole in a forward pass alone.
+        # In the hook, since sharded weights are gathered during a forward pass only.
         products.append(functional.linear(arguments[0], layer.weight, layer.bias))
 
     with layer.register_forward_pre_hook(multiply), torch.no_grad():
@@ -152,5 +155,5 @@ def find_output_layer(model: Any, call: Callable[[], Any]) -> nn.Linear | None:
 
 
 def _base(model: Any) -> Any:
-    """The model under its adapters, whose signature tells what it takes."""
+    """The model without its adapters, whose signature lists its arguments."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

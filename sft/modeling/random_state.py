@@ -1,4 +1,4 @@
-"""The state of all random numbers that a model may draw: taken, and put back."""
+"""The state of all random number generators that a model may use: captured and restored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomState:
-    """States of Python's, NumPy's and torch's generators; of the GPU's too where the model is on one."""
+    """States of the generators of Python, NumPy and torch, and of the GPU if the model is on one."""
 
     python: Any
     numpy: Any
@@ -22,7 +22,7 @@ class RandomState:
 
     @classmethod
     def capture(cls, device: str) -> "RandomState":
-        """The state now. Waits for no GPU: its generator's state stands in main memory."""
+        """The current state. Does not synchronize with the GPU, whose generator state is in host memory."""
         gpu = torch.cuda.get_rng_state(device) if device.startswith("cuda") else None
         return cls(
             python=random.getstate(),
@@ -33,7 +33,7 @@ class RandomState:
         )
 
     def restore(self) -> None:
-        """Puts all of it back."""
+        """Restore all generators."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)

@@ -19,10 +19,10 @@ logger = logging.getLogger("sft.model")
 def make_adapters_portable(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", output_dir: str, *, gguf_file: str | None
 ) -> None:
-    """Lets the files of adapters name a base that can be loaded from anywhere; called before the first is written.
+    """Make adapters name a base model that can be loaded from anywhere; call before the first save.
 
-    A relative path would hold only where this run was started. A GGUF file cannot be named at all, so the base is
-    saved once as ordinary weights beside the adapters.
+    A relative path would only work in the current directory. A GGUF file cannot be named at all, so the base is saved
+    once as ordinary weights beside the adapters.
     """
     if not hasattr(model, "peft_config"):
         return
@@ -31,7 +31,7 @@ def make_adapters_portable(
         base = Path(output_dir, "base_model").resolve()
         peft_config.base_model_name_or_path = str(base)
         if not (base / "config.json").is_file():
-            logger.info("Saving the base as safetensors in %s: adapters cannot name a GGUF file as theirs.", base)
+            logger.info("Saving the base model as safetensors in %s: adapters cannot name a GGUF file as base.", base)
             _save_base_of_adapters(model, tokenizer, base)
     elif os.path.isdir(str(peft_config.base_model_name_or_path)):
         peft_config.base_model_name_or_path = os.path.abspath(peft_config.base_model_name_or_path)
@@ -43,12 +43,12 @@ def save_final_model(
     output_dir: str,
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Saves a model (or its adapters), the tokenizer with its chat template, and the generation config.
+    """Save a model (or its adapters), the tokenizer with its chat template, and the generation config.
 
     Args:
-        model, tokenizer: as they are.
-        output_dir: where to.
-        weights: what to save in place of the model's own, which lie spread over processes.
+        model, tokenizer: what to save.
+        output_dir: the folder to save to.
+        weights: full weights to save instead of the model's own, where these are sharded.
     """
     model.save_pretrained(output_dir, state_dict=weights)
     if hasattr(model, "peft_config"):
@@ -57,7 +57,7 @@ def save_final_model(
 
 
 def _save_base_of_adapters(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """The frozen model as if it had never had adapters."""
+    """Save the frozen model without its adapters."""
     base = model.get_base_model()
     weights = {
         name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor

@@ -1,7 +1,7 @@
-"""Weights spread over processes: FSDP2 (`torch.distributed.fsdp.fully_shard`), layer by layer.
+"""Weights sharded over processes with FSDP2 (`torch.distributed.fsdp.fully_shard`), layer by layer.
 
-By torch's own function rather than through accelerate, which does it on accelerators alone: so what runs on a GPU is
-what the tests run on CPUs. And it is done before anything is computed with the model: no device ever holds all of it.
+torch's own function is used instead of accelerate, which supports accelerators only: tests on CPU run the same code as
+GPUs do. Sharding precedes any computation with the model: no device ever holds all weights.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from sft.modeling.compiling import repeated_layers
 
 
 def shard_weights(model: Any, device_type: str, world_size: int, *, mixed: str, reshard_after_forward: bool) -> int:
-    """Spreads a model's weights over all processes, in place, and moves this process's part to its device.
+    """Shard a model's weights over all processes, in place, and move this process's shards to its device.
 
     A process group must be open, and every process must have the same weights.
 
     Args:
-        model: with its adapters.
+        model: the model, adapters included.
         device_type: `cpu` or `cuda`.
         world_size: number of processes.
         mixed: autocast: `bf16` or `no`.
-        reshard_after_forward: let a layer's weights go between its forward and its backward pass.
+        reshard_after_forward: free a layer's gathered weights between its forward and its backward pass.
 
     Returns:
-        How many layers have their weights gathered one after the other.
+        The number of layers that are gathered one at a time.
     """
     options: dict[str, Any] = {
         "mesh": init_device_mesh(device_type, (world_size,)),
-        # In 16 bits a sum over many processes would lose what the single gradients have.
+        # A 16-bit sum over many processes would lose precision.
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if mixed == "bf16" else None, reduce_dtype=torch.float32
         ),
@@ -43,16 +43,16 @@ def shard_weights(model: Any, device_type: str, world_size: int, *, mixed: str, 
         fully_shard(layer, reshard_after_forward=reshard_after_forward, **options)
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     if output is None or getattr(output, "weight", None) is not embedding.weight:
-        # Of no use again before the next step. Tied to the output layer, it stays with it.
+        # Not needed again in this step. If tied to the output layer, both stay in the root module.
         fully_shard(embedding, reshard_after_forward=reshard_after_forward, **options)
     fully_shard(model, **options)
     return len(layers)
 
 
 def reshard_weights(model: nn.Module) -> None:
-    """Lets all weights go that a forward pass gathered and that would stay for the backward pass.
+    """Free all weights that a forward pass gathered and kept for the backward pass.
 
-    An optimizer made of them instead of their parts would train nothing.
+    An optimizer created from gathered weights instead of their shards would train nothing.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -60,12 +60,12 @@ def reshard_weights(model: nn.Module) -> None:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether a model's weights are spread over processes."""
+    """Whether a model's weights are sharded over processes."""
     return isinstance(model, FSDPModule)
 
 
 def _layers(model: Any) -> list[nn.Module]:
-    """What the model says must not be split, or else its longest list of equal modules."""
+    """The modules that the model declares as not splittable, or else its repeated layers."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = set(getattr(base, "_no_split_modules", None) or ())
     return [module for module in model.modules() if type(module).__name__ in names] or repeated_layers(model)

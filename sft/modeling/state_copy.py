@@ -1,4 +1,4 @@
-"""A model's or an optimizer's state copied to main memory, so that training goes on while the copy is written."""
+"""The state of a model or an optimizer copied to host memory, so that training continues while the copy is written."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch
 
 
 def copy_to_memory(state: Any) -> Any:
-    """A copy that nothing changes any more: of every tensor, and of the mappings and lists around them.
+    """Copy every tensor, and the mappings and lists around them.
 
-    Tensors that are one (a head tied to the embedding) are one in the copy too, as those who save them look for.
+    Tensors that share memory entirely (a head tied to the embedding) are one tensor in the copy too, which is how
+    `save_pretrained` recognizes tied weights.
 
     Args:
-        state: mappings, lists, tuples, tensors, and plain values in them.
+        state: nested mappings, lists and tuples of tensors and plain values.
     """
     return _copied(state, {})
 
 
 def state_bytes(state: Any) -> int:
-    """Size of the tensors in a nested state, each once; those spread over processes as a whole."""
+    """Bytes of the tensors in a nested state, shared ones counted once; sharded ones count in full."""
     sizes = {_identity(tensor): tensor.numel() * tensor.element_size() for tensor in _tensors(state)}
     return sum(sizes.values())
 
@@ -50,9 +51,9 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _identity(tensor: torch.Tensor) -> tuple:
-    """The same for two tensors only if they are the same numbers in the same place.
+    """Equal for two tensors only if they are the same view of the same memory.
 
-    Of a class of its own (quantized optimizer state, parts of a spread weight) a tensor tells no place.
+    Tensor subclasses (quantized optimizer state, shards of a weight) have no usable address: each is its own identity.
     """
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.data_ptr() == 0:
         return (id(tensor),)

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transformers import AutoTokenizer
+
 from sft.common.errors import ModelError
 from sft.configuration.schema import ModelConfig
 from sft.modeling.loading_errors import readable_loading_errors
@@ -18,28 +20,26 @@ logger = logging.getLogger("sft.model")
 
 
 def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
-    """The tokenizer, with a pad token, and the chat template that the settings ask for.
+    """Load the tokenizer, with a pad token and the chat template of the settings.
 
     Raises:
-        ModelError: if there is none, or it cannot say where its tokens stand in the text.
-        ConfigError: if `chat_template` is no template.
+        ModelError: if it cannot be loaded, or has no fast version or no end-of-text token.
+        ConfigError: if `chat_template` is not a valid template.
     """
-    from transformers import AutoTokenizer
-
     _check_model_folder(config)
-    place = config.tokenizer_name_or_path or config.model_name_or_path
+    path = config.tokenizer_name_or_path or config.model_name_or_path
     gguf = {"gguf_file": config.gguf_file} if config.gguf_file and config.tokenizer_name_or_path is None else {}
-    with readable_loading_errors("tokenizer", place):
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=config.trust_remote_code, **gguf)
+    with readable_loading_errors("tokenizer", path):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code, **gguf)
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{place}: its tokenizer has no fast version, so what is trained cannot be found in the text. "
-            "Name one that has, with tokenizer_name_or_path."
+            f"{path}: its tokenizer has no fast version, so the trained tokens cannot be found in the text. "
+            "Set tokenizer_name_or_path to a tokenizer that has one."
         )
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"{place}: its tokenizer has no end-of-text token; an answer's end could not be learned.")
+        raise ModelError(f"{path}: its tokenizer has no end-of-text token, so the end of an answer cannot be trained.")
     if tokenizer.pad_token_id is None:
-        # Labels are decided by position, never by token id, so padding with the end token changes nothing.
+        # Labels depend on positions, not on token ids, so padding with the end token is harmless.
         tokenizer.pad_token = tokenizer.eos_token
         logger.info(
             "The tokenizer has no pad token: padding with %s, which is never trained there.", tokenizer.eos_token
@@ -51,13 +51,17 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
 
 
 def _check_model_folder(config: ModelConfig) -> None:
-    """Says what a place on disk lacks to be a model's folder; transformers would guess at the Hub."""
+    """Check that a local path is a model folder; transformers would look it up on the Hub.
+
+    Raises:
+        ModelError: if it is a file, or a folder without a model.
+    """
     folder = Path(config.model_name_or_path)
     if folder.is_file():
         raise ModelError(
-            f"model_name_or_path: {folder} is a file. Name the folder that holds it (for a GGUF file, with gguf_file)."
+            f"model_name_or_path: {folder} is a file. Name its folder (and for a GGUF file, set gguf_file)."
         )
     if folder.is_dir() and config.gguf_file is None and not (folder / "config.json").is_file():
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        adapters = " These are adapters: name their base." if (folder / "adapter_config.json").is_file() else ""
-        raise ModelError(f"model_name_or_path: no config.json in {folder}; there: {there}.{adapters}")
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        adapters = " These are adapters: name their base model." if (folder / "adapter_config.json").is_file() else ""
+        raise ModelError(f"model_name_or_path: no config.json in {folder}; found: {found}.{adapters}")

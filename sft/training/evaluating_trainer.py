@@ -15,8 +15,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from sft.batching.layout import model_inputs
 from sft.modeling.document_attention import isolated_documents
+from sft.modeling.evaluation_sums import EvaluationSums
 from sft.modeling.random_state import RandomState
-from sft.modeling.supervised_loss import EvaluationSums
 from sft.processes.signals import Interrupted
 from sft.training.checkpointed_trainer import CheckpointedTrainer
 from sft.training.evaluation_step import EvaluationStep

@@ -13,9 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sft.common.errors import ConfigError
-from sft.modeling import precision as speed
-from sft.modeling.compiling import compile_layers
 from sft.processes import heap
 from sft.processes.heap import reuse_freed_memory
 from tests.support import messages
@@ -181,23 +178,13 @@ def test_reuse_freed_memory_keeps_what_is_freed(wanted):
     assert (int(done.stdout) < pages / 20) is wanted
 
 
-# Precision and compilation
+# Compilation
 
 
-@pytest.mark.parametrize(("float32", "bfloat16", "faster"), [(1.0, 0.5, True), (1.0, 0.8, False), (1.0, 2.0, False)])
-def test_bfloat16_is_chosen_on_cpu_only_where_it_is_clearly_faster(monkeypatch, float32, bfloat16, faster):
-    seconds = {torch.float32: float32, torch.bfloat16: bfloat16}
-    monkeypatch.setattr(speed, "_best_seconds", seconds.get)
-    assert speed.is_bfloat16_faster_on_cpu() is faster
 
 
-def test_best_seconds_measures_both_types():
-    assert all(speed._best_seconds(dtype) > 0 for dtype in (torch.float32, torch.bfloat16))
 
 
-def test_compile_layers_refuses_a_model_without_layers():
-    with pytest.raises(ConfigError, match="no repeated layers"):
-        compile_layers(torch.nn.Linear(2, 2), has_fixed_shape=True, backend="eager")
 
 
 def test_compiled_run_is_the_same_and_compiles_each_layer_once(run_sft, tmp_path):

@@ -25,6 +25,13 @@ STACKS = "Stacks: {path}."
 RANK_KILLED = "The process of rank {rank} was killed by {signal}"
 RANK_LOG = "Its log: {path}"
 
+# modeling
+DOCUMENTS_NOT_ISOLATED = "the model lets one document influence another"
+HUB_LOOKUP = "{name} is not a local folder: looking in the Hugging Face cache"
+LINEAR_LAYERS = "Its linear layers: {names}"
+NO_CONFIG = "no config.json in"
+PACKED_ROW_FAILS = "the model fails with several documents in one row"
+
 # reporting
 PREFLIGHT_OK = "OK: training would start."
 PREFLIGHT_NOT_OK = "NOT OK: training would not start."

@@ -61,9 +61,9 @@ def build(name):
         ("wide window", None),
         ("chunks", "the model attends within chunks of 32 tokens"),
         ("window of the mask alone", "the model attends within a sliding window of 32 tokens"),
-        ("convolution", "the model lets what stands in one document change another"),
-        ("recurrence", "the model lets what stands in one document change another"),
-        ("no positions", "the model lets what stands in one document change another"),
+        ("convolution", messages.DOCUMENTS_NOT_ISOLATED),
+        ("recurrence", messages.DOCUMENTS_NOT_ISOLATED),
+        ("no positions", messages.DOCUMENTS_NOT_ISOLATED),
         ("sinks", "the model has attention sinks"),
         ("caps", "the model caps its attention scores"),
         ("experts", None),
@@ -112,7 +112,7 @@ def test_resolve_layout_pads_if_the_model_raises_any_error():
 
     model.forward = forward
     layout = layout_of(model)
-    assert "does not take several documents in one row" in layout.describe()
+    assert messages.PACKED_ROW_FAILS in layout.describe()
     assert layout.output.chunk_bytes is None
 
 

@@ -41,9 +41,9 @@ from sft.commands.saved_models import (
 from sft.common.errors import ConfigError, ModelError
 from sft.common.text import size
 from sft.configuration.schema import QuantizationConfig
-from sft.modeling.dequantizing import dequantize
 from sft.modeling.fitting import set_generation_defaults
 from sft.modeling.merging import merge_adapters
+from sft.modeling.quantization import dequantize
 from sft.modeling.saving import save_final_model
 
 if TYPE_CHECKING:

@@ -1,17 +1,11 @@
-"""The loss and the sums that metrics are made of."""
+"""The summed cross-entropy of supervised tokens, and its gradient."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 
-from sft.common.run_records import ModelFootprint
-from sft.modeling.answering import answer_prompt
-from sft.modeling.flops import training_flops
-from sft.modeling.supervised_loss import EvaluationSums, cross_entropy_sum, linear_cross_entropy_sum, losses_and_hits
-from tests.support.parts import build_model, build_tokenizer
+from sft.modeling.supervised_loss import cross_entropy_sum, linear_cross_entropy_sum, losses_and_hits
 
 
 def batch(positions=14, vocabulary=11, seed=0):
@@ -134,58 +128,3 @@ def test_losses_and_hits_come_in_the_order_of_the_targets():
     losses, hits = losses_and_hits(iter(scores.split([3, 10, 1])), targets)
     torch.testing.assert_close(losses, torch.nn.functional.cross_entropy(scores, targets, reduction="none"))
     assert hits.tolist() == (scores.argmax(-1) == targets).tolist()
-
-
-def test_evaluation_sums_do_not_depend_on_batches():
-    scores, targets = batch(positions=40)
-    losses, hits = losses_and_hits(iter([scores]), targets)
-    rows = torch.arange(40) // 4
-    whole, parts = EvaluationSums("cpu"), EvaluationSums("cpu")
-    whole.add(losses, hits, rows, num_rows=10)
-    for start, end in ((0, 1), (1, 8), (8, 10)):
-        part = slice(4 * start, 4 * end)
-        parts.add(losses[part], hits[part], rows[part] - start, num_rows=end - start)
-    assert parts.result().loss == pytest.approx(whole.result().loss, abs=1e-9)
-    assert parts.result().token_accuracy == whole.result().token_accuracy
-    assert parts.result().sequence_accuracy == whole.result().sequence_accuracy
-
-
-def test_evaluation_sums_count_tokens_and_sequences():
-    sums = EvaluationSums("cpu")
-    # Row 1 has no supervised token and does not count; of row 2 one token is wrong.
-    hits = torch.tensor([True, True, True, True, False])
-    losses = torch.tensor([0.5, 0.5, 0.0, 0.0, 4.0])
-    sums.add(losses, hits, torch.tensor([0, 0, 2, 2, 2]), num_rows=2)
-    sums.add(losses[:0], hits[:0], torch.zeros(0, dtype=torch.long), num_rows=0)
-    result = sums.result()
-    assert result.token_accuracy == 4 / 5
-    assert result.sequence_accuracy == 1 / 2
-    assert sums.num_sequences == 2
-    assert result.loss == 1.0
-    assert result.perplexity == pytest.approx(math.e)
-
-
-@pytest.mark.parametrize(("adapters", "expected"), [(False, 6 * 90 * 10), (True, 4 * 80 * 10 + 6 * 10 * 10)])
-def test_training_flops_by_hand(adapters, expected):
-    size = ModelFootprint(
-        num_parameters=100, num_trainable_parameters=10 if adapters else 100, weight_bytes=400, hidden_size=4,
-        num_layers=2, vocab_size=7, num_lookup_parameters=10,
-    )  # fmt: skip
-    # Two documents of 3 and 7 tokens.
-    assert training_flops(size, tokens=10, squares=9 + 49) == expected + 6 * 2 * 4 * 58
-
-
-def test_answer_prompt_stops_at_the_end_token_and_keeps_the_mode():
-    tokenizer, model = build_tokenizer(), build_model("llama")
-    model.train()
-    whole = answer_prompt(model, tokenizer, "Two plus", max_new_tokens=8, eos_token_ids=[2], add_special_tokens=False)
-    assert model.training
-    ids = tokenizer("Two plus", return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        first = int(model.eval()(ids).logits[0, -1].argmax())
-    assert not whole.ended
-    assert whole.text.startswith(tokenizer.decode([first]))
-    stopped = answer_prompt(
-        model, tokenizer, "Two plus", max_new_tokens=8, eos_token_ids=[first], add_special_tokens=False
-    )
-    assert (stopped.text, stopped.ended) == ("", True)

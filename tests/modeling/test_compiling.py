@@ -1,0 +1,14 @@
+"""Regional compilation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sft.common.errors import ConfigError
+from sft.modeling.compiling import compile_layers
+
+
+def test_compile_layers_refuses_a_model_without_layers():
+    with pytest.raises(ConfigError, match="no repeated layers"):
+        compile_layers(torch.nn.Linear(2, 2), has_fixed_shape=True, backend="eager")

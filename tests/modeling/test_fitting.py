@@ -1,0 +1,37 @@
+"""Model and tokenizer adjusted to each other."""
+
+from __future__ import annotations
+
+import pytest
+
+from sft.common.errors import ModelError
+from sft.modeling.fitting import fit_to_tokenizer, set_generation_defaults
+from tests.support.parts import VOCABULARY, build_model, build_tokenizer
+
+
+def test_fit_to_tokenizer_refuses_rows_beyond_learned_positions():
+    tokenizer = build_tokenizer()
+    fit_to_tokenizer(build_model("gpt2"), tokenizer, 128, adapters_only=False)
+    with pytest.raises(ModelError, match="Write max_seq_length: 128 or less"):
+        fit_to_tokenizer(build_model("gpt2"), tokenizer, 129, adapters_only=False)
+    fit_to_tokenizer(build_model("llama"), tokenizer, 4096, adapters_only=False)  # rotary: allowed, and logged
+
+
+def test_fit_to_tokenizer_adds_embeddings_for_new_tokens_or_refuses():
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens([f"<new{i}>" for i in range(VOCABULARY)])
+    with pytest.raises(ModelError, match="adapters cannot add them"):
+        fit_to_tokenizer(build_model("llama"), tokenizer, 64, adapters_only=True)
+    model = build_model("llama")
+    fit_to_tokenizer(model, tokenizer, 64, adapters_only=False)
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer)
+
+
+def test_set_generation_defaults_ends_answers_at_the_end_of_a_turn():
+    plain = build_tokenizer(None, eos_token="<|endoftext|>")
+    assert set_generation_defaults(build_model("llama"), plain, is_chat=False) == [0]
+    # The template's end marker is another token than the tokenizer's end: both end an answer.
+    two_ends = build_tokenizer(eos_token="<|endoftext|>", additional_special_tokens=["<|im_end|>"])
+    model = build_model("llama")
+    assert set_generation_defaults(model, two_ends, is_chat=True) == [2, 0]
+    assert model.generation_config.eos_token_id == [2, 0]

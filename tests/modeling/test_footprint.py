@@ -1,0 +1,14 @@
+"""The dimensions of a model."""
+
+from __future__ import annotations
+
+from sft.modeling.footprint import footprint
+from tests.support.parts import VOCABULARY, build_model
+
+
+def test_footprint_counts_parameters():
+    model = build_model("llama")
+    size = footprint(model)
+    assert size.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert size.num_trainable_parameters == size.num_parameters
+    assert (size.hidden_size, size.num_layers, size.vocab_size) == (32, 2, VOCABULARY)
