@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sft.batching.order import PackedBatchSampler, RankBatchSampler, filler
 from sft.batching.packing import plan_packs
 
 
 def rows_of_step(num_rows, micro, accumulation, world, *, step, **options):
-    """The rows of an optimizer step, all ranks and micro-batches together, fillers left out."""
+    """The rows of an optimizer step, all ranks and micro-batches together, without fillers."""
     rows = []
     for rank in range(world):
         sampler = RankBatchSampler(num_rows, micro, rank=rank, world_size=world, seed=7, **options)
@@ -41,7 +43,64 @@ def test_every_row_comes_once_and_ranks_have_equally_many_batches(world, strateg
     assert all(batch for own in batches for batch in own)
 
 
-def test_order_changes_with_epoch_and_seed_and_comes_again():
+STRATEGIES = st.sampled_from(["random", "sequential", "group_by_length"])
+
+
+def samplers_of(num_rows, micro, world, *, seed, epoch, strategy):
+    """The samplers of all ranks, at an epoch; lengths are a function of the row."""
+    lengths = [1 + 37 * row % 101 for row in range(num_rows)]
+    made = [
+        RankBatchSampler(num_rows, micro, rank=rank, world_size=world, seed=seed, strategy=strategy, lengths=lengths)
+        for rank in range(world)
+    ]
+    for sampler in made:
+        sampler.set_epoch(epoch)
+    return made
+
+
+@given(
+    num_rows=st.integers(1, 200),
+    micro=st.integers(1, 9),
+    world=st.integers(1, 6),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 5),
+    strategy=STRATEGIES,
+)
+@settings(max_examples=100, deadline=None)
+def test_ranks_are_disjoint_and_together_a_permutation(num_rows, micro, world, seed, epoch, strategy):
+    samplers = samplers_of(num_rows, micro, world, seed=seed, epoch=epoch, strategy=strategy)
+    assert sorted(samplers[0].order().tolist()) == list(range(num_rows))
+    batches = [list(sampler) for sampler in samplers]
+    assert {len(own) for own in batches} == {len(samplers[0])}
+    assert all(1 <= len(batch) <= micro for own in batches for batch in own)
+    rows = [row for own in batches for batch in own for row in batch]
+    assert sorted(row for row in rows if row >= 0) == list(range(num_rows))
+    assert all(0 <= filler(row) < num_rows for row in rows if row < 0)
+
+
+@given(
+    num_rows=st.integers(1, 200),
+    micro=st.integers(1, 4),
+    accumulation=st.integers(1, 4),
+    world=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 5),
+    strategy=st.sampled_from(["random", "sequential"]),
+)
+@settings(max_examples=100, deadline=None)
+def test_rows_of_a_step_are_those_of_one_process(num_rows, micro, accumulation, world, seed, epoch, strategy):
+    def steps(micro, accumulation, world):
+        samplers = samplers_of(num_rows, micro, world, seed=seed, epoch=epoch, strategy=strategy)
+        batches = [list(sampler) for sampler in samplers]
+        return [
+            sorted(row for own in batches for batch in own[start : start + accumulation] for row in batch if row >= 0)
+            for start in range(0, len(batches[0]), accumulation)
+        ]
+
+    assert steps(micro, accumulation, world) == steps(micro * accumulation * world, 1, 1)
+
+
+def test_order_depends_on_epoch_and_seed_alone():
     sampler = RankBatchSampler(50, 5, seed=3)
     first = sampler.order().tolist()
     assert sampler.order().tolist() == first
@@ -52,7 +111,7 @@ def test_order_changes_with_epoch_and_seed_and_comes_again():
     assert sampler.order().tolist() == first
 
 
-def test_group_by_length_puts_like_lengths_together():
+def test_group_by_length_puts_similar_lengths_together():
     lengths = np.random.default_rng(1).integers(1, 1000, 4000)
     grouped = RankBatchSampler(4000, 8, strategy="group_by_length", lengths=lengths)
     plain = RankBatchSampler(4000, 8)
@@ -63,7 +122,7 @@ def test_group_by_length_puts_like_lengths_together():
     assert padding(grouped) < padding(plain) / 10
 
 
-def test_drop_last_leaves_out_the_short_batch():
+def test_drop_last_omits_the_short_batch():
     assert [len(batch) for batch in RankBatchSampler(10, 4, drop_last=True)] == [4, 4]
     assert [len(batch) for batch in RankBatchSampler(10, 4)] == [4, 4, 2]
 
@@ -82,7 +141,7 @@ def packed_rows(sampler, epoch=0):
 LENGTHS = np.random.default_rng(0).integers(1, 60, 500)
 
 
-def test_packed_batches_hold_every_row_once_and_no_pack_too_full():
+def test_packed_batches_hold_every_row_once_within_capacity():
     sampler = PackedBatchSampler(plan_packs(LENGTHS, 64), 3, seed=5)
     for epoch in (0, 1):
         batches = packed_rows(sampler, epoch)

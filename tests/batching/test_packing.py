@@ -1,4 +1,4 @@
-"""Packs: every document once, none over capacity, few packs, the same ones on every machine."""
+"""Packs: every document once, within capacity, few packs, the same ones on every machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sft.batching.packing import plan_packs
 
@@ -174,6 +176,25 @@ def test_deal_of_equal_lengths(lengths, capacity, num_packs, shuffle):
 
 
 # --- dealing out
+
+
+@given(
+    documents=st.integers(1, 40).flatmap(
+        lambda capacity: st.tuples(st.just(capacity), st.lists(st.integers(1, capacity), max_size=80))
+    ),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 5),
+    shuffle=st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_any_packs_hold_every_document_once_within_capacity(documents, seed, epoch, shuffle):
+    capacity, lengths = documents
+    plan = plan_packs(np.array(lengths, dtype=np.int64), capacity)
+    packs = as_lists(plan.deal(seed, epoch, shuffle=shuffle))
+    assert len(packs) == plan.num_packs
+    assert math.ceil(sum(lengths) / capacity) <= plan.num_packs <= best_fit_decreasing(lengths, capacity)
+    assert sorted(row for pack in packs for row in pack) == list(range(len(lengths)))
+    assert all(1 <= sum(lengths[row] for row in pack) <= capacity for pack in packs)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
