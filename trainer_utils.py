@@ -338,7 +338,7 @@ def train_and_evaluate(training: PreparedTraining, watchdog: Watchdog) -> Traini
         watchdog.expect("sample answers", patience=SLOW)
         result = replace(result, samples=samples.before_and_after())
     watchdog.expect("saving the model", patience=SLOW)
-    if trainer.args.push_to_hub:
+    if trainer.pushes_to_hub:
         watchdog.pause()  # an upload may take any time
     return result
 

@@ -33,6 +33,16 @@ class PassedThrough:
         return self.fields.get("deepspeed")
 
     @property
+    def push_to_hub(self) -> bool:
+        """Our own code pushes: the field does not reach transformers."""
+        return bool(self.fields.get("push_to_hub", False))
+
+    @property
+    def hub_token(self) -> str | None:
+        """Does not reach transformers, which would write it into a pickle beside the model."""
+        return self.fields.get("hub_token")
+
+    @property
     def save_only_model(self) -> bool:
         return bool(self.fields.get("save_only_model", False))
 

@@ -21,8 +21,15 @@ from sft.processes.process_group import process_group_backend
 from sft.training.run_setup import RunSetup
 
 logger = logging.getLogger("sft.train")
-_HANDLED_HERE = ("torch_compile_backend", "torch_compile_mode", "gradient_checkpointing_kwargs")
-"""Fields that do not reach `TrainingArguments`: Trainer would compile the model as a whole (see `compile_options`)."""
+_HANDLED_HERE = (
+    "torch_compile_backend",
+    "torch_compile_mode",
+    "gradient_checkpointing_kwargs",
+    "push_to_hub",
+    "hub_token",
+)
+"""Fields that do not reach `TrainingArguments`: Trainer would compile the model as a whole (see `compile_options`), and
+push checkpoints that are not published yet (see `hub_pushes`)."""
 
 
 def build_training_arguments(setup: RunSetup, context: DistributedContext) -> TrainingArguments:

@@ -48,7 +48,9 @@ class CheckpointedTrainer(ResumingTrainer):
         self.setup = setup
         self.before = BeforeTraining()
         """What was measured before the first step; each checkpoint keeps it."""
-        self.hub = HubPushes(arguments, Path(arguments.output_dir, UNFINISHED))
+        passed = setup.config.training.passed_through
+        self.pushes_to_hub = passed.push_to_hub
+        self.hub = HubPushes(arguments, Path(arguments.output_dir, UNFINISHED), token=passed.hub_token)
         super().__init__(
             setup.context,
             arguments,
@@ -56,6 +58,8 @@ class CheckpointedTrainer(ResumingTrainer):
             processing_class=setup.prepared.tokenizer,
             **kwargs,
         )
+        if self.pushes_to_hub and self.is_world_process_zero():
+            self.hub.open()
         fsdp = setup.config.fsdp
         self._saves_shards = fsdp is not None and fsdp.checkpoints == "sharded"
         self._saves_in_background = saves_in_background
@@ -104,7 +108,7 @@ class CheckpointedTrainer(ResumingTrainer):
         output = Path(self.args.output_dir)
         unfinished, target = Path(self._get_output_dir(trial), f"checkpoint-{step}"), output / f"checkpoint-{step}"
         is_last = self.control.should_training_stop or step >= self.state.max_steps
-        ends_here = is_last or self.args.push_to_hub or not self._saves_in_background
+        ends_here = is_last or self.pushes_to_hub or not self._saves_in_background
         self._to_write = None if ends_here or not self._has_room_for_copies() else []
         self._note_failure(lambda: self._write_files(model, trial, unfinished, target))
         to_write, self._to_write = self._to_write or [], None
@@ -116,7 +120,7 @@ class CheckpointedTrainer(ResumingTrainer):
         self._unpublished_step = self._saved_step = step
         if ends_here:
             self.finish_saving()
-        if self.args.push_to_hub and self.is_world_process_zero():
+        if self.pushes_to_hub and self.is_world_process_zero():
             self.hub.push_checkpoint(target, step)
 
     def _has_room_for_copies(self) -> bool:
@@ -276,25 +280,12 @@ class CheckpointedTrainer(ResumingTrainer):
         self._to_write.append(lambda: self._save_folder(output_dir, weights))
 
     def _save_folder(self, output_dir: str | None, state_dict: dict | None) -> None:
-        """Saves without the Hub's token, which Trainer would write with the other arguments."""
+        """Trainer's own saving, with tied weights once."""
         if state_dict is not None and self.is_deepspeed_enabled:
             # In DeepSpeed's copies a tied output layer looks like a second tensor; it would be saved twice.
             tied = getattr(self.model, "all_tied_weights_keys", None) or {}
             state_dict = {name: tensor for name, tensor in state_dict.items() if tied.get(name) not in state_dict}
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Does nothing: a checkpoint is pushed once it is published."""
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Creates the repository on the Hub; if the Hub cannot be reached now, the first push tries again."""
-        if self.is_world_process_zero():
-            self.hub.open()
-            self.hub_model_id = self.hub.repository
+        super()._save(output_dir, state_dict)
 
 
 def _try_to_copy(state: Any) -> Any | None:

@@ -31,13 +31,15 @@ _RUN_FILES = ["_*", "checkpoint-*", "earlier-run-*", "hang-rank-*", ".*", "train
 class HubPushes:
     """Pushes checkpoints in the background during training, and the model at the end. Main process only."""
 
-    def __init__(self, arguments: "TrainingArguments", staging_folder: Path):
+    def __init__(self, arguments: "TrainingArguments", staging_folder: Path, *, token: str | None):
         """Args:
         arguments: the run's arguments.
         staging_folder: holds files while they are uploaded.
+        token: of the Hub; None for the one that `hf auth login` stored.
         """
         self._staging_folder = staging_folder
         self._arguments = arguments
+        self._token = token
         self.name = arguments.hub_model_id or Path(arguments.output_dir).absolute().name
         self._jobs: list[Future] = []
         self._is_problem_logged = False
@@ -55,9 +57,7 @@ class HubPushes:
         arguments = self._arguments
         name = self.name
         try:
-            created = HfApi(token=arguments.hub_token).create_repo(
-                name, private=arguments.hub_private_repo, exist_ok=True
-            )
+            created = HfApi(token=self._token).create_repo(name, private=arguments.hub_private_repo, exist_ok=True)
         except HFValidationError as error:
             raise ConfigError(f"hub_model_id: {name}: {one_line(error)}") from error
         except LocalTokenNotFoundError as error:
@@ -137,7 +137,7 @@ class HubPushes:
         return False
 
     def _upload(self, folder: Path, message: str, **options: Any) -> None:
-        job = HfApi(token=self._arguments.hub_token).upload_folder(
+        job = HfApi(token=self._token).upload_folder(
             repo_id=self.repository,
             folder_path=folder,
             commit_message=message,

@@ -108,7 +108,7 @@ def _report(training: Any, result: TrainingResult, report: RunReport, status: in
     """Pushes the model if that is set, writes the records, and logs the result; returns the exit status."""
     trainer, setup = training.trainer, training.trainer.setup
     pushed = None
-    if status == 0 and trainer.args.push_to_hub:
+    if status == 0 and trainer.pushes_to_hub:
         name = Path(setup.config.training.output_dir).absolute().name
         is_pushed = trainer.hub.push_model(lambda: trainer.create_model_card(model_name=name))
         status = 0 if is_pushed else NOT_PUSHED_STATUS

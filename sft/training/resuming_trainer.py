@@ -56,11 +56,6 @@ class ResumingTrainer(Trainer):
     def _inner_optimizer(self) -> Any:
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
-    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
-        """Leaves sharded weights where they are: on their devices."""
-        if not is_sharded(model):
-            super()._move_model_to_device(model, device)
-
     def _reads_parts(self, checkpoint: str) -> bool:
         """Whether our own code loads the checkpoint: the model is sharded, or was when it was saved."""
         return self.is_sharded or num_shards(Path(checkpoint)) > 0

@@ -1,0 +1,30 @@
+"""The private names of transformers' Trainer that this project relies on, each with its reason.
+
+Nothing else private is overridden or written: a test compares this list with the classes, and the parameters with the
+installed transformers. They are the same in the oldest and the newest supported version (5.17 and 5.23). The list is to
+become shorter.
+"""
+
+from __future__ import annotations
+
+OVERRIDDEN: dict[str, tuple[str, ...]] = {
+    # Saving: Trainer writes into the final folder, file by file; a killed save would be resumed from.
+    "_get_output_dir": ("trial",),
+    "_save_checkpoint": ("model", "trial"),
+    "_save": ("output_dir", "state_dict"),
+    "_save_optimizer_and_scheduler": ("output_dir",),
+    # Loading: Trainer does not know sharded models of FSDP2, nor settings that changed since the checkpoint.
+    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
+    # Trainer loads the best checkpoint without checking it, and before the last one is published.
+    "_load_best_model": (),
+    "_finalize_training": ("trial", "num_train_samples", "start_time"),
+    # A signal interrupts an evaluation, and `save_strategy: best` must still save.
+    "_evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
+    "_determine_best_metric": ("metrics", "trial"),
+}
+"""Overridden method -> its parameters after `self`."""
+
+WRITTEN: tuple[str, ...] = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
+"""Attributes that `running_means.py` reads and restores: Trainer starts these sums at zero when it resumes, so a log
+across a checkpoint, and the mean loss of the run, would cover fewer steps than they say."""

@@ -1,0 +1,39 @@
+"""The list of transformers' private names is complete, and the installed version has them as listed."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from transformers import Trainer
+
+from sft.training.transformers_private import OVERRIDDEN, WRITTEN
+from tests.support.parts import REPOSITORY
+from trainer_utils import SFTTrainer
+
+
+def own_classes():
+    return [cls for cls in SFTTrainer.__mro__ if not cls.__module__.startswith(("transformers", "builtins"))]
+
+
+def test_every_private_method_that_is_overridden_is_listed():
+    overridden = {
+        name for cls in own_classes() for name in vars(cls) if re.match(r"_[a-z]", name) and hasattr(Trainer, name)
+    }
+    assert overridden == set(OVERRIDDEN)
+
+
+def test_the_installed_version_has_each_method_with_these_parameters():
+    for name, parameters in OVERRIDDEN.items():
+        _self, *found = inspect.signature(getattr(Trainer, name)).parameters
+        assert tuple(found) == parameters, name
+
+
+def test_every_private_attribute_that_is_used_is_listed_and_exists():
+    source = inspect.getsource(inspect.getmodule(Trainer))
+    for name in WRITTEN:
+        assert f"self.{name}" in source, name
+    used = set()
+    for path in [REPOSITORY / "trainer_utils.py", *(REPOSITORY / "sft").rglob("*.py")]:
+        used.update(re.findall(r"trainer\.(_[a-z]\w*)", path.read_text(encoding="utf-8")))
+    assert used == set(WRITTEN)
