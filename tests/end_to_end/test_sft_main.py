@@ -78,10 +78,10 @@ def test_main_summary_has_the_contract_keys(run_sft):
     assert summary["versions"]["torch"] == torch.__version__.partition("+")[0] or summary["versions"]["torch"]
     assert len(summary["config_sha256"]) == 64
     assert (run.output_dir / "training_curves.png").stat().st_size > 10_000
-    assert_the_report_tells(run, summary)
+    assert_report_shows(run, summary)
 
 
-def assert_the_report_tells(run, summary):
+def assert_report_shows(run, summary):
     page = ElementTree.fromstring((run.output_dir / "report.html").read_text(encoding="utf-8"))
     told = "".join(page.find("body").itertext())
     markdown = (run.output_dir / "report.md").read_text(encoding="utf-8")
@@ -95,7 +95,7 @@ def assert_the_report_tells(run, summary):
         assert fact in markdown
     lengths = summary["data"]["train"]["lengths"]
     assert sum(lengths["bin_counts"]) == summary["data"]["train"]["rows_read"] == 18
-    assert told.count("the data's answer") == len(summary["samples"]) == 3
+    assert told.count("reference answer") == len(summary["samples"]) == 3
     for sample in summary["samples"]:
         assert sample["after"] in told
 
@@ -145,7 +145,7 @@ def test_main_lora_saves_adapters_that_load_from_anywhere(run_sft, tmp_path, mon
 def test_main_trains_adapters_on_quantized_weights_on_cpu(run_sft, bits):
     run = run_sft("--lora_config.r=8", f"--quantization_config.{bits}", num_train_epochs=3, **VALIDATION)
     assert run.status == 0, run.err
-    assert f"base weights in {bits[8]} bits" in run.out, "the log does not call them unquantized"
+    assert f"{bits[8]}-bit" in run.out, "the log names the quantization"
     assert run.summary["eval_after"]["loss"] < run.summary["eval_before"]["loss"] - 0.3
 
 

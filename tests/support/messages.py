@@ -40,6 +40,7 @@ RUN_CONTINUES = "The run continues without it"
 
 # training
 BAD_STEP = "Step {step}: the loss or gradient is NaN or inf"
+NOT_PUSHED = "was not pushed to the Hub ("
 CANNOT_PUSH = "push_to_hub: cannot push to the Hub"
 NOT_DRAWN = "{path} was not drawn: this"
 OUT_OF_MEMORY_AT_STEP = "Out of memory at step {step}"
