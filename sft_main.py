@@ -47,23 +47,24 @@ usage: python sft_main.py --config_file FILE [--key value ...]
        python sft_main.py --init [FILE] [--model NAME] [--data FILE] [--gpus N] [--method full|lora|qlora]
        ./launch_training.sh --config FILE [--gpus N] [--nodes N --node_rank R --rendezvous HOST:PORT] [--key value ...]
 
---dry_run does everything up to the first step, shows what would be trained on, and writes preflight.json into
-output_dir; exit status 0 if a run would be sound, 2 with the reasons if not. --show_rows chooses the rows it shows.
---init writes a first configuration, with the reason for each value, for the model, data and machine that it finds; what
-is not given is asked for. --print_config shows every setting in force and where it was given, and does nothing else.
---max_restarts N starts the processes again, from the newest checkpoint, where one died; --log_dir DIR keeps a log file
-a rank; --nodes, --node_rank and --rendezvous HOST:PORT join several machines.
+--dry_run does everything up to the first step, shows the rows that would be trained on, and writes preflight.json to
+output_dir; exit status 0 if a run could start, 2 with the reasons if not. --show_rows selects the rows that it shows.
+--init writes a first configuration for your model, data and machine, with the reason for each value; it asks for what is
+not given. --print_config prints every setting in force and where it comes from, and exits.
+--max_restarts N restarts the processes from the newest checkpoint if one of them dies; --log_dir DIR writes one log file
+for each rank; --nodes, --node_rank and --rendezvous HOST:PORT connect several machines.
 
-Ctrl-C, SIGTERM and SIGUSR1 finish the step and save (exit status 128 + the signal's number); a second one leaves at
-once.
+Ctrl-C, SIGTERM and SIGUSR1 finish the current step and save a checkpoint (exit status 128 + the signal's number); a
+second signal exits at once.
 
-Every key below can stand in the YAML file or on the command line, which wins. Nested keys: --lora_config.r 8."""
+Every key below can be set in the YAML file or on the command line, which takes precedence. Nested keys:
+--lora_config.r 8."""
 
 logger = logging.getLogger("sft")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit status: 0; 2 for what a user can mend; 128 + its number where a signal ended it."""
+    """Runs the command. Returns the exit status: 0; 2 for a user's error; 128 + the number of the signal that ended it."""
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(f"{USAGE}\n{format_help()}")
         return 0 if arguments else 2
@@ -85,18 +86,18 @@ def main(arguments: Sequence[str]) -> int:
             print_problems(error.problems)
             return error.exit_code
         except Interrupted as interrupted:
-            is_told = record_exit(interrupted.exit_code)
-            if rank_of_this_process() == 0 and not is_told:
+            is_reported = record_exit(interrupted.exit_code)
+            if rank_of_this_process() == 0 and not is_reported:
                 name = signal_name(interrupted.number)
-                print(f"Ended by {name}, before or after training: no checkpoint was to be saved.", file=sys.stderr)
+                print(f"Stopped by {name} before or after training: there was no checkpoint to save.", file=sys.stderr)
             return interrupted.exit_code
 
 
 def _start(options: InitOptions) -> int:
-    """Writes a first configuration; asks at a terminal what is not given."""
+    """Writes a first configuration; asks on a terminal for what is not given."""
     try:
         quiet_libraries()
-        from sft.commands.init.start import start  # not above: it looks at the model, and so needs transformers
+        from sft.commands.init.start import start  # imports transformers
         from sft.processes.first_signals import restore_default_handlers
 
         restore_default_handlers()
@@ -107,6 +108,7 @@ def _start(options: InitOptions) -> int:
 
 
 def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
+    """Starts the processes of the run, or is one of them."""
     config = load_config(command.config_file, command.overrides)
     if command.print_config:
         print(config_with_origins(config))
@@ -115,7 +117,7 @@ def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
     if (count > 1 or options.nodes > 1 or options.max_restarts) and not is_launched() and not command.dry_run:
         where = f" on node {options.node_rank} of {options.nodes}" if options.nodes > 1 else ""
         logger.info("num_gpus is %d: starting %d processes (torchrun)%s.", count, count, where)
-        from sft.processes.launcher import launch_processes  # not above: it imports torch
+        from sft.processes.launcher import launch_processes  # imports torch
 
         return launch_processes(count, __file__, arguments, options)
     with rank_log(options.log_dir):
@@ -130,12 +132,12 @@ def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
             if problem is None:
                 raise
             raise CheckpointError(
-                f"{problem}. Checkpoints are untouched: make room and go on with resume_from_checkpoint: auto."
+                f"{problem}. Checkpoints are untouched: free disk space, then set resume_from_checkpoint: auto."
             ) from error
 
 
 def _watchdog(config: SFTConfig, command: Command) -> Watchdog:
-    """Looks on from when it is entered; not at a dry run, which a person waits for."""
+    """The watchdog of this process; it does not watch a dry run."""
     seconds = 0 if command.dry_run else config.training.hang_timeout_seconds
     return Watchdog(seconds, rank=rank_of_this_process(), folder=config.training.output_dir)
 

@@ -42,7 +42,7 @@ from sft.training.assembly import (
     open_stream,
 )
 from sft.training.bad_steps import BadSteps
-from sft.training.callbacks import EdgeCallback, OrderCallback, RecordCallback, WatchCallback
+from sft.training.callbacks import MissedEvaluationCallback, OrderCallback, RecordCallback, WatchCallback
 from sft.training.evaluating_trainer import EvaluatingTrainer
 from sft.training.gradients import build_step
 from sft.training.loaders import rows_loader, stream_loader, training_sampler
@@ -289,9 +289,9 @@ def evaluate(trainer: EvaluatingTrainer) -> EvaluationResult | None:
 def train(training: PreparedTraining) -> TrainingResult:
     """Trains to the end, or until a signal stops it; loads the best checkpoint if `load_best_model_at_end` is set."""
     trainer, resume = training.trainer, training.trainer.setup.resume
-    set_seed(trainer.args.seed)  # whatever drew random numbers before (answers, an evaluation) must not change the run
+    set_seed(trainer.args.seed)  # random numbers that were drawn before (by answers, say) must not change the run
     trainer.resume_step = trainer.setup.first_step
-    trainer.add_callback(EdgeCallback(trainer, trainer.setup.plan.steps_per_epoch))
+    trainer.add_callback(MissedEvaluationCallback(trainer, trainer.setup.plan.steps_per_epoch))
     trainer.progress.start()
     if resume is not None:
         logger.info("Resuming from %s.", resume.path)

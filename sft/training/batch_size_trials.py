@@ -82,9 +82,13 @@ def resolve_batches(
 def _asked(training: TrainingConfig) -> dict[str, Any]:
     """The sizes as they are set. A checkpoint keeps them: if they were changed since, its plan is not reused."""
     names = (
-        "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-        "global_batch_size", "tokens_per_batch", "packing",
-    )  # fmt: skip
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "global_batch_size",
+        "tokens_per_batch",
+        "packing",
+    )
     return {name: getattr(training, name) for name in names}
 
 

@@ -12,11 +12,11 @@ from sft.reporting.metrics_log import MetricsLog
 
 
 class OrderCallback(TrainerCallback):
-    """Tells the sampler which epoch comes: by the step, so that a resumed run finds the same order."""
+    """Sets the sampler's epoch from the step, so that a resumed run trains on the same order of rows."""
 
     def __init__(self, sampler: RankBatchSampler | None, steps_per_epoch: int):
         """Args:
-        sampler: None for a stream, which has no epochs: there the share of all steps is told in their place.
+        sampler: None for a stream, which has no epochs: the share of all steps is logged instead.
         steps_per_epoch: of the batch plan.
         """
         self._sampler = sampler
@@ -28,12 +28,12 @@ class OrderCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._sampler is None:
-            # Trainer counts from where a resumed stream began.
+            # Trainer counts from where the resumed stream starts.
             state.epoch = state.global_step / self._steps_per_epoch
 
 
-class EdgeCallback(TrainerCallback):
-    """Makes up for an evaluation, where the run goes on from a checkpoint that was saved before it or in its middle."""
+class MissedEvaluationCallback(TrainerCallback):
+    """Makes the evaluation that was due when the checkpoint was saved, if the interrupted run did not finish it."""
 
     def __init__(self, trainer: Any, steps_per_epoch: int):
         """Args:
@@ -45,8 +45,10 @@ class EdgeCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = self._trainer.resume_step
-        is_edge = step % self._steps_per_epoch == 0 and self._trainer.train_sampler is not None
-        is_due = {"epoch": is_edge, "steps": step % max(state.eval_steps, 1) == 0}.get(str(args.eval_strategy.value))
+        is_epoch_end = step % self._steps_per_epoch == 0 and self._trainer.train_sampler is not None
+        is_due = {"epoch": is_epoch_end, "steps": step % max(state.eval_steps, 1) == 0}.get(
+            str(args.eval_strategy.value)
+        )
         was_made = any("eval_loss" in event and event["step"] == step for event in state.log_history)
         if step > 0 and is_due and step >= (args.eval_delay or 0) and not was_made:
             self._trainer.evaluate_now()
@@ -60,7 +62,7 @@ class RecordCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == state.max_steps:
-            control.should_log = True  # or what was trained since the last log would never be told
+            control.should_log = True  # otherwise the steps since the last log would not be logged
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self._metrics_log is not None and logs is not None:
@@ -68,12 +70,12 @@ class RecordCallback(TrainerCallback):
 
 
 class WatchCallback(TrainerCallback):
-    """Tells the watchdog of each step, micro-batch and evaluation batch, and what comes next. To be added last."""
+    """Reports each step, micro-batch and evaluation batch to the watchdog, and what comes next. Add it last."""
 
     def __init__(self, watchdog: Watchdog):
         self._watchdog = watchdog
         self._patience = SLOW
-        """With steps: much is done for the first time in the first."""
+        """For steps: the first one takes longer."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._expect_next(state, control)

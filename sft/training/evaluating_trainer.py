@@ -24,7 +24,7 @@ from sft.training.loaders import evaluation_sampler, rows_loader
 from sft.training.progress import TrainingProgress
 from sft.training.row_layout import unsupported_attention_as_config_error
 from sft.training.run_setup import RunSetup
-from sft.training.stopping import EvaluationCut, StopCallback
+from sft.training.stopping import EvaluationInterrupted, StopCallback
 
 logger = logging.getLogger("sft.train")
 
@@ -110,11 +110,11 @@ class EvaluatingTrainer(CheckpointedTrainer):
         """Evaluates during training; None if a signal interrupted it. A signal that came meanwhile is handled here."""
         try:
             metrics = super()._evaluate(*args, **kwargs)
-        except EvaluationCut as cut:
+        except EvaluationInterrupted as interrupted:
             logger.info(
                 "The evaluation at step %d was interrupted; the resumed run will repeat it.", self.state.global_step
             )
-            self.stop.stop(cut.number, self.args, self.state, self.control)
+            self.stop.stop(interrupted.number, self.args, self.state, self.control)
             return None
         if self.stop is not None:
             self.stop.after_evaluation(self.args, self.state, self.control)

@@ -28,7 +28,7 @@ logger = logging.getLogger("sft.train")
 
 
 class SampleAnswers(TrainerCallback):
-    """Asks the model of a trainer, and keeps what it said, by step."""
+    """Answers the sample prompts with a trainer's model, and keeps the answers by step."""
 
     def __init__(
         self,
@@ -42,12 +42,12 @@ class SampleAnswers(TrainerCallback):
         trackers: Trackers,
     ):
         """Args:
-        trainer: whose model answers. Its attention must be the model's own by now.
-        prompts: what to ask.
+        trainer: its model answers, with the attention that it has now: the model's own.
+        prompts: to answer.
         eos_token_ids: tokens that end an answer.
         max_new_tokens: of an answer.
-        at_evaluations: whether to ask at evaluations while training too.
-        log: the record; None where this process keeps none.
+        at_evaluations: whether to answer at evaluations during training too.
+        log: `samples.jsonl`; None where this process writes none.
         trackers: show the answers too.
         """
         self._trainer = trainer
@@ -83,8 +83,8 @@ class SampleAnswers(TrainerCallback):
     def ask(self, *, step: int) -> None:
         """Answers all prompts with the weights of this step, unless that was done. All processes call it.
 
-        Only the first process answers, unless the weights are spread: the others wait at the next sum of gradients.
-        A model that DeepSpeed has taken is not asked.
+        Only the main process answers, unless the model is sharded: the others wait at the next sum of gradients.
+        Under DeepSpeed nothing is answered.
 
         Args:
             step: of the weights that the model has now.
@@ -92,23 +92,23 @@ class SampleAnswers(TrainerCallback):
         trainer = self._trainer
         if step in self._answers or not self._prompts or trainer.is_deepspeed_enabled:
             return
-        # Spread weights are gathered by all processes together, so all of them answer; one is listened to.
+        # Gathering sharded weights is a collective operation, so all processes answer; the main one's answers count.
         if not (trainer.context.is_main_process or trainer.is_sharded):
             return
         random_state = RandomState.capture(trainer.context.device)
         try:
             with trainer.progress.paused("answering"), isolated_documents(trainer.model, self._own_attention):
                 answers = answer_prompts(
-                    trainer.model, trainer.processing_class, self._prompts, self._eos_token_ids,
-                    self._max_new_tokens,
-                )  # fmt: skip
+                    trainer.model, trainer.processing_class, self._prompts, self._eos_token_ids, self._max_new_tokens
+                )
         except torch.OutOfMemoryError:
             if trainer.is_sharded:
-                raise  # the others wait in the middle of an answer
+                raise  # the other processes wait in a collective operation
             logger.info(
-                "Out of memory while the sample prompts were answered at step %d: the run goes on without these "
-                "answers. Shorter sample_prompts or sample_max_new_tokens need less.", step,
-            )  # fmt: skip
+                "Out of memory while answering the sample prompts at step %d: training continues without these "
+                "answers. Shorter sample_prompts or a smaller sample_max_new_tokens need less memory.",
+                step,
+            )
             return
         finally:
             random_state.restore()
@@ -120,7 +120,7 @@ class SampleAnswers(TrainerCallback):
             trainer.log({"eval_samples_ended": ended / len(answers)})
 
     def before_and_after(self) -> tuple[SampleAnswer, ...]:
-        """Each prompt with its answers before and after training; asks for what is missing of the latter."""
+        """Each prompt with its answers before and after training; missing answers of the latter are generated."""
         trainer = self._trainer
         state = trainer.state
         has_best = trainer.args.load_best_model_at_end and state.best_global_step
@@ -128,28 +128,37 @@ class SampleAnswers(TrainerCallback):
         self.ask(step=step)
         return tuple(
             SampleAnswer(
-                prompt=prompt.shown, before=old.text, after=new.text, reference=prompt.reference,
-                before_ended=old.ended, after_ended=new.ended,
+                prompt=prompt.shown,
+                before=old.text,
+                after=new.text,
+                reference=prompt.reference,
+                before_ended=old.ended,
+                after_ended=new.ended,
             )
             for prompt, old, new in zip(
                 self._prompts, self._answers.get(0, ()), self._answers.get(step, ()), strict=False
             )
-        )  # fmt: skip
+        )
 
     def _keep(self, step: int, answers: list[Answer]) -> None:
         self._answers[step] = answers
         pairs = list(zip(self._prompts, answers, strict=True))
         if step == 0:
-            # Kept in checkpoints: a run that goes on has other weights by then.
+            # Kept in checkpoints: a resumed run has other weights by then.
             known = {prompt.shown: answer for prompt, answer in pairs}
             self._trainer.before = replace(self._trainer.before, answers=known)
         if self._log is None:
             return
         lines = [
-            {"step": step, "prompt": prompt.shown, "answer": answer.text, "ended": answer.ended,
-             "reference": prompt.reference}
+            {
+                "step": step,
+                "prompt": prompt.shown,
+                "answer": answer.text,
+                "ended": answer.ended,
+                "reference": prompt.reference,
+            }
             for prompt, answer in pairs
-        ]  # fmt: skip
+        ]
         new = self._log.write(lines)
         if new:
             self._trackers.add_samples(step, new)

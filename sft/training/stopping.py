@@ -10,8 +10,8 @@ from transformers import TrainerCallback
 from sft.processes.signals import StopRequest
 
 
-class EvaluationCut(Exception):
-    """A signal came in the middle of an evaluation while training, on any rank; all raise it at the same batch."""
+class EvaluationInterrupted(Exception):
+    """A signal interrupted an evaluation during training, on any rank; all ranks raise it at the same batch."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -21,23 +21,23 @@ class EvaluationCut(Exception):
 class StopCallback(TrainerCallback):
     """Ends training after the step in which a signal came, on all ranks at the same step, with a checkpoint.
 
-    An evaluation is cut short: it is made when the run goes on. A checkpoint that could not be written ends training
-    too, with an error.
+    An evaluation is interrupted; the resumed run repeats it. A checkpoint that could not be written ends training too,
+    with an error.
     """
 
     def __init__(self, request: StopRequest, trainer: Any):
         """Args:
-        request: remembers a signal.
+        request: keeps the signal.
         trainer: with `context`, `has_failed_to_save` and `finish_saving`.
         """
         self._request = request
         self._trainer = trainer
         self._group = None
         if trainer.context.world_size > 1:
-            # A flag in main memory needs no GPU to wait for.
+            # A flag in main memory does not wait for a GPU.
             self._group = torch.distributed.new_group(backend="gloo")
         self.stopped_by = 0
-        """Number of the signal that ended training, on whichever rank it came; 0 for none."""
+        """Number of the signal that ended training, on any rank; 0 for none."""
 
     @property
     def stopped(self) -> bool:
@@ -55,21 +55,21 @@ class StopCallback(TrainerCallback):
         if self._trainer.is_in_train:
             number, _ = self._agreed()
             if number:
-                raise EvaluationCut(number)
+                raise EvaluationInterrupted(number)
 
     def after_evaluation(self, args: Any, state: Any, control: Any) -> None:
-        """To be called when an evaluation, and what follows it, is done: no further step is begun."""
+        """Called after an evaluation: if a signal came meanwhile, no further step starts."""
         number, _ = self._agreed()
         if number and state.global_step < state.max_steps:
             self.stop(number, args, state, control)
 
     def stop(self, number: int, args: Any, state: Any, control: Any) -> None:
-        """Ends training at this step, with a checkpoint. All ranks call it."""
+        """Ends training at this step, with a checkpoint. A collective operation."""
         self.stopped_by = number
         control.should_save = True
         control.should_training_stop = True
         if args.logging_strategy == "epoch" and float(state.epoch).is_integer():
-            control.should_log = True  # before the checkpoint: what goes on from it is another epoch
+            control.should_log = True  # before the checkpoint: a resumed run starts the next epoch
 
     def _agreed(self) -> tuple[int, bool]:
         """The signal that came on any rank (0 for none), and whether any rank's checkpoint could not be written."""
@@ -80,5 +80,5 @@ class StopCallback(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stopped:
-            # Trainer takes a stop for the end of an epoch; whoever asked for it waits for the process to be gone.
+            # Trainer treats a stop as the end of an epoch, but the process is to end soon.
             control.should_log = control.should_evaluate = control.should_save = False

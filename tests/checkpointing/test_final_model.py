@@ -76,7 +76,9 @@ def test_publish_model_that_is_killed_at_any_point_leaves_no_mixture(tmp_path, n
     assert seen == sorted(seen, key=["old", "none", "new"].index)
     assert number > 2 * len(new)
     left = {path.name for path in output.iterdir()}
-    assert left == ({*new, "generation_config.json"} if new is SHARDED else {*new})  # a file that the new model does not replace
+    assert left == (
+        {*new, "generation_config.json"} if new is SHARDED else {*new}
+    )  # a file that the new model does not replace
 
 
 def test_write_model_on_a_full_disk_leaves_the_earlier_model_and_free_space(tmp_path):

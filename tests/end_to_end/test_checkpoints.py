@@ -1,4 +1,4 @@
-"""Checkpoints of real runs: what goes on from them is the same run; what is damaged or cannot be written is told."""
+"""Checkpoints of real runs: a resumed run equals an uninterrupted one; damage and disk errors are reported."""
 
 from __future__ import annotations
 
@@ -433,7 +433,7 @@ def test_a_signal_in_an_evaluation_stops_there_and_the_evaluation_is_made_when_t
         stopped = run_sft(**settings)
         assert stopped.status == 143, stopped.err
         assert f"Stopped at step {at} of 6, saved in" in stopped.out
-        was_cut = f"The evaluation at step {at} is cut short; it is made when the run goes on." in stopped.out
+        was_cut = f"The evaluation at step {at} was interrupted; the resumed run will repeat it." in stopped.out
         assert was_cut == (where != "the answers")
         assert (at in [event["step"] for event in stopped.metrics if "eval_loss" in event]) == (not was_cut)
         if where == "what is made up for":

@@ -181,12 +181,6 @@ def test_reuse_freed_memory_keeps_what_is_freed(wanted):
 # Compilation
 
 
-
-
-
-
-
-
 def test_compiled_run_is_the_same_and_compiles_each_layer_once(run_sft, tmp_path):
     """With torch's `eager` backend: all of torch.compile but the code generator."""
     from torch._dynamo.utils import counters

@@ -163,7 +163,7 @@ def test_a_bad_step_of_one_process_is_left_out_on_all_and_counted(runs):
 
 def test_a_signal_to_one_process_saves_and_the_run_goes_on_as_if_there_had_been_none(runs):
     folder, said = runs
-    assert "Go on with: " in said
+    assert "Resume with: " in said
     assert trained(folder / "stopped") == trained(folder / "tied-two")
     expected, found = final_weights(folder / "tied-two"), final_weights(folder / "stopped")
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
@@ -181,5 +181,5 @@ def test_sample_answers_are_those_of_one_process(runs, kind):
 
 def test_the_log_says_that_weights_are_spread_and_that_rows_lie_end_to_end(runs):
     _, said = runs
-    assert said.count("Weights are spread over 2 processes (FSDP2), 2 layers one by one.") == 9
+    assert said.count("Weights are sharded over 2 processes (FSDP2), 2 layers one by one.") == 9
     assert said.count(messages.PADDING_FREE) == 9

@@ -64,7 +64,7 @@ def test_a_killed_process_is_restarted_if_restarts_are_left(tmp_path, uninterrup
     process.wait_for("step  5/")
     os.kill(process.children()[0], signal.SIGKILL)
     assert process.end(90) == 0, process.err
-    assert "A process died: started again, from" in process.out
+    assert "A process died: restarted, resuming from" in process.out
     assert weights_of(output) == uninterrupted
 
 

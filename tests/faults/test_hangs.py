@@ -82,5 +82,5 @@ def test_a_hang_causes_a_restart_if_restarts_are_left(tmp_path, uninterrupted):
     output = tmp_path / "out"
     process = hanging(tmp_path, "sleep:1:6", *settings(output, "--save_steps=3"), "--num_gpus=2", "--max_restarts=1")
     assert process.end(300) == 0, process.err
-    assert "A process died: started again, from" in process.out
+    assert "A process died: restarted, resuming from" in process.out
     assert weights_of(output) == uninterrupted

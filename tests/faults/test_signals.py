@@ -91,7 +91,7 @@ def test_a_signal_during_an_evaluation_ends_it_on_all_and_saves_the_same_step(tm
     os.kill(process.children()[rank], signal.SIGUSR1)
     assert process.end() == 138, process.err
     assert process.err == ""
-    assert process.out.count("The evaluation at step 3 is cut short; it is made when the run goes on.") == 1
+    assert process.out.count("The evaluation at step 3 was interrupted; the resumed run will repeat it.") == 1
     assert saved_steps(output) == [3]
     again = sft(tmp_path / "again", *settings(output, *often), "--num_gpus=2", "--resume_from_checkpoint=auto")
     assert again.end() == 0, again.err
