@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
             is_reported = record_exit(interrupted.exit_code)
             if rank_of_this_process() == 0 and not is_reported:
                 name = signal_name(interrupted.number)
-                print(f"Stopped by {name} before or after training: there was no checkpoint to save.", file=sys.stderr)
+                print(f"Ended by {name} before or after training: there was no checkpoint to save.", file=sys.stderr)
             return interrupted.exit_code
 
 
