@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import distributed, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from sft.common.errors import TrainingError
@@ -81,7 +82,7 @@ class BadSteps(TrainerCallback):
         Returns:
             The loss to log: zero if the update is skipped.
         """
-        shards = [weight.grad.to_local() for weight in weights if weight.grad is not None]
+        shards = [cast(DTensor, weight.grad).to_local() for weight in weights if weight.grad is not None]
         is_good = loss.isfinite() if not shards else loss.isfinite() & _are_finite(shards)
         is_bad = (~is_good).to("cpu", torch.float32)
         if self._group is not None:

@@ -40,8 +40,9 @@ class HubPushes:
         self._staging_folder = staging_folder
         self._arguments = arguments
         self._token = token
-        self.name = arguments.hub_model_id or Path(arguments.output_dir).absolute().name
-        self._jobs: list[Future] = []
+        self._output_dir = Path(str(arguments.output_dir))
+        self.name = arguments.hub_model_id or self._output_dir.absolute().name
+        self._jobs: list[Future[Any]] = []
         self._is_problem_logged = False
         self.repository: str | None = None
         """The repository's id on the Hub; None until the Hub was reached."""
@@ -102,7 +103,7 @@ class HubPushes:
 
         def push() -> None:
             write_card()
-            self._upload(Path(self._arguments.output_dir), "End of training", ignore_patterns=_RUN_FILES)
+            self._upload(self._output_dir, "End of training", ignore_patterns=_RUN_FILES)
             self._jobs[-1].result()
 
         self.check_uploads(wait=True)
@@ -136,14 +137,22 @@ class HubPushes:
         self._is_problem_logged = True
         return False
 
-    def _upload(self, folder: Path, message: str, **options: Any) -> None:
+    def _upload(
+        self,
+        folder: Path,
+        message: str,
+        *,
+        ignore_patterns: list[str] | None = None,
+        path_in_repo: str | None = None,
+    ) -> None:
         job = HfApi(token=self._token).upload_folder(
-            repo_id=self.repository,
+            repo_id=self.repository or self.name,
             folder_path=folder,
             commit_message=message,
             run_as_future=True,
             revision=self._arguments.hub_revision,
-            **options,
+            ignore_patterns=ignore_patterns,
+            path_in_repo=path_in_repo,
         )
         if folder.parent == self._staging_folder:
             job.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))

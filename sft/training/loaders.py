@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from sft.batching.layout import SupervisedRows
 from sft.batching.order import PackedBatchSampler, RankBatchSampler
+from sft.batching.packing import PackPlan
 from sft.batching.stream import MicroBatchStream
 from sft.common.data_records import RowDataset
 from sft.common.run_records import BatchPlan, DistributedContext
@@ -20,17 +21,28 @@ def training_sampler(
     rows: RowDataset, arguments: TrainingArguments, plan: BatchPlan, context: DistributedContext
 ) -> RankBatchSampler:
     """The order of training: batches of rows, or of packs."""
-    options = {
-        "rank": context.rank,
-        "world_size": context.world_size,
-        "seed": arguments.seed if arguments.data_seed is None else arguments.data_seed,
-        "strategy": arguments.train_sampling_strategy,
-        "drop_last": arguments.dataloader_drop_last,
-    }
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    strategy = str(arguments.train_sampling_strategy)
     if plan.packs is not None:
-        return PackedBatchSampler(plan.packs, plan.per_device_train_batch_size, **options)
-    lengths = rows.lengths if arguments.train_sampling_strategy == "group_by_length" else None
-    return RankBatchSampler(len(rows), plan.per_device_train_batch_size, lengths=lengths, **options)
+        return PackedBatchSampler(
+            cast(PackPlan, plan.packs),  # floor 0, where the plan is declared, only has a protocol
+            plan.per_device_train_batch_size,
+            rank=context.rank,
+            world_size=context.world_size,
+            seed=seed,
+            strategy=strategy,
+            drop_last=arguments.dataloader_drop_last,
+        )
+    return RankBatchSampler(
+        len(rows),
+        plan.per_device_train_batch_size,
+        rank=context.rank,
+        world_size=context.world_size,
+        seed=seed,
+        strategy=strategy,
+        lengths=rows.lengths if strategy == "group_by_length" else None,
+        drop_last=arguments.dataloader_drop_last,
+    )
 
 
 def evaluation_sampler(rows: RowDataset, batch_size: int, context: DistributedContext) -> RankBatchSampler:
@@ -41,13 +53,14 @@ def evaluation_sampler(rows: RowDataset, batch_size: int, context: DistributedCo
 
 
 def rows_loader(
-    rows: RowDataset, sampler: RankBatchSampler, collator: Callable[..., dict], arguments: TrainingArguments
-) -> DataLoader:
+    rows: RowDataset, sampler: RankBatchSampler, collator: Callable[..., dict[str, Any]], arguments: TrainingArguments
+) -> DataLoader[Any]:
     """Collates the sampler's micro-batches."""
-    return DataLoader(SupervisedRows(rows), batch_sampler=sampler, collate_fn=collator, **_loader_options(arguments))
+    batches = cast(Iterable[list[Any]], sampler)
+    return DataLoader(SupervisedRows(rows), batch_sampler=batches, collate_fn=collator, **_loader_options(arguments))
 
 
-def stream_loader(stream: MicroBatchStream, arguments: TrainingArguments) -> DataLoader:
+def stream_loader(stream: MicroBatchStream, arguments: TrainingArguments) -> DataLoader[Any]:
     """The micro-batches of a stream, which the stream collates itself."""
     return DataLoader(
         stream,

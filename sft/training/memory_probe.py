@@ -132,7 +132,7 @@ class MemoryProbe:
             seconds=time.perf_counter() - started,
         )
 
-    def _autocast(self) -> AbstractContextManager:
+    def _autocast(self) -> AbstractContextManager[Any]:
         if self._precision.mixed == "no":
             return nullcontext()
         dtype = torch.bfloat16 if self._precision.mixed == "bf16" else torch.float16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -57,17 +57,17 @@ class RowLayout:
 
     def with_micro_batch_size(self, micro_batch_size: int) -> "RowLayout":
         """The layout for micro-batches of `micro_batch_size` rows or packs; fixed shapes are scaled accordingly."""
-        if not self.has_fixed_shape:
+        one = self.collator
+        if not isinstance(one, FlatCollator) or one.fixed_tokens is None:
             return self
-        fixed = self.collator.fixed_tokens * micro_batch_size
-        collator = FlatCollator(
-            self.collator.pad_token_id, fixed_tokens=fixed, max_seq_length=self.collator.max_seq_length
+        fixed = one.fixed_tokens * micro_batch_size
+        return replace(
+            self, collator=FlatCollator(one.pad_token_id, fixed_tokens=fixed, max_seq_length=one.max_seq_length)
         )
-        return replace(self, collator=collator)
 
     def describe(self) -> str:
         """One line for the log."""
-        if self.is_padding_free:
+        if isinstance(self.collator, FlatCollator):
             once = "; shared leading tokens are computed once" if self.collator.shares_prefixes else ""
             return f"Padding-free batches: rows are concatenated, and attention stays within each row{once}."
         return f"Rows are padded to the longest row of their batch{f': {self.obstacle}' if self.obstacle else ''}."
@@ -102,7 +102,7 @@ def resolve_layout(
     """
     sharded = uses_deepspeed(training.passed_through.deepspeed)
     if not sharded and not keep_device and not getattr(model, "is_quantized", False):
-        model.to(context.device)
+        cast(Any, model).to(context.device)  # mypy loses the signature behind transformers' decorator
     trial = _ModelTrials(model, precision)
     wanted = [key for key in _KEYS if getattr(training, key) not in (False, None, "auto")]
     attention, obstacle = None, None
@@ -115,7 +115,8 @@ def resolve_layout(
             advice = "Remove the key." if obstacle.startswith("the model") else "Choose one."
             raise ConfigError(f"{wanted[0]}: padding-free batches are not possible: {obstacle}. {advice}")
     is_padding_free = training.padding_free is not False and obstacle is None
-    collator = evaluation_collator = PaddedCollator(pad_token_id)
+    collator: FlatCollator | PaddedCollator = PaddedCollator(pad_token_id)
+    evaluation_collator = collator
     if is_padding_free:
         shares = training.share_prefixes and attention == DOCUMENTS and trial.can_share_prefixes()
         collator = evaluation_collator = FlatCollator(pad_token_id, shares_prefixes=shares)

@@ -103,7 +103,7 @@ class RunningMeans(TrainerCallback):
             return own.tolist()
         of_all = [torch.zeros_like(own) for _ in range(self._context.world_size)]
         torch.distributed.all_gather(of_all, own)
-        return torch.cat(of_all).tolist()
+        return [float(each) for each in of_all]
 
     def _correct_of_all(self) -> torch.Tensor:
         correct = self._correct.clone()

@@ -161,7 +161,8 @@ class StepGradient:
         self._on_retry()
         if self._context.device.startswith("cuda"):
             torch.cuda.empty_cache()
-        self._random_state.restore()  # dropout draws the same numbers
+        if self._random_state is not None:
+            self._random_state.restore()  # dropout draws the same numbers
         logger.info(
             "Out of memory at step %d: retrying it with %s at a time on each device, which later steps also use. "
             "Each step still trains on the same rows.",
