@@ -207,6 +207,7 @@ def _varlen_attention() -> tuple[Any, bool, bool]:
     Its signature differs between versions of torch: 2.10 has `is_causal`, 2.12 has `window_size` and `enable_gqa`.
     """
     try:
+        # Not at the top: torch before 2.10 does not have it.
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         raise UnsupportedAttention("needs torch 2.10 or later for attention within documents on a GPU") from None

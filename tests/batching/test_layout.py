@@ -20,13 +20,13 @@ def test_supervised_rows_ignores_every_label_of_a_filler():
 ROWS = [
     {"input_ids": np.array([5, 6, 7]), "labels": np.array([-100, 6, 7])},
     {"input_ids": np.array([8, 9]), "labels": np.array([-100, 9])},
-    # A label on the first token is of no use: nothing stands before it that could predict it.
+    # A label on the first token is ignored: no token before it could predict it.
     {"input_ids": np.array([4, 3]), "labels": np.array([4, -100])},
 ]
 COUNTS = {"rows": 2, "tokens": 5, "supervised": 3, "squares": 13}
 
 
-def test_padded_collator_pads_at_the_right_and_finds_what_is_trained():
+def test_padded_collator_pads_on_the_right_and_finds_supervised_positions():
     batch = PaddedCollator(pad_token_id=9)(ROWS)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9], [4, 3, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
@@ -37,7 +37,7 @@ def test_padded_collator_pads_at_the_right_and_finds_what_is_trained():
     assert batch["counts"] == {**COUNTS, "computed": 9}
 
 
-def test_flat_collator_lays_rows_end_to_end():
+def test_flat_collator_packs_rows_in_one_row():
     batch = FlatCollator(pad_token_id=9)(ROWS)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 4, 3]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1]]
@@ -51,7 +51,7 @@ def test_flat_collator_lays_rows_end_to_end():
     assert batch["counts"] == {**COUNTS, "computed": 7}
 
 
-def test_flat_collator_fills_up_to_a_fixed_size():
+def test_flat_collator_fills_a_batch_to_a_fixed_size():
     batch = FlatCollator(pad_token_id=1, fixed_tokens=12, max_seq_length=3)(ROWS)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 4, 3, 1, 1, 1, 1, 1]]
     assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 7, 10, 12, *[12] * 10]

@@ -1,4 +1,4 @@
-"""Leading tokens that rows share: found, laid out once, and nothing else is changed by it."""
+"""Leading tokens that rows share: found, computed once, without any effect on the results."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def test_find_owners_lends_nothing_that_predicts_a_target():
     [
         [row(range(20), 10)],
         [row(range(20), 10), row(range(1, 21), 10)],
-        [row([*range(7), 8, 9], 8), row([*range(7), 9, 8], 8)],  # too few alike
+        [row([*range(7), 8, 9], 8), row([*range(7), 9, 8], 8)],  # too few equal tokens
         [row(range(9), 5), row(range(9), 5)],
         [row([*range(9), *[1] * 600], 300), row([*range(9), *[2] * 600], 300)],  # saves too little
     ],
 )
-def test_find_owners_leaves_rows_alone_where_it_is_not_worth_it(made):
+def test_find_owners_shares_nothing_where_it_saves_too_little(made):
     assert find_owners(made) == (list(range(len(made))), [0] * len(made))
 
 
@@ -64,7 +64,7 @@ def test_cut_into_pieces_by_hand():
     assert (shared.lengths, shared.order, shared.own) == ([10, 2, 5, 1], [0, 1, 2, 0, 3], [0, 1, 2, 4])
 
 
-def test_flat_collator_lays_shared_tokens_out_once():
+def test_flat_collator_lays_out_shared_tokens_once():
     alike = list(range(10, 20))
     batch = FlatCollator(0, shares_prefixes=True)([row([*alike, 1, 2, 3], 11), row([7, 8], 1), row([*alike, 4, 5], 11)])
     assert batch["input_ids"].tolist() == [[*alike, 1, 2, 3, 7, 8, 4, 5]]

@@ -20,9 +20,11 @@ from tests.support.parts import ARCHITECTURES, build_model
 
 def attend(**changed):
     arguments = {
-        "module": torch.nn.Module(), "attention_mask": None, "cu_seq_lens_q": torch.tensor([0, 3, 5]),
+        "module": torch.nn.Module(),
+        "attention_mask": None,
+        "cu_seq_lens_q": torch.tensor([0, 3, 5]),
         "max_length_q": 3,
-    }  # fmt: skip
+    }
     tensors = [torch.randn(1, heads, 5, 8) for heads in (4, 2, 2)]
     arguments |= changed
     module, mask = arguments.pop("module"), arguments.pop("attention_mask")

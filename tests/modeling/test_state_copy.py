@@ -1,4 +1,4 @@
-"""Copies of state in main memory: what is written of them is what was there when they were made."""
+"""Copies of state in host memory: later training does not change them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sft.modeling.state_copy import copy_to_memory, state_bytes
 from tests.support.parts import build_model
 
 
-def test_a_copy_does_not_follow_what_training_changes():
+def test_a_copy_is_independent_of_further_training():
     model = build_model("llama")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 
@@ -18,9 +18,11 @@ def test_a_copy_does_not_follow_what_training_changes():
             optimizer.step()
 
     step(1)
-    expected = [torch.cat([weight.flatten() for weight in model.state_dict().values()]).clone(),
-                [group["lr"] for group in optimizer.param_groups],
-                [value.clone() for values in optimizer.state.values() for value in values.values()]]  # fmt: skip
+    expected = [
+        torch.cat([weight.flatten() for weight in model.state_dict().values()]).clone(),
+        [group["lr"] for group in optimizer.param_groups],
+        [value.clone() for values in optimizer.state.values() for value in values.values()],
+    ]
     weights, state = copy_to_memory(model.state_dict()), copy_to_memory(optimizer.state_dict())
     step(2)
     optimizer.param_groups[0]["lr"] = 5.0
@@ -33,7 +35,7 @@ def test_a_copy_does_not_follow_what_training_changes():
     again.load_state_dict(state)
 
 
-def test_what_is_one_tensor_is_one_in_the_copy_and_counts_once():
+def test_a_shared_tensor_is_shared_in_the_copy_and_counts_once():
     weight = torch.ones(3, 4)
     state = {"embedding": weight, "head": weight, "view": weight[:1], "others": [torch.zeros(2, dtype=torch.float64)]}
     copy = copy_to_memory(state)
@@ -43,7 +45,7 @@ def test_what_is_one_tensor_is_one_in_the_copy_and_counts_once():
 
 
 class Quantized(torch.Tensor):
-    """Without numbers of its own, like the state of 8-bit optimizers: all of them have no place in memory."""
+    """A wrapper without storage of its own, like the state of 8-bit optimizers: all have the same address."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -57,7 +59,7 @@ class Quantized(torch.Tensor):
         return Quantized(function(args[0].inner, *args[1:], **(kwargs or {})))
 
 
-def test_tensors_that_only_wrap_others_are_copied_one_by_one():
+def test_wrapper_tensors_are_copied_one_by_one():
     first, second = Quantized(torch.ones(2)), Quantized(torch.zeros(2))
     assert first.data_ptr() == second.data_ptr()
     copy = copy_to_memory({"exp_avg": first, "exp_avg_sq": second})
@@ -67,5 +69,5 @@ def test_tensors_that_only_wrap_others_are_copied_one_by_one():
     assert state_bytes([first, second]) == 16
 
 
-def test_nothing_is_nothing():
+def test_state_bytes_of_nothing_is_zero():
     assert state_bytes({}) == 0
