@@ -1,4 +1,4 @@
-"""Several runs side by side: `python compare_runs.py runs/a runs/b ...`."""
+"""Compare several runs: `python compare_runs.py runs/a runs/b ...`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft.commands.compare.comparison import ComparedRun, compare, read_run, short_names
+from sft.commands.compare.comparison import compare
+from sft.commands.compare.runs import ComparedRun, read_run, short_names
 from sft.commands.compare.text import comparison_lines
 from sft.common.errors import ConfigError, UserError
 from sft.common.optional_packages import missing_package
@@ -15,49 +16,51 @@ from sft.processes.exit_records import print_problems
 from sft.reporting.curves import draw_comparison
 
 DESCRIPTION = """\
-Compares runs by what they left in their output folders: the settings and data that differ, validation and training
-loss, speed and memory side by side, and one picture of all curves. Warns where figures cannot be compared."""
+Compare runs by the records in their output folders: settings and data that differ, validation and training loss, speed
+and memory, and one image with the curves of all runs. Warns about results that cannot be compared."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit status: 0, or 2 for what a user can mend."""
+    """Run the command. Returns the exit code: 0; 2 for a user error."""
     parser = OneLineParser(prog="python compare_runs.py", description=DESCRIPTION)
     parser.add_argument("runs", nargs="+", metavar="FOLDER", help="output_dir of a run; two or more")
-    parser.add_argument("--output", default="compared_runs.png", metavar="FILE.png", help="where the picture goes")
+    parser.add_argument("--output", default="compared_runs.png", metavar="FILE.png", help="path of the image")
     try:
         given = parser.parse_args(arguments)
         runs = _read(given.runs)
         if not given.output.lower().endswith(".png"):
-            raise ConfigError(f"command line: --output: expected the name of a PNG file, found {given.output!r}.")
+            raise ConfigError(
+                f"command line: --output: expected a file name that ends in .png, found {given.output!r}."
+            )
         lines = comparison_lines(compare(runs))
-        drawn = _draw(runs, given.output)
+        lines += ["", _draw(runs, given.output)]
     except UserError as error:
         print_problems(error.problems)
         return error.exit_code
-    sys.stdout.write("\n".join([*lines, "", drawn]) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
 def _read(folders: Sequence[str]) -> list[ComparedRun]:
-    resolved = [Path(folder).resolve() for folder in folders]
-    twice = next((f for f, place in zip(folders, resolved, strict=True) if resolved.count(place) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"command line: '{twice}' is named twice; a run cannot be compared with itself.")
+    paths = [Path(folder).resolve() for folder in folders]
+    repeated = next((folder for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1), None)
+    if repeated is not None:
+        raise ConfigError(f"command line: '{repeated}' is named twice; name different runs.")
     if len(folders) < 2:
         raise ConfigError("command line: name two or more runs: python compare_runs.py runs/a runs/b")
     return [read_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)]
 
 
 def _draw(runs: Sequence[ComparedRun], path: str) -> str:
-    """Draw the curves of all runs into one picture. Returns the line for the terminal."""
-    sizes = {run.name: run.find("batch_plan", "global_batch_size") for run in runs}
+    """Draw the curves of all runs into one image. Returns the line for the terminal."""
+    rows_per_step = {run.name: run.find("batch_plan", "global_batch_size") for run in runs}
     try:
-        draw_comparison({run.name: run.events for run in runs}, path, sizes)
+        draw_comparison({run.name: run.events for run in runs}, path, rows_per_step)
     except OSError as error:
         raise ConfigError(f"command line: --output: {path} cannot be written: {error.strerror}.") from None
     except ImportError:
         return f"The curves were not drawn: this {missing_package('matplotlib')}."
-    return f"The curves: {path}"
+    return f"Curves: {path}"
 
 
 if __name__ == "__main__":

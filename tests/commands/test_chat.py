@@ -18,9 +18,9 @@ import pytest
 
 import chat
 from sft.commands.chat.options import Sampling
-from sft.commands.chat.speaker import Speaker
-from sft.commands.chat.terminal import Talk, answer_once
-from sft.commands.chat.text_stream import TextStream, shown
+from sft.commands.chat.responder import Responder
+from sft.commands.chat.session import ChatSession, answer_once
+from sft.commands.chat.text_stream import TextStream, escape_controls
 from sft.common.data_records import SamplePrompt
 from sft.common.errors import ModelError
 from sft.modeling.answering import answer_prompts
@@ -109,7 +109,9 @@ def test_adapters_of_a_quantized_base_answer_on_it_unless_told_otherwise(ask, mo
     status, whole, err = ask(str(run), "--prompt", QUESTION, "--no-load_in_4bit")
     assert (status, whole) == (0, greedy_answer(*loaded(model_folder("llama"), adapters)))
     assert quantized != whole
-    assert ask(str(run), "--prompt", QUESTION, "--merge")[2].startswith("command line: --merge into quantized weights")
+    assert ask(str(run), "--prompt", QUESTION, "--merge")[2].startswith(
+        "command line: --merge: merging into quantized weights"
+    )
 
 
 def test_a_model_without_a_template_continues_text(ask, model_folder):
@@ -133,18 +135,18 @@ MISTAKES = {
     "no folder": (["./nothing"], "./nothing: no such folder."),
     "no model": (
         [str(REPOSITORY / "examples" / "data")],
-        "no model here (neither config.json nor adapter_config.json)",
+        "no model in this folder (neither config.json nor adapter_config.json)",
     ),
     "a file": ([__file__], "test_chat.py is a file. Name the folder"),
     "not on the hub": (["nobody/nothing"], "nobody/nothing: "),
-    "an empty prompt": (["model", "--prompt", " "], "there is nothing to answer"),
-    "a number": (["model", "--temperature", "hot"], "--temperature: expected a number from 0 up, found 'hot'"),
-    "top_p alone": (["model", "--top_p", "0.5"], "--top_p chooses at random, so it needs --temperature"),
+    "an empty prompt": (["model", "--prompt", " "], "the prompt (--prompt or standard input) is empty"),
+    "a number": (["model", "--temperature", "hot"], "--temperature: expected a number >= 0, found 'hot'"),
+    "top_p alone": (["model", "--top_p", "0.5"], "--top_p has no effect without --temperature"),
     "unknown option": (["model", "--sytem", "x"], "unrecognized arguments: --sytem"),
-    "no such device": (["MODEL", "--device", "cuda:99"], "cuda:99 is not on this machine"),
-    "nothing to merge": (["MODEL", "--merge"], "is a whole model, there is nothing to merge"),
-    "nothing to compare": (["MODEL", "--compare"], "does not tell what it was trained from"),
-    "a base for a whole model": (["MODEL", "--base", "x"], "is a whole model; leave it out"),
+    "no such device": (["MODEL", "--device", "cuda:99"], "this machine has no device cuda:99"),
+    "nothing to merge": (["MODEL", "--merge"], "is a full model without adapters; remove --merge"),
+    "nothing to compare": (["MODEL", "--compare"], "was trained from is not known"),
+    "a base for a whole model": (["MODEL", "--base", "x"], "is a full model; remove it"),
 }
 
 
@@ -167,7 +169,10 @@ def test_a_run_that_did_not_end_names_its_checkpoints(ask, model_folder, tmp_pat
         shutil.copytree(model_folder("llama"), tmp_path / f"checkpoint-{step}")
     status, _, err = ask(str(tmp_path), "--prompt", QUESTION)
     assert status == 2
-    assert f"but checkpoint-5, checkpoint-10. Name one of them: {tmp_path / 'checkpoint-10'}" in err
+    assert (
+        f"but checkpoints: checkpoint-5, checkpoint-10. Name one of them, for example {tmp_path / 'checkpoint-10'}"
+        in err
+    )
 
 
 def test_adapters_say_what_is_wrong_with_their_base(ask, model_folder, adapters, tmp_path):
@@ -178,7 +183,7 @@ def test_adapters_say_what_is_wrong_with_their_base(ask, model_folder, adapters,
     (moved / "adapter_config.json").write_text(json.dumps(settings))
     status, _, err = ask(str(moved), "--prompt", QUESTION)
     assert status == 2
-    assert "were trained on /gone/base, which is not there. Name the base: --base BASE." in err
+    assert "were trained on /gone/base, which does not exist. Name the base model: --base BASE." in err
     assert ask(str(moved), "--prompt", QUESTION, "--base", model_folder("llama"))[0] == 0
     status, _, err = ask(str(moved), "--prompt", QUESTION, "--base", model_folder("gpt2"))
     assert status == 2
@@ -196,32 +201,32 @@ def test_adapters_that_lack_weights_are_refused(ask, adapters, tmp_path):
     save_file(weights, path)
     status, _, err = ask(str(tmp_path / "lacking"), "--prompt", QUESTION)
     assert status == 2
-    assert "its adapters lack weights" in err
+    assert "the adapters lack weights" in err
 
 
-def chat_speaker(positions=POSITIONS):
+def build_responder(positions=POSITIONS):
     model = build_model("llama").eval()
     model.config.max_position_embeddings = positions
-    return Speaker(model, build_tokenizer(), name="model", is_chat=True)
+    return Responder(model, build_tokenizer(), name="model", is_chat=True)
 
 
 def test_a_long_conversation_loses_its_first_turns_but_not_the_system_prompt():
-    speaker, sampling = chat_speaker(), Sampling(max_new_tokens=16)
+    responder, sampling = build_responder(), Sampling(max_new_tokens=16)
     turns = [{"role": "system", "content": "Be short."}]
     for index in range(12):
         turns += [{"role": "user", "content": f"{QUESTION} {index}"}, {"role": "assistant", "content": "Two."}]
     turns.append({"role": "user", "content": "Say hello."})
-    token_ids, left_out = speaker._fitting_turns(turns, sampling)
-    assert left_out > 0
-    assert left_out % 2 == 0
+    token_ids, num_dropped = responder._fit_turns(turns, sampling)
+    assert num_dropped > 0
+    assert num_dropped % 2 == 0
     assert len(token_ids) + 16 <= POSITIONS
     text = build_tokenizer().decode(token_ids)
     assert "Be short." in text
-    assert text.count("user") == (len(turns) - left_out) // 2
-    answer = speaker.answer(turns, sampling, turn=0, write=lambda _: None)
-    assert answer.num_turns_left_out == left_out
-    short = chat_speaker(positions=100_000).answer(turns, sampling, turn=0, write=lambda _: None)
-    assert short.num_turns_left_out == 0
+    assert text.count("user") == (len(turns) - num_dropped) // 2
+    answer = responder.answer(turns, sampling, turn=0, write=lambda _: None)
+    assert answer.num_dropped_turns == num_dropped
+    short = build_responder(positions=100_000).answer(turns, sampling, turn=0, write=lambda _: None)
+    assert short.num_dropped_turns == 0
 
 
 @pytest.mark.parametrize("keeps_history", [True, False])
@@ -230,14 +235,14 @@ def test_a_question_comes_with_those_before_it_or_not(model_folder, monkeypatch,
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     heard = []
 
-    class Listening(Speaker):
+    class Listening(Responder):
         def answer(self, messages, *further, **named):
             heard.append([message["content"] for message in messages])
             return super().answer(messages, *further, **named)
 
     model, tokenizer = loaded(model_folder("llama"))
-    speaker = Listening(model.eval(), tokenizer, name="model", is_chat=True)
-    talk = Talk([speaker], "Be short.", Sampling(max_new_tokens=8), io.StringIO(), keeps_history=keeps_history)
+    responder = Listening(model.eval(), tokenizer, name="model", is_chat=True)
+    talk = ChatSession([responder], "Be short.", Sampling(max_new_tokens=8), io.StringIO(), keeps_history=keeps_history)
     assert talk.run() == 0
     answer = greedy_answer(model, tokenizer, "Say hello.", system="Be short.").removesuffix("\n")
     before = ["Say hello.", answer] if keeps_history else []
@@ -247,28 +252,28 @@ def test_a_question_comes_with_those_before_it_or_not(model_folder, monkeypatch,
 def test_an_answer_ends_where_the_positions_end_and_says_so(tmp_path):
     model, tokenizer = loaded(save_endless_model(tmp_path))
     model.config.max_position_embeddings = 64
-    speaker = Speaker(model.eval(), tokenizer, name="model", is_chat=True)
-    answer = speaker.answer(
+    responder = Responder(model.eval(), tokenizer, name="model", is_chat=True)
+    answer = responder.answer(
         [{"role": "user", "content": "Say hello."}], Sampling(max_new_tokens=500), turn=0, write=lambda _: None
     )
-    assert answer.ending == "positions"
-    prompt = len(speaker._tokens_of([{"role": "user", "content": "Say hello."}]))
+    assert answer.end_reason == "context length"
+    prompt = len(responder._tokenize_messages([{"role": "user", "content": "Say hello."}]))
     assert answer.text == ESCAPE * (64 - prompt)
 
 
 def test_a_message_that_does_not_fit_at_all_is_refused():
-    speaker = chat_speaker()
-    with pytest.raises(ModelError, match=r"takes [\d,]+ tokens, and model has 128 positions"):
-        speaker.answer([{"role": "user", "content": QUESTION * 40}], Sampling(), turn=0, write=lambda _: None)
+    responder = build_responder()
+    with pytest.raises(ModelError, match=r"takes [\d,]+ tokens, but model has a context length of 128 tokens"):
+        responder.answer([{"role": "user", "content": QUESTION * 40}], Sampling(), turn=0, write=lambda _: None)
 
 
 def test_a_long_text_is_continued_from_its_end(model_folder):
     model, tokenizer = loaded(model_folder("gpt2"))
     tokenizer.pad_token = tokenizer.eos_token
-    speaker = Speaker(model.eval(), tokenizer, name="model", is_chat=False)
+    responder = Responder(model.eval(), tokenizer, name="model", is_chat=False)
     text = "The quick brown fox. " * 60
-    answer = speaker.answer([{"role": "user", "content": text}], Sampling(max_new_tokens=8), turn=0, write=len)
-    assert answer.num_tokens_left_out == len(tokenizer(text)["input_ids"]) - (POSITIONS - 8)
+    answer = responder.answer([{"role": "user", "content": text}], Sampling(max_new_tokens=8), turn=0, write=len)
+    assert answer.num_dropped_tokens == len(tokenizer(text)["input_ids"]) - (POSITIONS - 8)
 
 
 def test_text_comes_whole_in_pieces_of_whole_characters():
@@ -293,11 +298,11 @@ def test_what_would_act_on_a_terminal_is_written_out_there_and_only_there(tmp_pa
         def isatty(self):
             return True
 
-    assert shown("a\tb\n\x1b[31m\r\u202e\x07") == "a\tb\n\\x1b[31m\\r\\u202e\\x07"
+    assert escape_controls("a\tb\n\x1b[31m\r\u202e\x07") == "a\tb\n\\x1b[31m\\r\\u202e\\x07"
     model, tokenizer = loaded(save_endless_model(tmp_path))
-    speaker = Speaker(model.eval(), tokenizer, name="model", is_chat=True)
+    responder = Responder(model.eval(), tokenizer, name="model", is_chat=True)
     for out, expected in ((Terminal(), "\\x1b[31mred" * 2 + "\n"), (io.StringIO(), ESCAPE * 2 + "\n")):
-        answer_once([speaker], "Hi", None, Sampling(max_new_tokens=2), out)
+        answer_once([responder], "Hi", None, Sampling(max_new_tokens=2), out)
         assert out.getvalue() == expected
 
 
@@ -348,11 +353,11 @@ def _take_terminal() -> None:
 
 def test_a_talk_in_a_terminal(tmp_path):
     talk = InTerminal(save_endless_model(tmp_path), "--max_new_tokens", "90000", "--device", "cpu", "--system", "Hm.")
-    assert "Chat; greedy" in talk.read_until("you> ")
+    assert "Chat; greedy decoding" in talk.read_until("you> ")
     talk.type("/system\n")
     assert "(System prompt: Hm.)" in talk.read_until("you> ")
     talk.type("/sytsem Be short.\n")
-    assert "(No command /sytsem; /help lists them." in talk.read_until("you> ")
+    assert "(Unknown command /sytsem; /help lists the commands." in talk.read_until("you> ")
     talk.type("Say hello.\n")
     seen = talk.read_until("\\x1b[31mred\\x1b[31mred")
     assert "model> " in seen
@@ -361,9 +366,9 @@ def test_a_talk_in_a_terminal(tmp_path):
     assert "(Stopped.)" in seen
     assert ESCAPE not in seen
     talk.type("/system Be brief.\n")
-    assert "begins anew" in talk.read_until("you> ")
+    assert "(New conversation.)" in talk.read_until("you> ")
     talk.type("\x03")
-    assert "Ctrl-C once more leaves" in talk.read_until("you> ")
+    assert "Press Ctrl-C again to quit" in talk.read_until("you> ")
     talk.type("\x04")
     assert talk.leave() == 0
 
@@ -371,7 +376,7 @@ def test_a_talk_in_a_terminal(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_twice_at_the_prompt_leaves_with_130(model_folder):
     talk = InTerminal(model_folder("gpt2"), "--device", "cpu")
-    assert "Text is continued, each line by itself" in talk.read_until("text> ")
+    assert "Text completion: each line is continued on its own" in talk.read_until("text> ")
     talk.type("\x03")
     talk.read_until("text> ")
     talk.type("\x03")
@@ -397,4 +402,4 @@ def test_nothing_in_a_pipe_is_a_mistake():
         [sys.executable, "chat.py", "model"], cwd=REPOSITORY, input="\n", capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr == "command line: there is nothing to answer: --prompt (or standard input) is empty.\n"
+    assert done.stderr == "command line: the prompt (--prompt or standard input) is empty.\n"

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from compare_runs import main
-from sft.commands.compare.comparison import compare, read_run, short_names
+from sft.commands.compare.comparison import compare
+from sft.commands.compare.runs import read_run, short_names
 from sft.commands.compare.text import comparison_lines
 from tests.support.parts import REPOSITORY
 from tests.support.report_records import GIB, evaluation, falling, in_order
@@ -68,8 +69,8 @@ def rows(part):
 def test_equal_runs_differ_in_nothing(tmp_path):
     found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b"))
     assert (found.settings, found.data, found.warnings) == ((), (), ())
-    assert rows(found.figures)["validation loss, best"] == ("1.0000", "1.0000")
-    assert not any(row.best for row in found.figures)
+    assert rows(found.results)["validation loss, best"] == ("1.0000", "1.0000")
+    assert not any(row.best for row in found.results)
     text = "\n".join(comparison_lines(found))
     assert "Settings that differ: none." in text
     assert "Data that differs: none: counts and digests are the same." in text
@@ -89,13 +90,13 @@ def test_figures_stand_side_by_side_with_the_best_marked(tmp_path):
     faster = changed(SUMMARY, ("train", "tokens_per_second"), 1500.0)
     faster["eval_after"]["loss"] = 0.9
     found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", summary=faster, best=0.8))
-    figures = {row.name: (row.cells, set(row.best)) for row in found.figures}
+    figures = {row.name: (row.cells, set(row.best)) for row in found.results}
     assert figures["validation loss, best"] == (("1.0000", "0.8000"), {1})
     assert figures["validation loss, last"] == (("1.0000", "0.9000"), {1})
     assert figures["tokens/s"] == (("1,000", "1,500"), {1})
     assert figures["  at step"] == (("50", "50"), set())
     assert figures["training loss, last"] == (("0.5000", "0.5000"), set())
-    assert figures["memory at most"][0] == ("2.0 GiB", "2.0 GiB")
+    assert figures["peak memory"][0] == ("2.0 GiB", "2.0 GiB")
     assert "0.8000*" in "\n".join(comparison_lines(found))
 
 
@@ -103,9 +104,9 @@ def test_other_validation_rows_are_a_warning_and_nothing_is_best(tmp_path):
     other = changed(SUMMARY, ("data", "digests", "validation"), "c" * 64)
     found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", summary=other, best=0.5))
     (warning,) = found.warnings
-    assert warning.startswith("Validation figures cannot be compared")
+    assert warning.startswith("Validation results cannot be compared")
     assert rows(found.data) == {"validation rows sha256": ("b" * 12, "c" * 12)}
-    assert not any(row.best for row in found.figures)
+    assert not any(row.best for row in found.results)
 
 
 def test_another_machine_is_a_warning(tmp_path):
@@ -114,14 +115,14 @@ def test_another_machine_is_a_warning(tmp_path):
     found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", summary=other))
     (warning,) = found.warnings
     assert warning.startswith("Speed and memory cannot be compared")
-    assert not any(row.best for row in found.figures)
+    assert not any(row.best for row in found.results)
 
 
 @pytest.mark.parametrize(
     ("write", "warning"),
     [
         ({"summary": changed(SUMMARY, ("data", "digests"), ...)}, "did not record the digest"),
-        ({"summary": None}, "no run_summary.json; the run goes on, or was killed"),
+        ({"summary": None}, "no run_summary.json: still running, or killed"),
         ({"summary": None, "settings": None}, "no run_summary.json"),
         ({"summary": {"status": "completed"}}, "did not record the digest"),
     ],
@@ -129,7 +130,7 @@ def test_another_machine_is_a_warning(tmp_path):
 def test_runs_that_recorded_less_are_compared_by_what_there_is(tmp_path, write, warning):
     found = compared(write_run(tmp_path / "old", **write), write_run(tmp_path / "new"))
     assert any(warning in each for each in found.warnings)
-    assert rows(found.figures)["validation loss, best"] == ("1.0000", "1.0000")
+    assert rows(found.results)["validation loss, best"] == ("1.0000", "1.0000")
     assert comparison_lines(found)
 
 
@@ -165,10 +166,10 @@ def test_main_survives_names_with_signs_of_other_languages(tmp_path, capsys):
     [
         (["{a}"], "name two or more runs"),
         (["{a}", "{a}/"], "is named twice"),
-        (["{a}", "{tmp}/nowhere"], "there is no folder"),
-        (["{a}", "{tmp}"], "holds no run: neither run_summary.json nor metrics.jsonl"),
+        (["{a}", "{tmp}/nowhere"], "no folder '"),
+        (["{a}", "{tmp}"], "contains no run (neither run_summary.json nor metrics.jsonl)"),
         (["{a}", "{broken}"], "run_summary.json: cannot be read"),
-        (["{a}", "{b}", "--output", "x.jpg"], "expected the name of a PNG file"),
+        (["{a}", "{b}", "--output", "x.jpg"], "expected a file name that ends in .png"),
         (["{a}", "{b}", "--output", "{tmp}/none/x.png"], "cannot be written"),
         (["{a}", "{b}", "--bogus"], "--bogus"),
         ([], "FOLDER"),

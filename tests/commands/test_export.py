@@ -16,16 +16,16 @@ import pytest
 import torch
 
 import export_model
-from sft.commands.export import export as recipe
-from sft.commands.export.comparing import (
+from sft.commands.export import full_model
+from sft.commands.export.output_folder import temporary_folder
+from sft.commands.export.sample_texts import tokenize_samples
+from sft.commands.export.verification import (
     UNIT_ROUNDOFF,
-    allowed_by_order,
-    allowed_by_rounding,
     compare_logits,
-    logits_of,
+    compute_logits,
+    max_merging_difference,
+    max_rounding_difference,
 )
-from sft.commands.export.texts import comparison_rows
-from sft.commands.export.writing import written_aside
 from sft.common.errors import ModelError
 from sft.reporting.run_record import RunRecord
 from tests.support.parts import ARCHITECTURES, REPOSITORY, build_model, build_tokenizer
@@ -64,9 +64,9 @@ def test_merged_adapters_are_the_unmerged_ones_to_float32s_rounding(export, mode
     status, out, err, output = export(adapters, "--merge", "--dtype", "float32")
     assert (status, err) == (0, "")
     assert "merged in float32 into" in out
-    found, expected = logits_of(load(output), IDS), logits_of(load(base, adapters), IDS)
+    found, expected = compute_logits(load(output), IDS), compute_logits(load(base, adapters), IDS)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
-    assert (logits_of(load(base), IDS) - expected).abs().max() > 0.01, "the adapters do something"
+    assert (compute_logits(load(base), IDS) - expected).abs().max() > 0.01, "the adapters do something"
     assert not (output / "adapter_config.json").exists()
 
 
@@ -90,7 +90,7 @@ def test_heads_and_embeddings_come_out_as_trained(export, model_folder, tmp_path
     status, _, err, output = export(adapters, "--merge", "--dtype", "float32")
     assert (status, err) == (0, "")
     whole = load(output)
-    torch.testing.assert_close(logits_of(whole, IDS), logits_of(load(base, adapters), IDS), rtol=0, atol=2e-5)
+    torch.testing.assert_close(compute_logits(whole, IDS), compute_logits(load(base, adapters), IDS), rtol=0, atol=2e-5)
     touches = {"lm_head", "embed_tokens", "wte"} & {
         *settings.get("target_modules", []),
         *settings.get("modules_to_save", []),
@@ -154,7 +154,7 @@ def test_adapters_of_a_quantized_base_go_into_the_dequantized_one(
     status, _, err, plain = export(adapters, "--merge", "--dtype", "float32", "--no-load_in_4bit", name="plain")
     if "load_in_4bit" in quantization:  # the same adapters in the base as it is saved: another model
         assert (status, err) == (0, "")
-        assert compare_logits(logits_of(found, IDS), logits_of(load(plain), IDS)).share > 0.01
+        assert compare_logits(compute_logits(found, IDS), compute_logits(load(plain), IDS)).relative_rms > 0.01
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -164,7 +164,7 @@ def test_a_16_bit_model_is_written_compared_and_answers_in_a_pipeline(export, mo
     adapters = save_adapters(model_folder("llama"), tmp_path / "adapters")
     status, out, err, output = export(adapters, "--merge", "--dtype", dtype)
     assert (status, err) == (0, "")
-    assert f"Written in {dtype} and read back: every weight is as it was written" in out
+    assert f"Written in {dtype} and loaded again: all weights are identical" in out
     assert load_dtype(output) == getattr(torch, dtype)
     assert (output / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask()
     generate = pipeline("text-generation", model=str(output), device="cpu")
@@ -189,7 +189,7 @@ def umask():
 def test_a_whole_model_is_written_in_another_type(export, model_folder):
     status, out, err, output = export(model_folder("gpt2"), "--merge", "--dtype", "float16")
     assert (status, err) == (0, "")
-    assert "there is nothing to merge" in out
+    assert "--merge has no effect" in out
     assert load_dtype(output) == torch.float16
     assert "There is no chat template" in (output / "README.md").read_text()
 
@@ -205,13 +205,13 @@ def test_the_type_is_by_default_that_of_the_base(export, tmp_path):
 def test_what_rounding_explains_is_near_what_rounding_does():
     """The bound holds for every architecture, and is no more than some tens of times too wide."""
     for architecture in ARCHITECTURES:
-        expected = logits_of(build_model(architecture).eval(), IDS)
+        expected = compute_logits(build_model(architecture).eval(), IDS)
         for dtype in ("bfloat16", "float16"):
             model = build_model(architecture).eval()
             for parameter in model.parameters():
                 parameter.data = parameter.data.to(getattr(torch, dtype)).float()
-            share = compare_logits(logits_of(model, IDS), expected).share
-            assert UNIT_ROUNDOFF[dtype] / 20 < share < allowed_by_rounding(model, dtype) < 60 * share
+            share = compare_logits(compute_logits(model, IDS), expected).relative_rms
+            assert UNIT_ROUNDOFF[dtype] / 20 < share < max_rounding_difference(model, dtype) < 60 * share
 
 
 def flip_a_weight(folder: Path, name: str) -> None:
@@ -225,16 +225,16 @@ def flip_a_weight(folder: Path, name: str) -> None:
 
 def test_a_file_that_is_not_what_was_written_is_refused(export, model_folder, tmp_path, monkeypatch):
     """A disk that loses one number, in the row of a token that no text holds."""
-    save = recipe.save_final_model
+    save = full_model.save_final_model
 
     def save_on_a_bad_disk(model, tokenizer, folder):
         save(model, tokenizer, folder)
         flip_a_weight(Path(folder), "model.embed_tokens.weight")
 
-    monkeypatch.setattr(recipe, "save_final_model", save_on_a_bad_disk)
+    monkeypatch.setattr(full_model, "save_final_model", save_on_a_bad_disk)
     status, _, err, output = export(save_adapters(model_folder("llama"), tmp_path / "adapters"), "--merge")
     assert status == 2
-    assert "1 of 21 weights are not what was written, model.embed_tokens.weight among them" in err
+    assert "1 of 21 weights differ from those that were written, for example model.embed_tokens.weight" in err
     assert err.count("\n") == 1
     assert not output.exists()
 
@@ -242,14 +242,14 @@ def test_a_file_that_is_not_what_was_written_is_refused(export, model_folder, tm
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_merge_that_is_not_the_adapters_is_refused(export, model_folder, tmp_path, monkeypatch, dtype):
     """One adapter of fourteen counts a hundredth more than it should: less than what bfloat16 rounds away."""
-    merge = recipe.merged
+    merge = full_model.merge_adapters
 
     def merge_wrongly(model):
         layer = next(module for name, module in model.named_modules() if name.endswith("layers.1.mlp.up_proj"))
         layer.scaling["default"] *= 1.01
         return merge(model)
 
-    monkeypatch.setattr(recipe, "merged", merge_wrongly)
+    monkeypatch.setattr(full_model, "merge_adapters", merge_wrongly)
     adapters = save_adapters(model_folder("llama"), tmp_path / "adapters")
     status, _, err, output = export(adapters, "--merge", "--dtype", dtype)
     assert status == 2
@@ -266,13 +266,13 @@ def test_weights_that_float16_cannot_hold_are_refused(export, tmp_path):
     build_tokenizer().save_pretrained(tmp_path / "large")
     status, _, err, output = export(str(tmp_path / "large"), "--dtype", "float16")
     assert status == 2
-    assert err == "float16 cannot hold these weights: some are too large. Use --dtype bfloat16.\n"
+    assert err == "Some weights are too large for float16. Use --dtype bfloat16. Nothing was written.\n"
     assert not output.exists()
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     def stopped_half_way():
-        with written_aside(tmp_path / "out") as aside:
+        with temporary_folder(tmp_path / "out") as aside:
             (aside / "half").write_text("half")
             raise KeyboardInterrupt
 
@@ -336,7 +336,7 @@ def test_the_card_of_a_checkpoint_omits_the_evaluation_of_the_run(export, model_
 def test_texts_are_the_runs_samples_in_the_chat_template():
     record = RunRecord(summary={"samples": [{"prompt": "Say hello.", "after": "Hello."}] * 20})
     tokenizer = build_tokenizer()
-    rows = comparison_rows(record, tokenizer)
+    rows = tokenize_samples(record, tokenizer)
     assert len(rows) == 8
     assert tokenizer.decode(rows[0]).startswith("<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\nHello.")
     assert max(map(len, rows)) == 64
@@ -346,21 +346,24 @@ def test_a_logit_that_is_no_number_never_passes():
     expected = torch.randn(3, 5)
     found = expected.clone()
     found[1, 2] = float("nan")
-    assert compare_logits(found, expected).share == float("inf")
-    assert compare_logits(expected, expected).share == 0
-    assert allowed_by_order(build_model("llama")) < 1e-5
+    assert compare_logits(found, expected).relative_rms == float("inf")
+    assert compare_logits(expected, expected).relative_rms == 0
+    assert max_merging_difference(build_model("llama")) < 1e-5
 
 
 MISTAKES = {
-    "adapters without merge": (["ADAPTERS"], "Add --merge to export the whole model"),
+    "adapters without merge": (["ADAPTERS"], "Add --merge to export the full model"),
     "a folder that is there": (
         ["MODEL", "--output", str(REPOSITORY / "tests")],
-        "is there already. Name a new folder.",
+        "already exists. Name a new folder.",
     ),
-    "below a file": (["MODEL", "--output", f"{__file__}/out"], "cannot be written by this user"),
-    "no converter": (["MODEL", "--gguf_converter", "./nothing"], "no nothing. Name llama.cpp's convert_hf_to_gguf.py"),
-    "private alone": (["MODEL", "--private"], "--private belongs to --push_to_hub"),
-    "no repository": (["MODEL", "--push_to_hub", "a/b/c"], "'a/b/c' is no name of a repository"),
+    "below a file": (["MODEL", "--output", f"{__file__}/out"], "is not a folder that this user can write to"),
+    "no converter": (
+        ["MODEL", "--gguf_converter", "./nothing"],
+        "no file nothing. Name llama.cpp's convert_hf_to_gguf.py",
+    ),
+    "private alone": (["MODEL", "--private"], "--private requires --push_to_hub"),
+    "no repository": (["MODEL", "--push_to_hub", "a/b/c"], "'a/b/c' is not a valid repository name"),
     "no such type": (["MODEL", "--dtype", "int8"], "invalid choice: 'int8'"),
     "no folder": (["./nothing"], "./nothing: no such folder."),
 }
@@ -392,12 +395,12 @@ def test_a_gguf_file_is_made_by_the_converter_that_is_named(export, model_folder
     )
     status, out, err, output = export(model_folder("llama"), "--gguf", "--gguf_converter", str(converter.parent))
     assert (status, err) == (0, "")
-    assert f"Wrote {output / 'exported-f32.gguf'}." in out
+    assert f"Saved {output / 'exported-f32.gguf'}." in out
     assert (output / "exported-f32.gguf").read_bytes() == b"GGUF"
     converter.write_text("raise SystemExit('Model LlamaForCausalLM is not supported')")
     status, _, err, output = export(model_folder("llama"), "--gguf_converter", str(converter), name="second")
     assert status == 2
-    said = f"{output} is written, but {converter.name} made no GGUF file of it: "
+    said = f"{output} was exported, but {converter.name} could not convert it to GGUF: "
     assert err == f"{said}Model LlamaForCausalLM is not supported\n"
     assert (output / "model.safetensors").is_file()
 
@@ -460,7 +463,7 @@ def test_a_folder_is_uploaded_to_the_hub_or_it_says_why_not(tmp_path):
         server.shutdown()
         server.server_close()
     assert "me/mine" in uploaded
-    assert denied.startswith(f"{tmp_path} is written, but could not be uploaded to me/denied: the Hub does not let you")
+    assert denied.startswith(f"{tmp_path} was exported, but could not be uploaded to me/denied: the Hub denied access")
     assert "Set HF_TOKEN" in denied
     made = next(json.loads(body) for path, body, _ in server.asked if path == "/api/repos/create")
     assert made.get("visibility") == "private" or made.get("private") is True  # newer and older versions
@@ -476,7 +479,7 @@ def test_an_upload_that_fails_leaves_the_folder(export, model_folder):
     """Nothing may look for a hub in this process: that it is offline is what fails."""
     status, _, err, output = export(model_folder("llama"), "--push_to_hub", "me/mine")
     assert status == 2
-    assert err.startswith(f"{output} is written, but could not be uploaded to me/mine")
+    assert err.startswith(f"{output} was exported, but could not be uploaded to me/mine")
     assert err.count("\n") == 1
     assert (output / "README.md").is_file()
 
@@ -503,8 +506,11 @@ def test_adapters_that_are_no_weights_cannot_be_merged(export, model_folder, tmp
 
 
 def test_check_difference_says_both_numbers():
-    from sft.commands.export.comparing import check_difference
+    from sft.commands.export.verification import check_difference
 
     difference = compare_logits(torch.ones(2, 3) + torch.eye(3)[:2], torch.arange(6.0).view(2, 3))
-    with pytest.raises(ModelError, match=r"Mine: its logits differ by .* and rounding explains 0.01 .* of 2 positions"):
+    with pytest.raises(
+        ModelError,
+        match=r"Mine: the relative difference .*, but rounding explains at most 0.01 .* of 2 positions",
+    ):
         check_difference(difference, 0.01, "Mine")

@@ -1,4 +1,4 @@
-"""Tokens to text while they come, and text to a terminal on which it must not act."""
+"""Streams tokens as text, and makes text safe to show on a terminal."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from sft.common.text import escaped
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+_INCOMPLETE_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
-def shown(text: str) -> str:
-    """The text as a terminal may have it: lines and tabs stay, what else would act or hide there is written out."""
+def escape_controls(text: str) -> str:
+    """Escape characters that a terminal would act on or hide; newlines and tabs are kept."""
     return "".join(character if character in "\n\t" else escaped(character) for character in text)
 
 
 class TextStream:
-    """A streamer for transformers' `generate`: hands on the text of each token as soon as it is whole.
+    """A streamer for transformers' `generate` that writes the text of each token as soon as it is complete.
 
-    A character of several bytes may be several tokens, and what a token reads as can depend on the one before: so the
-    last few tokens are read together, and only what that adds is handed on.
+    A character of several bytes may take several tokens, and the text of a token may depend on the one before: so the
+    last few tokens are decoded together, and only the new text is written.
     """
 
     def __init__(
@@ -30,45 +30,46 @@ class TextStream:
     ):
         """Args:
         tokenizer: of the model.
-        end_token_ids: tokens that end an answer; not a part of its text.
+        end_token_ids: tokens that end an answer; they are not part of its text.
         write: called with each piece of text.
         """
-        self._tokenizer, self._ends, self._write = tokenizer, frozenset(end_token_ids), write
+        self._tokenizer, self._end_token_ids, self._write = tokenizer, frozenset(end_token_ids), write
         self._is_prompt = True
         self._tokens: list[int] = []
-        self._before, self._read = 0, 0
+        self._start, self._num_written = 0, 0
+        """First token that is decoded, and number of tokens whose text was written."""
         self.text = ""
-        """All that was handed on."""
+        """All text so far."""
         self.ended = False
-        """Whether an end token came."""
+        """Whether an end token was generated."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the answer so far, its end not counted."""
+        """Tokens of the answer so far, without the end token."""
         return len(self._tokens)
 
     def put(self, token_ids: Any) -> None:
-        """Takes the prompt first, then token after token, as `generate` hands them over."""
+        """Receive the prompt first, then one token after the other, from `generate`."""
         if self._is_prompt:
             self._is_prompt = False
             return
         for token in token_ids.reshape(-1).tolist():
-            self.ended = self.ended or token in self._ends
+            self.ended = self.ended or token in self._end_token_ids
             if not self.ended:
                 self._tokens.append(token)
-                self._hand_on(at_end=False)
+                self._write_new_text(at_end=False)
 
     def end(self) -> None:
-        """Hands on what is left, half a character too."""
-        self._hand_on(at_end=True)
+        """Write the remaining text, an incomplete character included."""
+        self._write_new_text(at_end=True)
 
-    def _hand_on(self, *, at_end: bool) -> None:
-        known = self._decoded(self._tokens[self._before : self._read])
-        text = self._decoded(self._tokens[self._before :])
-        if len(text) > len(known) and (at_end or not text.endswith(_HALF_A_CHARACTER)):
-            self._before, self._read = self._read, len(self._tokens)
+    def _write_new_text(self, *, at_end: bool) -> None:
+        known = self._decode(self._tokens[self._start : self._num_written])
+        text = self._decode(self._tokens[self._start :])
+        if len(text) > len(known) and (at_end or not text.endswith(_INCOMPLETE_CHARACTER)):
+            self._start, self._num_written = self._num_written, len(self._tokens)
             self.text += text[len(known) :]
             self._write(text[len(known) :])
 
-    def _decoded(self, tokens: list[int]) -> str:
+    def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
