@@ -501,7 +501,7 @@ def test_adapters_that_are_no_weights_cannot_be_merged(export, model_folder, tmp
     build_tokenizer().save_pretrained(tmp_path / "prompt")
     status, _, err, output = export(str(tmp_path / "prompt"), "--merge")
     assert status == 2
-    assert "PROMPT_TUNING are no part of the weights" in err
+    assert "PROMPT_TUNING are not part of the weights" in err
     assert not output.exists()
 
 
