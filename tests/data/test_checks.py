@@ -1,0 +1,114 @@
+"""Reasons why data cannot be trained on."""
+
+from dataclasses import replace
+
+import pytest
+
+from sft.configuration.schema import DataConfig, DatasetSource
+from sft.data.checks import bad_row_lines, find_problems
+from tests.support.data_files import long_rows, pairs, prepare, texts, write
+from tests.support.parts import build_tokenizer
+
+
+@pytest.mark.parametrize(("share", "is_sound"), [(0.0, False), (0.19, False), (0.2, True), (1.0, True)])
+def test_find_problems_of_leakage_up_to_a_share(tmp_path, tokenizer, leaking, share, is_sound):
+    config = replace(leaking, max_leakage_share=share)
+    line = (
+        f"2 of 10 validation rows are also in the training data ({tmp_path}/v.jsonl:3 is {tmp_path}/b.jsonl:2; "
+        f"{tmp_path}/v.jsonl:9 is {tmp_path}/a.jsonl:5): more than max_leakage_share {share:g} allows. Remove them "
+        "or raise max_leakage_share."
+    )
+    assert find_problems(prepare(config, tokenizer).report, config) == ([] if is_sound else [line])
+
+
+def test_find_problems_of_too_long_rows(tmp_path, tokenizer):
+    file = write(tmp_path / "a.jsonl", long_rows(tokenizer))
+    config = DataConfig(train_file=file, max_seq_length=60, on_too_long="error")
+    report = prepare(config, tokenizer).report
+    longest = report.train.lengths.longest
+    assert find_problems(report, config) == [
+        "4 of 5 train rows are longer than max_seq_length 60, and on_too_long is error. The longest has "
+        f"{longest} tokens: raise max_seq_length, or set on_too_long to truncate or drop."
+    ]
+    lines = bad_row_lines(report, config)
+    assert [line.split(":")[1] for line in lines] == ["2", "3", "4", "5"]
+    assert lines[-1] == f"{file}:5: it has {longest} tokens, more than max_seq_length 60 (too_long)."
+    # Dropped on demand, they are no bad rows, however many they are.
+    drop = replace(config, on_too_long="drop", max_bad_row_share=0.0)
+    assert find_problems(prepare(drop, tokenizer).report, drop) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "rows", "share", "is_sound"),
+    [
+        (1, 10, 0.1, True),
+        (2, 19, 0.1, False),
+        (29, 100, 0.29, True),
+        (30, 100, 0.29, False),
+        (1, 10, 0.0, False),
+        (0, 10, 0.0, True),
+        (9, 10, 1.0, True),
+    ],
+)
+def test_find_problems_of_bad_rows_up_to_a_share(tmp_path, tokenizer, bad, rows, share, is_sound):
+    file = write(tmp_path / "a.jsonl", [*pairs(rows - bad), *[{"question": "q", "answer": ""}] * bad])
+    config = DataConfig(train_file=file, on_bad_rows="skip", max_bad_row_share=share)
+    report = prepare(config, tokenizer).report
+    line = (
+        f"{bad} of {rows} train rows ({bad / rows:.1%}) are dropped ({bad} empty_answer): more than max_bad_row_share "
+        f"{share:g} allows. Fix the data or raise max_bad_row_share."
+    )
+    assert find_problems(report, config) == ([] if is_sound else [line])
+    assert bad_row_lines(report, config) == []
+
+
+def test_find_problems_of_both_splits(tmp_path, tokenizer):
+    config = DataConfig(
+        train_file=write(tmp_path / "a.jsonl", [*pairs(3), "[]"]),
+        validation_file=write(tmp_path / "b.jsonl", [*pairs(2, 50), "[]", "{}"]),
+    )
+    report = prepare(config, tokenizer).report
+    ending = "Fix them, or set on_bad_rows to skip, which drops and counts them."
+    assert find_problems(report, config) == [
+        f"1 of 4 train rows cannot be used (1 not_an_object). {ending}",
+        f"2 of 4 validation rows cannot be used (1 not_an_object, 1 missing_field). {ending}",
+    ]
+    assert [line.split(":")[0] for line in bad_row_lines(report, config)] == [
+        config.train_file, config.validation_file, config.validation_file
+    ]  # fmt: skip
+    assert (report.rows_read, report.rows_used) == (8, 5)
+    assert report.rows_dropped == {"not_an_object": 2, "missing_field": 1}
+
+
+def test_find_problems_of_an_end_that_is_always_cut_off(tmp_path, tokenizer):
+    file = texts(tmp_path / "a.txt", [50, 60, 70])
+    config = DataConfig(train_file=file, max_seq_length=20)
+    assert find_problems(prepare(config, tokenizer).report, config) == [
+        "the end token is never trained: max_seq_length truncates it in all 3 train rows, so the model would not "
+        "learn to stop. Raise max_seq_length; 70 truncates no row."
+    ]
+    enough = replace(config, max_seq_length=50)
+    assert find_problems(prepare(enough, tokenizer).report, enough) == []
+
+
+def test_find_problems_of_a_template_without_end_blames_the_template(tmp_path):
+    """Also where some rows are too long besides."""
+    tokenizer = build_tokenizer("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    file = write(tmp_path / "a.jsonl", [*pairs(2), {"question": "q", "answer": "7" * 100}])
+    for on_too_long in ("truncate", "drop"):
+        config = DataConfig(train_file=file, max_seq_length=60, on_too_long=on_too_long)
+        (problem,) = find_problems(prepare(config, tokenizer).report, config)
+        assert problem.startswith("the end token is never trained: the chat template writes no known end token")
+    mended = replace(config, add_end_token=True)
+    assert find_problems(prepare(mended, tokenizer).report, mended) == []
+
+
+def test_find_problems_of_weights_that_leave_no_row(tmp_path, tokenizer):
+    file = write(tmp_path / "a.jsonl", pairs(4))
+    config = DataConfig(datasets=[DatasetSource(path=file, weight=0.1)])
+    data = prepare(config, tokenizer)
+    assert (len(data.train), data.report.train.rows_used, data.report.train.sources[0].rows_an_epoch) == (0, 4, 0)
+    assert find_problems(data.report, config) == [
+        f"datasets[0].weight: with 0.1, an epoch takes none of the 4 rows of {file}. Raise the weight or remove "
+        "the source."
+    ]

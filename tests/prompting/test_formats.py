@@ -1,0 +1,142 @@
+"""Record formats: their columns, and their records as conversations."""
+
+import pytest
+
+from sft.prompting.formats import FORMATS, find_format
+from sft.prompting.rendering import ChatRenderer, render_text
+from sft.prompting.templates import resolve_chat_template
+from tests.support.prompts import A, U, convert, decode_trained, tokenize, trained_texts
+
+PLAIN_EXPECTED = "User:\nWhat?\n\nAssistant:\nFour</s>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "text", "trained"),
+    [
+        ("messages", {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Four"}]})
+        + (PLAIN_EXPECTED, ["Four</s>"]),
+        (
+            "messages",
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "Wh"}, {"type": "text", "text": "at?"}]},
+                    {"role": "assistant", "content": ["Fo", {"text": "ur"}]},
+                ]
+            },
+            PLAIN_EXPECTED,
+            ["Four</s>"],
+        ),
+        ("messages", {"messages": '[{"role":"user","content":"What?"},{"role":"assistant","content":"Four"}]'})
+        + (PLAIN_EXPECTED, ["Four</s>"]),
+        ("conversations", {"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Four"}]})
+        + (PLAIN_EXPECTED, ["Four</s>"]),
+        (
+            "conversations",
+            {"system": "Be.", "conversations": [{"from": "User", "value": "What?"}, {"from": "GPT", "value": "Four"}]},
+            "Be.\n\n" + PLAIN_EXPECTED,
+            ["Four</s>"],
+        ),
+        ("alpaca", {"instruction": "What?", "input": "", "output": "Four"}, PLAIN_EXPECTED, ["Four</s>"]),
+        ("alpaca", {"instruction": "What?", "output": "Four"}, PLAIN_EXPECTED, ["Four</s>"]),
+        ("alpaca", {"instruction": "Wh", "input": "at?", "output": "Four"})
+        + ("User:\nWh\n\nat?\n\nAssistant:\nFour</s>\n\n", ["Four</s>"]),
+        ("prompt_completion", {"prompt": "What?", "completion": "Four"}, PLAIN_EXPECTED, ["Four</s>"]),
+        (
+            "prompt_completion",
+            {
+                "prompt": [{"role": "user", "content": "What?"}],
+                "completion": [{"role": "assistant", "content": "Four"}],
+            },
+            PLAIN_EXPECTED,
+            ["Four</s>"],
+        ),
+        ("question_answer", {"question": "What?", "answer": "Four", "id": 7}, PLAIN_EXPECTED, ["Four</s>"]),
+        ("input_output", {"input": "What?", "output": "Four"}, PLAIN_EXPECTED, ["Four</s>"]),
+        ("squad", {"context": "C.", "question": "Q?", "answers": {"text": ["Four", "4"], "answer_start": [0, 1]}})
+        + ("User:\nC.\n\nQ?\n\nAssistant:\nFour</s>\n\n", ["Four</s>"]),
+        ("squad", {"context": "C.", "question": "Q?", "answers": [{"text": "Four"}]})
+        + ("User:\nC.\n\nQ?\n\nAssistant:\nFour</s>\n\n", ["Four</s>"]),
+        ("text", {"text": " What? "}, " What? ", [" What? "]),
+    ],
+)
+def test_formats_give_the_expected_text_and_trained_characters(data_with_template, name, record, text, trained):
+    tokenizer = data_with_template(resolve_chat_template("plain", begins_with_bos=False))
+    assert find_format(record).name == name
+    conversation = convert(record)
+    is_chat = name != "text"
+    rendered = ChatRenderer(tokenizer).render(conversation) if is_chat else render_text(conversation)
+    assert rendered.text == text
+    assert trained_texts(rendered) == trained
+    row = tokenize(tokenizer, rendered, is_chat=is_chat)
+    assert decode_trained(tokenizer, row) == "".join(trained) + ("" if is_chat else "</s>")
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"messages", "text", "prompt"}, "messages"),
+        ({"question", "answers", "context", "title"}, "squad"),
+        ({"instruction", "input", "output"}, "alpaca"),
+        ({"question", "answer", "text"}, "question_answer"),
+        ({"question", "answers"}, None),
+        ({"Text"}, None),
+        (set(), None),
+    ],
+)
+def test_find_format_goes_by_columns(columns, expected):
+    found = find_format(columns)
+    assert (found and found.name) == expected
+
+
+def test_formats_read_only_columns_that_they_name():
+    for known in FORMATS:
+        seen = set()
+
+        class Recorder(dict):
+            def get(self, key, default=None, seen=seen):
+                seen.add(key)
+                return super().get(key, default)
+
+        turns = [{"role": "user", "content": "x", "from": "human", "value": "x"}]
+        turns += [{"role": "assistant", "content": "x", "from": "gpt", "value": "x"}]
+        lists = dict.fromkeys(("messages", "conversations"), turns)
+        known.convert(Recorder({name: lists.get(name, "x") for name in known.columns}))
+        assert known.columns <= seen <= known.columns | known.optional, known.name
+
+
+@pytest.mark.parametrize(
+    ("wishes", "untrained"),
+    [
+        ([{}, {}], set()),
+        ([{"train": False}, {"train": True}], {1}),
+        ([{"weight": 0}, {"weight": 1}], {1}),
+        ([{"weight": 0.0}, {"weight": None}], {1}),
+        ([{"train": True, "weight": 0}, {"train": False, "weight": 0}], {1, 3}),
+        ([{}, {"train": False, "content": ""}], {3}),
+    ],
+)
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+def test_formats_leave_turns_out_as_the_messages_say(name, wishes, untrained):
+    turns = [{"role": "user", "content": "u", "train": False}, A, {"role": "user", "content": "v", "weight": 0}, A]
+    turns[1], turns[3] = {**A, **wishes[0]}, {**A, **wishes[1]}
+    conversation = convert({name: turns})
+    assert conversation.untrained == untrained
+    assert all(set(message) == {"role", "content"} for message in conversation.messages)
+
+
+def test_formats_train_the_completion_alone_of_prompts_with_answers():
+    conversation = convert({"prompt": [U, A, U], "completion": [A, U, A]})
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 3
+    assert conversation.untrained == {1}
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_formats_keep_tool_calls_beside_a_text(key):
+    call = {"type": "function", "function": {"name": "look", "arguments": {"x": 1}}}
+    said = {"messages": ("role", "user", "assistant", "content"), "conversations": ("from", "human", "gpt", "value")}
+    who, asks, answers, what = said[key]
+    turns = [{who: asks, what: "w?"}, {who: answers, what: "I look.", "tool_calls": [call]}]
+    silent = [turns[0], {who: answers, what: "", "tool_calls": [call]}]
+    old = [turns[0], {who: answers, what: "", "function_call": {"name": "look", "arguments": '{"x": 1}'}}]
+    for record in ({key: turns}, {key: silent}, *([{key: old}] if key == "messages" else [])):
+        assert convert(record).messages[1]["tool_calls"] == [call]
