@@ -26,6 +26,7 @@ from sft.common.run_records import BatchPlan, EvaluationResult, TrainingResult
 from sft.modeling.document_attention import isolated_documents
 from sft.modeling.evaluation_sums import perplexity_of
 from sft.modeling.flops import training_flops
+from sft.processes.agreement import open_cpu_group
 from sft.processes.device_peaks import device_peak_flops, matmul_dtype
 from sft.processes.signals import StopRequest
 from sft.processes.watchdog import SLOW, Watchdog
@@ -112,9 +113,7 @@ class SFTTrainer(EvaluatingTrainer):
         self._sharded_step = step if isinstance(step, ShardedStep) else None
         self.step_gradient = step if isinstance(step, StepGradient) else None
         """None where FSDP or DeepSpeed sum the gradients."""
-        self._stream_group = None
-        if stream is not None and context.world_size > 1:
-            self._stream_group = torch.distributed.new_group(backend="gloo")
+        self._stream_group = open_cpu_group(context) if stream is not None else None
         self.train_sampler = None
         if stream is None:
             self.train_sampler = training_sampler(setup.data.train, self.args, setup.plan, context)
@@ -243,7 +242,7 @@ class SFTTrainer(EvaluatingTrainer):
 
 
 def build_trainer(setup: RunSetup, arguments: TrainingArguments) -> PreparedTraining:
-    """Puts the trainer of a run together, with its callbacks, trackers and display.
+    """Build the trainer of a run, with its callbacks, trackers and display.
 
     Args:
         setup: the run.
