@@ -88,10 +88,20 @@ def plan_line(plan: BatchPlan, device: str) -> str:
     if plan.packs is not None:
         fill = f"{plan.packs.fill:.1%} full"
         packs = f" Packing: {plan.packs.num_packs:,} packs of up to {plan.packs.capacity:,} tokens, {fill}."
+    unit = plan.unit.removesuffix("s")
     return (
-        f"Plan: {plan.per_device_train_batch_size:,} {plan.unit} per device x {plan.gradient_accumulation_steps:,} "
-        f"accumulated x {counted(plan.world_size, 'process')} = {plan.global_batch_size:,} {plan.unit} per step; "
+        f"Plan: {counted(plan.per_device_train_batch_size, unit)} per device x {plan.gradient_accumulation_steps:,} "
+        f"accumulated x {counted(plan.world_size, 'process')} = {counted(plan.global_batch_size, unit)} per step; "
         f"{counted(plan.steps_per_epoch, 'step')} per epoch, {plan.total_steps:,} in total, on {device}.{packs}"
+    )
+
+
+def batch_text(plan: BatchPlan) -> str:
+    """`8 rows = 2 per device x 4 accumulated x 1 process`."""
+    rows = counted(plan.global_batch_size, plan.unit.removesuffix("s"))
+    return (
+        f"{rows} = {plan.per_device_train_batch_size:,} per device x {plan.gradient_accumulation_steps:,} accumulated "
+        f"x {counted(plan.world_size, 'process')}"
     )
 
 

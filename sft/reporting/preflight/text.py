@@ -9,6 +9,7 @@ from sft.common.data_records import DataReport, RowPreview, RowSource, SourceRep
 from sft.common.machine_records import Environment, MemoryAdvice, MemoryEstimate
 from sft.common.run_records import BatchPlan
 from sft.common.text import WIDTH, counted, first_of, note_text, percent, printable, size, wrapped
+from sft.reporting.log_lines import batch_text
 from sft.reporting.preflight.memory_text import memory_lines
 from sft.reporting.preflight.row_text import row_lines
 
@@ -177,9 +178,7 @@ def _plan(preflight: Preflight) -> Iterator[str]:
     supervised = _tokens_per_step(train.supervised_tokens, train.supervised_tokens_an_epoch, plan, train)
     yield from _labelled(
         "per step",
-        f"{plan.global_batch_size:,} {plan.unit} = {plan.per_device_train_batch_size} per device x "
-        f"{plan.gradient_accumulation_steps} accumulated x {counted(plan.world_size, 'process')}"
-        f", about {tokens:,} tokens ({supervised:,} supervised)",
+        f"{batch_text(plan)}, about {tokens:,} tokens ({supervised:,} supervised)",
     )
     if plan.packs is not None:
         packs = plan.packs

@@ -9,6 +9,7 @@ from typing import Any
 from sft.common.data_records import DataReport, LengthReport, SplitReport
 from sft.common.run_records import EvaluationResult
 from sft.common.text import counted, percent, share_text, size
+from sft.reporting.log_lines import batch_text
 from sft.reporting.report.curves import Curve, find_curves
 from sft.reporting.report.records import (
     COMPLETED,
@@ -211,11 +212,7 @@ def _training_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
     epochs = result.epochs if result is not None else records.last_of("epoch")
     if epochs is not None:
         yield "epochs", f"{epochs:.2f}"
-    yield (
-        "batch per step",
-        f"{plan.global_batch_size:,} {plan.unit} = {plan.per_device_train_batch_size} per device x "
-        f"{plan.gradient_accumulation_steps} accumulated x {counted(plan.world_size, 'process')}",
-    )
+    yield "batch per step", batch_text(plan)
     if plan.packs is not None:
         yield "packs", f"{plan.packs.num_packs:,} of up to {plan.packs.capacity:,} tokens, {plan.packs.fill:.1%} full"
     footprint = records.footprint
