@@ -54,7 +54,7 @@ def test_prepare_data_builds_one_renderer_and_one_preparer_for_each_source(tmp_p
     assert built == {ChatRenderer: 1, RowPreparer: 2}
 
 
-def test_prepare_data_builds_nothing_for_cached_rows_that_nobody_looks_at(tmp_path, built):
+def test_prepare_data_builds_nothing_for_cached_rows_that_are_not_shown(tmp_path, built):
     file = write(tmp_path / "a.jsonl", pairs(6))
     config = DataConfig(train_file=file, data_cache_dir=str(tmp_path / "cache"))
     prepare_data(config, build_tokenizer(), seed=0, sample_prompts=["q"])

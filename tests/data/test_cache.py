@@ -29,7 +29,7 @@ def content_of(entry):
     return (entry / "content").read_text()
 
 
-def test_content_key_tells_every_ingredient_apart():
+def test_content_key_depends_on_every_ingredient():
     keys = [
         content_key(ingredients)
         for ingredients in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": None}, {"a": [1]}, {"a": "\ud800"}, {})
@@ -83,14 +83,14 @@ def wait_for_makers(folder, count):
         time.sleep(0.02)
 
 
-def test_find_or_make_of_eight_processes_makes_once(tmp_path):
+def test_find_or_make_in_eight_processes_makes_once(tmp_path):
     processes = [start_maker(tmp_path, seconds=0.5) for _ in range(8)]
     said = sorted(process.communicate(timeout=60)[0] for process in processes)
     assert said == ["found whole\n"] * 7 + ["made whole\n"]
     assert makers_in(tmp_path) == 1
 
 
-def test_find_or_make_after_a_killed_maker_makes_anew(tmp_path):
+def test_find_or_make_starts_again_after_a_killed_process(tmp_path):
     killed = start_maker(tmp_path, seconds=60)
     wait_for_makers(tmp_path, 1)
     waiting = start_maker(tmp_path)
@@ -103,7 +103,7 @@ def test_find_or_make_after_a_killed_maker_makes_anew(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [KEY]
 
 
-def test_find_or_make_tells_that_it_waits(tmp_path):
+def test_find_or_make_logs_that_it_waits(tmp_path):
     first = start_maker(tmp_path, seconds=4)
     wait_for_makers(tmp_path, 1)
     second = start_maker(tmp_path)
@@ -126,7 +126,7 @@ def test_find_or_make_leaves_nothing_of_a_maker_that_fails(tmp_path, error):
     assert (was_there, content_of(entry)) == (False, "whole")
 
 
-def test_find_or_make_in_an_unwritable_place_is_one_line(tmp_path):
+def test_find_or_make_in_an_unwritable_folder_fails_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError) as caught:
         find_or_make(tmp_path / "file" / "cache", KEY, fill())
@@ -136,7 +136,7 @@ def test_find_or_make_in_an_unwritable_place_is_one_line(tmp_path):
     )
 
 
-def test_find_or_make_without_room_is_one_line(tmp_path):
+def test_find_or_make_on_a_full_disk_fails_in_one_line(tmp_path):
     def make(folder):
         raise OSError(28, "No space left on device")
 

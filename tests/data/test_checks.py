@@ -80,7 +80,7 @@ def test_find_problems_of_both_splits(tmp_path, tokenizer):
     assert report.rows_dropped == {"not_an_object": 2, "missing_field": 1}
 
 
-def test_find_problems_of_an_end_that_is_always_cut_off(tmp_path, tokenizer):
+def test_find_problems_of_an_end_that_is_always_truncated(tmp_path, tokenizer):
     file = texts(tmp_path / "a.txt", [50, 60, 70])
     config = DataConfig(train_file=file, max_seq_length=20)
     assert find_problems(prepare(config, tokenizer).report, config) == [
@@ -103,7 +103,7 @@ def test_find_problems_of_a_template_without_end_blames_the_template(tmp_path):
     assert find_problems(prepare(mended, tokenizer).report, mended) == []
 
 
-def test_find_problems_of_weights_that_leave_no_row(tmp_path, tokenizer):
+def test_find_problems_of_a_weight_that_selects_no_row(tmp_path, tokenizer):
     file = write(tmp_path / "a.jsonl", pairs(4))
     config = DataConfig(datasets=[DatasetSource(path=file, weight=0.1)])
     data = prepare(config, tokenizer)

@@ -11,7 +11,7 @@ from sft.data.counts import BINS, _length_report
 from tests.support.data_files import long_rows, pairs, prepare, texts, write
 
 
-def test_prepare_counts_duplicates_whatever_their_case_and_space(tmp_path, tokenizer):
+def test_prepare_counts_duplicates_ignoring_case_and_white_space(tmp_path, tokenizer):
     rows = [
         {"question": "What is it?", "answer": "Caf\u00e9"},
         {"question": "other", "answer": "Caf\u00e9"},
@@ -98,7 +98,7 @@ def test_histogram_of_lengths_grows_its_bins_where_few_rows_are_far_longer():
     assert widths.max() - widths.min() <= 1
 
 
-def test_prepare_tells_the_lengths_of_rows(tmp_path, tokenizer):
+def test_prepare_reports_the_lengths_of_rows(tmp_path, tokenizer):
     """Lengths 11 to 110: so many percent of the rows have at most so many tokens and ten."""
     file = texts(tmp_path / "a.txt", np.random.default_rng(0).permutation(100) + 11)
     report = prepare(DataConfig(train_file=file, max_seq_length=200), tokenizer).report.train
@@ -109,7 +109,7 @@ def test_prepare_tells_the_lengths_of_rows(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("on_too_long", ["truncate", "drop", "error"])
-def test_prepare_tells_the_lengths_of_whole_rows_whatever_becomes_of_them(tmp_path, tokenizer, on_too_long):
+def test_prepare_reports_lengths_before_truncation(tmp_path, tokenizer, on_too_long):
     file = texts(tmp_path / "a.txt", np.arange(100) + 11)
     config = DataConfig(train_file=file, max_seq_length=60, on_too_long=on_too_long)
     report = prepare(config, tokenizer).report.train
@@ -122,7 +122,7 @@ def test_prepare_tells_the_lengths_of_whole_rows_whatever_becomes_of_them(tmp_pa
     )
 
 
-def test_prepare_tells_no_lengths_where_nothing_was_tokenized(tmp_path, tokenizer):
+def test_prepare_reports_no_lengths_if_nothing_was_tokenized(tmp_path, tokenizer):
     file = write(tmp_path / "a.jsonl", [{"question": "q", "answer": ""}])
     report = prepare(DataConfig(train_file=file), tokenizer).report.train
     assert (report.lengths, report.longest_row, report.supervised_share) == (None, 0, 0.0)
@@ -147,7 +147,7 @@ def test_prepare_counts_what_too_long_rows_lose(tmp_path, tokenizer, on_too_long
     assert report.rows_with_trained_end == (2 if on_too_long == "truncate" else 1)
 
 
-def test_prepare_counts_what_the_template_leaves_out(tmp_path, tokenizer):
+def test_prepare_counts_what_the_template_omits(tmp_path, tokenizer):
     tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
 
     def chat(thought=None, tools=None):

@@ -107,13 +107,13 @@ def test_prepare_data_trains_every_token_of_text(tmp_path, data_chat_tokenizer):
     assert data.sample_prompts[0].text == "one"
 
 
-def test_prepare_data_of_text_does_not_look_at_the_chat_template(tmp_path, data_tokenizer):
+def test_prepare_data_of_text_does_not_use_the_chat_template(tmp_path, data_tokenizer):
     data_tokenizer.chat_template = "{{ broken"
     (tmp_path / "a.txt").write_text("one\n")
     assert prepare_data(DataConfig(train_file=str(tmp_path / "a.txt")), data_tokenizer, seed=0).report.rows_used == 1
 
 
-def test_prepare_data_says_what_it_reads_and_what_not(tmp_path, data_chat_tokenizer, caplog):
+def test_prepare_data_logs_used_files_and_unused_columns(tmp_path, data_chat_tokenizer, caplog):
     caplog.set_level(logging.INFO, logger="sft.data")
     rows = [
         {"instruction": "i", "output": "o", "system": "s", "source": "x"},
@@ -179,7 +179,7 @@ def test_prepare_data_maps_columns(tmp_path, data_chat_tokenizer):
         ([{f"c{i}": 1 for i in range(30)}], {}, r"c25, c26 and 10 more\) match no known format"),
     ],
 )
-def test_prepare_data_says_why_columns_make_no_format(tmp_path, data_chat_tokenizer, rows, columns, message):
+def test_prepare_data_reports_why_columns_match_no_format(tmp_path, data_chat_tokenizer, rows, columns, message):
     config = DataConfig(train_file=_write(tmp_path / "a.jsonl", rows), dataset_columns=columns, on_bad_rows="skip")
     with pytest.raises(DataError, match=message) as caught:
         prepare_data(config, data_chat_tokenizer, seed=0)
@@ -219,7 +219,7 @@ def test_prepare_data_skips_and_counts_bad_rows(tmp_path, data_chat_tokenizer):
     _assert_counted(data.report)
 
 
-def test_bad_row_lines_name_the_place_of_each(tmp_path, data_chat_tokenizer):
+def test_bad_row_lines_give_the_location_of_each_row(tmp_path, data_chat_tokenizer):
     file = _write(tmp_path / "a.jsonl", BAD)
     config = DataConfig(train_file=file, max_seq_length=60)
     report = prepare_data(config, data_chat_tokenizer, seed=0).report
@@ -253,7 +253,7 @@ def test_bad_row_lines_are_the_first_ten(tmp_path, data_chat_tokenizer):
     ]
 
 
-def test_find_problems_of_data_of_which_nothing_is_left(tmp_path, data_chat_tokenizer):
+def test_find_problems_of_data_without_usable_rows(tmp_path, data_chat_tokenizer):
     file = _write(tmp_path / "a.jsonl", [{"question": "q", "answer": ""}, {"question": "q", "answer": None}])
     config = DataConfig(train_file=file, on_bad_rows="skip")
     data = prepare_data(config, data_chat_tokenizer, seed=0)

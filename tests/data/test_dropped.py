@@ -6,7 +6,7 @@ from sft.prompting.messages import RowRefused
 from sft.prompting.tokenizing import RowTooLong
 
 
-def test_refusals_do_not_grow_with_the_rows():
+def test_dropped_rows_do_not_grow_with_the_rows():
     total = DroppedRows()
     for part in range(300):
         one = DroppedRows()

@@ -6,7 +6,7 @@ from sft.data.sources.chunks import MAX_ROWS
 from tests.support.data_files import answers, pairs, prepare, texts, write
 
 
-def test_prepare_of_a_held_part_asks_its_first_rows(tmp_path, tokenizer):
+def test_prepare_takes_sample_prompts_from_the_held_out_rows(tmp_path, tokenizer):
     file = write(tmp_path / "a.jsonl", ["[]", *pairs(20)])
     data = prepare(DataConfig(train_file=file, validation_split=0.2, on_bad_rows="skip"), tokenizer)
     assert [prompt.reference for prompt in data.sample_prompts] == answers(tokenizer, data.validation)[:3]
@@ -36,7 +36,7 @@ def test_previews_are_found_by_number_through_all_sources(tmp_path, tokenizer):
         assert (shown[5].num_tokens, shown[5].num_supervised) == (len(row["input_ids"]), (row["labels"] != -100).sum())
 
 
-def test_previews_tell_a_cut(tmp_path, tokenizer):
+def test_previews_show_truncation(tmp_path, tokenizer):
     file = texts(tmp_path / "a.txt", [10, 50])
     data = prepare(DataConfig(train_file=file, max_seq_length=20), tokenizer, show_rows=(1, 2))
     assert [(p.num_tokens, p.num_supervised, p.was_truncated) for p in data.previews] == [

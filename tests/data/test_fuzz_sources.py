@@ -427,7 +427,7 @@ def test_a_line_of_a_hundred_megabytes_is_a_row(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_the_whole_pipeline_counts_the_rows_of_broken_files(tmp_path):
+def test_the_pipeline_counts_the_rows_of_broken_files(tmp_path):
     from data_handler import prepare_data
 
     tokenizer = build_tokenizer()

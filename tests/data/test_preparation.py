@@ -21,7 +21,7 @@ from tests.support.data_files import TWO_TURNS, answers, entries, mixed_rows, pa
 from tests.support.parts import build_tokenizer
 
 
-def test_prepare_of_a_file_that_breaks_late_leaves_nothing(tmp_path, cache, tokenizer):
+def test_prepare_of_a_file_with_a_late_error_leaves_nothing(tmp_path, cache, tokenizer):
     rows = json.dumps(pairs(8 * MAX_ROWS))
     (tmp_path / "a.json").write_text(rows[:-20])
     config = DataConfig(
@@ -59,7 +59,7 @@ def test_prepare_refuses_a_file_that_changes_while_it_is_read(tmp_path, cache):
     assert entries(cache) == []
 
 
-def test_prepare_finds_what_was_prepared_before(tmp_path, cache, tokenizer, caplog):
+def test_prepare_finds_cached_rows(tmp_path, cache, tokenizer, caplog):
     caplog.set_level(logging.INFO, logger="sft.data")
     rows = [*mixed_rows(300), {"question": "What comes after 1?", "answer": "2", "more": 1}]
     file = write(tmp_path / "a.jsonl", rows)
@@ -82,7 +82,7 @@ def test_prepare_finds_what_was_prepared_before(tmp_path, cache, tokenizer, capl
         assert [row["labels"].tolist() for row in ours] == [row["labels"].tolist() for row in theirs]
 
 
-def test_prepare_notices_a_byte(tmp_path, cache, tokenizer):
+def test_prepare_detects_a_changed_byte(tmp_path, cache, tokenizer):
     file = Path(write(tmp_path / "a.jsonl", pairs(20)))
     config = DataConfig(train_file=str(file), data_cache_dir=str(cache))
     before, stat = prepare(config, tokenizer), file.stat()
@@ -120,7 +120,7 @@ def set_special(tokenizer):
     ],
     ids=lambda change: getattr(change, "__name__", str(change)),
 )
-def test_prepare_notices_what_changes_the_rows(tmp_path, cache, change):
+def test_prepare_detects_what_changes_the_rows(tmp_path, cache, change):
     config = DataConfig(train_file=write(tmp_path / "a.jsonl", [TWO_TURNS]), data_cache_dir=str(cache))
     tokenizer = build_tokenizer()
     prepare(config, tokenizer)
@@ -143,7 +143,7 @@ def test_prepare_notices_what_changes_the_rows(tmp_path, cache, change):
     ],
     ids=str,
 )
-def test_prepare_finds_rows_again_whatever_is_done_with_them(tmp_path, cache, tokenizer, change):
+def test_prepare_finds_cached_rows_for_any_use_of_them(tmp_path, cache, tokenizer, change):
     config = DataConfig(train_file=write(tmp_path / "a.jsonl", pairs(4)), data_cache_dir=str(cache))
     prepare(config, tokenizer)
     prepare(replace(config, **change), tokenizer)
@@ -151,14 +151,14 @@ def test_prepare_finds_rows_again_whatever_is_done_with_them(tmp_path, cache, to
 
 
 @pytest.mark.parametrize("change", [{"weight": 2.0}, {}], ids=str)
-def test_prepare_finds_the_rows_of_a_source_again_whatever_its_weight(tmp_path, cache, tokenizer, change):
+def test_prepare_finds_cached_rows_of_a_source_for_any_weight(tmp_path, cache, tokenizer, change):
     file = write(tmp_path / "a.jsonl", pairs(4))
     for source in (DatasetSource(path=file), DatasetSource(path=file, **change)):
         prepare(DataConfig(datasets=[source], data_cache_dir=str(cache)), tokenizer)
     assert len(entries(cache)) == 1
 
 
-def test_prepare_finds_rows_again_with_a_tokenizer_that_was_saved_with_cuts_and_without_a_template(tmp_path, cache):
+def test_prepare_finds_cached_rows_with_a_tokenizer_saved_with_truncation_and_without_a_template(tmp_path, cache):
     """Use changes a tokenizer: the second source must not look different from one run to the next."""
     files = [write(tmp_path / f"{name}.jsonl", pairs(3, first)) for name, first in (("a", 0), ("b", 10))]
     config = DataConfig(datasets=[DatasetSource(path=file) for file in files], data_cache_dir=str(cache))
@@ -185,7 +185,7 @@ def test_prepare_of_odd_names_and_values(tmp_path, cache, tokenizer):
     )
 
 
-def test_dropped_rows_come_back_from_the_cache_as_they_were(tmp_path, cache, tokenizer):
+def test_dropped_rows_are_restored_from_the_cache(tmp_path, cache, tokenizer):
     file = write(tmp_path / "a.jsonl", [*pairs(1), "[]"])
     config = DataConfig(train_file=file, data_cache_dir=str(cache))
     expected = DroppedRow(

@@ -20,7 +20,7 @@ def test_prepare_trains_all_turns_or_the_last(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}, {"weight": 0.0}], ids=str)
-def test_prepare_leaves_out_turns_that_say_so(tmp_path, tokenizer, mark):
+def test_prepare_does_not_train_excluded_turns(tmp_path, tokenizer, mark):
     def marked(*indices):
         return {
             "messages": [{**m, **mark} if i in indices else m for i, m in enumerate(TWO_TURNS["messages"])]
@@ -36,6 +36,6 @@ def test_prepare_leaves_out_turns_that_say_so(tmp_path, tokenizer, mark):
     assert last.report.train.rows_dropped == {"no_answer": 2}
 
 
-def test_note_flags_are_bits_of_their_own_for_every_note():
+def test_every_note_has_its_own_flag_bit():
     assert list(NOTE_FLAGS) == list(NOTES)
     assert sorted(NOTE_FLAGS.values()) == [8, 16, 32, 64]

@@ -8,7 +8,7 @@ from sft.prompting.formats import FORMATS
 from tests.support.data_files import pairs, prepare, write
 
 
-def test_record_formats_of_the_settings_are_those_that_there_are():
+def test_record_formats_of_the_settings_are_the_existing_ones():
     assert tuple(known.name for known in FORMATS) == RECORD_FORMATS
 
 

@@ -31,7 +31,7 @@ def test_prepare_keeps_duplicates_on_one_side(tmp_path, tokenizer):
         assert report.train.duplicates + report.validation.duplicates == 79 - 40
 
 
-def test_prepare_sets_rows_aside_before_weights_repeat_them(tmp_path, tokenizer):
+def test_prepare_holds_out_rows_before_applying_weights(tmp_path, tokenizer):
     sources = [
         DatasetSource(path=write(tmp_path / "a.jsonl", pairs(10)), weight=3.0),
         DatasetSource(path=write(tmp_path / "b.jsonl", pairs(10, 100))),

@@ -78,7 +78,7 @@ def test_prepared_rows_count_through_several_files(tmp_path):
     assert rows.columns().number.tolist() == [1, 2, 1, 2, 3, 4]
 
 
-def test_prepared_rows_select_by_their_own_places(tmp_path):
+def test_prepared_rows_select_by_their_own_indices(tmp_path):
     rows = PreparedRows([StoredRows(write_rows(tmp_path / "rows.arrow", BATCHES))])
     twice = rows.select(np.asarray([5, 0, 0, 2]))
     assert tokens_of(twice) == [[11], [1, 2, 3], [1, 2, 3], [5, 6]]
@@ -90,7 +90,7 @@ def test_prepared_rows_select_by_their_own_places(tmp_path):
         twice[4]
 
 
-def test_prepared_rows_travel_as_the_path_of_their_file(tmp_path):
+def test_prepared_rows_are_pickled_as_the_path_of_their_file(tmp_path):
     path = write_rows(tmp_path / "rows.arrow", [[[7] * 100_000]])
     rows = PreparedRows([StoredRows(path)]).select(np.asarray([0, 0]))
     assert rows.lengths.tolist() == [100_000, 100_000]

@@ -60,7 +60,7 @@ def steps(streamed, count, size, *, rank=0, world_size=1, workers=0, first=0):
     return result
 
 
-def test_a_pass_takes_every_row_once_and_the_bad_one_leaves_its_slot_empty(streamed):
+def test_a_pass_yields_every_row_once_and_the_slot_of_a_bad_row_is_empty(streamed):
     taken = steps(streamed, 25, 2)
     answers = [answer for batch, _ in taken for answer in batch]
     assert sorted(answers) == sorted(f"Answer {i}.<|im_end|>" for i in range(50) if i != BAD)
@@ -89,7 +89,7 @@ def test_workers_change_nothing(streamed, workers):
 
 @pytest.mark.parametrize("first", [1, 5, 13, 29])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_goes_on_where_it_was_left(streamed, first, workers):
+def test_a_stream_resumes_where_it_stopped(streamed, first, workers):
     assert steps(streamed, 20, 4, first=first, workers=workers) == steps(streamed, 20 + first, 4)[first:]
 
 
@@ -101,7 +101,7 @@ def test_a_block_of_one_row_keeps_the_order(stream_file):
     assert [answers for answers, _ in taken] == [[f"Answer {i}.<|im_end|>"] if i != BAD else [] for i in range(10)]
 
 
-def test_streamed_data_is_looked_at_beforehand_and_kept_nowhere(streamed, stream_file):
+def test_streamed_data_is_sampled_and_not_cached(streamed, stream_file):
     data, _ = streamed
     assert not data.report.is_complete
     assert data.report.train.rows_dropped == {"empty_answer": 1}
@@ -213,7 +213,7 @@ def test_workers_share_a_dataset_of_the_library(stream_file, tmp_path):
         ({"on_bad_rows": "skip", "on_too_long": "error"}, 2, "more than max_seq_length 64 (too_long)."),
     ],
 )
-def test_main_keeps_the_rules_for_long_rows_in_a_stream(run_sft, tmp_path, settings, status, text):
+def test_main_applies_on_too_long_to_a_stream(run_sft, tmp_path, settings, status, text):
     path = tmp_path / "long.jsonl"
     rows = [*ROWS[:10], {"question": "q", "answer": "many words " * 60}, *ROWS[11:20]]
     # Beyond the rows that are looked at beforehand.
@@ -233,7 +233,7 @@ def test_a_step_without_any_row_has_no_loss_and_changes_nothing(run_sft, stream_
     assert run.summary["train"]["epochs"] is None
 
 
-def test_a_bad_row_of_a_stream_that_another_process_reads_is_told_once(model_folder, tmp_path):
+def test_a_bad_row_of_a_stream_in_another_process_is_printed_once(model_folder, tmp_path):
     path = tmp_path / "rows.jsonl"
     # Line 1,202 has slot 1,201: of the second process, and beyond the rows that are looked at beforehand.
     rows = [*ROWS * 24, ROWS[0], {"question": "q", "answer": ""}, *ROWS]

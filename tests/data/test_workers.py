@@ -77,7 +77,7 @@ def test_prepare_of_a_dataset_gives_the_same_from_several_processes(tmp_path, to
     assert found[0][0].rows_used == 6 * MAX_ROWS
 
 
-def test_row_preparer_travels_to_a_process_that_is_not_forked(tmp_path, tokenizer):
+def test_row_preparer_can_be_pickled(tmp_path, tokenizer):
     (source,) = open_sources(DataConfig(train_file=write(tmp_path / "a.jsonl", mixed_rows(100)))).train
     preparer = SourcePreparation(DataConfig(), tokenizer).preparer(source, format_named("question_answer"))
     (chunk,) = source.chunks()
@@ -187,7 +187,7 @@ def slow_preparation(tmp_path, cache):
     process.join()
 
 
-def test_prepare_ends_at_once_when_interrupted(tmp_path, cache, slow_preparation):
+def test_prepare_stops_at_once_when_interrupted(tmp_path, cache, slow_preparation):
     process, workers = slow_preparation
     time.sleep(0.3)
     began = time.monotonic()
@@ -213,7 +213,7 @@ def test_prepare_leaves_no_process_and_no_lock_when_it_is_killed(tmp_path, cache
     assert prepare(config, slow_tokenizer()).report.rows_used == 1
 
 
-def test_prepare_with_a_killed_worker_is_one_line(tmp_path, cache, tokenizer):
+def test_prepare_with_a_killed_worker_fails_in_one_line(tmp_path, cache, tokenizer):
     file = write(tmp_path / "a.jsonl", pairs(40 * MAX_ROWS))
     before = set(active_children())
 
@@ -234,7 +234,7 @@ def test_prepare_with_a_killed_worker_is_one_line(tmp_path, cache, tokenizer):
 
 
 @pytest.mark.slow
-def test_prepare_takes_no_more_memory_for_more_rows(tmp_path):
+def test_prepare_needs_no_more_memory_for_more_rows(tmp_path):
     row = {"question": "What is the number of the row? " * 4, "answer": "It is 1234567890. " * 4}
     for name, count in (("few", 5_000), ("many", 40_000)):
         write(tmp_path / f"{name}.jsonl", ({**row, "question": f"{i} {row['question']}"} for i in range(count)))

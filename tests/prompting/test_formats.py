@@ -83,7 +83,7 @@ def test_formats_give_the_expected_text_and_trained_characters(data_with_templat
         (set(), None),
     ],
 )
-def test_find_format_goes_by_columns(columns, expected):
+def test_find_format_is_chosen_by_columns(columns, expected):
     found = find_format(columns)
     assert (found and found.name) == expected
 

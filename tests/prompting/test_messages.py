@@ -116,13 +116,13 @@ def test_openai_messages_brings_tool_calls_to_one_form():
         ({**A, "weight": 0.5}, r"messages\[0\]: weight must be 1 or 0, found 0.5"),
     ],
 )
-def test_openai_messages_refuses_a_wish_that_it_cannot_keep(turn, message):
+def test_openai_messages_refuses_invalid_train_and_weight(turn, message):
     with pytest.raises(RowRefused, match=message) as caught:
         openai_messages([turn])
     assert caught.value.problem.reason == "wrong_type"
 
 
-def test_sharegpt_messages_understands_function_calls_and_roles():
+def test_sharegpt_messages_converts_function_calls_and_roles():
     messages = [
         {"from": "system", "value": "s"},
         {"role": "user", "content": "u"},
@@ -138,6 +138,6 @@ def test_sharegpt_messages_understands_function_calls_and_roles():
     )
 
 
-def test_row_refused_travels_between_processes():
+def test_row_refused_can_be_pickled():
     refused = pickle.loads(pickle.dumps(RowRefused("wrong_type", "found a list")))
     assert (refused.problem.reason, refused.problem.message) == ("wrong_type", "found a list")

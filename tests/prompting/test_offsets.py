@@ -37,14 +37,14 @@ def placed(encoder, *texts):
 
 @pytest.mark.parametrize("text", NASTY)
 @pytest.mark.parametrize("normalizer", [None, normalizers.NFC()], ids=["none", "NFC"])
-def test_row_tokenizer_by_bytes_equals_the_offsets(normalizer, text):
+def test_byte_lengths_give_the_offsets_of_the_tokenizer(normalizer, text):
     tokenizer = byte_level(normalizer)
     encoder = OffsetEncoder(tokenizer, is_chat=True)
     assert encoder.byte_lengths is not None, "this tokenizer must go the quick way"
     assert placed(encoder, text) == [by_offsets(tokenizer, text)]
 
 
-def test_row_tokenizer_by_bytes_labels_like_the_offsets():
+def test_labels_by_byte_lengths_equal_those_by_offsets():
     tokenizer = byte_level()
     text = f"ask: {FAMILY} <both> caf\u00e9\n" + "".join(NASTY[3:8])
     rows = row_tokenizer(tokenizer)
@@ -62,7 +62,7 @@ def test_row_tokenizer_by_bytes_labels_like_the_offsets():
             assert row.labels.tolist() == expected
 
 
-def test_row_tokenizer_by_bytes_does_not_touch_what_does_not_add_up():
+def test_byte_lengths_are_not_used_if_they_do_not_add_up():
     encoder = OffsetEncoder(byte_level(normalizers.NFC()), is_chat=True)
     by_bytes = encoder.byte_lengths
 
@@ -79,7 +79,7 @@ def test_row_tokenizer_by_bytes_does_not_touch_what_does_not_add_up():
     assert placed(encoder) == []
 
 
-def test_row_tokenizer_by_bytes_of_random_texts_equals_the_offsets():
+def test_byte_lengths_of_random_texts_give_the_offsets_of_the_tokenizer():
     tokenizer = byte_level(normalizers.NFC())
     encoder = OffsetEncoder(tokenizer, is_chat=True)
     pieces = ["a", " ", "\n", "\u0301", "e\u0301", "\u00e9", "\u65e5\u672c", "\U0001f600", "\u200d", "\u2028"]
@@ -108,7 +108,7 @@ def test_row_tokenizer_by_bytes_of_random_texts_equals_the_offsets():
     ids=["metaspace", "word_piece", "unigram", "prefix_space", "lowercase", "NFKC"],
 )
 @pytest.mark.parametrize("text", NASTY)
-def test_row_tokenizer_takes_the_offsets_of_other_tokenizers(make, text):
+def test_offsets_of_other_tokenizers_are_those_that_they_report(make, text):
     tokenizer = make()
     encoder = OffsetEncoder(tokenizer, is_chat=True)
     assert encoder.byte_lengths is None
@@ -129,7 +129,7 @@ def test_row_tokenizer_labels_by_offsets(make, expected):
     assert row.has_trained_end
 
 
-def test_row_tokenizer_by_bytes_is_refused_where_the_backend_drops_characters():
+def test_byte_lengths_are_not_used_if_the_tokenizer_drops_characters():
     """A byte-level tokenizer whose first step throws text away: the lengths cannot add up."""
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -138,7 +138,7 @@ def test_row_tokenizer_by_bytes_is_refused_where_the_backend_drops_characters():
     assert OffsetEncoder(tokenizer, is_chat=True).byte_lengths is None
 
 
-def test_tokenizers_of_these_tests_are_what_they_claim():
+def test_tokenizers_are_of_the_expected_kinds():
     assert not unicodedata.is_normalized("NFC", NASTY[6])
     kinds = [
         json.loads(make().backend_tokenizer.to_str())["model"]["type"] for make in (metaspace, word_piece, unigram)

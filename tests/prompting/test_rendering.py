@@ -81,7 +81,7 @@ def test_render_begins_where_the_generation_prompt_ends(data_with_template, fami
         assert rendered.text[:start] == renderer.render_prompt(conversation.messages[:index])
 
 
-def test_render_writes_the_whole_text_of_an_example(data_with_template):
+def test_render_writes_the_complete_text_of_an_example(data_with_template):
     rendered = ChatRenderer(data_with_template(EOS_AT_THE_END)).render(conversation_with("Hi", "Hello", "Bye", "Later"))
     assert rendered == RenderedText(
         text="<|user|>\nHi<|end|>\n<|assistant|>\nHello<|end|>\n<|user|>\nBye<|end|>\n<|assistant|>\nLater<|end|>\n</s>",
@@ -89,7 +89,7 @@ def test_render_writes_the_whole_text_of_an_example(data_with_template):
     )
 
 
-def test_render_gives_a_last_turn_its_empty_thoughts_and_an_earlier_one_none(data_with_template):
+def test_render_trains_the_empty_thoughts_of_a_last_turn_only(data_with_template):
     renderer = ChatRenderer(data_with_template(STRIPS_THINKING))
     assert trained_texts(renderer.render(conversation_with("a", "a", "a", "a"))) == [
         "a<|im_end|>",
@@ -155,7 +155,7 @@ ENDS_LAST_ONLY = (
         ),
     ],
 )
-def test_render_marks_turns_of_templates_that_treat_the_last_one_otherwise(
+def test_render_trains_turns_of_templates_that_treat_the_last_turn_differently(
     data_with_template, template, conversation, marked
 ):
     rendered = ChatRenderer(data_with_template(template)).render(conversation)
@@ -185,14 +185,14 @@ def test_render_marks_turns_of_templates_that_treat_the_last_one_otherwise(
         + ("template_refused", "division"),
     ],
 )
-def test_render_refuses_what_it_cannot_tell_apart(data_with_template, template, conversation, reason, message):
+def test_render_refuses_turns_that_it_cannot_locate(data_with_template, template, conversation, reason, message):
     renderer = ChatRenderer(data_with_template(template))
     with pytest.raises(RowRefused, match=message) as caught:
         renderer.render(conversation)
     assert caught.value.problem.reason == reason
 
 
-def test_render_notes_a_prompt_that_goes_further_also_on_the_quick_path(data_with_template):
+def test_render_notes_a_longer_prompt_for_a_known_shape_too(data_with_template):
     renderer = ChatRenderer(data_with_template(PROMPT_THINKS))
     first, second = renderer.render(conversation_with("a", "b")), renderer.render(conversation_with("c", "d"))
     assert first.notes == second.notes == ("prompt_goes_further",)

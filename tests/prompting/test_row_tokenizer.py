@@ -88,7 +88,7 @@ def test_row_tokenizer_trains_answers_of_a_tokenizer_that_rewrites_text():
         (2, "nothing_left_after_truncation"),
     ],
 )
-def test_row_tokenizer_cuts_at_the_end_and_says_so(data_tokenizer, max_seq_length, expected):
+def test_row_tokenizer_truncates_at_the_end(data_tokenizer, max_seq_length, expected):
     row = _row(data_tokenizer, "hihi</s>", ((2, 8),), max_seq_length=max_seq_length)
     if isinstance(expected, str):
         assert row.problem.reason == expected
@@ -96,7 +96,7 @@ def test_row_tokenizer_cuts_at_the_end_and_says_so(data_tokenizer, max_seq_lengt
         assert (row.input_ids.tolist(), row.labels.tolist(), row.was_truncated, row.lost_end) == expected
 
 
-def test_row_tokenizer_keeps_the_end_of_a_row_cut_after_its_answer(data_tokenizer):
+def test_row_tokenizer_keeps_the_end_of_a_row_truncated_after_its_answer(data_tokenizer):
     row = _row(data_tokenizer, "hihi</s>", ((0, 2),), max_seq_length=3)
     assert (row.was_truncated, row.lost_end) == (True, False)
 

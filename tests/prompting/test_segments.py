@@ -61,7 +61,7 @@ def test_segments_of_a_chat_are_exact():
         (3, [("012", False)]),
     ],
 )
-def test_segments_end_where_the_row_is_cut(limit, expected):
+def test_segments_end_where_the_row_is_truncated(limit, expected):
     assert segments_of(row_tokenizer(byte_level(), max_seq_length=limit), TEXT, (4, 7)) == expected
 
 
@@ -73,7 +73,7 @@ def test_segments_of_text_are_one_piece_and_the_end(make):
     assert segments_of(rows, text, (0, len(text))) == [(text, True), (tokenizer.eos_token, True)]
 
 
-def test_segments_of_text_that_brings_its_end_show_it_once():
+def test_segments_of_text_with_an_end_token_show_it_once():
     rows = row_tokenizer(byte_level(), is_chat=False)
     text = "four<|im_end|>"
     assert segments_of(rows, text, (0, len(text))) == [("four<|im_end|>", True)]
@@ -87,7 +87,7 @@ def test_segments_of_text_that_brings_its_end_show_it_once():
         (4, [("0123", True)]),
     ],
 )
-def test_segments_of_text_that_is_cut_have_no_end(limit, expected):
+def test_segments_of_truncated_text_have_no_end(limit, expected):
     rows = row_tokenizer(byte_level(), is_chat=False, max_seq_length=limit)
     assert segments_of(rows, TEXT, (0, 10)) == expected
     (row,) = rows([RenderedText(text=TEXT, trained_spans=((0, 10),))]).split()
@@ -106,7 +106,7 @@ def test_segments_of_a_begin_that_the_tokenizer_adds_hold_the_text_alone():
     assert tokenizer.decode(row.labels[1:]) == "ab<|im_end|>"
 
 
-def test_segments_say_what_the_labels_say():
+def test_segments_agree_with_the_labels():
     """Of many cuts and spans of a text that holds everything: trained characters are those of trained tokens."""
     tokenizer = byte_level()
     text = "".join(NASTY[3:8])

@@ -33,7 +33,7 @@ def test_render_of_a_known_shape_equals_that_of_a_new_one(tokenizer_with, habit)
             assert quick == fresh
 
 
-def test_render_all_looks_at_each_shape_once(tokenizer_with, monkeypatch):
+def test_render_all_locates_the_turns_of_each_shape_once(tokenizer_with, monkeypatch):
     looked_at = []
     find_turns = sft.prompting.rendering.find_turns
     monkeypatch.setattr(

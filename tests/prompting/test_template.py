@@ -18,7 +18,7 @@ def test_chat_renderer_knows_the_end_marker(data_with_template, template, expect
     assert ChatRenderer(data_with_template(template)).end_marker == expected
 
 
-def test_chat_renderer_works_with_a_template_that_insists_on_a_system_turn(data_with_template):
+def test_chat_renderer_supports_a_template_that_requires_a_system_message(data_with_template):
     insists = "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
     renderer = ChatRenderer(data_with_template(insists))
     assert trained_texts(renderer.render(conversation_with("a", "b", system="S"))) == ["b<|im_end|>"]
@@ -46,14 +46,14 @@ def test_chat_renderer_refuses_a_broken_template(data_with_template, template, m
         ("plain", WHOLE["plain"]),
     ],
 )
-def test_render_adds_an_end_where_the_template_has_none(tokenizer_with, habit, marked):
+def test_render_adds_an_end_token_if_the_template_has_none(tokenizer_with, habit, marked):
     renderer = ChatRenderer(tokenizer_with(TURNS[habit]), add_end_token=True)
     for _ in range(2):
         assert mark_spans(renderer.render(chat_of(*TWO))) == marked
     assert not mark_spans(renderer.render(chat_of(*TWO, "q"))).endswith("</s>")
 
 
-def test_chat_renderer_refuses_a_template_that_shows_parts_as_they_are_in_memory(tokenizer_with):
+def test_chat_renderer_refuses_a_template_that_prints_parts_as_python(tokenizer_with):
     with pytest.raises(ConfigError, match="it does not write the assistant's content"):
         ChatRenderer(tokenizer_with(LOOP + "{{ m.content[:3] }}" + END))
 

@@ -8,7 +8,7 @@ from sft.prompting.templates import resolve_chat_template, shipped_template_name
 from tests.support.prompts import conversation_with, trained_texts
 
 
-def test_resolve_chat_template_takes_name_file_and_text(tmp_path):
+def test_resolve_chat_template_accepts_name_file_and_text(tmp_path):
     assert shipped_template_names() == ["chatml", "plain"]
     plain = resolve_chat_template("plain", begins_with_bos=False)
     assert resolve_chat_template("plain", begins_with_bos=True) == "{{- bos_token -}}\n" + plain

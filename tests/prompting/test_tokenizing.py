@@ -19,7 +19,7 @@ def test_row_tokenizer_trains_every_token_of_a_split_character():
     assert tokenizer.decode(row.labels[1:4]) == "\u6c34"
 
 
-def test_row_tokenizer_labels_many_rows_as_it_labels_each():
+def test_row_tokenizer_labels_many_rows_like_each_row():
     """Rows of all kinds and what becomes of them: cut, refused, without tokens, with characters of several bytes."""
     choose = np.random.default_rng(11)
     rendered = []
@@ -60,7 +60,7 @@ def test_row_tokenizer_counts_the_supervised_tokens_of_each_row():
     assert len(tokens.input_ids) == len(tokens.labels) == 18
 
 
-def test_row_tokenizer_does_not_cut_or_pad_as_a_saved_tokenizer_would():
+def test_row_tokenizer_ignores_truncation_and_padding_of_a_saved_tokenizer():
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.enable_truncation(3)
     tokenizer.backend_tokenizer.enable_padding(length=50)
@@ -84,7 +84,7 @@ def outcome(spans, *, truncate, max_seq_length=6):
         (((5, 10),), [None, None, None, None, None, "5"], True),
     ],
 )
-def test_row_tokenizer_truncates_and_tells_whether_the_end_is_lost(spans, labels, lost_end):
+def test_row_tokenizer_truncates_and_reports_whether_the_end_is_lost(spans, labels, lost_end):
     row = outcome(spans, truncate=True)
     tokenizer = byte_level()
     assert [None if label == -100 else tokenizer.decode([label]) for label in row.labels] == labels
@@ -93,7 +93,7 @@ def test_row_tokenizer_truncates_and_tells_whether_the_end_is_lost(spans, labels
     assert row.input_ids.base is None, "what was cut off must not stay in memory behind the part"
 
 
-def test_row_tokenizer_refuses_a_row_of_which_the_answer_is_cut_off():
+def test_row_tokenizer_refuses_a_row_whose_answer_is_truncated():
     row = outcome(((6, 9),), truncate=True)
     assert isinstance(row, RowTooLong)
     assert (row.problem.reason, row.full_length, row.loses) == ("nothing_left_after_truncation", 10, "answer")
@@ -110,14 +110,14 @@ def test_row_tokenizer_refuses_a_row_of_which_the_answer_is_cut_off():
         (((0, 1), (7, 8)), "answer"),
     ],
 )
-def test_row_tokenizer_drops_too_long_rows_and_tells_what_a_cut_would_take(spans, loses):
+def test_row_tokenizer_refuses_too_long_rows_with_what_truncation_would_lose(spans, loses):
     row = outcome(spans, truncate=False)
     assert (row.problem.reason, row.loses, row.full_length) == ("too_long", loses, 10)
     assert row.problem.message == "it has 10 tokens, more than max_seq_length 6"
 
 
 @pytest.mark.parametrize("truncate", [True, False])
-def test_row_tokenizer_leaves_a_row_of_just_the_limit_alone(truncate):
+def test_row_tokenizer_keeps_a_row_of_exactly_the_limit(truncate):
     row = outcome(((8, 10),), truncate=truncate, max_seq_length=10)
     assert (row.was_truncated, row.lost_end, row.num_supervised) == (False, False, 2)
 
@@ -146,7 +146,7 @@ def test_row_tokenizer_finds_a_trained_end(text, span, end_token_ids, expected):
     assert row.has_trained_end is expected
 
 
-def test_row_tokenizer_finds_no_trained_end_where_it_is_cut_off():
+def test_row_tokenizer_finds_no_trained_end_if_it_is_truncated():
     rows = row_tokenizer(byte_level(), max_seq_length=3)
     (row,) = rows([RenderedText(text="abc<|im_end|>", trained_spans=((1, 13),))]).split()
     assert (row.has_trained_end, row.lost_end) == (False, True)

@@ -57,11 +57,11 @@ from tests.support.chat_templates import CALLS, TOOL_TURNS, TOOLS, TURNS, _call,
         ),
     ],
 )  # fmt: skip
-def test_render_trains_calls_and_no_results(tokenizer_with, habit, conversation, marked):
+def test_render_trains_tool_calls_but_not_results(tokenizer_with, habit, conversation, marked):
     assert mark_spans(ChatRenderer(tokenizer_with(TOOL_TURNS[habit])).render(conversation)) == marked
 
 
-def test_render_writes_a_call_whatever_was_rendered_before(tokenizer_with):
+def test_render_writes_a_call_after_rendering_other_conversations(tokenizer_with):
     pairs = "{% for name, value in c.function.arguments.items() %}{{ name }}={{ value }}{% endfor %}"
     either = "{% if c.function.arguments is string %}{{ c.function.arguments }}{% else %}" + pairs + "{% endif %}"
     calls = "{% for c in m.tool_calls or [] %}{{ c.function.name }} " + either + "{% endfor %}"
@@ -75,7 +75,7 @@ def test_render_writes_a_call_whatever_was_rendered_before(tokenizer_with):
         assert mark_spans(rendered) == "<|user|>q<|end|><|assistant|>«look [1]<|end|>»"
 
 
-def test_render_notes_a_text_beside_a_call_that_is_left_out(tokenizer_with):
+def test_render_notes_omitted_content_beside_a_call(tokenizer_with):
     renderer = ChatRenderer(tokenizer_with(TOOL_TURNS["drops_text"]))
     rendered = renderer.render(_calling(_call("I look.")))
     assert mark_spans(rendered) == (
@@ -86,6 +86,6 @@ def test_render_notes_a_text_beside_a_call_that_is_left_out(tokenizer_with):
     assert renderer.render(_calling(_call())).notes == ()
 
 
-def test_render_notes_tools_that_are_left_out(tokenizer_with):
+def test_render_notes_omitted_tools(tokenizer_with):
     conversation = chat_of("q", "a", tools=({"type": "function", "function": {"name": "look_up"}},))
     assert ChatRenderer(tokenizer_with(TURNS["plain"])).render(conversation).notes == ("tools_left_out",)

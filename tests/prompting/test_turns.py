@@ -23,7 +23,7 @@ from tests.support.chat_templates import (
 
 
 @pytest.mark.parametrize("habit", TURNS)
-def test_render_trains_answers_and_their_ends_alone(tokenizer_with, habit):
+def test_render_trains_only_answers_and_their_ends(tokenizer_with, habit):
     assert mark_spans(ChatRenderer(tokenizer_with(TURNS[habit])).render(chat_of(*TWO))) == WHOLE[habit]
 
 
@@ -114,7 +114,7 @@ def test_render_finds_every_turn_of_a_long_conversation(tokenizer_with):
     assert answers == [f"{number % 7}<|end|>" for number in range(1, 100, 2)]
 
 
-def test_render_notes_thoughts_that_are_left_out(tokenizer_with):
+def test_render_notes_omitted_thoughts(tokenizer_with):
     renderer = ChatRenderer(tokenizer_with(TURNS["history_without_thoughts"]))
     thinks = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
     messages = ({"role": "user", "content": "q"}, thinks)
@@ -171,14 +171,14 @@ def test_render_notes_thoughts_that_are_left_out(tokenizer_with):
         ),
     ],
 )
-def test_render_refuses_a_turn_of_which_it_cannot_tell(tokenizer_with, reason, template, conversation, message):
+def test_render_refuses_a_turn_that_it_cannot_locate(tokenizer_with, reason, template, conversation, message):
     renderer = ChatRenderer(tokenizer_with(template))
     with pytest.raises(RowRefused, match=f"message 2: .*{message}") as caught:
         renderer.render(conversation)
     assert caught.value.problem.reason == reason
 
 
-def test_render_trains_the_last_turn_alone_if_told(tokenizer_with):
+def test_render_trains_only_the_last_turn_on_request(tokenizer_with):
     renderer = ChatRenderer(tokenizer_with(TURNS["plain"]), only_last_turn=True)
     text = "<|user|>q<|end|><|assistant|>a<|end|><|user|>r<|end|><|assistant|>«b<|end|>»"
     assert mark_spans(renderer.render(chat_of("q", "a", "r", "b"))) == text
@@ -188,7 +188,7 @@ def test_render_trains_the_last_turn_alone_if_told(tokenizer_with):
     assert caught.value.problem.reason == "no_answer"
 
 
-def test_render_leaves_out_the_turns_that_the_row_leaves_out(tokenizer_with):
+def test_render_does_not_train_turns_that_the_row_excludes(tokenizer_with):
     renderer = ChatRenderer(tokenizer_with(TURNS["plain"]))
     for _ in range(2):  # by marks, then by the shape
         rendered = renderer.render(chat_of("q", "a", "r", "b", untrained=frozenset({1})))
@@ -197,7 +197,7 @@ def test_render_leaves_out_the_turns_that_the_row_leaves_out(tokenizer_with):
     assert mark_spans(renderer.render(first)) == "<|assistant|>a<|end|><|user|>q<|end|><|assistant|>«b<|end|>»"
 
 
-def test_render_is_not_held_up_by_a_turn_that_is_not_trained(tokenizer_with):
+def test_render_ignores_problems_of_an_untrained_turn(tokenizer_with):
     moves = tokenizer_with(TOOL_TURNS["moves_text"])
     conversation = _calling(_call("I look."))
     end = "<|tool|>5I look.<|end|><|assistant|>«ok<|end|>»"

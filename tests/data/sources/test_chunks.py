@@ -66,13 +66,13 @@ def test_chunks_stop_at_max_rows(tmp_path, name, max_rows):
 
 
 @pytest.mark.parametrize("name", BIG_FILES)
-def test_chunks_travel_to_other_processes(tmp_path, name):
+def test_chunks_can_be_pickled(tmp_path, name):
     path, _ = write_big(tmp_path, name, 700)
     for chunk in source_of(path).chunks():
         assert pickle.loads(pickle.dumps(chunk)).rows() == chunk.rows()
 
 
-def test_chunks_keep_lines_that_are_longer_than_a_chunk_whole(tmp_path):
+def test_chunks_do_not_split_lines_longer_than_a_chunk(tmp_path):
     texts = ["short", "x" * (3 * MAX_BYTES), "short", "y" * MAX_BYTES, "short"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (tmp_path / "a.txt").write_text("\n".join(texts))
@@ -83,7 +83,7 @@ def test_chunks_keep_lines_that_are_longer_than_a_chunk_whole(tmp_path):
         assert [chunk.num_rows for chunk in chunks] == [1, 1, 1, 1, 1]
 
 
-def test_chunks_say_from_which_file_they_come(tmp_path):
+def test_chunks_carry_the_index_of_their_file(tmp_path):
     _write(tmp_path, a=3, b=600, c=1)
     source = source_of(tmp_path)
     assert source.files == tuple(str(tmp_path / f"{name}.jsonl") for name in "abc")

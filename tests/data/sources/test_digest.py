@@ -27,7 +27,7 @@ def test_digest_follows_content_order_endings_and_max_rows(tmp_path):
     assert len(digests) == 6
 
 
-def test_digest_does_not_follow_where_a_file_lies(tmp_path):
+def test_digest_does_not_depend_on_the_folder_of_a_file(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         _write(tmp_path / folder, a=3)
@@ -47,7 +47,7 @@ def test_digest_of_a_dataset_follows_its_content(tmp_path):
     assert len({digest("one"), digest("other"), digest("one", max_rows=1)}) == 3
 
 
-def test_digest_names_a_file_that_has_gone(tmp_path):
+def test_digest_reports_a_deleted_file(tmp_path):
     _write(tmp_path, a=1)
     source = source_of(tmp_path)
     (tmp_path / "a.jsonl").unlink()

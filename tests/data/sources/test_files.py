@@ -19,7 +19,7 @@ from sft.data.sources.files import file_format, find_files, group_by_split
         ("README", None),
     ],
 )
-def test_file_format_goes_by_the_ending(tmp_path, name, expected):
+def test_file_format_is_chosen_by_suffix(tmp_path, name, expected):
     assert file_format(tmp_path / name) == expected
 
 
@@ -42,7 +42,7 @@ def data_folder(tmp_path):
         ("sub", ["sub/c.csv"]),
     ],
 )
-def test_find_files_takes_file_folder_and_glob(data_folder, monkeypatch, place, expected):
+def test_find_files_accepts_file_folder_and_glob(data_folder, monkeypatch, place, expected):
     assert [str(path.relative_to(data_folder)) for path in find_files(place, str(data_folder))] == expected
     assert find_files(str(data_folder / place)) == find_files(place, str(data_folder))
     monkeypatch.chdir(data_folder)
@@ -63,7 +63,7 @@ def test_find_files_takes_file_folder_and_glob(data_folder, monkeypatch, place, 
         ("a\0b.jsonl", "a file name cannot contain a NUL"),
     ],
 )
-def test_find_files_says_what_it_did_not_find(data_folder, place, message):
+def test_find_files_reports_what_it_did_not_find(data_folder, place, message):
     with pytest.raises(DataError, match=message):
         find_files(place, str(data_folder))
 
@@ -78,7 +78,7 @@ def test_find_files_says_what_it_did_not_find(data_folder, place, message):
         (["valid/train", "train/val"], {"train": ["valid/train"], "validation": ["train/val"]}),
     ],
 )
-def test_group_by_split_goes_by_words_in_names(tmp_path, names, expected):
+def test_group_by_split_uses_words_in_names(tmp_path, names, expected):
     groups = group_by_split([tmp_path / f"{name}.jsonl" for name in names], tmp_path)
     assert {
         split: [str(p.relative_to(tmp_path).with_suffix("")) for p in files] for split, files in groups.items()

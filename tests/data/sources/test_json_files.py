@@ -8,7 +8,7 @@ from tests.support.source_files import ROWS, read_rows
 
 
 @pytest.mark.parametrize("document", [{"messages": [{"role": "user", "content": "x"}]}, {"prompt": [{}], "id": 1}])
-def test_read_file_takes_a_single_json_record_for_a_row(tmp_path, document):
+def test_read_file_reads_a_single_json_record_as_a_row(tmp_path, document):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(document))
     assert [row.record for row in read_rows(path)] == [document]
@@ -31,7 +31,7 @@ def test_read_file_takes_a_single_json_record_for_a_row(tmp_path, document):
         (b'{"a": "\x00"}', "invalid_json", "invalid JSON, invalid control character at column 8"),
     ],
 )
-def test_read_file_counts_a_bad_line_and_goes_on(tmp_path, line, reason, message):
+def test_read_file_counts_a_bad_line_and_continues(tmp_path, line, reason, message):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
     first, bad, last = read_rows(path)
@@ -48,7 +48,7 @@ def test_read_file_counts_a_bad_line_and_goes_on(tmp_path, line, reason, message
         ("inside.jsonl", '{"text": "x", "more": {"text": 1, "text": 2}}\n{"text": "c"}\n'),
     ],
 )
-def test_read_file_refuses_a_field_given_twice(tmp_path, name, content):
+def test_read_file_refuses_a_duplicate_field(tmp_path, name, content):
     path = tmp_path / name
     path.write_text(content)
     first, second = read_rows(path)
@@ -70,13 +70,13 @@ def test_read_file_reads_an_array_that_is_named_jsonl(tmp_path, content):
     assert [row.record for row in read_rows(path)] == ROWS
 
 
-def test_read_file_takes_lists_on_lines_of_their_own_for_bad_rows(tmp_path):
+def test_read_file_reads_lists_on_separate_lines_as_bad_rows(tmp_path):
     path = tmp_path / "lists.jsonl"
     path.write_text('[{"text": "a"}]\n[{"text": "b"}]\n{"text": "c"}\n')
     assert [row.problem and row.problem.reason for row in read_rows(path)] == ["not_an_object"] * 2 + [None]
 
 
-def test_read_file_refuses_rows_that_are_nested_too_deeply_to_be_handled(tmp_path):
+def test_read_file_refuses_rows_that_are_nested_too_deeply(tmp_path):
     lines = [f'{{"text": "{"[{" * 500}", "x": {"[" * depth}{"]" * depth}}}' for depth in (99, 100, 500)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     (tmp_path / "a.json").write_text(f"[{', '.join(lines)}]")
@@ -90,6 +90,6 @@ def test_read_file_counts_bad_bytes_in_json_lines_that_are_named_json(tmp_path):
     assert [row.problem and row.problem.reason for row in read_rows(tmp_path / "a.json")] == [None, "not_utf8", None]
 
 
-def test_read_file_refuses_a_field_given_twice_in_a_file_of_one_record(tmp_path):
+def test_read_file_refuses_a_duplicate_field_in_a_file_of_one_record(tmp_path):
     (tmp_path / "a.json").write_text('{"text": "a",\n "text": "b"}')
     assert [row.problem.reason for row in read_rows(tmp_path / "a.json")] == ["duplicate_field"]

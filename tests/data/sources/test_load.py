@@ -19,7 +19,7 @@ def test_open_sources_finds_files_under_dataset_path(tmp_path, monkeypatch):
     assert open_sources(DataConfig(train_file="b.jsonl")).train[0].files == ("b.jsonl",)
 
 
-def test_open_sources_tells_splits_of_a_folder_apart(tmp_path):
+def test_open_sources_separates_the_splits_of_a_folder(tmp_path):
     _write(tmp_path, train=3, dev=2, test=1)
     opened = open_sources(DataConfig(dataset_path=str(tmp_path)))
     assert (len(rows_of(opened.train[0])), len(rows_of(opened.validation[0]))) == (3, 2)
@@ -33,7 +33,7 @@ def test_open_sources_leaves_validation_files_for_a_validation_split(tmp_path):
     assert opened.unused == (str(tmp_path / "dev.jsonl"),)
 
 
-def test_open_sources_takes_a_single_file_whatever_its_name(tmp_path):
+def test_open_sources_accepts_a_single_file_of_any_name(tmp_path):
     _write(tmp_path, test=2)
     assert len(rows_of(open_sources(DataConfig(dataset_path=str(tmp_path / "test.jsonl"))).train[0])) == 2
     with pytest.raises(DataError, match=r"no training file among .*test\.jsonl\. Set train_file to it"):
@@ -76,7 +76,7 @@ def test_open_sources_opens_several_with_their_settings(tmp_path):
     assert [source.files for source in opened.validation] == [(str(tmp_path / "val.jsonl"),)]
 
 
-def test_open_sources_takes_the_split_that_an_entry_names(tmp_path):
+def test_open_sources_reads_the_split_of_an_entry(tmp_path):
     _write(tmp_path, train=3, dev=2, test=1)
 
     def opened(*splits):

@@ -29,7 +29,7 @@ def test_open_sources_reads_a_folder_by_dataset_name(tmp_path):
     assert (len(rows_of(opened.train[0])), len(rows_of(opened.validation[0]))) == (3, 1)
 
 
-def test_open_sources_says_what_is_wrong_with_a_saved_dataset(tmp_path):
+def test_open_sources_reports_what_is_wrong_with_a_saved_dataset(tmp_path):
     made = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"test": made}).save_to_disk(str(tmp_path / "no_train"))
     with pytest.raises(DataError, match=r"no split 'train'\. Splits: test\."):
@@ -59,7 +59,7 @@ def test_open_sources_says_what_is_wrong_with_a_saved_dataset(tmp_path):
         ),
     ],
 )
-def test_open_sources_says_in_a_line_what_the_hub_said(monkeypatch, error, message):
+def test_open_sources_reports_errors_of_the_hub_in_one_line(monkeypatch, error, message):
     def load_dataset(name, configuration, streaming=False):
         assert (name, configuration) == ("x/y", "b")
         raise error
@@ -84,7 +84,7 @@ def test_open_sources_reads_splits_of_the_hub(monkeypatch):
     assert ([row.record for row in rows_of(opened.train[0])], opened.unused) == (ROWS, ("x/y[test]",))
 
 
-def test_open_sources_takes_the_split_of_a_dataset_that_an_entry_names(tmp_path, monkeypatch):
+def test_open_sources_loads_the_dataset_split_of_an_entry(tmp_path, monkeypatch):
     made = datasets.Dataset.from_list(ROWS)
     asked = []
 

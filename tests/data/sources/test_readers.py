@@ -57,7 +57,7 @@ def test_read_file_reads_every_kind(tmp_path, name, compression):
         ("a.parquet", as_parquet([{"a": 1}, {"a": 2}]), [1, 2]),
     ],
 )
-def test_read_file_gives_the_line_on_which_a_row_begins(tmp_path, name, data, expected):
+def test_read_file_reports_the_line_on_which_a_row_begins(tmp_path, name, data, expected):
     path = tmp_path / name
     path.write_bytes(data)
     assert [row.source.line for row in read_rows(path)] == expected
@@ -115,7 +115,7 @@ def test_read_file_counts_csv_rows_with_a_wrong_number_of_fields(tmp_path):
         ("a.parquet", CONTENTS["a.parquet"][:-30], ": not a readable Parquet file: "),
     ],
 )
-def test_read_file_says_what_is_wrong_with_a_file(tmp_path, name, data, message):
+def test_read_file_reports_what_is_wrong_with_a_file(tmp_path, name, data, message):
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(DataError) as caught:
@@ -132,7 +132,7 @@ def test_read_file_names_the_row_whose_quote_is_never_closed(tmp_path):
         list(read_rows(path))
 
 
-def test_read_file_takes_a_carriage_return_alone_for_a_line_end_in_csv_only(tmp_path):
+def test_read_file_accepts_a_lone_carriage_return_as_line_end_only_in_csv(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'a,b\r1,2\r\r3,"4\r5"\r\n6,7\r')
     rows = read_rows(tmp_path / "a.csv")
     assert [row.record for row in rows] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4\r5"}, {"a": "6", "b": "7"}]
@@ -141,7 +141,7 @@ def test_read_file_takes_a_carriage_return_alone_for_a_line_end_in_csv_only(tmp_
     assert [row.record["text"] for row in read_rows(tmp_path / "a.txt")] == ["one\rtwo", "three"]
 
 
-def test_read_file_refuses_parquet_with_a_column_twice(tmp_path):
+def test_read_file_refuses_parquet_with_duplicate_columns(tmp_path):
     table = pyarrow.table([pyarrow.array([1]), pyarrow.array([2])], names=["a", "a"])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet: duplicate column name: a, a\."):
