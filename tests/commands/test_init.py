@@ -18,10 +18,10 @@ import pytest
 import yaml
 
 from config_manager import load_config
-from sft.commands.init.choices import choose_length, choose_rows_a_step, fit_methods, suggest_method
-from sft.commands.init.data_look import look_at_data
-from sft.commands.init.facts import DataFacts, MachineFacts, ModelFacts
-from sft.commands.init.model_look import look_at_model
+from sft.commands.init.data_inspection import inspect_data
+from sft.commands.init.findings import DataInfo, MachineInfo, ModelInfo
+from sft.commands.init.fit import choose_global_batch_size, choose_max_seq_length, fit_methods, suggest_method
+from sft.commands.init.model_inspection import inspect_model
 from sft.commands.init.start import start
 from sft.common.errors import DataError, ModelError
 from sft.common.run_records import ModelFootprint
@@ -59,7 +59,7 @@ def test_what_is_written_is_sound_and_trains(method, capsys):
     small = rows_file("small_train.jsonl", [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(40)])
     assert main(["--init", "first.yaml", "--model", MODEL, "--data", small, "--method", method]) == 0
     said = capsys.readouterr().out
-    assert "40 rows, read as question_answer" in said
+    assert "40 rows in the format question_answer" in said
     assert "--config_file first.yaml --dry_run" in said
     text = Path("first.yaml").read_text()
     # Every value has its reason, beside it or in the line above; headings of sections speak for themselves.
@@ -82,14 +82,14 @@ def test_what_is_written_is_sound_and_trains(method, capsys):
 def test_the_shipped_data_is_looked_at(capsys):
     assert main(["--init=first.yaml", "--model", MODEL, "--data", DATA, "--gpus", "3", "--output_dir", "out"]) == 0
     said = capsys.readouterr().out
-    assert "2,000 rows, read as messages (columns: messages)" in said
-    assert "orders_validation.jsonl lies beside it and is taken for validation." in said
-    assert "Note: it is for 3 GPUs" in said
+    assert "2,000 rows in the format messages (columns: messages)" in said
+    assert "orders_validation.jsonl, in the same folder." in said
+    assert "Note: the configuration is for 3 GPUs" in said
     config = load_config("first.yaml")
     assert config.distributed.num_gpus == 3
     assert config.training.global_batch_size == 18, "the first multiple of 3 from 16 up"
     assert config.data.validation_file.endswith("orders_validation.jsonl")
-    assert "the longest has up to 109 tokens (counted with its tokenizer)" in said, "as a dry run counts it"
+    assert "the longest has up to 109 tokens (counted with the tokenizer)" in said, "as a dry run counts it"
     assert config.data.max_seq_length == 128
     assert config.training.output_dir == "out"
 
@@ -110,9 +110,12 @@ def test_a_bad_answer_is_asked_again_with_what_is_allowed():
     assert start(InitOptions(), ask, said.append, load_config) == 0
     text = "\n".join(said)
     for line in (
-        "there is no folder '/no/such/place'", "there is no 'dta.jsonl' here. Did you mean 'data.jsonl'?",
-        "'half' is unknown; choose full | lora | qlora.", "taken.yaml is there already", "let it end with .yaml",
-    ):  # fmt: skip
+        "no folder '/no/such/place'",
+        "no file or folder 'dta.jsonl'. Did you mean 'data.jsonl'?",
+        "unknown method 'half'; choose full | lora | qlora.",
+        "taken.yaml already exists",
+        "use a name that ends in .yaml",
+    ):
         assert line in text
     assert len({question.partition(":")[0] for question in asked}) <= 5
     assert Path("taken.yaml").read_text() == "mine\n"
@@ -123,7 +126,7 @@ def test_nothing_is_overwritten_unless_asked_for(capsys):
     Path("mine.yaml").write_text("mine\n")
     command = ["--init", "mine.yaml", "--model", MODEL, "--data", DATA, "--method", "full"]
     assert main(command) == 2
-    assert "mine.yaml is there already; name another file, or add --overwrite" in capsys.readouterr().err
+    assert "mine.yaml already exists; name another file, or add --overwrite" in capsys.readouterr().err
     assert Path("mine.yaml").read_text() == "mine\n"
     assert main([*command, "--overwrite"]) == 0
     assert load_config("mine.yaml").lora is None
@@ -132,12 +135,15 @@ def test_nothing_is_overwritten_unless_asked_for(capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--init"], "give --model, --data, a file behind --init"),
+        (["--init"], "add --model, --data, a file after --init"),
         (["--init", "a.yaml", "--model"], "--model: expected one argument, as in --model gpt2"),
         (["--init", "a.yaml", "--learning_rate", "1"], "--learning_rate cannot be combined with --init"),
-        (["--init", "a.yaml", "--model", MODEL, "--data", DATA, "--method", "half"], "'half' is unknown; choose full"),
+        (
+            ["--init", "a.yaml", "--model", MODEL, "--data", DATA, "--method", "half"],
+            "unknown method 'half'; choose full",
+        ),
         (["--init", "a.yaml", "--model", MODEL, "--data", DATA, "--gpus", "0"], "expected an integer >= 1"),
-        (["--init", "a.yaml", "--model", MODEL, "--data", "/nowhere.jsonl"], "there is no '/nowhere.jsonl' here"),
+        (["--init", "a.yaml", "--model", MODEL, "--data", "/nowhere.jsonl"], "no file or folder '/nowhere.jsonl'"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(capsys, arguments, line):
@@ -178,60 +184,60 @@ def test_control_c_leaves_without_a_traceback():
     assert "Traceback" not in rest.decode()
 
 
-def test_look_at_model_counts_parameters_without_weights(model_folder):
-    facts = look_at_model(model_folder("llama"))
+def test_inspect_model_counts_parameters_without_weights(model_folder):
+    facts = inspect_model(model_folder("llama"))
     from tests.support.parts import build_model
 
     assert facts.footprint.num_parameters == sum(p.numel() for p in build_model("llama").parameters())
-    assert facts.positions == 128
+    assert facts.context_length == 128
     with pytest.raises(ModelError, match=r"no config\.json"):
-        look_at_model(".")
+        inspect_model(".")
 
 
-def test_look_at_model_says_when_it_is_nowhere():
-    facts = look_at_model("nobody/nothing")
+def test_inspect_model_says_when_it_is_nowhere():
+    facts = inspect_model("nobody/nothing")
     assert facts.footprint is None
-    assert "neither in the Hub's cache here nor read from the Hub" in facts.problem
+    assert "it is not in the Hub's cache, and was not found on the Hub" in facts.problem
 
 
-def test_look_at_data_counts_rows_that_cannot_be_used():
+def test_inspect_data_counts_rows_that_cannot_be_used():
     good = [{"question": "One?", "answer": "1"}] * 9
-    facts = look_at_data(rows_file("rows.jsonl", [*good, {"question": "Two?", "answer": ""}]), None)
-    assert (facts.rows, facts.bad_rows, facts.format_name) == (10, 1, "question_answer")
+    facts = inspect_data(rows_file("rows.jsonl", [*good, {"question": "Two?", "answer": ""}]), None)
+    assert (facts.num_rows, facts.num_bad_rows, facts.format_name) == (10, 1, "question_answer")
     assert facts.first_bad_row.startswith("rows.jsonl:10: ")
     assert not facts.are_tokens_counted
 
 
-def test_look_at_data_says_when_the_chat_template_cannot_be_asked(tmp_path):
+def test_inspect_data_says_when_the_chat_template_cannot_be_asked(tmp_path):
     rows = rows_file("rows.jsonl", [{"question": "One?", "answer": "1"}] * 300)
-    counted = look_at_data(rows, str(Path(MODEL, "tokenizer.json")))
+    counted = inspect_data(rows, str(Path(MODEL, "tokenizer.json")))
     (tmp_path / "tokenizer.json").write_bytes(Path(MODEL, "tokenizer.json").read_bytes())
-    alone = look_at_data(rows, str(tmp_path / "tokenizer.json"))
+    alone = inspect_data(rows, str(tmp_path / "tokenizer.json"))
     assert (counted.are_tokens_counted, alone.are_tokens_counted) == (True, False)
-    assert counted.longest_row < alone.longest_row
-    texts = look_at_data(rows_file("texts.jsonl", [{"text": "Some words."}]), str(Path(MODEL, "tokenizer.json")))
+    assert counted.max_tokens < alone.max_tokens
+    texts = inspect_data(rows_file("texts.jsonl", [{"text": "Some words."}]), str(Path(MODEL, "tokenizer.json")))
     assert texts.are_tokens_counted
 
 
-def test_look_at_data_takes_columns_by_what_they_are_called():
-    facts = look_at_data(rows_file("rows.jsonl", [{"id": 1, "user_query": "One?", "reply": "1"}]), None)
-    assert facts.mapped == {"user_query": "prompt", "reply": "completion"}
+def test_inspect_data_takes_columns_by_what_they_are_called():
+    facts = inspect_data(rows_file("rows.jsonl", [{"id": 1, "user_query": "One?", "reply": "1"}]), None)
+    assert facts.dataset_columns == {"user_query": "prompt", "reply": "completion"}
     with pytest.raises(DataError, match="match no known format"):
-        look_at_data(rows_file("odd.jsonl", [{"a": "1", "b": "2"}]), None)
+        inspect_data(rows_file("odd.jsonl", [{"a": "1", "b": "2"}]), None)
 
 
-def test_look_at_data_takes_an_unknown_name_for_a_dataset_on_the_hub():
-    assert look_at_data("openai/gsm8k", None).key == "dataset_name"
-    with pytest.raises(DataError, match="there is no"):
-        look_at_data("./openai/gsm8k", None)
+def test_inspect_data_takes_an_unknown_name_for_a_dataset_on_the_hub():
+    assert inspect_data("openai/gsm8k", None).key == "dataset_name"
+    with pytest.raises(DataError, match="no file or folder"):
+        inspect_data("./openai/gsm8k", None)
 
 
 def test_a_method_is_suggested_by_the_memory_there_is():
-    model = ModelFacts(name="eight", footprint=EIGHT_BILLION, positions=131_072)
-    data = DataFacts(place="x", rows=2000, longest_row=1000)
+    model = ModelInfo(name="eight", footprint=EIGHT_BILLION, context_length=131_072)
+    data = DataInfo(name="x", num_rows=2000, max_tokens=1000)
 
     def fits(gib: int):
-        machine = MachineFacts(device="cuda", name="a GPU", num_gpus=1, memory_bytes=gib * 2**30, cpu_count=8)
+        machine = MachineInfo(device="cuda", name="a GPU", num_gpus=1, memory_bytes=gib * 2**30, cpu_count=8)
         return fit_methods(model, data, machine, 1)
 
     assert suggest_method(fits(12)) == "qlora"
@@ -240,21 +246,21 @@ def test_a_method_is_suggested_by_the_memory_there_is():
     tight, roomy = fits(24)["lora"], fits(80)["lora"]
     assert tight.fits
     assert tight.gradient_checkpointing
-    assert roomy.rows >= tight.rows
+    assert roomy.micro_batch_size >= tight.micro_batch_size
     assert not fits(24)["full"].fits
     for fit in fits(80).values():
         assert not fit.fits or fit.needed_bytes <= 0.9 * 80 * 2**30
 
 
-def test_choose_length_holds_the_longest_row_within_the_positions():
-    model = ModelFacts(name="m", positions=512)
-    assert choose_length(DataFacts(place="x", longest_row=109), model) == 128
-    assert choose_length(DataFacts(place="x", longest_row=200), model) == 256
-    assert choose_length(DataFacts(place="x", longest_row=300), model) == 384
-    assert choose_length(DataFacts(place="x", longest_row=5000), model) == 512
-    assert choose_length(DataFacts(place="x"), model) == 512
+def test_choose_max_seq_length_holds_the_longest_row_within_the_positions():
+    model = ModelInfo(name="m", context_length=512)
+    assert choose_max_seq_length(DataInfo(name="x", max_tokens=109), model) == 128
+    assert choose_max_seq_length(DataInfo(name="x", max_tokens=200), model) == 256
+    assert choose_max_seq_length(DataInfo(name="x", max_tokens=300), model) == 384
+    assert choose_max_seq_length(DataInfo(name="x", max_tokens=5000), model) == 512
+    assert choose_max_seq_length(DataInfo(name="x"), model) == 512
 
 
 @pytest.mark.parametrize(("rows", "gpus", "expected"), [(100, 1, 8), (2000, 1, 16), (2000, 3, 18), (90_000, 8, 32)])
-def test_choose_rows_a_step_is_a_multiple_of_the_gpus(rows, gpus, expected):
-    assert choose_rows_a_step(DataFacts(place="x", rows=rows), gpus) == expected
+def test_choose_global_batch_size_is_a_multiple_of_the_gpus(rows, gpus, expected):
+    assert choose_global_batch_size(DataInfo(name="x", num_rows=rows), gpus) == expected

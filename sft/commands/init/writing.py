@@ -1,31 +1,31 @@
-"""The lines of a first configuration as YAML text: values, and the reasons beside them as comments."""
+"""Formats a first configuration as YAML, with the reasons as comments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sft.commands.init.choices import Line
+from sft.commands.init.settings import Line
 from sft.common.text import printable
 
 _WIDTH = 120
-_COLUMN = 44
-"""Where comments begin, as in sample_config.yaml."""
+_COMMENT_COLUMN = 44
+"""As in sample_config.yaml."""
 
 
-def as_yaml(config_file: str, lines: Sequence[Line]) -> str:
-    """The text of the file, with its own command at the top."""
+def format_configuration(config_file: str, lines: Sequence[Line]) -> str:
+    """Return the text of the file, with the commands that use it at the top."""
     head = [
-        "# Written by `python sft_main.py --init`. Every value is a choice to start from; change what you like.",
+        "# Written by `python sft_main.py --init`. Each value is a starting point; change what you like.",
         "# All keys: docs/configuration.md, or `python sft_main.py --help`.",
         "#",
         f"#   python sft_main.py --config_file {printable(config_file)} --dry_run",
         f"#   python sft_main.py --config_file {printable(config_file)}",
     ]
-    body = [text for line in lines for text in _as_text(*line)]
+    body = [text for line in lines for text in _format_line(*line)]
     return "\n".join([*head, *body]) + "\n"
 
 
-def _as_text(key: str, value: str, reason: str) -> Iterator[str]:
+def _format_line(key: str, value: str, reason: str) -> Iterator[str]:
     if not key:
         yield ""
         yield f"# --- {value} ".ljust(_WIDTH - 2, "-")
@@ -34,9 +34,9 @@ def _as_text(key: str, value: str, reason: str) -> Iterator[str]:
     if not reason:
         yield setting
         return
-    beside = f"{setting:<{_COLUMN - 1}} # {printable(reason)}"
-    if len(beside) <= _WIDTH:
-        yield beside
+    line = f"{setting:<{_COMMENT_COLUMN - 1}} # {printable(reason)}"
+    if len(line) <= _WIDTH:
+        yield line
         return
     indent = " " * (len(key) - len(key.lstrip()))
     yield f"{indent}# {printable(reason)}"

@@ -1,4 +1,4 @@
-"""The training data by its first rows: format, columns, length, rows that cannot be used, validation data beside it."""
+"""Inspects the first rows of training data: format, columns, lengths, rows that cannot be used, validation data."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sft.commands.init.facts import DataFacts
-from sft.commands.init.model_look import looks_like_a_path
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from sft.commands.init.findings import DataInfo
+from sft.commands.paths import looks_like_a_path
 from sft.common.data_records import Conversation, RawRow
 from sft.common.did_you_mean import did_you_mean
 from sft.common.errors import DataError, UserError
@@ -22,86 +25,86 @@ from sft.prompting.formats import RecordFormat
 from sft.prompting.messages import RowRefused
 from sft.prompting.template import ChatTemplate
 
-ROWS_LOOKED_AT = 20_000
-_TOKENS_A_MESSAGE = 8
-"""What a chat template writes around a message, at most in most; tokens."""
-_TOKENS_A_ROW = 48
-"""For what a template writes by itself: a system prompt, a date."""
-_ROWS_COUNTED = 200
-"""The longest by estimate; these few are written by the chat template and counted, which is slow for all."""
-_BYTES_A_TOKEN = 2.5
-"""Fewer than text in most languages has, so that an estimate is rather too long."""
+MAX_ROWS = 20_000
+_TOKENS_PER_MESSAGE = 8
+"""An upper limit for what most chat templates add to a message."""
+_TOKENS_PER_ROW = 48
+"""Allowance for what a template adds to a conversation: a system prompt, a date."""
+_MAX_RENDERED_ROWS = 200
+"""The longest rows by estimate, which are rendered with the chat template and counted; rendering all would be slow."""
+_BYTES_PER_TOKEN = 2.5
+"""Less than text has in most languages, so that estimates are rather too high."""
 _PROMPT_WORDS = ("question", "query", "prompt", "instruction", "input", "user", "human", "request", "source")
 _ANSWER_WORDS = ("answer", "response", "output", "reply", "completion", "assistant", "target", "solution", "chosen")
 
 
-def look_at_data(place: str, tokenizer_file: str | None) -> DataFacts:
-    """What the data is: a file, a folder, a glob, or, not looked at, a dataset on the Hub.
+def inspect_data(name: str, tokenizer_file: str | None) -> DataInfo:
+    """Inspect a file, a folder or a glob. A dataset on the Hub is not inspected.
 
     Args:
-        place: as typed.
-        tokenizer_file: `tokenizer.json` of the model, to count tokens with, by the chat template that lies beside it;
-            None to estimate them.
+        name: path or name, as given.
+        tokenizer_file: `tokenizer.json` of the model, to count tokens, with the chat template in the same folder; None
+            to estimate them.
 
     Raises:
-        DataError: if there is no such thing, no row can be read, or its columns make no format.
+        DataError: if there is no such data, no row can be used, or the columns match no format.
     """
-    path = Path(place).expanduser()
-    is_glob = any(character in place for character in "*?[")
+    path = Path(name).expanduser()
+    is_glob = any(character in name for character in "*?[")
     if not path.exists() and not is_glob:
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not looks_like_a_path(place) and not path.parent.is_dir():
-            return DataFacts(place=place, key="dataset_name")
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not looks_like_a_path(name) and not path.parent.is_dir():
+            return DataInfo(name=name, key="dataset_name")
         siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"there is no {place!r} here.{did_you_mean(path.name, siblings)}")
+        raise DataError(f"no file or folder {name!r}.{did_you_mean(path.name, siblings)}")
     opened = open_sources(DataConfig(train_file=str(path)))
     source, record_format, chunks = _with_format(opened.train[0])
-    seen = _Rows(record_format, source.columns, _token_counter(tokenizer_file))
+    counts = _RowCounts(record_format, source.columns, _token_counter(tokenizer_file))
     for chunk in chunks:
-        seen.add(chunk.rows())
-        if seen.rows >= ROWS_LOOKED_AT:
+        counts.add(chunk.rows())
+        if counts.rows >= MAX_ROWS:
             break
     else:
-        seen.is_complete = True
-    if not seen.longest:
-        raise DataError(f"no row of {place} can be used: {seen.first_bad}")
-    longest, is_counted = seen.longest, False
+        counts.is_complete = True
+    if not counts.max_tokens:
+        raise DataError(f"no row of {name} can be used: {counts.first_bad}")
+    max_tokens, is_counted = counts.max_tokens, False
     if tokenizer_file is not None:
-        longest, is_counted = _counted(seen, Path(tokenizer_file).parent)
+        max_tokens, is_counted = _count_longest(counts, Path(tokenizer_file).parent)
     validation, is_found = _validation_beside(opened, path)
-    ours = {source.columns.get(name, name) for name in seen.columns}
-    return DataFacts(
-        place=place,
+    ours = {source.columns.get(name, name) for name in counts.columns}
+    return DataInfo(
+        name=name,
         files=source.files,
         format_name=record_format.name,
-        columns=tuple(seen.columns),
+        columns=tuple(counts.columns),
         unused_columns=tuple(sorted(ours - record_format.columns - record_format.optional)),
-        mapped=source.columns,
-        rows=seen.rows,
-        is_complete=seen.is_complete,
-        bad_rows=seen.bad,
-        first_bad_row=seen.first_bad,
-        longest_row=longest,
+        dataset_columns=source.columns,
+        num_rows=counts.rows,
+        is_complete=counts.is_complete,
+        num_bad_rows=counts.bad,
+        first_bad_row=counts.first_bad,
+        max_tokens=max_tokens,
         are_tokens_counted=is_counted,
         validation=validation,
         is_validation_found=is_found,
     )
 
 
-class _Rows:
-    """Counts over the rows seen so far."""
+class _RowCounts:
+    """Counts of the rows read so far."""
 
     def __init__(self, record_format: RecordFormat, columns: Mapping[str, str], count: Callable[[str], int]):
         self._format, self._names, self._count = record_format, columns, count
         self.rows = self.bad = 0
         self.longest_rows: list[tuple[int, int, Conversation]] = []
-        """A heap of the longest: estimated tokens, number of the row, the row."""
+        """A heap of the longest rows: estimated tokens, number of the row, the row."""
         self.first_bad = ""
         self.columns: dict[str, None] = {}
         self.is_complete = False
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest row by estimate; 0 where no row can be used."""
+    def max_tokens(self) -> int:
+        """Estimated tokens of the longest row; 0 if no row can be used."""
         return max((tokens for tokens, _, _ in self.longest_rows), default=0)
 
     def add(self, rows: Iterable[RawRow]) -> None:
@@ -113,7 +116,7 @@ class _Rows:
                 record = {self._names.get(name, name): value for name, value in row.record.items()}
                 try:
                     conversation = self._format.convert(record)
-                    self._keep(_num_tokens(conversation, self._count), conversation)
+                    self._keep(_estimate_tokens(conversation, self._count), conversation)
                     continue
                 except RowRefused as refused:
                     problem = refused.problem
@@ -122,38 +125,36 @@ class _Rows:
 
     def _keep(self, tokens: int, conversation: Conversation) -> None:
         entry = (tokens, self.rows, conversation)
-        if len(self.longest_rows) < _ROWS_COUNTED:
+        if len(self.longest_rows) < _MAX_RENDERED_ROWS:
             heapq.heappush(self.longest_rows, entry)
         else:
             heapq.heappushpop(self.longest_rows, entry)
 
 
-def _counted(seen: _Rows, folder: Path) -> tuple[int, bool]:
-    """Tokens of the longest row as the model's chat template writes it, and whether that could be counted."""
-    if all(row.text is not None for _, _, row in seen.longest_rows):
-        return seen.longest, True
-    from transformers import AutoTokenizer
-
+def _count_longest(counts: _RowCounts, folder: Path) -> tuple[int, bool]:
+    """Return the tokens of the longest row, and whether they were counted with the chat template, not estimated."""
+    if all(row.text is not None for _, _, row in counts.longest_rows):
+        return counts.max_tokens, True
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         template = ChatTemplate(tokenizer)
-        texts = [template.apply(row.messages, row.tools) for _, _, row in seen.longest_rows if row.text is None]
+        texts = [template.apply(row.messages, row.tools) for _, _, row in counts.longest_rows if row.text is None]
     except (OSError, ValueError, KeyError, ImportError, UserError, RowRefused):
-        # No template, one that refuses such rows, or a tokenizer that needs its own code: the estimate has to do.
-        return seen.longest, False
+        # No template, one that refuses such rows, or a tokenizer that needs remote code: use the estimate.
+        return counts.max_tokens, False
     return max(map(len, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])), True
 
 
-def _num_tokens(conversation: Conversation, count: Callable[[str], int]) -> int:
-    """Tokens of a row, with room for what a template adds."""
+def _estimate_tokens(conversation: Conversation, count: Callable[[str], int]) -> int:
+    """Estimate the tokens of a row, with an allowance for the chat template."""
     if conversation.text is not None:
         return count(conversation.text) + 1
     texts = [*_texts(conversation.messages), *_texts(conversation.tools or ())]
-    return sum(map(count, texts)) + _TOKENS_A_MESSAGE * len(conversation.messages) + _TOKENS_A_ROW
+    return sum(map(count, texts)) + _TOKENS_PER_MESSAGE * len(conversation.messages) + _TOKENS_PER_ROW
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text inside of a value."""
+    """Yield all strings in a nested value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -166,16 +167,14 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _token_counter(tokenizer_file: str | None) -> Callable[[str], int]:
     if tokenizer_file is None:
-        return lambda text: round(len(text.encode("utf-8", "replace")) / _BYTES_A_TOKEN) + 1
-    from tokenizers import Tokenizer
-
+        return lambda text: round(len(text.encode("utf-8", "replace")) / _BYTES_PER_TOKEN) + 1
     tokenizer = Tokenizer.from_file(tokenizer_file)
     tokenizer.no_truncation()
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _with_format(source: Source) -> tuple[Source, RecordFormat, Iterator[Any]]:
-    """The source with its format; where its columns make none, tried again with what their names say."""
+    """Return the source with its format; if no format matches, map the columns by their names and try again."""
     try:
         return source, *find_source_format(source)
     except DataError as error:
@@ -188,7 +187,7 @@ def _with_format(source: Source) -> tuple[Source, RecordFormat, Iterator[Any]]:
 
 
 def _columns_of(source: Source) -> list[str]:
-    """The columns of the first row that can be read."""
+    """Return the columns of the first row that can be read."""
     for chunk in source.chunks():
         for row in chunk.rows():
             if row.record:
@@ -197,7 +196,7 @@ def _columns_of(source: Source) -> list[str]:
 
 
 def _guess_columns(columns: Sequence[str]) -> dict[str, str] | None:
-    """The one column that is named like a prompt and the one that is named like an answer; None if not just one."""
+    """Map the one column named like a prompt and the one named like an answer; None if there are several or none."""
     prompts = [name for name in columns if _is_named(name, _PROMPT_WORDS)]
     answers = [name for name in columns if _is_named(name, _ANSWER_WORDS)]
     if len(prompts) != 1 or len(answers) != 1 or prompts == answers:
@@ -211,16 +210,16 @@ def _is_named(column: str, words: Iterable[str]) -> bool:
 
 
 def _validation_beside(opened: OpenedSources, path: Path) -> tuple[str | None, bool]:
-    """Validation data in the same folder, and whether a run takes it by itself.
+    """Return validation data in the same folder, and whether a run finds it without a setting.
 
-    Of a single training file, the file whose name differs only by the word that tells its split.
+    For a single training file, it is the file whose name differs only in the word for the split.
     """
     if opened.validation:
         return ", ".join(opened.validation[0].files[:3]), True
     parts = re.split(r"([A-Za-z]+)", path.name)
-    places = [number for number, part in enumerate(parts) if SPLIT_WORDS.get(part.lower()) == "train"]
-    if not path.is_file() or not places:
+    positions = [number for number, part in enumerate(parts) if SPLIT_WORDS.get(part.lower()) == "train"]
+    if not path.is_file() or not positions:
         return None, False
     words = [word for word, split in SPLIT_WORDS.items() if split in ("validation", "test")]
-    names = ["".join([*parts[: places[-1]], word, *parts[places[-1] + 1 :]]) for word in words]
+    names = ["".join([*parts[: positions[-1]], word, *parts[positions[-1] + 1 :]]) for word in words]
     return next((str(path.with_name(name)) for name in names if path.with_name(name).is_file()), None), False
