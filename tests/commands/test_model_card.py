@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from sft.commands.export.card_metadata import hub_datasets, is_hub_name, public_name
 from sft.commands.export.model_card import CardFacts, model_card
 from sft.reporting.run_record import RunRecord
-from tests.support.markdown import ATTACKS, HIDDEN, active_tags, renderings, text_of
+from tests.support.rendered_markdown import ATTACKS, HIDDEN, active_tags, renderings, text_of
 
 SCORES = {"loss": 0.5, "perplexity": 1.65, "token_accuracy": 0.9, "sequence_accuracy": 0.25}
 OWN_TAGS = {"h1", "h2", "ul", "li"}

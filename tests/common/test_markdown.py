@@ -8,7 +8,7 @@ import pytest
 
 from sft.common.markdown import Markdown, escape_markdown, fenced, markdown_table
 from sft.common.text import reveal
-from tests.support.markdown import ATTACKS, HIDDEN, active_tags, renderings, text_of
+from tests.support.rendered_markdown import ATTACKS, HIDDEN, active_tags, renderings, text_of
 
 
 def shown(text: str) -> str:

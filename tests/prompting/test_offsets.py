@@ -10,7 +10,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from sft.common.data_records import RenderedText
 from sft.prompting.offsets import OffsetEncoder
-from tests.support.tokenizers import (
+from tests.support.small_tokenizers import (
     FAMILY,
     NASTY,
     by_offsets,

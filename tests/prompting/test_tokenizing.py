@@ -9,7 +9,7 @@ from tokenizers import normalizers, processors
 from sft.common.data_records import RenderedText
 from sft.prompting.messages import RowRefused
 from sft.prompting.tokenizing import RowTooLong
-from tests.support.tokenizers import NASTY, TEXT, byte_level, row_tokenizer
+from tests.support.small_tokenizers import NASTY, TEXT, byte_level, row_tokenizer
 
 
 def test_row_tokenizer_trains_every_token_of_a_split_character():

@@ -6,7 +6,7 @@ import pytest
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from sft.reporting.trackers.run_text import as_table, sample_text
-from tests.support.markdown import ATTACKS, active_tags, text_of
+from tests.support.rendered_markdown import ATTACKS, active_tags, text_of
 
 
 def test_table_of_nested_values():
