@@ -19,7 +19,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def leaking(tmp_path):
-    """Ten validation rows, of which the third and the ninth stand in the training data."""
+    """Ten validation rows, of which the third and the ninth are also training rows."""
     train = [write(tmp_path / "a.jsonl", pairs(5, 100)), write(tmp_path / "b.jsonl", pairs(5, 200))]
     rows = pairs(10)
     rows[2] = {"question": "Q 201", "answer": " a  201"}

@@ -6,6 +6,7 @@ import pytest
 
 from sft.configuration.schema import DataConfig, DatasetSource
 from sft.data.checks import bad_row_lines, find_problems
+from tests.support import messages
 from tests.support.data_files import long_rows, pairs, prepare, texts, write
 from tests.support.parts import build_tokenizer
 
@@ -68,7 +69,7 @@ def test_find_problems_of_both_splits(tmp_path, tokenizer):
         validation_file=write(tmp_path / "b.jsonl", [*pairs(2, 50), "[]", "{}"]),
     )
     report = prepare(config, tokenizer).report
-    ending = "Fix them, or set on_bad_rows to skip, which drops and counts them."
+    ending = f"Fix them, {messages.FIX_OR_SKIP}"
     assert find_problems(report, config) == [
         f"1 of 4 train rows cannot be used (1 not_an_object). {ending}",
         f"2 of 4 validation rows cannot be used (1 not_an_object, 1 missing_field). {ending}",
@@ -84,7 +85,7 @@ def test_find_problems_of_an_end_that_is_always_truncated(tmp_path, tokenizer):
     file = texts(tmp_path / "a.txt", [50, 60, 70])
     config = DataConfig(train_file=file, max_seq_length=20)
     assert find_problems(prepare(config, tokenizer).report, config) == [
-        "the end token is never trained: max_seq_length truncates it in all 3 train rows, so the model would not "
+        f"{messages.END_NEVER_TRAINED_TRUNCATED.format(rows=3)}, so the model would not "
         "learn to stop. Raise max_seq_length; 70 truncates no row."
     ]
     enough = replace(config, max_seq_length=50)
@@ -98,7 +99,7 @@ def test_find_problems_of_a_template_without_end_blames_the_template(tmp_path):
     for on_too_long in ("truncate", "drop"):
         config = DataConfig(train_file=file, max_seq_length=60, on_too_long=on_too_long)
         (problem,) = find_problems(prepare(config, tokenizer).report, config)
-        assert problem.startswith("the end token is never trained: the chat template writes no known end token")
+        assert problem.startswith(messages.END_NEVER_TRAINED_TEMPLATE)
     mended = replace(config, add_end_token=True)
     assert find_problems(prepare(mended, tokenizer).report, mended) == []
 

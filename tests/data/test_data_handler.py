@@ -1,4 +1,4 @@
-"""From files to counted, masked datasets: every row used or dropped under a reason, whatever the file holds."""
+"""From files to counted, masked datasets: every row is used, or dropped with a reason."""
 
 import gzip
 import json
@@ -16,6 +16,7 @@ from sft.common.errors import ConfigError, DataError
 from sft.configuration.schema import DataConfig
 from sft.data.checks import bad_row_lines, find_problems
 from sft.data.sources.streams import zstd
+from tests.support import messages
 
 CHATML = (
     "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -224,14 +225,14 @@ def test_bad_row_lines_give_the_location_of_each_row(tmp_path, data_chat_tokeniz
     config = DataConfig(train_file=file, max_seq_length=60)
     report = prepare_data(config, data_chat_tokenizer, seed=0).report
     assert bad_row_lines(report, config) == [
-        f"{file}:2: 'answer' is empty (empty_answer).",
+        f"{file}:2: {messages.EMPTY_ANSWER}.",
         f"{file}:3: invalid JSON, expecting ':' delimiter at column 27 (invalid_json).",
         f"{file}:4: 'answer' must be text, found a number (wrong_type).",
         f"{file}:5: no field 'answer'; fields: question (missing_field).",
         f"{file}:6: expected an object with named fields, found a list (not_an_object).",
         f"{file}:7: its 219 tokens are truncated to max_seq_length 60, before the answer begins "
         "(nothing_left_after_truncation).",
-        f"{file}:8: 'answer' contains an unpaired surrogate, which is not a character (not_unicode).",
+        f"{file}:8: 'answer' {messages.UNPAIRED_SURROGATE}.",
     ]
     assert find_problems(report, config) == [
         "7 of 9 train rows cannot be used (1 empty_answer, 1 invalid_json, 1 wrong_type, 1 missing_field, "

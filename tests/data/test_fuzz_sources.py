@@ -1,4 +1,4 @@
-"""Thousands of broken files, made from a fixed seed: whatever is in them, every row is counted.
+"""Thousands of broken files, made from a fixed seed: every row is counted, whatever the files contain.
 
 A case is a number: it makes the same file each time, alone as in company. What a failing test prints is enough to
 make that file again with `write_case`.
@@ -29,6 +29,7 @@ from sft.data.sources.load import open_sources
 from sft.data.sources.streams import zstd
 from sft.prompting.formats import find_format
 from sft.prompting.messages import RowRefused
+from tests.support import messages
 from tests.support.parts import build_tokenizer
 
 SEED = 20
@@ -91,7 +92,7 @@ class Case:
     path: Path
     kind: str
     data: bytes
-    """What is in it, decompressed; of a broken archive, what was in it before it broke."""
+    """Its decompressed content; of a broken archive, the content before the damage."""
     damage: str
     """What was done to the archive: it was `cut` off, or a byte was `swapped`."""
     record: str
@@ -99,7 +100,7 @@ class Case:
 
     @property
     def lines(self) -> list[bytes]:
-        """Line by line, without a byte-order mark; a line's number is its place from 1."""
+        """Line by line, without a byte-order mark; numbered from 1."""
         return self.data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
 
 
@@ -270,14 +271,14 @@ def check_case(case: Case) -> Counter:
 
 
 def check_error(case: Case, error: DataError) -> None:
-    """It is one line, names the file, and the line wherever a line is to blame."""
+    """It is one line that names the file, and the line of the file if a line causes it."""
     (problem,) = error.problems
     assert "\n" not in problem
     place = re.match(re.escape(str(case.path)) + r"(?::(\d+))?: ", problem)
     assert place, problem
     has_no_line = (
         "cannot be read: ",
-        "no rows found.",
+        messages.NO_ROWS,
         "not a readable Parquet file",
         "invalid JSON, Exceeds the limit",
     )
@@ -291,7 +292,7 @@ def check_error(case: Case, error: DataError) -> None:
 
 
 def check_count(case: Case, rows: list[RawRow]) -> None:
-    """As many rows as another way of reading finds, at the same places."""
+    """As many rows as another way of reading finds, on the same lines."""
     if case.damage:  # A swapped byte that no checksum covers changes the text.
         return
     if case.kind == "parquet":
@@ -314,7 +315,7 @@ def check_count(case: Case, rows: list[RawRow]) -> None:
 
 
 def check_json_row(row: RawRow, line: bytes) -> None:
-    """The row says what its line says, or why not."""
+    """The row holds what its line holds, or why it cannot."""
     doubled = []
 
     def fields(pairs):

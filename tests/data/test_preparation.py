@@ -17,6 +17,7 @@ from sft.data.checks import bad_row_lines
 from sft.data.preparation import SourcePreparation
 from sft.data.sources.chunks import MAX_ROWS
 from sft.data.sources.load import open_sources
+from tests.support import messages
 from tests.support.data_files import TWO_TURNS, answers, entries, mixed_rows, pairs, prepare, write
 from tests.support.parts import build_tokenizer
 
@@ -180,9 +181,7 @@ def test_prepare_of_odd_names_and_values(tmp_path, cache, tokenizer):
     assert first.report == second.report
     assert first.report.train.rows_dropped == {"not_unicode": 1, "wrong_type": 1}
     assert answers(tokenizer, second.train) == ["a 0", "a 1"]
-    assert bad_row_lines(first.report, config)[0] == (
-        f"{file}:1: 'answer' contains an unpaired surrogate, which is not a character (not_unicode)."
-    )
+    assert bad_row_lines(first.report, config)[0] == (f"{file}:1: 'answer' {messages.UNPAIRED_SURROGATE}.")
 
 
 def test_dropped_rows_are_restored_from_the_cache(tmp_path, cache, tokenizer):

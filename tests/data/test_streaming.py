@@ -120,7 +120,7 @@ def test_main_trains_on_a_stream_and_counts_what_it_drops(run_sft, stream_file):
     assert run.status == 0, run.err
     assert run.summary["train"]["rows_dropped"] == 1
     assert run.metrics[-1]["step"] == 14
-    assert f"dropped  {stream_file}:{BAD + 1}: 'answer' is empty (empty_answer)." in run.out
+    assert f"dropped  {stream_file}:{BAD + 1}: {messages.EMPTY_ANSWER}." in run.out
     losses = [event["loss"] for event in run.metrics if "loss" in event]
     assert losses[-1] < losses[0]
 
@@ -246,5 +246,5 @@ def test_a_bad_row_of_a_stream_in_another_process_is_printed_once(model_folder, 
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.count("'answer' is empty (empty_answer)") == 1
+    assert done.stderr.count(messages.EMPTY_ANSWER) == 1
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Worker processes: the same rows from any number of them, and none left behind."""
+"""Worker processes: the same rows for any number of them, and no process remains."""
 
 import json
 import os
@@ -108,7 +108,7 @@ def run_script(script, *arguments, **environment):
 
 
 def test_prepare_forks_after_the_tokenizer_used_threads(tmp_path):
-    """Threads do not survive a fork: a worker that waited for them would wait for ever."""
+    """Threads do not survive a fork: a worker that waited for them would wait forever."""
     file = write(tmp_path / "a.jsonl", pairs(7 * MAX_ROWS))
     script = """
 tokenizer(["some text"] * 1000)
@@ -120,7 +120,7 @@ print(prepare_data(config, tokenizer, seed=0).report.rows_used)
 
 
 def slow_tokenizer():
-    """A template that takes its time: some milliseconds a row."""
+    """A slow template: some milliseconds per row."""
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{% for i in range(20000) %}{% endfor %}" + tokenizer.chat_template
     return tokenizer
@@ -168,7 +168,7 @@ def is_alive(pid):
 
 @pytest.fixture
 def slow_preparation(tmp_path, cache):
-    """A process that prepares for minutes with two others, which have begun."""
+    """A process that prepares for minutes with two workers, which have started."""
     file = write(tmp_path / "a.jsonl", pairs(4 * 16 + 3000))
     # Long lines, so that a chunk has few rows and the other processes begin soon.
     lines = Path(file).read_text().splitlines()

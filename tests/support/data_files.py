@@ -6,7 +6,7 @@ from data_handler import prepare_data
 
 
 def write(path, rows):
-    """A file of JSON Lines; a text stands as it is."""
+    """Write JSON Lines; a str is written unchanged."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
     return str(path)
@@ -17,7 +17,7 @@ def pairs(count, first=0):
 
 
 def texts(path, lengths):
-    """Texts of that many tokens with their end; digits are a token each, and no two texts are alike."""
+    """Texts of that many tokens with their end; digits are a token each, and all texts differ."""
     path.write_text("".join(f"{i:04}".ljust(length - 1, "7") + "\n" for i, length in enumerate(lengths)))
     return str(path)
 
@@ -61,7 +61,7 @@ TWO_TURNS = {
 
 
 def long_rows(tokenizer):
-    """Rows that a limit of 60 tokens leaves whole, cuts in the answer, cuts behind it, and leaves without any of it."""
+    """Rows that a limit of 60 tokens does not truncate, truncates in the answer, after it, and before it."""
 
     def chat(*contents):
         roles = ["user", "assistant"] * 2

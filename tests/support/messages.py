@@ -17,6 +17,15 @@ RESUMING_FROM = "Resuming from {path}"
 # common
 MISSING_PACKAGE = "requires the package {name}: pip install {name}"
 
+# data
+EMPTY_ANSWER = "'answer' is empty (empty_answer)"
+END_NEVER_TRAINED_TEMPLATE = "the end token is never trained: the chat template writes no known end token"
+END_NEVER_TRAINED_TRUNCATED = "the end token is never trained: max_seq_length truncates it in all {rows} train rows"
+FIX_OR_SKIP = "or set on_bad_rows to skip, which drops and counts them."
+NO_ROWS = "no rows found."
+TRUNCATED_ARCHIVE = "cannot be read: the compressed file is truncated."
+UNPAIRED_SURROGATE = "contains an unpaired surrogate, which is not a character (not_unicode)"
+
 # processes
 ENDED_BY = "Ended by {signal}"
 ENDED_BY_SECOND_SIGNAL = "Ended at once by a second signal"

@@ -50,7 +50,7 @@ FAMILIES = {
     "inst": (INST, " {}</s>", ""),
     "eos_at_the_end": (EOS_AT_THE_END, "{}<|end|>", "\n</s>"),
 }
-"""Template, an answer in it as trained, and what is trained behind the answer that ends the conversation."""
+"""Template, an answer in it as trained, and what is trained after the last answer."""
 
 
 def build_special_tokenizer(*, trim_offsets=False, adds_bos=False, template=None, eos="</s>"):

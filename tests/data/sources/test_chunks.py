@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import pickle
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import pytest
 from sft.common.errors import DataError
 from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS
 from sft.data.sources.streams import zstd
+from tests.support import messages
 from tests.support.parts import REPOSITORY
 from tests.support.source_files import _write, as_parquet, rows_of, source_of
 
@@ -96,7 +98,7 @@ def test_chunks_of_several_files_may_hold_an_empty_one(tmp_path):
     _write(tmp_path, a=1, b=0, c=1)
     assert len(rows_of(source_of(tmp_path))) == 2
     _write(tmp_path, a=0, c=0)
-    with pytest.raises(DataError, match=r"a\.jsonl, .*b\.jsonl, .*c\.jsonl: no rows found\.$"):
+    with pytest.raises(DataError, match=rf"a\.jsonl, .*b\.jsonl, .*c\.jsonl: {re.escape(messages.NO_ROWS)}$"):
         rows_of(source_of(tmp_path))
 
 

@@ -2,12 +2,14 @@
 
 import gzip
 import os
+import re
 
 import pytest
 
 from sft.common.errors import DataError
 from sft.configuration.schema import DataConfig, DatasetSource
 from sft.data.sources.load import open_sources
+from tests.support import messages
 from tests.support.source_files import _write, rows_of, source_of
 
 
@@ -48,7 +50,7 @@ def test_open_sources_accepts_a_single_file_of_any_name(tmp_path):
 )
 def test_open_sources_refuses_a_file_without_rows(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match=r": no rows found\.$"):
+    with pytest.raises(DataError, match=f": {re.escape(messages.NO_ROWS)}$"):
         rows_of(open_sources(DataConfig(train_file=str(tmp_path / name))).train[0])
 
 

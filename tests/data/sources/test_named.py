@@ -1,11 +1,14 @@
 """Datasets of the `datasets` library."""
 
+import re
+
 import datasets
 import pytest
 
 from sft.common.errors import DataError
 from sft.configuration.schema import DataConfig, DatasetSource
 from sft.data.sources.load import open_sources
+from tests.support import messages
 from tests.support.source_files import ROWS, _write, rows_of
 
 
@@ -73,7 +76,7 @@ def test_open_sources_reports_errors_of_the_hub_in_one_line(monkeypatch, error, 
 def test_open_sources_refuses_a_split_without_rows(monkeypatch):
     empty = datasets.Dataset.from_list(ROWS).select([])
     monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration, streaming: {"train": empty})
-    with pytest.raises(DataError, match=r"x/y\[train\]: no rows found\."):
+    with pytest.raises(DataError, match=re.escape(f"x/y[train]: {messages.NO_ROWS}")):
         rows_of(open_sources(DataConfig(dataset_name="x/y")).train[0])
 
 

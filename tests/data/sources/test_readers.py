@@ -9,6 +9,7 @@ import pytest
 
 from sft.common.errors import DataError
 from sft.data.sources.streams import zstd
+from tests.support import messages
 from tests.support.source_files import JSONL, ROWS, as_parquet, read_rows
 
 CSV = 'question,answer\n1+1?,2\nÜnï\u2028日本?,"a, ""b""\nc"\n'.encode()
@@ -101,14 +102,14 @@ def test_read_file_counts_csv_rows_with_a_wrong_number_of_fields(tmp_path):
         ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", ":1: invalid JSON, Exceeds the limit"),
         ("a.json", b"[" * 100_000, ":1: invalid JSON, nested too deeply; the rows after it cannot be read."),
         ("a.json", b'{"a":' * 100_000, ": invalid JSON, nested too deeply."),
-        ("a.jsonl.gz", gzip.compress(JSONL * 50, mtime=0)[:-20], ": cannot be read: the compressed file is truncated."),
+        ("a.jsonl.gz", gzip.compress(JSONL * 50, mtime=0)[:-20], f": {messages.TRUNCATED_ARCHIVE}"),
         ("a.jsonl.gz", JSONL, ": cannot be read: Not a gzipped file"),
         (
             "a.jsonl.gz",
             gzip.compress(JSONL, mtime=0)[:10] + b"\xff" * 30,
             ": cannot be read: Error -3 while decompressing",
         ),
-        ("a.jsonl.zst", zstd.compress(JSONL)[:-3], ": cannot be read: the compressed file is truncated."),
+        ("a.jsonl.zst", zstd.compress(JSONL)[:-3], f": {messages.TRUNCATED_ARCHIVE}"),
         ("a.jsonl.zst", JSONL, ": cannot be read: Unable to decompress"),
         ("a.parquet", JSONL, ": not a readable Parquet file: "),
         ("a.parquet", b"", ": not a readable Parquet file: "),

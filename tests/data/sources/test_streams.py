@@ -1,6 +1,7 @@
 """Data files as streams: compressed, truncated, in other encodings."""
 
 import gzip
+import re
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_read_file_detects_a_truncated_frame_after_a_complete_one(tmp_path):
     path = tmp_path / "a.jsonl.zst"
     for cut in (whole[:-1], whole[: len(whole) // 2], whole[:4]):
         path.write_bytes(whole + cut)
-        with pytest.raises(DataError, match=r"cannot be read: the compressed file is truncated\."):
+        with pytest.raises(DataError, match=re.escape(messages.TRUNCATED_ARCHIVE)):
             read_rows(path)
 
 
