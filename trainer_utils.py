@@ -33,7 +33,7 @@ from sft.processes.watchdog import SLOW, Watchdog
 from sft.reporting.log_lines import plan_line
 from sft.reporting.summary import plan_facts
 from sft.reporting.trackers.guard import quiet_tracker_threads
-from sft.training.arguments import compile_options, one_line_errors, trackers_take_checkpoints
+from sft.training.arguments import compile_options, one_line_errors
 from sft.training.assembly import (
     PreparedTraining,
     add_display,
@@ -75,14 +75,12 @@ class SFTTrainer(EvaluatingTrainer):
         *,
         stream: MicroBatchStream | None = None,
         stream_drops: StreamDrops | None = None,
-        saves_in_background: bool = True,
     ):
         """Args:
         setup: the run.
         arguments: transformers' settings.
         stream: micro-batches to train on instead of the stored rows.
         stream_drops: counts the rows that the stream drops.
-        saves_in_background: False where a tracker reads a checkpoint as soon as it is saved.
         """
         context, layout, prepared = setup.context, setup.prepared.layout, setup.prepared
         self.products = matmul_dtype(arguments.bf16, arguments.fp16, prepared.model.dtype)
@@ -93,7 +91,6 @@ class SFTTrainer(EvaluatingTrainer):
             setup,
             arguments,
             progress,
-            saves_in_background=saves_in_background,
             train_dataset=stream or setup.data.train,
             data_collator=layout.collator,
         )
@@ -261,7 +258,6 @@ def build_trainer(setup: RunSetup, arguments: TrainingArguments) -> PreparedTrai
             arguments,
             stream=open_stream(setup),
             stream_drops=StreamDrops.for_data(config.data) if data.stream is not None else None,
-            saves_in_background=not trackers_take_checkpoints(arguments),
         )
         if not trainer.is_deepspeed_enabled:
             # An optimizer whose package is missing is refused here, before anything is written.

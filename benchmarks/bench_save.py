@@ -71,7 +71,6 @@ def one_run(options: argparse.Namespace) -> dict:
     """Runs the command in this process, saving in the mode of `--way`."""
     sys.path.insert(0, str(REPOSITORY))
     import sft_main
-    import trainer_utils
     from sft.training import checkpointed_trainer
     from sft.training.progress import TrainingProgress
 
@@ -93,7 +92,7 @@ def one_run(options: argparse.Namespace) -> dict:
     if options.way != "copied":
         checkpointed_trainer.memory_for_copy = lambda *_: 0
     if options.way == "whole":
-        trainer_utils.trackers_take_checkpoints = lambda *_: True
+        checkpointed_trainer.trackers_take_checkpoints = lambda *_: True
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "model_name_or_path": Path(options.model).resolve(),

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -125,12 +126,43 @@ def user_cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
-def default_wandb_to_offline() -> bool:
-    """Without an API key, make wandb record on disk instead of asking for one. Returns whether it is offline."""
+def set_wandb_environment(folder: str, run_id: str, project: str | None) -> bool:
+    """Set what wandb reads, unless the user set it. Without an API key, wandb records on disk instead of asking for one.
+
+    Args:
+        folder: where wandb writes.
+        run_id: a resumed run continues the run of this id.
+        project: its project; None for wandb's default.
+
+    Returns:
+        Whether wandb is offline.
+    """
+    os.environ.setdefault("WANDB_DIR", folder)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_RUN_ID", run_id)
+    os.environ.setdefault("WANDB_RESUME", "allow")
+    if project:
+        os.environ["WANDB_PROJECT"] = project
     has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _text_of(Path.home() / ".netrc")
     if not has_key:
         os.environ.setdefault("WANDB_MODE", "offline")
     return os.environ.get("WANDB_MODE") == "offline"
+
+
+def set_tensorboard_folder(folder: str) -> None:
+    """Set the folder of TensorBoard's event files, which transformers reads from the environment."""
+    os.environ["TENSORBOARD_LOGGING_DIR"] = folder
+
+
+def tensorboard_folder() -> str:
+    """The folder of this run's TensorBoard files; set when the training arguments are built."""
+    return os.environ["TENSORBOARD_LOGGING_DIR"]
+
+
+def trackers_take_checkpoints(trackers: Sequence[str]) -> bool:
+    """Whether one of these trackers may upload a checkpoint as soon as Trainer has saved it."""
+    takes_none = {"tensorboard"} if os.environ.get("WANDB_LOG_MODEL") == "checkpoint" else {"tensorboard", "wandb"}
+    return not takes_none.issuperset(trackers)
 
 
 def _text_of(path: Path) -> str:

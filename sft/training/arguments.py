@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import TrainingArguments, get_scheduler
 from sft.common.errors import ConfigError, one_line
 from sft.common.run_records import DistributedContext
 from sft.configuration.schema import LoggingConfig, TrainingConfig
-from sft.processes.environment import default_wandb_to_offline
+from sft.processes.environment import set_tensorboard_folder, set_wandb_environment
 from sft.processes.process_group import process_group_backend
 from sft.training.run_setup import RunSetup
 
@@ -117,17 +116,6 @@ def one_line_errors() -> Iterator[None]:
         raise ConfigError(one_line(error)) from error
 
 
-def tensorboard_folder() -> str:
-    """The folder of this run's TensorBoard files; set once the arguments are built."""
-    return os.environ["TENSORBOARD_LOGGING_DIR"]
-
-
-def trackers_take_checkpoints(arguments: TrainingArguments) -> bool:
-    """Whether a tracker may upload a checkpoint as soon as Trainer has saved it."""
-    takes_none = {"tensorboard"} if os.environ.get("WANDB_LOG_MODEL") == "checkpoint" else {"tensorboard", "wandb"}
-    return not takes_none.issuperset(arguments.report_to)
-
-
 def compile_options(config: TrainingConfig) -> dict[str, Any] | None:
     """Options of `torch.compile` for the layers; None where they are not compiled."""
     if not config.torch_compile:
@@ -195,23 +183,22 @@ def _extra_arguments(config: TrainingConfig) -> dict[str, Any]:
 
 
 def _prepare_trackers(config: TrainingConfig, logging_config: LoggingConfig, run_id: str) -> None:
-    """Sets what transformers' trackers read from the environment, unless the user set it."""
+    """Creates the trackers' folders and sets the environment variables that transformers' trackers read.
+
+    Raises:
+        ConfigError: if TensorBoard's folder cannot be created.
+    """
     logging_dir = logging_config.logging_dir or str(Path(config.output_dir, "logs"))
-    os.environ["TENSORBOARD_LOGGING_DIR"] = logging_dir
+    set_tensorboard_folder(logging_dir)
     if "tensorboard" in logging_config.report_to:
         try:
             Path(logging_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"logging_dir: {logging_dir} cannot be made: {error.strerror}.") from None
+            raise ConfigError(f"logging_dir: {logging_dir} cannot be created: {error.strerror}.") from None
     if "wandb" in logging_config.report_to:
-        os.environ.setdefault("WANDB_DIR", config.output_dir)
-        os.environ.setdefault("WANDB_SILENT", "true")
-        os.environ.setdefault("WANDB_RUN_ID", run_id)
-        os.environ.setdefault("WANDB_RESUME", "allow")
-        if logging_config.wandb_project:
-            os.environ["WANDB_PROJECT"] = logging_config.wandb_project
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        if default_wandb_to_offline():
+        if set_wandb_environment(config.output_dir, run_id, logging_config.wandb_project):
             logger.info(
-                "wandb: no key, so the run is kept offline in %s/wandb (`wandb sync` sends it).", config.output_dir
+                "wandb: no API key, so the run is recorded offline in %s/wandb (`wandb sync` uploads it).",
+                config.output_dir,
             )

@@ -14,6 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from sft.batching.stream import MicroBatchStream
 from sft.modeling.compiling import compile_layers
+from sft.processes.environment import tensorboard_folder
 from sft.processes.signals import StopRequest
 from sft.processes.terminal import live_terminal
 from sft.reporting.environment import device_name
@@ -21,7 +22,6 @@ from sft.reporting.log_lines import output_line
 from sft.reporting.metrics_log import MetricsLog
 from sft.reporting.trackers.install import Trackers, install_trackers
 from sft.reporting.trackers.run_text import describe_run
-from sft.training.arguments import tensorboard_folder
 from sft.training.evaluating_trainer import EvaluatingTrainer
 from sft.training.live_display import DisplayCallback
 from sft.training.prepared_model import PreparedModel

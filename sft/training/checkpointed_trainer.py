@@ -25,6 +25,7 @@ from sft.modeling.sharded_state import gather_optimizer_state, gather_weights, s
 from sft.modeling.state_copy import copy_to_memory, state_bytes
 from sft.processes.agreement import agree_on_problem
 from sft.processes.device_memory import memory_for_copy
+from sft.processes.environment import trackers_take_checkpoints
 from sft.training.hub_pushes import HubPushes
 from sft.training.resuming_trainer import OPTIMIZER, SCHEDULER, ResumingTrainer
 from sft.training.run_identity import BeforeTraining
@@ -38,11 +39,10 @@ _PICKLED_ARGUMENTS = "training_args.bin"
 class CheckpointedTrainer(ResumingTrainer):
     """Publishes complete checkpoints only."""
 
-    def __init__(self, setup: RunSetup, arguments: TrainingArguments, *, saves_in_background: bool, **kwargs: Any):
+    def __init__(self, setup: RunSetup, arguments: TrainingArguments, **kwargs: Any):
         """Args:
         setup: the run.
         arguments: transformers' settings.
-        saves_in_background: False where something reads a checkpoint as soon as Trainer has saved it.
         kwargs: what transformers' Trainer takes beside them.
         """
         self.setup = setup
@@ -62,7 +62,7 @@ class CheckpointedTrainer(ResumingTrainer):
             self.hub.open()
         fsdp = setup.config.fsdp
         self._saves_shards = fsdp is not None and fsdp.checkpoints == "sharded"
-        self._saves_in_background = saves_in_background
+        self._saves_in_background = not trackers_take_checkpoints(arguments.report_to)
         self._copied_bytes = 0
         """Size of the largest copy so far."""
         self._to_write: list[Callable[[], None]] | None = None

@@ -225,7 +225,7 @@ def test_a_checkpoint_that_cannot_be_copied_is_written_and_that_is_told(short_ru
     monkeypatch.setattr(checkpointed_trainer, "copy_to_memory", fail)
     run = short_run()
     assert run.status == 0, run.err
-    assert "No copy of the state could be made (DefaultCPUAllocator: can't allocate memory)" in run.out
+    assert "The state could not be copied (DefaultCPUAllocator: can't allocate memory)" in run.out
     for step in (2, 4, 6):
         assert find_damage(run.output_dir / f"checkpoint-{step}") == []
 
