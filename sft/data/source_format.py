@@ -13,6 +13,8 @@ from sft.prompting.formats import FORMATS, RecordFormat, find_format, format_nam
 
 SAMPLED_ROWS = 1000
 """Number of rows whose columns decide the format."""
+RENAMING_HINT = " Rename yours with dataset_columns: {their_name: our_name}."
+"""End of the message that no format matches. `--init` maps columns itself and removes it."""
 MAX_UNREADABLE_ROWS = 10_000
 """If none of the first rows, this many of them, can be read, no format can be chosen."""
 
@@ -93,6 +95,6 @@ def _choose_format(source: Source, columns: set[str]) -> RecordFormat:
         known = "; ".join(known.description for known in FORMATS)
         raise DataError(
             f"{source.files[0]}: its columns ({list_columns(sorted(columns))}) match no known format. Known formats: "
-            f"{known}. Rename yours with dataset_columns: {{their_name: our_name}}."
+            f"{known}.{RENAMING_HINT}"
         )
     return found

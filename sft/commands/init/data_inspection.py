@@ -18,7 +18,7 @@ from sft.common.data_records import Conversation, RawRow
 from sft.common.did_you_mean import did_you_mean
 from sft.common.errors import DataError, UserError
 from sft.configuration.schema import DataConfig
-from sft.data.source_format import find_source_format
+from sft.data.source_format import RENAMING_HINT, find_source_format
 from sft.data.sources.files import SPLIT_WORDS
 from sft.data.sources.load import OpenedSources, Source, open_sources
 from sft.prompting.formats import RecordFormat
@@ -181,7 +181,7 @@ def _with_format(source: Source) -> tuple[Source, RecordFormat, Iterator[Any]]:
         columns = _columns_of(source)
         mapped = _guess_columns(columns)
         if mapped is None:
-            raise DataError(str(error).split(" Map yours")[0]) from None
+            raise DataError(str(error).removesuffix(RENAMING_HINT)) from None
         source = replace(source, columns=mapped)
         return source, *find_source_format(source)
 
