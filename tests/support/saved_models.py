@@ -1,4 +1,4 @@
-"""Adapters made in process, as a run would have saved them, and a model that never stops."""
+"""Saved models for tests: adapters as a run would have saved them, a model that never stops, and their answers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Any
 
 import torch
 
+from sft.common.data_records import SamplePrompt
+from sft.modeling.answering import answer_prompts
 from tests.support.parts import POSITIONS, build_model, build_tokenizer
 
+IDS = [[1, 40, 77, 300, 12, 5, 260, 8, 99, 31]]
+"""A row of token ids."""
 ESCAPE = "\x1b[31mred"
 """A token that would turn a terminal's text red."""
 
@@ -43,3 +47,22 @@ def save_endless_model(folder: Path) -> str:
         path = folder / name
         path.write_text(path.read_text().replace("<|endoftext|>", ESCAPE.replace("\x1b", "\\u001b")))
     return str(folder)
+
+
+QUESTION = "What comes after one?"
+
+
+def greedy_answer(model, tokenizer, question=QUESTION, *, system=None):
+    begin = ({"role": "system", "content": system},) if system else ()
+    prompt = SamplePrompt(messages=(*begin, {"role": "user", "content": question}))
+    return answer_prompts(model, tokenizer, [prompt], [2], 8)[0].text + "\n"
+
+
+def loaded(folder, adapters=None):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    if adapters is not None:
+        model = PeftModel.from_pretrained(model, adapters)
+    return model, AutoTokenizer.from_pretrained(folder)

@@ -1,9 +1,7 @@
-"""The first configuration: what is asked, what is found, and that a run takes what was written."""
+"""The first configuration: questions, messages, and that a run accepts what was written."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import pty
 import select
@@ -18,38 +16,15 @@ import pytest
 import yaml
 
 from config_manager import load_config
-from sft.commands.init.data_inspection import inspect_data
-from sft.commands.init.findings import DataInfo, MachineInfo, ModelInfo
-from sft.commands.init.fit import choose_global_batch_size, choose_max_seq_length, fit_methods, suggest_method
-from sft.commands.init.model_inspection import inspect_model
 from sft.commands.init.start import start
-from sft.common.errors import DataError, ModelError
-from sft.common.run_records import ModelFootprint
 from sft.configuration.command_line import InitOptions
 from sft_main import main
 from tests.support import messages
 from tests.support.in_process import run_command
+from tests.support.init_data import MODEL, rows_file
 from tests.support.parts import REPOSITORY
 
-MODEL = str(REPOSITORY / "examples" / "tiny-chat")
 DATA = str(REPOSITORY / "examples" / "data" / "orders_train.jsonl")
-EIGHT_BILLION = ModelFootprint(
-    num_parameters=8_030_261_248, num_trainable_parameters=8_030_261_248, weight_bytes=4 * 8_030_261_248,
-    hidden_size=4096, num_layers=32, vocab_size=128_256, intermediate_size=14_336, num_attention_heads=32,
-    num_lookup_parameters=525_336_576,
-)  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    yield
-    logging.getLogger("sft").handlers.clear()
-
-
-def rows_file(name: str, rows: list[dict]) -> str:
-    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return name
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
@@ -182,85 +157,3 @@ def test_control_c_leaves_without_a_traceback():
     os.close(terminal)
     assert "Nothing was written." in rest.decode()
     assert "Traceback" not in rest.decode()
-
-
-def test_inspect_model_counts_parameters_without_weights(model_folder):
-    facts = inspect_model(model_folder("llama"))
-    from tests.support.parts import build_model
-
-    assert facts.footprint.num_parameters == sum(p.numel() for p in build_model("llama").parameters())
-    assert facts.context_length == 128
-    with pytest.raises(ModelError, match=r"no config\.json"):
-        inspect_model(".")
-
-
-def test_inspect_model_says_when_it_is_nowhere():
-    facts = inspect_model("nobody/nothing")
-    assert facts.footprint is None
-    assert "it is not in the Hub's cache, and was not found on the Hub" in facts.problem
-
-
-def test_inspect_data_counts_rows_that_cannot_be_used():
-    good = [{"question": "One?", "answer": "1"}] * 9
-    facts = inspect_data(rows_file("rows.jsonl", [*good, {"question": "Two?", "answer": ""}]), None)
-    assert (facts.num_rows, facts.num_bad_rows, facts.format_name) == (10, 1, "question_answer")
-    assert facts.first_bad_row.startswith("rows.jsonl:10: ")
-    assert not facts.are_tokens_counted
-
-
-def test_inspect_data_says_when_the_chat_template_cannot_be_asked(tmp_path):
-    rows = rows_file("rows.jsonl", [{"question": "One?", "answer": "1"}] * 300)
-    counted = inspect_data(rows, str(Path(MODEL, "tokenizer.json")))
-    (tmp_path / "tokenizer.json").write_bytes(Path(MODEL, "tokenizer.json").read_bytes())
-    alone = inspect_data(rows, str(tmp_path / "tokenizer.json"))
-    assert (counted.are_tokens_counted, alone.are_tokens_counted) == (True, False)
-    assert counted.max_tokens < alone.max_tokens
-    texts = inspect_data(rows_file("texts.jsonl", [{"text": "Some words."}]), str(Path(MODEL, "tokenizer.json")))
-    assert texts.are_tokens_counted
-
-
-def test_inspect_data_takes_columns_by_what_they_are_called():
-    facts = inspect_data(rows_file("rows.jsonl", [{"id": 1, "user_query": "One?", "reply": "1"}]), None)
-    assert facts.dataset_columns == {"user_query": "prompt", "reply": "completion"}
-    with pytest.raises(DataError, match="match no known format"):
-        inspect_data(rows_file("odd.jsonl", [{"a": "1", "b": "2"}]), None)
-
-
-def test_inspect_data_takes_an_unknown_name_for_a_dataset_on_the_hub():
-    assert inspect_data("openai/gsm8k", None).key == "dataset_name"
-    with pytest.raises(DataError, match="no file or folder"):
-        inspect_data("./openai/gsm8k", None)
-
-
-def test_a_method_is_suggested_by_the_memory_there_is():
-    model = ModelInfo(name="eight", footprint=EIGHT_BILLION, context_length=131_072)
-    data = DataInfo(name="x", num_rows=2000, max_tokens=1000)
-
-    def fits(gib: int):
-        machine = MachineInfo(device="cuda", name="a GPU", num_gpus=1, memory_bytes=gib * 2**30, cpu_count=8)
-        return fit_methods(model, data, machine, 1)
-
-    assert suggest_method(fits(12)) == "qlora"
-    assert suggest_method(fits(24)) == "lora"
-    assert suggest_method(fits(192)) == "full"
-    tight, roomy = fits(24)["lora"], fits(80)["lora"]
-    assert tight.fits
-    assert tight.gradient_checkpointing
-    assert roomy.micro_batch_size >= tight.micro_batch_size
-    assert not fits(24)["full"].fits
-    for fit in fits(80).values():
-        assert not fit.fits or fit.needed_bytes <= 0.9 * 80 * 2**30
-
-
-def test_choose_max_seq_length_holds_the_longest_row_within_the_positions():
-    model = ModelInfo(name="m", context_length=512)
-    assert choose_max_seq_length(DataInfo(name="x", max_tokens=109), model) == 128
-    assert choose_max_seq_length(DataInfo(name="x", max_tokens=200), model) == 256
-    assert choose_max_seq_length(DataInfo(name="x", max_tokens=300), model) == 384
-    assert choose_max_seq_length(DataInfo(name="x", max_tokens=5000), model) == 512
-    assert choose_max_seq_length(DataInfo(name="x"), model) == 512
-
-
-@pytest.mark.parametrize(("rows", "gpus", "expected"), [(100, 1, 8), (2000, 1, 16), (2000, 3, 18), (90_000, 8, 32)])
-def test_choose_global_batch_size_is_a_multiple_of_the_gpus(rows, gpus, expected):
-    assert choose_global_batch_size(DataInfo(name="x", num_rows=rows), gpus) == expected

@@ -1,36 +1,15 @@
-"""Runs side by side, from folders as runs of this and of earlier versions leave them."""
+"""Comparisons of runs, from folders as runs of this and of earlier versions leave them."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
-import yaml
 
-from compare_runs import main
 from sft.commands.compare.comparison import compare
 from sft.commands.compare.runs import read_run, short_names
 from sft.commands.compare.text import comparison_lines
-from tests.support.parts import REPOSITORY
-from tests.support.report_records import GIB, evaluation, falling, in_order
-
-SUMMARY = {
-    "status": "completed", "device": "cpu", "bad_steps": 0, "versions": {"torch": "2.13.0"},
-    "eval_after": {"loss": 1.0},
-    "batch_plan": {"world_size": 1, "global_batch_size": 8},
-    "train": {
-        "steps": 100, "seconds": 50.0, "examples_per_second": 16.0, "tokens_per_second": 1000.0,
-        "peak_memory_bytes": 2 * GIB,
-    },
-    "data": {
-        "train": {"rows_used": 400, "tokens": 8000, "supervised_tokens": 2000},
-        "validation": {"rows_used": 40, "tokens": 800, "supervised_tokens": 200},
-        "digests": {"train": "a" * 64, "validation": "b" * 64},
-    },
-}  # fmt: skip
-SETTINGS = {"learning_rate": 0.001, "output_dir": "x", "lora_config": {"r": 8, "lora_alpha": 16.0}}
+from tests.support.compared_runs import SUMMARY, write_run
 
 
 def changed(document, path, value):
@@ -45,17 +24,6 @@ def changed(document, path, value):
     else:
         place[last] = value
     return copy
-
-
-def write_run(folder, *, summary=SUMMARY, settings=SETTINGS, best=1.0):
-    folder.mkdir(parents=True)
-    if summary is not None:
-        (folder / "run_summary.json").write_text(json.dumps(summary))
-    if settings is not None:
-        (folder / "resolved_config.yaml").write_text(yaml.safe_dump({**settings, "output_dir": str(folder)}))
-    events = in_order(falling(), [evaluation(0, 3.0), evaluation(50, best), evaluation(100, best + 0.1)])
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    return str(folder)
 
 
 def compared(*folders):
@@ -139,59 +107,3 @@ def test_a_run_without_validation_has_none(tmp_path):
     without["data"]["digests"]["validation"] = None
     found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", summary=without))
     assert rows(found.data)["validation rows used"] == ("40", "none")
-
-
-def test_main_prints_and_draws(tmp_path, capsys):
-    folders = [write_run(tmp_path / name / "out", best=1.0 + place / 10) for place, name in enumerate("abc")]
-    picture = tmp_path / "picture.png"
-    assert main([*folders, "--output", str(picture)]) == 0
-    out = capsys.readouterr().out
-    assert out.splitlines()[0].startswith("Settings that differ: none")
-    assert next(line for line in out.splitlines() if "a/out" in line).split() == ["a/out", "b/out", "c/out"]
-    assert max(map(len, out.splitlines()[:-1])) <= 100
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert picture.stat().st_size > 20_000
-
-
-def test_main_survives_names_with_signs_of_other_languages(tmp_path, capsys):
-    folders = [write_run(tmp_path / name) for name in ("_a$x$", "b\x1b[31m")]
-    assert main([*folders, "--output", str(tmp_path / "p.PNG")]) == 0
-    captured = capsys.readouterr()
-    assert "\x1b" not in captured.out
-    assert captured.err == ""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["{a}"], "name two or more runs"),
-        (["{a}", "{a}/"], "is named twice"),
-        (["{a}", "{tmp}/nowhere"], "no folder '"),
-        (["{a}", "{tmp}"], "contains no run (neither run_summary.json nor metrics.jsonl)"),
-        (["{a}", "{broken}"], "run_summary.json: cannot be read"),
-        (["{a}", "{b}", "--output", "x.jpg"], "expected a file name that ends in .png"),
-        (["{a}", "{b}", "--output", "{tmp}/none/x.png"], "cannot be written"),
-        (["{a}", "{b}", "--bogus"], "--bogus"),
-        ([], "FOLDER"),
-    ],
-)
-def test_main_answers_a_mistake_in_one_line(tmp_path, capsys, arguments, line):
-    places = {"a": write_run(tmp_path / "a"), "b": write_run(tmp_path / "b"), "tmp": str(tmp_path)}
-    places["broken"] = write_run(tmp_path / "broken")
-    (tmp_path / "broken" / "run_summary.json").write_text("{")
-    assert main([argument.format(**places) for argument in arguments]) == 2
-    captured = capsys.readouterr()
-    assert line in captured.err
-    assert (captured.err.count("\n"), captured.out) == (1, "")
-
-
-def test_help_imports_nothing_that_is_slow():
-    code = (
-        "import sys, compare_runs\n"
-        "try: compare_runs.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "found = {'torch', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules); assert not found, found"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "compare_runs.py" in done.stdout

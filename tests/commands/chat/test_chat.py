@@ -1,40 +1,24 @@
-"""Talking: one question, a pipe, a terminal; whole models and adapters; what is too long; mistakes."""
+"""The chat command: one question, a pipe, full models and adapters, user errors."""
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-import os
-import pty
-import select
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 import chat
-from sft.commands.chat.options import Sampling
-from sft.commands.chat.responder import Responder
-from sft.commands.chat.session import ChatSession, answer_once
-from sft.commands.chat.text_stream import TextStream, escape_controls
 from sft.common.data_records import SamplePrompt
-from sft.common.errors import ModelError
 from sft.modeling.answering import answer_prompts
 from tests.support import messages
-from tests.support.parts import POSITIONS, REPOSITORY, build_model, build_tokenizer
-from tests.support.saved_models import ESCAPE, save_adapters, save_endless_model
+from tests.support.parts import REPOSITORY
+from tests.support.saved_models import ESCAPE, QUESTION, greedy_answer, loaded, save_endless_model
 
-QUESTION = "What comes after one?"
 SHORT = ["--max_new_tokens", "8", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def adapters(model_folder, tmp_path_factory):
-    return save_adapters(model_folder("llama"), tmp_path_factory.mktemp("chat") / "adapters")
 
 
 @pytest.fixture
@@ -48,22 +32,6 @@ def ask(capfd):
 
     yield run
     logging.getLogger("sft").handlers.clear()
-
-
-def greedy_answer(model, tokenizer, question=QUESTION, *, system=None):
-    begin = ({"role": "system", "content": system},) if system else ()
-    prompt = SamplePrompt(messages=(*begin, {"role": "user", "content": question}))
-    return answer_prompts(model, tokenizer, [prompt], [2], 8)[0].text + "\n"
-
-
-def loaded(folder, adapters=None):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    if adapters is not None:
-        model = PeftModel.from_pretrained(model, adapters)
-    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def test_a_prompt_is_answered_as_in_training_and_alone_on_standard_output(ask, model_folder):
@@ -204,108 +172,6 @@ def test_adapters_that_lack_weights_are_refused(ask, adapters, tmp_path):
     assert "the adapters lack weights" in err
 
 
-def build_responder(positions=POSITIONS):
-    model = build_model("llama").eval()
-    model.config.max_position_embeddings = positions
-    return Responder(model, build_tokenizer(), name="model", is_chat=True)
-
-
-def test_a_long_conversation_loses_its_first_turns_but_not_the_system_prompt():
-    responder, sampling = build_responder(), Sampling(max_new_tokens=16)
-    turns = [{"role": "system", "content": "Be short."}]
-    for index in range(12):
-        turns += [{"role": "user", "content": f"{QUESTION} {index}"}, {"role": "assistant", "content": "Two."}]
-    turns.append({"role": "user", "content": "Say hello."})
-    token_ids, num_dropped = responder._fit_turns(turns, sampling)
-    assert num_dropped > 0
-    assert num_dropped % 2 == 0
-    assert len(token_ids) + 16 <= POSITIONS
-    text = build_tokenizer().decode(token_ids)
-    assert "Be short." in text
-    assert text.count("user") == (len(turns) - num_dropped) // 2
-    answer = responder.answer(turns, sampling, turn=0, write=lambda _: None)
-    assert answer.num_dropped_turns == num_dropped
-    short = build_responder(positions=100_000).answer(turns, sampling, turn=0, write=lambda _: None)
-    assert short.num_dropped_turns == 0
-
-
-@pytest.mark.parametrize("keeps_history", [True, False])
-def test_a_question_comes_with_those_before_it_or_not(model_folder, monkeypatch, keeps_history):
-    lines = iter(["Say hello.", QUESTION, "/exit"])
-    monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    heard = []
-
-    class Listening(Responder):
-        def answer(self, messages, *further, **named):
-            heard.append([message["content"] for message in messages])
-            return super().answer(messages, *further, **named)
-
-    model, tokenizer = loaded(model_folder("llama"))
-    responder = Listening(model.eval(), tokenizer, name="model", is_chat=True)
-    talk = ChatSession([responder], "Be short.", Sampling(max_new_tokens=8), io.StringIO(), keeps_history=keeps_history)
-    assert talk.run() == 0
-    answer = greedy_answer(model, tokenizer, "Say hello.", system="Be short.").removesuffix("\n")
-    before = ["Say hello.", answer] if keeps_history else []
-    assert heard == [["Be short.", "Say hello."], ["Be short.", *before, QUESTION]]
-
-
-def test_an_answer_ends_where_the_positions_end_and_says_so(tmp_path):
-    model, tokenizer = loaded(save_endless_model(tmp_path))
-    model.config.max_position_embeddings = 64
-    responder = Responder(model.eval(), tokenizer, name="model", is_chat=True)
-    answer = responder.answer(
-        [{"role": "user", "content": "Say hello."}], Sampling(max_new_tokens=500), turn=0, write=lambda _: None
-    )
-    assert answer.end_reason == "context length"
-    prompt = len(responder._tokenize_messages([{"role": "user", "content": "Say hello."}]))
-    assert answer.text == ESCAPE * (64 - prompt)
-
-
-def test_a_message_that_does_not_fit_at_all_is_refused():
-    responder = build_responder()
-    with pytest.raises(ModelError, match=r"takes [\d,]+ tokens, but model has a context length of 128 tokens"):
-        responder.answer([{"role": "user", "content": QUESTION * 40}], Sampling(), turn=0, write=lambda _: None)
-
-
-def test_a_long_text_is_continued_from_its_end(model_folder):
-    model, tokenizer = loaded(model_folder("gpt2"))
-    tokenizer.pad_token = tokenizer.eos_token
-    responder = Responder(model.eval(), tokenizer, name="model", is_chat=False)
-    text = "The quick brown fox. " * 60
-    answer = responder.answer([{"role": "user", "content": text}], Sampling(max_new_tokens=8), turn=0, write=len)
-    assert answer.num_dropped_tokens == len(tokenizer(text)["input_ids"]) - (POSITIONS - 8)
-
-
-def test_text_comes_whole_in_pieces_of_whole_characters():
-    tokenizer = build_tokenizer()
-    text = "Grüße, 你好 👋🏽 — fin.\nTwo plus two"
-    pieces: list[str] = []
-    stream = TextStream(tokenizer, {2}, pieces.append)
-    import torch
-
-    stream.put(torch.tensor([[1, 5, 7]]))  # the prompt
-    for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], 2]:
-        stream.put(torch.tensor([token]))
-    stream.end()
-    assert "".join(pieces) == stream.text == text
-    assert stream.ended
-    assert len(pieces) > 10
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
-
-
-def test_what_would_act_on_a_terminal_is_written_out_there_and_only_there(tmp_path):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    assert escape_controls("a\tb\n\x1b[31m\r\u202e\x07") == "a\tb\n\\x1b[31m\\r\\u202e\\x07"
-    model, tokenizer = loaded(save_endless_model(tmp_path))
-    responder = Responder(model.eval(), tokenizer, name="model", is_chat=True)
-    for out, expected in ((Terminal(), "\\x1b[31mred" * 2 + "\n"), (io.StringIO(), ESCAPE * 2 + "\n")):
-        answer_once([responder], "Hi", None, Sampling(max_new_tokens=2), out)
-        assert out.getvalue() == expected
-
-
 def test_help_answers_without_torch():
     code = (
         "import sys, chat\ntry: chat.main(['--help'])\nexcept SystemExit as left: assert left.code == 0\n"
@@ -313,74 +179,6 @@ def test_help_answers_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "--compare [BASE]" in done.stdout
-
-
-class InTerminal:
-    """The command behind a pseudo-terminal."""
-
-    def __init__(self, *arguments: str):
-        self.master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "chat.py", *arguments], cwd=REPOSITORY, stdin=slave, stdout=slave, stderr=slave,
-            env={**os.environ, "TERM": "dumb"}, start_new_session=True, preexec_fn=_take_terminal,
-        )  # fmt: skip
-        os.close(slave)
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def read_until(self, wanted: str, seconds: float = 120) -> str:
-        seen, until = "", time.monotonic() + seconds
-        while wanted not in seen:
-            ready, _, _ = select.select([self.master], [], [], max(0.0, until - time.monotonic()))
-            assert ready, f"{wanted!r} did not come; seen: {seen!r}"
-            seen += os.read(self.master, 4096).decode("utf-8", errors="replace")
-        return seen
-
-    def leave(self) -> int:
-        try:
-            return self.process.wait(timeout=60)
-        finally:
-            os.close(self.master)
-
-
-def _take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C on it is a signal to this process
-
-
-def test_a_talk_in_a_terminal(tmp_path):
-    talk = InTerminal(save_endless_model(tmp_path), "--max_new_tokens", "90000", "--device", "cpu", "--system", "Hm.")
-    assert "Chat; greedy decoding" in talk.read_until("you> ")
-    talk.type("/system\n")
-    assert "(System prompt: Hm.)" in talk.read_until("you> ")
-    talk.type("/sytsem Be short.\n")
-    assert "(Unknown command /sytsem; /help lists the commands." in talk.read_until("you> ")
-    talk.type("Say hello.\n")
-    seen = talk.read_until("\\x1b[31mred\\x1b[31mred")
-    assert "model> " in seen
-    talk.type("\x03")
-    seen += talk.read_until("you> ")
-    assert "(Stopped.)" in seen
-    assert ESCAPE not in seen
-    talk.type("/system Be brief.\n")
-    assert "(New conversation.)" in talk.read_until("you> ")
-    talk.type("\x03")
-    assert "Press Ctrl-C again to quit" in talk.read_until("you> ")
-    talk.type("\x04")
-    assert talk.leave() == 0
-
-
-@pytest.mark.slow
-def test_ctrl_c_twice_at_the_prompt_leaves_with_130(model_folder):
-    talk = InTerminal(model_folder("gpt2"), "--device", "cpu")
-    assert "Text completion: each line is continued on its own" in talk.read_until("text> ")
-    talk.type("\x03")
-    talk.read_until("text> ")
-    talk.type("\x03")
-    assert talk.leave() == 130
 
 
 def test_a_pipe_is_answered_and_ctrl_c_stops_it_with_130(tmp_path):

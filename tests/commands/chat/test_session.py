@@ -1,0 +1,121 @@
+"""Chats in a terminal: history, commands, control characters, Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sft.commands.chat.options import Sampling
+from sft.commands.chat.responder import Responder
+from sft.commands.chat.session import ChatSession, answer_once
+from sft.commands.chat.text_stream import escape_controls
+from tests.support.parts import REPOSITORY
+from tests.support.saved_models import ESCAPE, QUESTION, greedy_answer, loaded, save_endless_model
+
+
+@pytest.mark.parametrize("keeps_history", [True, False])
+def test_a_question_comes_with_those_before_it_or_not(model_folder, monkeypatch, keeps_history):
+    lines = iter(["Say hello.", QUESTION, "/exit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    heard = []
+
+    class Listening(Responder):
+        def answer(self, messages, *further, **named):
+            heard.append([message["content"] for message in messages])
+            return super().answer(messages, *further, **named)
+
+    model, tokenizer = loaded(model_folder("llama"))
+    responder = Listening(model.eval(), tokenizer, name="model", is_chat=True)
+    talk = ChatSession([responder], "Be short.", Sampling(max_new_tokens=8), io.StringIO(), keeps_history=keeps_history)
+    assert talk.run() == 0
+    answer = greedy_answer(model, tokenizer, "Say hello.", system="Be short.").removesuffix("\n")
+    before = ["Say hello.", answer] if keeps_history else []
+    assert heard == [["Be short.", "Say hello."], ["Be short.", *before, QUESTION]]
+
+
+def test_what_would_act_on_a_terminal_is_written_out_there_and_only_there(tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    assert escape_controls("a\tb\n\x1b[31m\r\u202e\x07") == "a\tb\n\\x1b[31m\\r\\u202e\\x07"
+    model, tokenizer = loaded(save_endless_model(tmp_path))
+    responder = Responder(model.eval(), tokenizer, name="model", is_chat=True)
+    for out, expected in ((Terminal(), "\\x1b[31mred" * 2 + "\n"), (io.StringIO(), ESCAPE * 2 + "\n")):
+        answer_once([responder], "Hi", None, Sampling(max_new_tokens=2), out)
+        assert out.getvalue() == expected
+
+
+class InTerminal:
+    """The command behind a pseudo-terminal."""
+
+    def __init__(self, *arguments: str):
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "chat.py", *arguments], cwd=REPOSITORY, stdin=slave, stdout=slave, stderr=slave,
+            env={**os.environ, "TERM": "dumb"}, start_new_session=True, preexec_fn=_take_terminal,
+        )  # fmt: skip
+        os.close(slave)
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def read_until(self, wanted: str, seconds: float = 120) -> str:
+        seen, until = "", time.monotonic() + seconds
+        while wanted not in seen:
+            ready, _, _ = select.select([self.master], [], [], max(0.0, until - time.monotonic()))
+            assert ready, f"{wanted!r} did not come; seen: {seen!r}"
+            seen += os.read(self.master, 4096).decode("utf-8", errors="replace")
+        return seen
+
+    def leave(self) -> int:
+        try:
+            return self.process.wait(timeout=60)
+        finally:
+            os.close(self.master)
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C on it is a signal to this process
+
+
+def test_a_talk_in_a_terminal(tmp_path):
+    talk = InTerminal(save_endless_model(tmp_path), "--max_new_tokens", "90000", "--device", "cpu", "--system", "Hm.")
+    assert "Chat; greedy decoding" in talk.read_until("you> ")
+    talk.type("/system\n")
+    assert "(System prompt: Hm.)" in talk.read_until("you> ")
+    talk.type("/sytsem Be short.\n")
+    assert "(Unknown command /sytsem; /help lists the commands." in talk.read_until("you> ")
+    talk.type("Say hello.\n")
+    seen = talk.read_until("\\x1b[31mred\\x1b[31mred")
+    assert "model> " in seen
+    talk.type("\x03")
+    seen += talk.read_until("you> ")
+    assert "(Stopped.)" in seen
+    assert ESCAPE not in seen
+    talk.type("/system Be brief.\n")
+    assert "(New conversation.)" in talk.read_until("you> ")
+    talk.type("\x03")
+    assert "Press Ctrl-C again to quit" in talk.read_until("you> ")
+    talk.type("\x04")
+    assert talk.leave() == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_at_the_prompt_leaves_with_130(model_folder):
+    talk = InTerminal(model_folder("gpt2"), "--device", "cpu")
+    assert "Text completion: each line is continued on its own" in talk.read_until("text> ")
+    talk.type("\x03")
+    talk.read_until("text> ")
+    talk.type("\x03")
+    assert talk.leave() == 130

@@ -1,0 +1,24 @@
+"""Models inspected without their weights."""
+
+from __future__ import annotations
+
+import pytest
+
+from sft.commands.init.model_inspection import inspect_model
+from sft.common.errors import ModelError
+
+
+def test_inspect_model_counts_parameters_without_weights(model_folder):
+    facts = inspect_model(model_folder("llama"))
+    from tests.support.parts import build_model
+
+    assert facts.footprint.num_parameters == sum(p.numel() for p in build_model("llama").parameters())
+    assert facts.context_length == 128
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        inspect_model(".")
+
+
+def test_inspect_model_says_when_it_is_nowhere():
+    facts = inspect_model("nobody/nothing")
+    assert facts.footprint is None
+    assert "it is not in the Hub's cache, and was not found on the Hub" in facts.problem
