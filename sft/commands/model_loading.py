@@ -86,7 +86,7 @@ def load_saved_model(
     """
     config = ModelConfig(model_name_or_path=saved.weights, trust_remote_code=saved.trust_remote_code)
     context, precision = DistributedContext(device=device), Precision(weights=dtype, mixed="no")
-    model = load_pretrained_model(config, None, quantization, precision, context)
+    model: Any = load_pretrained_model(config, None, quantization, precision, context)
     if quantization is None and getattr(model, "hf_quantizer", None) is None:
         with readable_loading_errors("model", saved.weights):
             model = model.to(device)

@@ -114,6 +114,14 @@ def run_command(installed, name, *arguments, cwd):
 
 
 @pytest.mark.slow
+def test_the_package_contains_every_file_of_sft(installed):
+    (package,) = installed.parent.glob("lib/python*/site-packages/sft")
+    files = {path.relative_to(REPOSITORY / "sft") for path in (REPOSITORY / "sft").rglob("*.*")}
+    expected = {path for path in files if "__pycache__" not in path.parts}
+    assert expected <= {path.relative_to(package) for path in package.rglob("*.*")}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "option"),
     [("sft-train", "--config_file"), ("sft-chat", "--prompt"), ("sft-export", "--merge"), ("sft-compare", "FOLDER")],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, Any]
+EndReason = Literal["end token", "max_new_tokens", "context length", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +27,7 @@ class Answer:
     """A generated text, and why it ended."""
 
     text: str
-    end_reason: Literal["end token", "max_new_tokens", "context length", "stopped"]
+    end_reason: EndReason
     num_dropped_turns: int = 0
     """First turns of the conversation that did not fit into the context."""
     num_dropped_tokens: int = 0
@@ -91,6 +92,7 @@ class Responder:
         except KeyboardInterrupt:
             stopped = True
         stream.end()
+        end_reason: EndReason
         if stopped:
             end_reason = "stopped"
         elif stream.ended:
@@ -164,6 +166,7 @@ class Responder:
         return self.context_length - min(sampling.max_new_tokens, self.context_length // 2)
 
     def _tokenize_messages(self, messages: Sequence[Message]) -> list[int]:
+        assert self._renderer is not None  # only called for chats
         try:
             text = self._renderer.render_prompt(messages)
         except RowRefused as refusal:

@@ -85,7 +85,7 @@ def _model_card(saved: SavedModel, tokenizer: "PreTrainedTokenizerBase", name: s
     example = None
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
-        example = tokenizer.apply_chat_template(turns, tokenize=False)
+        example = str(tokenizer.apply_chat_template(turns, tokenize=False))
     run_folder, path = saved.record.folder, Path(saved.name_or_path)
     checkpoints = [] if run_folder is None else [checkpoint.absolute() for checkpoint in list_checkpoints(run_folder)]
     facts = CardFacts(

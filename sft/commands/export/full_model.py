@@ -74,10 +74,10 @@ def build_full_model(
     Raises:
         ModelError: if the logits differ by more than rounding explains.
     """
-    model = load_saved_model(saved, dtype="float32", device=device, quantization=quantization)
+    model: Any = load_saved_model(saved, dtype="float32", device=device, quantization=quantization)
     check_vocabulary(model, tokenizer, saved.name_or_path)
     reference = compute_logits(model, rows)
-    base = model.get_base_model() if saved.is_adapters else model
+    base: Any = model.get_base_model() if saved.is_adapters else model
     is_quantized = getattr(base, "hf_quantizer", None) is not None
     is_8bit = bool(getattr(base, "is_loaded_in_8bit", False))
     if not saved.is_adapters and not is_quantized:

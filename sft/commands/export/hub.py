@@ -15,6 +15,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from sft.common.errors import ConfigError, ModelError, one_line
 
+_UNREACHABLE: tuple[type[Exception], ...] = (
+    OfflineModeIsEnabled,
+    OSError,
+    *(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError" and issubclass(base, Exception)),
+)
+"""Errors of a Hub that cannot be reached; `HTTPError` is the base class in the HTTP library of huggingface_hub."""
+
 
 def check_repository(name: str) -> None:
     """Check the name of a repository before the export starts.
@@ -52,10 +59,5 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
         raise ModelError(f"{kept}: {one_line(error)}. {then}") from error
     except LocalTokenNotFoundError as error:
         raise ModelError(f"{kept}: no token was found. Set HF_TOKEN, or run `hf auth login`. {then}") from error
-    except (OfflineModeIsEnabled, *_transport_errors(), OSError) as error:
+    except _UNREACHABLE as error:
         raise ModelError(f"{kept}: the Hub cannot be reached ({one_line(error, 160)}). {then}") from error
-
-
-def _transport_errors() -> list[type]:
-    """Return the base class of the errors of huggingface_hub's HTTP library, whichever one it uses."""
-    return [base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]

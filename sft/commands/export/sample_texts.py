@@ -38,4 +38,4 @@ def _render(pair: tuple[str, str], tokenizer: "PreTrainedTokenizerBase") -> str:
     if not tokenizer.chat_template:
         return f"{question} {answer}"
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return tokenizer.apply_chat_template(turns, tokenize=False)
+    return str(tokenizer.apply_chat_template(turns, tokenize=False))

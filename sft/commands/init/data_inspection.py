@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from sft.commands.init.findings import DataInfo
 from sft.commands.paths import looks_like_a_path
-from sft.common.data_records import Conversation, RawRow
+from sft.common.data_records import Conversation, RawRow, RowProblem
 from sft.common.did_you_mean import did_you_mean
 from sft.common.errors import DataError, UserError
 from sft.configuration.schema import DataConfig
@@ -111,17 +111,21 @@ class _RowCounts:
         for row in rows:
             self.rows += 1
             problem = row.problem
-            if problem is None:
-                self.columns.update(dict.fromkeys(row.record))
-                record = {self._names.get(name, name): value for name, value in row.record.items()}
-                try:
-                    conversation = self._format.convert(record)
-                    self._keep(_estimate_tokens(conversation, self._count), conversation)
-                    continue
-                except RowRefused as refused:
-                    problem = refused.problem
-            self.bad += 1
-            self.first_bad = self.first_bad or f"{row.source}: {problem.message}"
+            if problem is None and row.record is not None:
+                problem = self._add_record(row.record)
+            if problem is not None:
+                self.bad += 1
+                self.first_bad = self.first_bad or f"{row.source}: {problem.message}"
+
+    def _add_record(self, record: Mapping[str, Any]) -> RowProblem | None:
+        """Count a record. Returns why it cannot be used, or None."""
+        self.columns.update(dict.fromkeys(record))
+        try:
+            conversation = self._format.convert({self._names.get(name, name): value for name, value in record.items()})
+        except RowRefused as refused:
+            return refused.problem
+        self._keep(_estimate_tokens(conversation, self._count), conversation)
+        return None
 
     def _keep(self, tokens: int, conversation: Conversation) -> None:
         entry = (tokens, self.rows, conversation)

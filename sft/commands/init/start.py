@@ -84,10 +84,10 @@ def _gather(options: InitOptions, ask: Ask | None, say: Say) -> tuple[Choices, M
         question = f"GPUs to train on, 1 to {machine.num_gpus}"
         num_gpus = answer(question, str(machine.num_gpus), options.gpus, _positive_integer)
     fits = fit_methods(model, data, machine, num_gpus)
-    if (line := _memory_line(fits, machine)) is not None:
-        say(line)
+    if (memory := _memory_line(fits, machine)) is not None:
+        say(memory)
     question = f"Method: {', '.join(f'{name} ({_METHOD_DESCRIPTIONS[name]})' for name in METHODS)}"
-    method = answer(question, suggest_method(fits), options.method, _method)
+    method: str = answer(question, suggest_method(fits), options.method, _method)
     config_file = answer(
         "Write the configuration to",
         _DEFAULT_FILE,
@@ -114,9 +114,9 @@ def _answer(
         UserError: if the answer was given as an option, and there is no terminal to ask again.
     """
     while True:
-        if given is None and ask is None:
-            given = default or ""
-        text = given if given is not None else ask(f"{question}{f' [{default}]' if default else ''}: ").strip()
+        text = given or ""
+        if given is None and ask is not None:
+            text = ask(f"{question}{f' [{default}]' if default else ''}: ").strip()
         try:
             return check(text or default or "")
         except UserError as error:
