@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -50,7 +51,8 @@ def chat(options: ChatOptions) -> int:
 
     resume_garbage_collection()
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # characters that the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # characters that the terminal's encoding lacks
     responders = load_responders(options)
     if prompt is not None:
         answer_once(responders, prompt, options.system, options.sampling, sys.stdout)
