@@ -350,7 +350,7 @@ MISTAKES = {
         {"attn_implementation": "flash_attention_9"},
         "attn_implementation: flash_attention_9 cannot",
     ),
-    "data file as a model": ({"model_name_or_path": __file__}, "test_sft_main.py is a file. Name the folder"),
+    "data file as a model": ({"model_name_or_path": __file__}, "test_sft_main.py is a file. Name its folder"),
     "folder without a model": ({"model_name_or_path": str(REPOSITORY / "examples" / "data")}, messages.NO_CONFIG),
     "log folder below a file": ({"report_to": "tensorboard", "logging_dir": f"{__file__}/logs"}, "logging_dir: "),
     "output below a file": ({"output_dir": f"{__file__}/out"}, "is a file; choose a folder"),

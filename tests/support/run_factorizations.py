@@ -67,7 +67,7 @@ def train_one(model_folder, tokenizer, data, context, size):
         seen.extend(row["number"] for row in batch["rows"] if "number" in row)
         return add(batch, *args, **kwargs)
 
-    trainer.trainer.bad_steps.look, trainer.trainer.step_gradient.add = keep_gradient, keep_rows
+    trainer.trainer.bad_steps.check, trainer.trainer.step_gradient.add = keep_gradient, keep_rows
     result = train(trainer)
     if context.world_size > 1:
         rows = [None] * context.world_size
