@@ -1,8 +1,8 @@
 """The door to models: precision, tokenizer, the model with its adapters, and saving.
 
-`load_model` shows the order of things. Behind it, in `sft/modeling/`: `loading.py` (files, quantization), `adapters.py`,
-`fitting.py` (positions, vocabulary, special tokens), `precision.py`, `saving.py`, and what computes: attention, loss,
-metrics, sharding.
+`load_model` shows the order of the steps. Behind it, in `sft/modeling/`: `loading.py` (files, quantization),
+`adapters.py`, `fitting.py` (positions, vocabulary, special tokens), `precision.py`, `saving.py`, and the modules that
+compute: attention, loss, metrics, sharding.
 """
 
 from __future__ import annotations

@@ -49,10 +49,10 @@ usage: python sft_main.py --config_file FILE [--key value ...]
 
 --dry_run does everything up to the first step, shows the rows that would be trained on, and writes preflight.json to
 output_dir; exit status 0 if a run could start, 2 with the reasons if not. --show_rows selects the rows that it shows.
---init writes a first configuration for your model, data and machine, with the reason for each value; it asks for what is
-not given. --print_config prints every setting in force and where it comes from, and exits.
---max_restarts N restarts the processes from the newest checkpoint if one of them dies; --log_dir DIR writes one log file
-for each rank; --nodes, --node_rank and --rendezvous HOST:PORT connect several machines.
+--init writes a first configuration for your model, data and machine, with the reason for each value; it asks for what
+is not given. --print_config prints every setting in force and where it comes from, and exits.
+--max_restarts N restarts the processes from the newest checkpoint if one of them dies; --log_dir DIR writes one log
+file for each rank; --nodes, --node_rank and --rendezvous HOST:PORT connect several machines.
 
 Ctrl-C, SIGTERM and SIGUSR1 finish the current step and save a checkpoint (exit status 128 + the signal's number); a
 second signal exits at once.
@@ -64,7 +64,7 @@ logger = logging.getLogger("sft")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command. Returns the exit status: 0; 2 for a user's error; 128 + the number of the signal that ended it."""
+    """Runs the command. Returns the exit status: 0, 2 for a user's error, 128 + the number of a signal that ended it."""
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(f"{USAGE}\n{format_help()}")
         return 0 if arguments else 2

@@ -1,10 +1,10 @@
 """The door to training: the trainer, how it is put together, and how it trains and evaluates.
 
-`SFTTrainer` is transformers' Trainer with, all by its overrides: a loss that is a mean over the supervised tokens of the
-whole global batch, a gradient that is summed over processes once a step (and computed in smaller chunks where memory
-runs out), an order of rows that does not depend on the number of processes, and its own log figures. Its bases add
-evaluation (`sft/training/evaluating_trainer.py`), saving (`checkpointed_trainer.py`) and loading
-(`resuming_trainer.py`). What happens between steps are callbacks (`callbacks.py`, `stopping.py`).
+`SFTTrainer` is transformers' Trainer with these overrides: a loss that is the mean over the supervised tokens of the
+global batch, a gradient that is summed over processes once a step (and computed in smaller chunks if memory runs out),
+an order of rows that does not depend on the number of processes, and log figures. Its bases add evaluation
+(`sft/training/evaluating_trainer.py`), saving (`checkpointed_trainer.py`) and loading (`resuming_trainer.py`). Callbacks
+do what happens between steps (`callbacks.py`, `stopping.py`).
 """
 
 from __future__ import annotations

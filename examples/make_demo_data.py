@@ -73,7 +73,7 @@ CLOSINGS = ("", "", "", "", " Thanks!", " Thank you.", " See you soon.")
 
 @dataclass(frozen=True)
 class Order:
-    """One order. The recipient only occurs in the request; the other fields are the answer, in the order of the JSON keys.
+    """One order. The recipient only occurs in the request; the other fields are the answer, in JSON key order.
 
     Attributes:
         item: The thing, as the order writes it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sft.common.data_records import DataReport, SplitReport
 from sft.configuration.schema import DataConfig
@@ -13,7 +13,7 @@ LISTED_ROWS = 10
 
 def find_problems(report: DataReport, config: DataConfig) -> list[str]:
     """Every reason not to train on this data, one line each. Empty if there is none."""
-    problems = []
+    problems: list[str] = []
     for name, split in zip(("train", "validation"), report.splits, strict=False):
         problems += _split_problems(name, split, config)
     train = report.train
@@ -108,5 +108,5 @@ def _end_never_trained(split: SplitReport, config: DataConfig) -> str:
     )
 
 
-def _counted(reasons: dict[str, int]) -> str:
+def _counted(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())

@@ -127,7 +127,7 @@ def user_cache_folder() -> Path:
 
 
 def set_wandb_environment(folder: str, run_id: str, project: str | None) -> bool:
-    """Set what wandb reads, unless the user set it. Without an API key, wandb records on disk instead of asking for one.
+    """Set what wandb reads, unless the user set it. Without an API key it records on disk instead of asking for one.
 
     Args:
         folder: where wandb writes.

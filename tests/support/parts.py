@@ -1,4 +1,4 @@
-"""Real parts, made small and in process: a trained tokenizer, random models of several architectures, the counts of faults."""
+"""Real parts, made small and in process: a trained tokenizer, random models of several architectures, fault counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of the command against a Hub on this machine, one after the other: `tests/support/run_on_local_hub.py FOLDER CASE...`.
+"""Runs the command against a Hub on this machine, case by case: `tests/support/run_on_local_hub.py FOLDER CASE...`.
 
 Not a test itself: `test_hub.py` starts it, since the libraries read where the Hub is when they are imported.
 """

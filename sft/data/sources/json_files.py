@@ -39,7 +39,7 @@ def read_json(file: DataFile) -> Iterator[tuple[RowBlock, float]]:
     """An array of objects, an object like `{"data": [...]}` (see `ARRAY_NAMES`), or JSON Lines with a wrong suffix."""
     lines = file.lines()
     head: list[bytes] = []
-    starts = []
+    starts: list[bytes] = []
     while len(starts) < 2 and (line := next(lines, None)) is not None:
         head.append(line)
         if not is_blank(line):

@@ -143,7 +143,7 @@ def _open(entry: DatasetSource, config: DataConfig, finds_validation: bool) -> O
     wanted = entry.split or "train"
     if wanted not in splits:
         raise DataError(f"{entry.name}: no split {wanted!r}. Splits: {', '.join(splits)}.")
-    validation = ()
+    validation: tuple[Source, ...] = ()
     # The rows of a streamed dataset are not stored, but validation data is read repeatedly.
     if finds_validation and not config.streaming and wanted == "train" and "validation" in splits:
         validation = (_source(_unweighted(entry), "validation", dataset=splits["validation"]),)
@@ -174,7 +174,7 @@ def _open_files(
         names = ", ".join(str(file) for group in groups.values() for file in group[:3])
         kind = "training" if wanted == "train" else wanted
         raise DataError(f"{path}: no {kind} file among {names}. Set train_file to it (in datasets: path).")
-    validation = ()
+    validation: tuple[Source, ...] = ()
     if finds_validation and is_folder and wanted == "train" and "validation" in groups:
         validation = (_source(_unweighted(entry), groups["validation"]),)
     return OpenedSources(

@@ -85,10 +85,10 @@ def read_dataset(dataset: "Dataset | IterableDataset", file: str) -> Iterator[tu
     rows_at_once = max(1, min(MAX_ROWS, MAX_BYTES // max(bytes_a_row, 1)))
     for start in range(0, total, rows_at_once):
         columns = dataset[start : start + rows_at_once]
-        records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        end = start + len(records)
-        entries = [checked_record(record) for record in records]
-        yield Entries(file=file, lines=range(start + 1, end + 1), entries=entries), end / total
+        block = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        end = start + len(block)
+        checked = [checked_record(record) for record in block]
+        yield Entries(file=file, lines=range(start + 1, end + 1), entries=checked), end / total
 
 
 def _every_row(dataset: "IterableDataset") -> Iterator[dict]:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -59,7 +60,7 @@ def _read_csv(file: DataFile) -> Iterator[tuple[RowBlock, float]]:
         yield block, file.share_read
 
 
-def _csv_entries(path: Path, reader: "csv._reader", delimiter: str) -> Iterator[tuple[int, Entry, int]]:
+def _csv_entries(path: Path, reader: Any, delimiter: str) -> Iterator[tuple[int, Entry, int]]:
     header: list[str] = []
     line, reached = 1, 0
     try:
