@@ -64,7 +64,7 @@ logger = logging.getLogger("sft")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command. Returns the exit status: 0, 2 for a user's error, 128 + the number of a signal that ended it."""
+    """Runs the command; returns 0, 2 for a user's error, or 128 + the number of the signal that ended it."""
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(f"{USAGE}\n{format_help()}")
         return 0 if arguments else 2

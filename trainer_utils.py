@@ -3,8 +3,8 @@
 `SFTTrainer` is transformers' Trainer with these overrides: a loss that is the mean over the supervised tokens of the
 global batch, a gradient that is summed over processes once a step (and computed in smaller chunks if memory runs out),
 an order of rows that does not depend on the number of processes, and log figures. Its bases add evaluation
-(`sft/training/evaluating_trainer.py`), saving (`checkpointed_trainer.py`) and loading (`resuming_trainer.py`). Callbacks
-do what happens between steps (`callbacks.py`, `stopping.py`).
+(`sft/training/evaluating_trainer.py`), saving (`checkpointed_trainer.py`) and loading (`resuming_trainer.py`). Between
+steps, callbacks run (`callbacks.py`, `stopping.py`).
 """
 
 from __future__ import annotations
