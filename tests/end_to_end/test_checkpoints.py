@@ -133,7 +133,7 @@ def test_a_disk_that_is_full_in_the_thread_ends_the_run_at_the_next_step(short_r
 
 
 @pytest.mark.parametrize("place", ["weights", "rename", "metrics"])
-def test_a_full_disk_is_told_wherever_it_shows(short_run, monkeypatch, place):
+def test_a_full_disk_is_reported_wherever_it_occurs(short_run, monkeypatch, place):
     import transformers
 
     from sft.reporting.metrics_log import MetricsLog
@@ -152,7 +152,7 @@ def test_a_full_disk_is_told_wherever_it_shows(short_run, monkeypatch, place):
     assert not list(run.output_dir.glob("checkpoint-*"))
 
 
-def test_training_goes_on_while_a_checkpoint_gets_its_name(short_run, monkeypatch):
+def test_training_continues_while_a_checkpoint_is_published(short_run, monkeypatch):
     from sft.reporting.metrics_log import MetricsLog
     from sft.training import checkpointed_trainer
 
@@ -216,7 +216,7 @@ def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(short_run, t
         assert differ <= {"manifest.json", "trainer_state.json"}  # which tell times and folders
 
 
-def test_a_checkpoint_that_cannot_be_copied_is_written_and_that_is_told(short_run, monkeypatch):
+def test_a_checkpoint_that_cannot_be_copied_is_written_and_logged(short_run, monkeypatch):
     from sft.training import checkpointed_trainer
 
     def fail(state):
@@ -230,7 +230,7 @@ def test_a_checkpoint_that_cannot_be_copied_is_written_and_that_is_told(short_ru
         assert find_damage(run.output_dir / f"checkpoint-{step}") == []
 
 
-def test_changed_settings_are_told_in_one_line_and_hold(short_run, run_sft):
+def test_changed_settings_are_logged_in_one_line_and_take_effect(short_run, run_sft):
     first = short_run()
     shutil.rmtree(first.output_dir / "checkpoint-6")
     again = short_run(
@@ -325,7 +325,7 @@ def test_rotation_keeps_the_best_and_its_name_in_the_state(run_sft):
     assert left[-1].name == f"checkpoint-{run.summary['train']['steps']}"
 
 
-def test_trackers_go_on_with_the_same_run(short_run, run_sft, tmp_path, monkeypatch):
+def test_trackers_continue_the_same_run(short_run, run_sft, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -377,7 +377,7 @@ def add_to_trainers(patched, callback):
 @pytest.mark.parametrize(
     ("settings", "from_edge"), [({}, 0), ({"logging_strategy": "epoch"}, 0), ({"logging_strategy": "epoch"}, -1)]
 )
-def test_a_run_stopped_at_the_edge_of_an_epoch_makes_the_evaluation_of_the_edge_when_it_goes_on(
+def test_a_run_stopped_at_the_end_of_an_epoch_makes_that_evaluation_when_it_is_resumed(
     run_sft, tmp_path, monkeypatch, settings, from_edge
 ):
     settings = {**EDGE, **settings, "load_best_model_at_end": True}
@@ -405,7 +405,7 @@ def test_a_run_stopped_at_the_edge_of_an_epoch_makes_the_evaluation_of_the_edge_
 
 
 @pytest.mark.parametrize("where", ["a step", "the last step", "an epoch", "the answers", "what is made up for"])
-def test_a_signal_in_an_evaluation_stops_there_and_the_evaluation_is_made_when_the_run_goes_on(
+def test_a_signal_interrupts_an_evaluation_and_the_resumed_run_repeats_it(
     run_sft, tmp_path, monkeypatch, where
 ):
     settings = {"validation_split": 0.5, "max_steps": 6, "save_total_limit": "null", "per_device_eval_batch_size": 2,
@@ -464,7 +464,7 @@ def test_a_run_whose_last_save_was_lost_is_finished_from_the_last_checkpoint(sho
     assert whole.status == 0
 
 
-def test_a_damaged_best_checkpoint_is_told_and_the_last_weights_are_kept(run_sft, monkeypatch):
+def test_a_damaged_best_checkpoint_is_logged_and_the_last_weights_are_kept(run_sft, monkeypatch):
     from sft.training import checkpointed_trainer
 
     settings = {**EDGE, "num_train_epochs": 3, "learning_rate": 3e-2, "lr_scheduler_type": "constant"}

@@ -73,7 +73,7 @@ def test_figures_and_weights_are_those_of_one_process(runs, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_that_goes_on_is_the_one_that_was_never_stopped(runs, stage):
+def test_a_resumed_run_equals_an_uninterrupted_one(runs, stage):
     again, whole = runs / f"{stage}-again", runs / stage
     expected, found = load_file(whole / "model.safetensors"), load_file(again / "model.safetensors")
     assert found.keys() == expected.keys()

@@ -68,7 +68,7 @@ def test_packs_hold_every_row_once_an_epoch(run_sft):
     assert train["tokens_per_second"] * train["seconds"] == pytest.approx(3 * data["tokens"], rel=1e-3)
 
 
-def test_packed_run_goes_on_to_the_bit(run_sft, tmp_path):
+def test_packed_run_is_resumed_to_the_bit(run_sft, tmp_path):
     common = {**PACKED, "save_steps": 2, "per_device_train_batch_size": 1, "save_total_limit": "null"}
     whole = run_sft(**common, output_dir=str(tmp_path / "whole"))
     half = tmp_path / "half"
@@ -89,7 +89,7 @@ def test_tokens_per_batch_fills_micro_batches(run_sft):
     assert "packs of up to 128 tokens" in run.out
 
 
-def test_dry_run_tells_the_layout_and_the_packs(run_sft):
+def test_dry_run_shows_the_layout_and_the_packs(run_sft):
     run = run_sft("--dry_run", **PACKED)
     assert run.status == 0
     assert messages.PADDING_FREE in run.out

@@ -113,7 +113,7 @@ def test_the_model_at_the_end_is_an_ordinary_one_with_the_weights_of_one_process
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_goes_on_is_the_one_that_was_never_stopped_to_the_bit(runs, kind):
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(runs, kind):
     folder, _ = runs
     whole, again = folder / f"{kind}-two", folder / f"{kind}-again"
     assert trained(again) == trained(whole)
@@ -139,7 +139,7 @@ def test_checkpoints_are_whole_or_in_parts_and_have_their_manifest(runs):
     assert not torch.equal(together, build_model("qwen2").state_dict()[name])
 
 
-def test_what_was_spread_goes_on_where_nothing_is(runs):
+def test_a_sharded_run_is_resumed_without_sharding(runs):
     folder, _ = runs
     for kind in ("all", "tied"):
         expected, found = steps(folder / f"{kind}-two"), steps(folder / f"{kind}-alone")
@@ -161,7 +161,7 @@ def test_a_bad_step_of_one_process_is_left_out_on_all_and_counted(runs):
     assert found[2]["loss"] != sound[2]["loss"]
 
 
-def test_a_signal_to_one_process_saves_and_the_run_goes_on_as_if_there_had_been_none(runs):
+def test_a_signal_to_one_process_saves_and_the_resumed_run_equals_an_uninterrupted_one(runs):
     folder, said = runs
     assert "Resume with: " in said
     assert trained(folder / "stopped") == trained(folder / "tied-two")
@@ -179,7 +179,7 @@ def test_sample_answers_are_those_of_one_process(runs, kind):
     assert two == one
 
 
-def test_the_log_says_that_weights_are_spread_and_that_rows_lie_end_to_end(runs):
+def test_the_log_reports_sharding_and_padding_free_rows(runs):
     _, said = runs
     assert said.count("Weights are sharded over 2 processes (FSDP2), 2 layers one by one.") == 9
     assert said.count(messages.PADDING_FREE) == 9

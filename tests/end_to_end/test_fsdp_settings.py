@@ -82,7 +82,7 @@ def test_figures_are_those_of_one_process(runs, kind, processes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_goes_on_is_the_one_that_was_never_stopped_to_the_bit(runs, kind):
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(runs, kind):
     whole, again = runs / f"{kind}-2", runs / f"{kind}-again"
     assert trained(again) == trained(whole)
     assert evaluated(again) == evaluated(whole)

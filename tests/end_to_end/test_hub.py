@@ -46,7 +46,7 @@ def test_model_and_data_by_name_and_the_result_sent(found):
     assert found["with_secrets"] == []
 
 
-def test_an_interrupted_download_goes_on(found):
+def test_an_interrupted_download_is_resumed(found):
     run = found["runs"]["interrupted"]
     assert (run["status"], run["err"]) == (0, ""), run
 
@@ -75,7 +75,7 @@ def test_a_hub_that_does_not_give_is_one_line_that_says_what_to_do(found, case, 
     assert run["err"].count("\n") == 1
 
 
-def test_a_token_that_may_not_read_is_told(tmp_path):
+def test_a_token_without_read_access_is_reported(tmp_path):
     run = on_local_hub(tmp_path, "gated model", HF_TOKEN_PATH=str(token_file(tmp_path)))["runs"]["gated model"]
     assert run["status"] == 2
     assert "gated or private on the Hub, and the configured token has no access: accept the terms" in run["err"]

@@ -178,7 +178,7 @@ def test_main_resume_true_without_a_checkpoint_is_refused(run_sft):
     assert run.err.count("\n") == 1
 
 
-def test_main_resume_auto_starts_afresh_and_then_goes_on(run_sft):
+def test_main_resume_auto_starts_from_the_beginning_and_then_resumes(run_sft):
     first = run_sft(resume_from_checkpoint="auto", save_steps=3)
     assert first.status == 0, first.err
     second = run_sft(resume_from_checkpoint="auto", save_steps=3)
@@ -288,7 +288,7 @@ def start_command(*arguments: str, **environment: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def test_main_interrupted_says_where_it_stopped_and_goes_on(model_folder, question_file, tmp_path):
+def test_main_interrupted_logs_where_it_stopped_and_is_resumed(model_folder, question_file, tmp_path):
     arguments = [
         f"--model_name_or_path={model_folder('llama')}", f"--train_file={question_file}", "--max_seq_length=64",
         f"--output_dir={tmp_path / 'out'}", "--per_device_train_batch_size=1", "--max_steps=100000",

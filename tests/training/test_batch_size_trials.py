@@ -94,7 +94,7 @@ def test_what_cannot_be_is_one_line(resolve, settings, message):
         (["--per_device_train_batch_size=many"], "per_device_train_batch_size: expected an integer >= 1 or auto"),
     ],
 )
-def test_contradictions_are_told_before_anything_is_loaded(question_file, settings, message):
+def test_contradictions_are_reported_before_anything_is_loaded(question_file, settings, message):
     with pytest.raises(ConfigError) as raised:
         load_config(None, ["--model_name_or_path=m", f"--train_file={question_file}", "--max_seq_length=64", *settings])
     assert len(raised.value.problems) == 1
@@ -146,7 +146,7 @@ def test_auto_trains_to_the_same_loss_curve_as_by_hand(tmp_path, model_folder, q
     assert summary["memory_shortages"] == {"training": 0, "evaluation": 0}
 
 
-def test_a_run_that_goes_on_keeps_the_plan_without_a_trial(tmp_path, model_folder, question_file, capsys):
+def test_a_resumed_run_keeps_the_plan_without_a_trial(tmp_path, model_folder, question_file, capsys):
     settings = ["--global_batch_size=8", "--auto_batch_size", "--save_steps=2"]
     _, before = run(tmp_path, model_folder, question_file, "--max_steps=2", *settings)
     checkpoint = tmp_path / "out/checkpoint-2"

@@ -34,7 +34,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_samples_are_kept_by_step_and_change_nothing_also_of_a_run_that_goes_on(run_sft, tmp_path):
+def test_samples_are_kept_by_step_and_change_nothing_also_in_a_resumed_run(run_sft, tmp_path):
     asked = run_sft(output_dir=str(tmp_path / "asked"), **SETTINGS)
     assert asked.status == 0, asked.err
     silent = run_sft(output_dir=str(tmp_path / "silent"), sample_prompts="[]", **SETTINGS)

@@ -66,7 +66,7 @@ def test_the_model_before_training_is_found_in_the_runs_record(ask, model_folder
     assert (status, out) == (0, f"base:\n{base}\ntuned:\n{tuned}")
 
 
-def test_adapters_of_a_quantized_base_answer_on_it_unless_told_otherwise(ask, model_folder, adapters, tmp_path):
+def test_adapters_of_a_quantized_base_answer_on_it_unless_set_otherwise(ask, model_folder, adapters, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(adapters, run)
     record = {"model_name_or_path": model_folder("llama"), "quantization_config": {"load_in_4bit": True}}

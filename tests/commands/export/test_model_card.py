@@ -86,7 +86,7 @@ def test_metadata_without_scores_has_no_model_index(scores):
     assert "model-index" not in model_card(replace(facts(), is_checkpoint=True))
 
 
-def test_names_of_the_hub_are_told_from_paths(tmp_path):
+def test_names_on_the_hub_are_distinguished_from_paths(tmp_path):
     (tmp_path / "here").mkdir()
     assert [is_hub_name(name) for name in ("gpt2", "owner/model", "/a/b", "./a", "~/a", "a/b/c", "a b")] == [
         True,
