@@ -405,9 +405,7 @@ def test_a_run_stopped_at_the_end_of_an_epoch_makes_that_evaluation_when_it_is_r
 
 
 @pytest.mark.parametrize("where", ["a step", "the last step", "an epoch", "the answers", "what is made up for"])
-def test_a_signal_interrupts_an_evaluation_and_the_resumed_run_repeats_it(
-    run_sft, tmp_path, monkeypatch, where
-):
+def test_a_signal_interrupts_an_evaluation_and_the_resumed_run_repeats_it(run_sft, tmp_path, monkeypatch, where):
     settings = {"validation_split": 0.5, "max_steps": 6, "save_total_limit": "null", "per_device_eval_batch_size": 2,
                 "load_best_model_at_end": True, "sample_max_new_tokens": 4}  # fmt: skip
     settings |= {} if where == "an epoch" else {"eval_steps": 2, "save_steps": 2}

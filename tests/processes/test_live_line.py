@@ -83,7 +83,7 @@ def test_a_terminal_of_60_columns_shows_one_line_below_the_log_and_is_left_as_it
     drawn = re.findall(rf"{re.escape(ERASE)}(step [^\x1b\r\n]*)", written)
     assert any("left" in piece and "loss" in piece for piece in drawn)
     assert any("evaluating" in piece for piece in drawn)
-    assert all(len(piece) < 60 for piece in drawn)
+    assert [piece for piece in drawn if len(piece) >= 60] == []
     screen = screen_of(written)
     assert not [line for line in screen if line.startswith("step ")], "nothing of it is left in the end"
     assert [line.split()[3] for line in screen if line.startswith("validation at step")] == ["0", "3", "6"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import tomllib
 
 import pytest
@@ -35,8 +34,8 @@ def test_templates_refuse_a_missing_value(tmp_path, environment):
 def test_every_template_is_package_data():
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = settings["tool"]["setuptools"]["package-data"]["*"]
-    files = [
-        path.name for path in (REPOSITORY / "sft").glob("**/templates/*") if path.is_file() and path.suffix != ".py"
-    ]
-    assert {"report.html.jinja", "report.md.jinja", "report.css", "model_card.md.jinja"} <= set(files)
-    assert [name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)] == []
+    folders = [path for path in (REPOSITORY / "sft").glob("**/templates") if path.is_dir()]
+    files = {path for folder in folders for path in folder.iterdir() if path.suffix in (".jinja", ".css")}
+    names = {path.name for path in files}
+    assert {"report.html.jinja", "report.md.jinja", "report.css", "model_card.md.jinja"} <= names
+    assert files <= {path for pattern in patterns for path in (REPOSITORY / "sft").glob(pattern)}
