@@ -31,7 +31,7 @@ from sft.processes.device_peaks import device_peak_flops, matmul_dtype
 from sft.processes.signals import StopRequest
 from sft.processes.watchdog import SLOW, Watchdog
 from sft.reporting.log_lines import plan_line
-from sft.reporting.summary import plan_facts
+from sft.reporting.summary import plan_entries
 from sft.reporting.trackers.guard import quiet_tracker_threads
 from sft.training.arguments import compile_options, one_line_errors
 from sft.training.assembly import (
@@ -119,10 +119,10 @@ class SFTTrainer(EvaluatingTrainer):
     def current_plan(self) -> BatchPlan:
         """The batch plan, with the number of chunks that a micro-batch is split into by now."""
         plan = self.setup.plan
-        return plan if self.step_gradient is None else replace(plan, parts=self.step_gradient.num_chunks)
+        return plan if self.step_gradient is None else replace(plan, num_chunks=self.step_gradient.num_chunks)
 
     def restore_counts(self, manifest: Mapping[str, Any]) -> None:
-        """Continues counting where a checkpoint was saved (see `manifest_facts`)."""
+        """Continues counting where a checkpoint was saved (see `manifest_entries`)."""
         self.progress.seen_before = manifest.get("trained_on") or self.progress.seen_before
         self.means.resume_from(manifest.get("means"))
 
@@ -207,11 +207,11 @@ class SFTTrainer(EvaluatingTrainer):
 
     # Checkpoints and logs
 
-    def manifest_facts(self) -> dict[str, Any]:
+    def manifest_entries(self) -> dict[str, Any]:
         """What the next checkpoint's manifest holds beside its files. A collective operation."""
         return {
-            **super().manifest_facts(),
-            "batch_plan": plan_facts(self.current_plan()),
+            **super().manifest_entries(),
+            "batch_plan": plan_entries(self.current_plan()),
             "trained_on": self.progress.seen(),
             "means": self.means.state_dict(),
         }

@@ -8,7 +8,7 @@ Public names:
     layout: `FlatCollator`, `PaddedCollator`, `SupervisedRows`, `model_inputs`: rows to tensors.
     prefixes: `find_owners`, `cut_into_pieces`: leading tokens that rows share.
     stream: `MicroBatchStream`: micro-batches of an endless stream.
-    parts: `split_rows`, `next_parts`: a micro-batch in smaller parts.
+    chunks: `split_rows`, `next_num_chunks`: a micro-batch in smaller chunks.
     plan: `resolve_batch_plan`: rows per step, steps per epoch, total steps.
     memory, optimizer_state: `MemoryFacts`, `estimate_memory`, `optimizer_bytes`.
     fit, advice: `fit_batch_size`, `candidate_sizes`, `advise`: what fits, and what to change where it does not.

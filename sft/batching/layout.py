@@ -9,7 +9,7 @@ Beside the inputs of the model (`MODEL_INPUTS`), both layouts return where the `
 - `target_rows` int64 `[S]`: the row of each, from 0.
 - `counts`: a `BatchCounts` of plain numbers, so that no GPU has to be synchronized for them.
 - `rows`: the rows themselves, each with its `batch_index`: if the device runs out of memory, they are laid out again in
-  smaller parts (`sft.batching.parts`).
+  smaller chunks (`sft.batching.chunks`).
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class PaddedCollator:
             "rows": _with_batch_index(rows),
         }
 
-    def for_parts(self, parts: int) -> PaddedCollator:
-        """The collator for one of `parts` parts of a micro-batch: the same."""
+    def for_chunks(self, num_chunks: int) -> PaddedCollator:
+        """The collator for one of `num_chunks` chunks of a micro-batch: the same."""
         return self
 
 
@@ -149,14 +149,14 @@ class FlatCollator:
         self.fixed_tokens = fixed_tokens
         self.max_seq_length = max_seq_length
 
-    def for_parts(self, parts: int) -> FlatCollator:
-        """The collator for one of `parts` parts of a micro-batch; a fixed size is divided."""
+    def for_chunks(self, num_chunks: int) -> FlatCollator:
+        """The collator for one of `num_chunks` chunks of a micro-batch; a fixed size is divided."""
         if self.fixed_tokens is None:
             return self
         return FlatCollator(
             self.pad_token_id,
             shares_prefixes=self.shares_prefixes,
-            fixed_tokens=max(-(-self.fixed_tokens // parts), self.max_seq_length or 1),
+            fixed_tokens=max(-(-self.fixed_tokens // num_chunks), self.max_seq_length or 1),
             max_seq_length=self.max_seq_length,
         )
 

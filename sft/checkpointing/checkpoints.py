@@ -89,20 +89,20 @@ def check_steps_are_left(resume_point: ResumePoint | None, total_steps: int) -> 
 
 
 def check_same_run(
-    resume_point: ResumePoint, facts: Mapping[str, Any], plan: Mapping[str, Any], world_size: int
+    resume_point: ResumePoint, entries: Mapping[str, Any], plan: Mapping[str, Any], world_size: int
 ) -> None:
     """Compare this run with the one that saved the checkpoint, and log in one line what changed.
 
     Args:
         resume_point: the checkpoint.
-        facts: `configuration` and `data` of this run, as in a manifest.
+        entries: `configuration` and `data` of this run, as in a manifest.
         plan: the batch plan of this run, as in a manifest.
         world_size: the number of processes of this run.
 
     Raises:
         ConfigError: if resuming would corrupt the run, a line for each reason.
     """
-    refused, allowed = find_changes(resume_point.path, resume_point.manifest, {**facts, "batch_plan": plan})
+    refused, allowed = find_changes(resume_point.path, resume_point.manifest, {**entries, "batch_plan": plan})
     if refused:
         raise ConfigError(*refused)
     if allowed:

@@ -16,19 +16,19 @@ FORMAT = 1
 """Version of the manifest's format."""
 
 
-def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, entries: Mapping[str, Any]) -> None:
     """Write the manifest of all files in a folder.
 
     Args:
         folder: a checkpoint that is complete except for the manifest.
-        facts: what to store of the run; JSON-compatible.
+        entries: what to store of the run; JSON-compatible.
     """
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _digest(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MANIFEST_FILE
     }
-    document = {"format": FORMAT, **facts, "files": files}
+    document = {"format": FORMAT, **entries, "files": files}
     document["sha256"] = _own_digest(document)
     (folder / MANIFEST_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

@@ -25,18 +25,18 @@ _TORCH_WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "Parent direct
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
-def publish(staging: Path, target: Path, facts: Mapping[str, Any]) -> None:
+def publish(staging: Path, target: Path, entries: Mapping[str, Any]) -> None:
     """Write the manifest of a checkpoint, flush everything to disk, and rename the folder to its final name.
 
     Args:
         staging: the folder in which it was written, on the same file system.
         target: its final name.
-        facts: see `sft.checkpointing.manifest.write_manifest`.
+        entries: see `sft.checkpointing.manifest.write_manifest`.
 
     Raises:
         OSError: if that fails. Then nothing exists under the final name.
     """
-    write_manifest(staging, facts)
+    write_manifest(staging, entries)
     for path in sorted(staging.rglob("*"), reverse=True):  # the contents of a folder before the folder
         flush_to_disk(path)
     flush_to_disk(staging)

@@ -59,8 +59,8 @@ class BatchPlan:
     packs: PackPattern | None = None
     """Set where rows are packed: then all counts of rows are counts of packs."""
     per_device_eval_batch_size: int = 8
-    parts: int = 1
-    """Parts in which a micro-batch is computed, after it ran out of memory in one."""
+    num_chunks: int = 1
+    """Chunks that a micro-batch is computed in: more than one once memory ran out."""
     asked: Mapping[str, Any] = field(default_factory=dict)
     """The sizes as the settings give them."""
 
@@ -153,7 +153,7 @@ class TrainingResult:
     bad_steps: int = 0
     """Steps whose update was skipped, since their loss or gradient was NaN or inf."""
     memory_shortages: Mapping[str, int] = field(default_factory=dict)
-    """How often memory ran out and parts became smaller, in `training` and `evaluation` (on this rank)."""
+    """How often memory ran out and chunks became smaller, in `training` and `evaluation` (on this rank)."""
     eval_before: EvaluationResult | None = None
     eval_after: EvaluationResult | None = None
     samples: tuple[SampleAnswer, ...] = field(default_factory=tuple)

@@ -93,12 +93,12 @@ def plan_document(plan: BatchPlan) -> dict[str, Any]:
         "global_batch_size": plan.global_batch_size,
         "steps_per_epoch": plan.steps_per_epoch,
         "total_steps": plan.total_steps,
-        "parts": plan.parts,
+        "parts": plan.num_chunks,
         "packs": packs and {"num_packs": packs.num_packs, "capacity": packs.capacity, "fill": packs.fill},
     }
 
 
-def plan_facts(plan: BatchPlan) -> dict[str, Any]:
+def plan_entries(plan: BatchPlan) -> dict[str, Any]:
     """The plan as saved in a checkpoint, with the batch sizes that the settings asked for; ready for JSON."""
     return json_safe({**plan_document(plan), "asked": dict(plan.asked)})
 

@@ -62,7 +62,7 @@ def resolve_batches(
     training = with_accumulation(config.training, context.world_size)
     asked = _asked(config.training)
     saved = resume.batch_plan if resume is not None else None
-    parts = 1
+    num_chunks = 1
     if saved is not None and _can_reuse(saved, training, asked, context):
         training = replace(
             training,
@@ -70,13 +70,13 @@ def resolve_batches(
             per_device_eval_batch_size=saved["per_device_eval_batch_size"],
             gradient_accumulation_steps=saved["gradient_accumulation_steps"],
         )
-        parts = saved["parts"]
+        num_chunks = saved["parts"]
     elif AUTO in asked.values():
         training = _SizeTrials(config, training, data, prepared, context, actual, limits).settle()
     plan = resolve_batch_plan(
         training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=config.data.max_seq_length
     )
-    return replace(plan, parts=parts, asked=asked)
+    return replace(plan, num_chunks=num_chunks, asked=asked)
 
 
 def _asked(training: TrainingConfig) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class CheckpointedTrainer(ResumingTrainer):
         self._saved_step: int | None = None
         self._failures: list[str] = []
 
-    def manifest_facts(self) -> dict[str, Any]:
+    def manifest_entries(self) -> dict[str, Any]:
         """What the next checkpoint's manifest holds beside its files. A collective operation."""
         return {
             "step": self.state.global_step,
@@ -113,10 +113,10 @@ class CheckpointedTrainer(ResumingTrainer):
         self._note_failure(lambda: self._write_files(model, trial, unfinished, target))
         to_write, self._to_write = self._to_write or [], None
         self._check_all_saved(step)
-        facts = self.manifest_facts()
+        entries = self.manifest_entries()
         if self.args.should_save:
             best = self.state.best_global_step
-            self._publishing = self._background.submit(self._publish, unfinished, target, to_write, facts, best)
+            self._publishing = self._background.submit(self._publish, unfinished, target, to_write, entries, best)
         self._unpublished_step = self._saved_step = step
         if ends_here:
             self.finish_saving()
@@ -138,14 +138,14 @@ class CheckpointedTrainer(ResumingTrainer):
         unfinished: Path,
         target: Path,
         to_write: list[Callable[[], None]],
-        facts: Mapping[str, Any],
+        entries: Mapping[str, Any],
         best_step: int | None,
     ) -> None:
         """In the thread: writes the remaining files, then publishes the checkpoint."""
         while to_write:
             to_write.pop(0)()  # frees the copy that it holds
         (unfinished / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
-        publish(unfinished, target, facts)
+        publish(unfinished, target, entries)
         rotate(target.parent, limit=self.args.save_total_limit, best_step=best_step)
 
     def finish_saving(self) -> None:

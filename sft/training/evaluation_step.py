@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from sft.batching.layout import FlatCollator, PaddedCollator
-from sft.batching.parts import next_parts, split_rows
+from sft.batching.chunks import next_num_chunks, split_rows
 from sft.batching.transfer import to_device
 from sft.common.errors import MemoryShortage
 
@@ -76,7 +76,7 @@ class EvaluationStep:
                 "Checkpoints are intact. Choose a smaller max_seq_length."
             )
         self.shortages += 1
-        self.num_chunks = next_parts(self._batch_size, self.num_chunks)
+        self.num_chunks = next_num_chunks(self._batch_size, self.num_chunks)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         logger.info(

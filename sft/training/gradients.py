@@ -34,7 +34,7 @@ def build_step(trainer: Any, bad_steps: BadSteps) -> StepGradient | ShardedStep 
         trainer.layout.collator,
         plan.per_device_train_batch_size,
         trainer.context,
-        num_chunks=plan.parts,
+        num_chunks=plan.num_chunks,
         bad_steps=None if trainer.args.fp16 else bad_steps,
         on_retry=trainer.means.restart_step,
     )

@@ -15,7 +15,7 @@ from sft.common.run_records import Answer, BatchPlan, EvaluationResult, Precisio
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_sha256, config_values
 from sft.data.digest import rows_digest
-from sft.reporting.summary import plan_facts
+from sft.reporting.summary import plan_entries
 from sft.training.prepared_model import PreparedModel
 
 
@@ -104,7 +104,7 @@ def check_resume(resume: ResumePoint | None, identity: RunIdentity, plan: BatchP
         ConfigError: with each setting that must not change.
     """
     if resume is not None:
-        check_same_run(resume, identity.as_manifest(), plan_facts(plan), plan.world_size)
+        check_same_run(resume, identity.as_manifest(), plan_entries(plan), plan.world_size)
         check_steps_are_left(resume, plan.total_steps)
 
 

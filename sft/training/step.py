@@ -10,7 +10,7 @@ import torch
 from torch import distributed, nn
 
 from sft.batching.layout import FlatCollator, PaddedCollator
-from sft.batching.parts import next_parts, split_rows
+from sft.batching.chunks import next_num_chunks, split_rows
 from sft.batching.transfer import to_device
 from sft.common.errors import MemoryShortage
 from sft.common.run_records import DistributedContext
@@ -121,7 +121,7 @@ class StepGradient:
         if self.num_chunks == 1:
             return [batch]
         device = batch["targets"].device
-        collator = self._collator.for_parts(self.num_chunks)
+        collator = self._collator.for_chunks(self.num_chunks)
         split = split_rows(batch["rows"], self._micro_batch_size, self.num_chunks)
         return (to_device(collator(rows), device) for rows in split)
 
@@ -154,7 +154,7 @@ class StepGradient:
     def _split_further(self, step: int) -> None:
         """Discards the step's gradient and losses, and raises the number of chunks."""
         self.shortages += 1
-        self.num_chunks = next_parts(self._micro_batch_size, self.num_chunks)
+        self.num_chunks = next_num_chunks(self._micro_batch_size, self.num_chunks)
         for weight in self._weights:
             weight.grad = None
         self._losses, self._is_short = [], False

@@ -33,7 +33,7 @@ def test_a_retried_step_equals_training_with_the_smaller_micro_batch_size(prepar
     assert max(calls) == 4
     assert calls[-1] == 2
     assert prepared.trainer.step_gradient.shortages == 1
-    assert prepared.trainer.current_plan().parts == 2
+    assert prepared.trainer.current_plan().num_chunks == 2
     assert prepared.trainer.current_plan().global_batch_size == 8
 
 
@@ -54,7 +54,7 @@ def test_an_odd_size_is_split_by_its_next_divisor(prepare, padding_free):
     prepared, model = prepare(per_device_train_batch_size=3, padding_free=padding_free)
     limit_rows(model, rows=2)
     assert_equal_to_the_bit(train_and_read_all(prepared, model), expected)
-    assert prepared.trainer.current_plan().parts == 3
+    assert prepared.trainer.current_plan().num_chunks == 3
 
 
 def test_packs_are_split_by_packs_and_then_by_rows(prepare):
@@ -62,7 +62,7 @@ def test_packs_are_split_by_packs_and_then_by_rows(prepare):
     prepared, model = prepare(packing=True, per_device_train_batch_size=2)
     limit_rows(model, rows=1)
     assert train_and_read_all(prepared, model)[1] == pytest.approx(expected[1], rel=1e-4)
-    assert prepared.trainer.current_plan().parts > 2
+    assert prepared.trainer.current_plan().num_chunks > 2
 
 
 def test_a_single_row_that_does_not_fit_ends_the_run_with_one_line(prepare):
