@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.command_result import Run
+from tests.support.fault_counts import FAULT_KINDS, FAULTS, Tally
 from tests.support.in_process import run_command
-from tests.support.parts import _FAULT_WORDS, _FAULTS, QUESTIONS, REPOSITORY, Run, Tally, build_model, build_tokenizer
+from tests.support.paths import REPOSITORY
+from tests.support.small_models import QUESTIONS, build_model, build_tokenizer
 
 # Before any library is imported. Several processes run tests at the same time: one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -142,7 +145,7 @@ def tally() -> Tally:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _FAULTS:
-        told = ", ".join(f"{_FAULTS[word]} {word}" for word in _FAULT_WORDS)
-        lost = _FAULTS["faults injected"] - _FAULTS["runs equal to the bit"]
+    if FAULTS:
+        told = ", ".join(f"{FAULTS[word]} {word}" for word in FAULT_KINDS)
+        lost = FAULTS["faults injected"] - FAULTS["runs equal to the bit"]
         terminalreporter.write_line(f"Faults: {told}; lost or changed: {lost}.")

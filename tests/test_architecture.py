@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from tests import architecture_figures as figures
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 LIGHT = (
     "sft/common",

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from sft.batching.layout import FlatCollator, PaddedCollator
 from sft.batching.chunks import next_num_chunks, split_rows
+from sft.batching.layout import FlatCollator, PaddedCollator
 from sft.batching.transfer import to_device
 from sft.common.errors import MemoryShortage
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from sft.batching.layout import FlatCollator, PaddedCollator
 from sft.batching.chunks import next_num_chunks, split_rows
+from sft.batching.layout import FlatCollator, PaddedCollator
 from sft.batching.transfer import to_device
 from sft.common.errors import MemoryShortage
 from sft.common.run_records import DistributedContext

@@ -13,7 +13,7 @@ from sft.configuration.schema import LoRAConfig
 from sft.modeling.adapters import add_adapters
 from sft.modeling.document_attention import isolated_documents
 from tests.support.layouts import assert_same, gradients, layout_of, padded_loss_and_gradients
-from tests.support.parts import ARCHITECTURES, build_model
+from tests.support.small_models import ARCHITECTURES, build_model
 
 
 def row(ids, first_target):

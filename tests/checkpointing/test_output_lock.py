@@ -11,7 +11,7 @@ import pytest
 from sft.checkpointing.output_lock import OutputLock
 from sft.common.errors import ConfigError
 from tests.support import messages
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def test_output_lock_refuses_a_second_process_and_is_free_when_its_holder_is_killed(tmp_path):

@@ -26,7 +26,7 @@ from sft.checkpointing.publish import (
 )
 from tests.support import messages
 from tests.support.checkpoints import COMPLETE, make_checkpoint
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def write_staged(folder: Path, step: int) -> tuple[Path, Path]:

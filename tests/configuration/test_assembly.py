@@ -10,7 +10,7 @@ from sft.configuration.schema import (
     DatasetSource,
 )
 from tests.support.configurations import MODEL, load, problems_of
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def test_load_config_reports_all_problems_at_once_in_the_order_of_the_lines():

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.support.configurations import BASE
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 LIGHT = """
 import sys

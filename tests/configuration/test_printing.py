@@ -11,7 +11,7 @@ from config_manager import load_config
 from sft.configuration.keys import flat_keys
 from sft.configuration.values import config_to_yaml
 from sft_main import main
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 GIVEN = """\
 model_name_or_path: examples/tiny-chat

@@ -4,7 +4,7 @@ import pytest
 
 from sft.configuration.schema import DataConfig, DatasetSource
 from tests.support.data_files import pairs, write
-from tests.support.parts import build_tokenizer
+from tests.support.small_models import build_tokenizer
 
 
 @pytest.fixture(scope="module")

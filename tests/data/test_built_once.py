@@ -8,7 +8,7 @@ from data_handler import prepare_data
 from sft.configuration.schema import DataConfig, DatasetSource
 from sft.data.rows import RowPreparer
 from sft.prompting.rendering import ChatRenderer
-from tests.support.parts import build_tokenizer
+from tests.support.small_models import build_tokenizer
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from sft.common.errors import DataError
 from sft.data.cache import UNUSED_DAYS, content_key, find_or_make
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 KEY = content_key({"a": 1})
 

@@ -8,7 +8,7 @@ from sft.configuration.schema import DataConfig, DatasetSource
 from sft.data.checks import bad_row_lines, find_problems
 from tests.support import messages
 from tests.support.data_files import long_rows, pairs, prepare, texts, write
-from tests.support.parts import build_tokenizer
+from tests.support.small_models import build_tokenizer
 
 
 @pytest.mark.parametrize(("share", "is_sound"), [(0.0, False), (0.19, False), (0.2, True), (1.0, True)])

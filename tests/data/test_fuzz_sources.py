@@ -30,7 +30,7 @@ from sft.data.sources.streams import zstd
 from sft.prompting.formats import find_format
 from sft.prompting.messages import RowRefused
 from tests.support import messages
-from tests.support.parts import build_tokenizer
+from tests.support.small_models import build_tokenizer
 
 SEED = 20
 NUM_CASES = 10_000

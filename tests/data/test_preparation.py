@@ -19,7 +19,7 @@ from sft.data.sources.chunks import MAX_ROWS
 from sft.data.sources.load import open_sources
 from tests.support import messages
 from tests.support.data_files import TWO_TURNS, answers, entries, mixed_rows, pairs, prepare, write
-from tests.support.parts import build_tokenizer
+from tests.support.small_models import build_tokenizer
 
 
 def test_prepare_of_a_file_with_a_late_error_leaves_nothing(tmp_path, cache, tokenizer):

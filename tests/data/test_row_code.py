@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 from sft.data.preparation import ROW_CODE
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 SFT = REPOSITORY / "sft"
 NOT_DECIDING = {

@@ -16,7 +16,8 @@ from sft.batching.layout import PaddedCollator
 from sft.batching.stream import MicroBatchStream
 from sft.configuration.schema import DataConfig
 from tests.support import messages
-from tests.support.parts import REPOSITORY, build_tokenizer
+from tests.support.paths import REPOSITORY
+from tests.support.small_models import build_tokenizer
 
 ROWS = [{"question": f"Question {i}?", "answer": f"Answer {i}."} for i in range(50)]
 BAD = 7

@@ -24,7 +24,7 @@ from sft.data.sources.load import open_sources
 from sft.data.workers import CHUNKS_WITHOUT_WORKERS
 from sft.prompting.formats import format_named
 from tests.support.data_files import entries, mixed_rows, pairs, prepare, write
-from tests.support.parts import build_tokenizer
+from tests.support.small_models import build_tokenizer
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
@@ -89,7 +89,7 @@ def test_row_preparer_can_be_pickled(tmp_path, tokenizer):
 
 PREPARE = """
 import sys
-from tests.support.parts import build_tokenizer
+from tests.support.small_models import build_tokenizer
 from sft.configuration.schema import DataConfig
 from data_handler import prepare_data
 tokenizer = build_tokenizer()

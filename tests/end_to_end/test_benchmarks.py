@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def test_bench_prepare_runs(question_file):

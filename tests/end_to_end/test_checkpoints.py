@@ -19,7 +19,7 @@ import transformers
 from sft.checkpointing.manifest import find_damage, read_manifest
 from tests.support import messages
 from tests.support.checkpoints import as_if_killed, trained
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.checkpoints import as_if_killed, trained
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.slow

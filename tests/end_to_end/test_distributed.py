@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from distributed_utils import start_distributed
 from sft.common.errors import ConfigError
 from sft.configuration.schema import DistributedConfig
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 @pytest.fixture(scope="module")

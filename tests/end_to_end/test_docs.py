@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from sft.configuration.coercion import describe
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 PAGES = sorted(
     [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "benchmarks").glob("*.md")]

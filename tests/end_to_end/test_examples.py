@@ -25,7 +25,7 @@ from sft.configuration.command_line import read_command
 from sft.configuration.keys import flat_keys, keys_of
 from sft.configuration.schema import NESTED_SECTIONS, DatasetSource
 from tests.support.in_process import run_command
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 EXAMPLES = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "examples").glob("*.yaml"))
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

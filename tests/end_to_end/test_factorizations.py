@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def run_all(folder, model, questions, world_size, **environment):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sft.processes import heap
 from sft.processes.heap import reuse_freed_memory
 from tests.support import messages
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def losses(run, name="loss"):

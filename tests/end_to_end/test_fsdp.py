@@ -15,8 +15,8 @@ from sft.checkpointing.manifest import find_damage, read_manifest
 from tests.support import messages
 from tests.support.checkpoints import as_if_killed, evaluated, trained
 from tests.support.in_process import run_command
-from tests.support.parts import build_model
 from tests.support.runs_in_turn import Turn, run_in_turn
+from tests.support.small_models import build_model
 
 KINDS = {
     "all": {"model": "llama", "settings": []},

@@ -13,7 +13,7 @@ from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.document_attention import isolated_documents
 from sft.training.row_layout import resolve_layout
 from tests.support.layouts import LENGTHS, gradients, random_rows
-from tests.support.parts import build_model
+from tests.support.small_models import build_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = DistributedContext(device="cuda:0")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import messages
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 SLOW = ("silent", "silent for data")
 QUICK = (

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from tests.support import messages
-from tests.support.parts import ARCHITECTURES, REPOSITORY
+from tests.support.paths import REPOSITORY
+from tests.support.small_models import ARCHITECTURES
 
 VALIDATION = {"validation_split": 0.25}
 QUANTIZED = {"lora_config.r": 4, "quantization_config.load_in_4bit": True}

@@ -15,7 +15,7 @@ from sft.checkpointing.checkpoints import list_checkpoints
 from sft.checkpointing.manifest import find_damage
 from tests.support import messages
 from tests.support.checkpoints import as_if_killed, digests, evaluated, trained
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.slow
 

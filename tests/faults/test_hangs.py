@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.support import messages
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tests.support.processes import Process, is_running, settings, sft, weights_of
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import messages
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tests.support.processes import Process, settings, weights_of
 
 STEPS = 60

@@ -8,7 +8,7 @@ from sft.common.errors import ModelError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import LoRAConfig, ModelConfig
 from sft.modeling.loading import load_pretrained_model
-from tests.support.parts import ARCHITECTURES
+from tests.support.small_models import ARCHITECTURES
 
 CPU = DistributedContext()
 FLOAT32 = Precision(weights="float32", mixed="no")

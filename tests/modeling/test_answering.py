@@ -8,7 +8,7 @@ import transformers
 
 from sft.common.data_records import SamplePrompt
 from sft.modeling.answering import answer_prompt, answer_prompts
-from tests.support.parts import POSITIONS, build_model, build_tokenizer
+from tests.support.small_models import POSITIONS, build_model, build_tokenizer
 
 
 @pytest.mark.parametrize("words", [POSITIONS - 3, POSITIONS, POSITIONS + 40])

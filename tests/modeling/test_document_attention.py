@@ -15,7 +15,7 @@ from tests.support.layouts import (
     layout_of,
     random_rows,
 )
-from tests.support.parts import ARCHITECTURES, build_model
+from tests.support.small_models import ARCHITECTURES, build_model
 
 
 def attend(**changed):

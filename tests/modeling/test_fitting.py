@@ -6,7 +6,7 @@ import pytest
 
 from sft.common.errors import ModelError
 from sft.modeling.fitting import fit_to_tokenizer, set_generation_defaults
-from tests.support.parts import VOCABULARY, build_model, build_tokenizer
+from tests.support.small_models import VOCABULARY, build_model, build_tokenizer
 
 
 def test_fit_to_tokenizer_refuses_rows_beyond_learned_positions():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sft.modeling.footprint import footprint
-from tests.support.parts import VOCABULARY, build_model
+from tests.support.small_models import VOCABULARY, build_model
 
 
 def test_footprint_counts_parameters():

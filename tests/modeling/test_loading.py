@@ -10,7 +10,7 @@ from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig, TrainingConfig
 from sft.modeling.loading import load_pretrained_model
 from sft.modeling.precision import resolve_precision
-from tests.support.parts import build_model
+from tests.support.small_models import build_model
 
 CPU = DistributedContext()
 FLOAT32 = Precision(weights="float32", mixed="no")

@@ -15,7 +15,7 @@ from tests.support.layouts import (
     padded_loss_and_gradients,
     random_rows,
 )
-from tests.support.parts import build_model
+from tests.support.small_models import build_model
 
 
 def test_logits_are_computed_for_supervised_positions_only():

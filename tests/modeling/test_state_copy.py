@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sft.modeling.state_copy import copy_to_memory, state_bytes
-from tests.support.parts import build_model
+from tests.support.small_models import build_model
 
 
 def test_a_copy_is_independent_of_further_training():

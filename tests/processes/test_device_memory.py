@@ -18,7 +18,7 @@ from sft.processes.device_memory import (
     total_memory_bytes,
     used_memory_bytes,
 )
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def test_peak_memory_includes_what_was_freed_again():

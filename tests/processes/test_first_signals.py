@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import messages
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 DELAYS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Seconds after the command's first lines were run; before, Python itself starts."""

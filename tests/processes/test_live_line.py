@@ -18,7 +18,7 @@ import pytest
 
 from sft.processes.live_line import LiveLine, fitted
 from sft.processes.terminal import can_draw
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 UP, ERASE, HIDE, SHOW = "\x1b[1A", "\x1b[2K", "\x1b[?25l", "\x1b[?25h"
 

@@ -12,7 +12,7 @@ import pytest
 
 from sft.processes.signals import Interrupted, InterruptOnSignal, StopRequest
 from tests.support import messages
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

@@ -10,7 +10,7 @@ import pytest
 
 from sft.processes.watchdog import HUNG_STATUS, Watchdog
 from tests.support import messages
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def run_python(folder, body: str, seconds: float = 0.5) -> subprocess.CompletedProcess:

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.support.chat_templates import MARKERS
-from tests.support.parts import build_tokenizer
 from tests.support.prompts import build_special_tokenizer
+from tests.support.small_models import build_tokenizer
 
 
 @pytest.fixture(scope="session")

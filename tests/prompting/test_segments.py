@@ -8,7 +8,7 @@ from tokenizers import processors
 
 from sft.common.data_records import RenderedText, Segment
 from sft.prompting.messages import RowRefused
-from tests.support.parts import build_tokenizer
+from tests.support.small_models import build_tokenizer
 from tests.support.small_tokenizers import (
     FAMILY,
     NASTY,

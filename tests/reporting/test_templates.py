@@ -9,7 +9,7 @@ from jinja2 import UndefinedError
 
 from sft.common.markdown import Markdown
 from sft.reporting.templates import html_environment, markdown_environment
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def test_html_templates_escape_text_but_not_markup(tmp_path):

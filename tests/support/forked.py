@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.in_process import run_command
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.support.preloaded"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 MODEL = str(REPOSITORY / "examples" / "tiny-chat")
 

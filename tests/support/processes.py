@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 STEPS = 12
 

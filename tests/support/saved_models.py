@@ -9,7 +9,7 @@ import torch
 
 from sft.common.data_records import SamplePrompt
 from sft.modeling.answering import answer_prompts
-from tests.support.parts import POSITIONS, build_model, build_tokenizer
+from tests.support.small_models import POSITIONS, build_model, build_tokenizer
 
 IDS = [[1, 40, 77, 300, 12, 5, 260, 8, 99, 31]]
 """A row of token ids."""

@@ -15,7 +15,7 @@ from sft.common.machine_records import MemoryLimits
 from sft.common.run_records import DistributedContext, Precision
 from sft.training.batch_size_trials import memory_limits, resolve_batches
 from sft.training.model_preparation import prepare_model
-from tests.support.parts import build_model, build_tokenizer
+from tests.support.small_models import build_model, build_tokenizer
 
 FLOAT32 = Precision(weights="float32", mixed="no")
 CPU = DistributedContext()
@@ -108,7 +108,7 @@ def test_nothing_that_fits_is_one_line_with_what_would(resolve):
 
 
 def test_memory_limits_by_hand_and_by_what_is_free(monkeypatch):
-    config = load_config(None, ["--model_name_or_path=m", "--train_file=tests/support/parts.py"]).training
+    config = load_config(None, ["--model_name_or_path=m", "--train_file=tests/support/small_models.py"]).training
     monkeypatch.setattr(
         "sft.training.batch_size_trials.available_memory_bytes", lambda device, processes: 1000 // processes
     )

@@ -13,7 +13,7 @@ from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.training.memory_probe import MemoryProbe, full_packs, longest_rows
 from sft.training.row_layout import resolve_layout
-from tests.support.parts import build_model
+from tests.support.small_models import build_model
 
 FLOAT32 = Precision(weights="float32", mixed="no")
 CPU = DistributedContext()

@@ -22,7 +22,7 @@ from tests.support.layouts import (
     padded_loss_and_gradients,
     random_rows,
 )
-from tests.support.parts import ARCHITECTURES, build_model
+from tests.support.small_models import ARCHITECTURES, build_model
 
 SIZE = {
     "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

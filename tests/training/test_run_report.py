@@ -15,9 +15,10 @@ from sft.modeling.footprint import footprint
 from sft.training.run_identity import DataDigests, RunIdentity
 from sft.training.run_report import RunReport
 from sft.training.run_setup import RunSetup
-from tests.support.parts import REPOSITORY, build_model
+from tests.support.paths import REPOSITORY
 from tests.support.report_records import data, result
 from tests.support.setups import FLOAT32, NO_COPIES
+from tests.support.small_models import build_model
 
 
 @pytest.fixture(scope="module")

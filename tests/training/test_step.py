@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sft.common.errors import MemoryShortage
 from sft.configuration.schema import LoRAConfig
 from tests.support import messages
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tests.support.short_of_memory import assert_equal_to_the_bit, limit_rows, train_and_read_all
 from trainer_utils import train
 

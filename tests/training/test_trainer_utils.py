@@ -9,8 +9,8 @@ from data_handler import prepare_data
 from sft.configuration.schema import DataConfig, TrainingConfig
 from sft.modeling.document_attention import isolated_documents
 from sft.training.arguments import build_training_arguments
-from tests.support.parts import build_model, build_tokenizer
 from tests.support.setups import CPU, setup_of
+from tests.support.small_models import build_model, build_tokenizer
 from trainer_utils import SFTTrainer
 
 

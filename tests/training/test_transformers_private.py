@@ -8,7 +8,7 @@ import re
 from transformers import Trainer
 
 from sft.training.transformers_private import OVERRIDDEN, WRITTEN
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 from trainer_utils import SFTTrainer
 
 

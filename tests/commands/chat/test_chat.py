@@ -15,7 +15,7 @@ import chat
 from sft.common.data_records import SamplePrompt
 from sft.modeling.answering import answer_prompts
 from tests.support import messages
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tests.support.saved_models import ESCAPE, QUESTION, greedy_answer, loaded, save_endless_model
 
 SHORT = ["--max_new_tokens", "8", "--device", "cpu"]

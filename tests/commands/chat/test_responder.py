@@ -7,8 +7,8 @@ import pytest
 from sft.commands.chat.options import Sampling
 from sft.commands.chat.responder import Responder
 from sft.common.errors import ModelError
-from tests.support.parts import POSITIONS, build_model, build_tokenizer
 from tests.support.saved_models import ESCAPE, QUESTION, loaded, save_endless_model
+from tests.support.small_models import POSITIONS, build_model, build_tokenizer
 
 
 def build_responder(positions=POSITIONS):

@@ -16,7 +16,7 @@ from sft.commands.chat.options import Sampling
 from sft.commands.chat.responder import Responder
 from sft.commands.chat.session import ChatSession, answer_once
 from sft.commands.chat.text_stream import escape_controls
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tests.support.saved_models import ESCAPE, QUESTION, greedy_answer, loaded, save_endless_model
 
 

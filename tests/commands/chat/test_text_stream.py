@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sft.commands.chat.text_stream import TextStream
-from tests.support.parts import build_tokenizer
+from tests.support.small_models import build_tokenizer
 
 
 def test_text_comes_whole_in_pieces_of_whole_characters():

@@ -9,7 +9,7 @@ import pytest
 
 from compare_runs import main
 from tests.support.compared_runs import write_run
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def test_main_prints_and_draws(tmp_path, capsys):

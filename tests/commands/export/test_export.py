@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import export_model
-from tests.support.parts import REPOSITORY, build_model, build_tokenizer
+from tests.support.paths import REPOSITORY
 from tests.support.saved_models import save_adapters
+from tests.support.small_models import build_model, build_tokenizer
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -13,8 +13,8 @@ from sft.commands.export.verification import (
     compare_logits,
     compute_logits,
 )
-from tests.support.parts import ARCHITECTURES, build_model, build_tokenizer
 from tests.support.saved_models import IDS, save_adapters
+from tests.support.small_models import ARCHITECTURES, build_model, build_tokenizer
 
 
 def load(folder, adapters=None):

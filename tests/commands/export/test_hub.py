@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 class SmallHub(BaseHTTPRequestHandler):

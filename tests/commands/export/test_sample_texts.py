@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sft.commands.export.sample_texts import tokenize_samples
 from sft.reporting.run_record import RunRecord
-from tests.support.parts import build_tokenizer
+from tests.support.small_models import build_tokenizer
 
 
 def test_texts_are_the_runs_samples_in_the_chat_template():

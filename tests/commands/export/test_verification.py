@@ -13,8 +13,8 @@ from sft.commands.export.verification import (
     max_rounding_difference,
 )
 from sft.common.errors import ModelError
-from tests.support.parts import ARCHITECTURES, build_model
 from tests.support.saved_models import IDS
+from tests.support.small_models import ARCHITECTURES, build_model
 
 
 def test_what_rounding_explains_is_near_what_rounding_does():

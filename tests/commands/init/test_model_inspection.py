@@ -10,7 +10,7 @@ from sft.common.errors import ModelError
 
 def test_inspect_model_counts_parameters_without_weights(model_folder):
     facts = inspect_model(model_folder("llama"))
-    from tests.support.parts import build_model
+    from tests.support.small_models import build_model
 
     assert facts.footprint.num_parameters == sum(p.numel() for p in build_model("llama").parameters())
     assert facts.context_length == 128

@@ -22,7 +22,7 @@ from sft_main import main
 from tests.support import messages
 from tests.support.in_process import run_command
 from tests.support.init_data import MODEL, rows_file
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 DATA = str(REPOSITORY / "examples" / "data" / "orders_train.jsonl")
 

@@ -16,7 +16,7 @@ from sft.common.errors import DataError
 from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS
 from sft.data.sources.streams import zstd
 from tests.support import messages
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tests.support.source_files import _write, as_parquet, rows_of, source_of
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from tests.support import messages
-from tests.support.parts import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def test_failing_trackers_are_logged_once_each_and_the_run_continues(model_folder, question_file, tmp_path):

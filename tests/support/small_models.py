@@ -1,24 +1,15 @@
-"""Real parts, made small and in process: a trained tokenizer, random models of several architectures, fault counts."""
+"""Small models: a tokenizer trained on a few sentences, and random models of several architectures."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
+from tests.support.paths import REPOSITORY
 
 CHATML = (REPOSITORY / "sft" / "prompting" / "templates" / "chatml.jinja").read_text(encoding="utf-8")
-
-
 VOCABULARY = 400
-
-
 POSITIONS = 128
-
-
+ARCHITECTURES = ("gpt2", "llama", "qwen2", "phi3", "gemma2")
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
     "What is the capital of France? Paris is the capital of France.",
@@ -26,8 +17,6 @@ SENTENCES = [
     "Please write the number that comes after seven: eight.",
     "User: hello Assistant: good morning, how are you today?",
 ]
-
-
 QUESTIONS = [
     ("What comes after one?", "Two comes after one."),
     ("What is the capital of France?", "Paris."),
@@ -63,14 +52,26 @@ def build_model(architecture: str) -> Any:
     import transformers as t
 
     size = {
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": POSITIONS,
-        "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": POSITIONS,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
     gpt2 = {
-        "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS,
-        "bos_token_id": 0, "eos_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": VOCABULARY,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": POSITIONS,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     torch.manual_seed(0)
     if architecture == "gpt2":
         return t.GPT2LMHeadModel(t.GPT2Config(**gpt2))
@@ -83,41 +84,3 @@ def build_model(architecture: str) -> Any:
     if architecture == "gemma2":
         return t.Gemma2ForCausalLM(t.Gemma2Config(**size, head_dim=8, sliding_window=64))
     raise ValueError(architecture)
-
-
-ARCHITECTURES = ("gpt2", "llama", "qwen2", "phi3", "gemma2")
-
-
-class Run:
-    """What came of one command."""
-
-    def __init__(self, status: int, out: str, err: str, output_dir: Path):
-        self.status, self.out, self.err, self.output_dir = status, out, err, output_dir
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.output_dir / "run_summary.json").read_text(encoding="utf-8"))
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        lines = (self.output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
-
-
-_FAULTS: Counter[str] = Counter()
-
-
-_FAULT_WORDS = ("faults injected", "runs continued", "runs equal to the bit")
-
-
-class Tally:
-    """Counts faults, and what the runs that went on after them came to."""
-
-    def injected(self) -> None:
-        _FAULTS["faults injected"] += 1
-
-    def continued(self) -> None:
-        _FAULTS["runs continued"] += 1
-
-    def equal(self) -> None:
-        _FAULTS["runs equal to the bit"] += 1
