@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sft.checkpointing.manifest import find_damage, read_manifest
+from sft.checkpointing.manifest import find_damage
 from sft.checkpointing.resume_point import ResumePoint, checkpoint_step
 from sft.checkpointing.same_run import find_changes
 from sft.common.errors import ConfigError
@@ -47,15 +47,15 @@ def resolve_checkpoint(setting: bool | str | None, output_dir: str) -> ResumePoi
     if setting is None or setting is False:
         return None
     if isinstance(setting, str) and setting != "auto":
-        path, problems = Path(setting), _find_problems(Path(setting))
-        if problems or not _CHECKPOINT.fullmatch(path.name):
+        point, problems = _inspect(Path(setting))
+        if point is None:
             what = f"cannot be resumed from: {'; '.join(problems)}" if problems else "is not named checkpoint-STEP"
             raise ConfigError(f"resume_from_checkpoint: {setting} {what}. {_existing(output_dir)}")
-        return ResumePoint.read(path)
+        return point
     for path in reversed(list_checkpoints(output_dir)):
-        problems = _find_problems(path)
-        if not problems:
-            return ResumePoint.read(path)
+        point, problems = _inspect(path)
+        if point is not None:
+            return point
         for problem in problems:
             logger.info("%s cannot be resumed from: %s.", path, problem)
     if setting == "auto":
@@ -66,12 +66,15 @@ def resolve_checkpoint(setting: bool | str | None, output_dir: str) -> ResumePoi
     )
 
 
-def _find_problems(checkpoint: Path) -> list[str]:
-    """Why a checkpoint cannot be resumed from; [] if it can."""
-    damage = find_damage(checkpoint)
-    if not damage and read_manifest(checkpoint).get("save_only_model"):
-        return ["it contains only weights (save_only_model)"]
-    return damage
+def _inspect(checkpoint: Path) -> tuple[ResumePoint | None, list[str]]:
+    """A checkpoint with its manifest, or None and why it cannot be resumed from ([] if only its name is wrong)."""
+    problems = find_damage(checkpoint)
+    if problems or not _CHECKPOINT.fullmatch(checkpoint.name):
+        return None, problems
+    point = ResumePoint.read(checkpoint)
+    if point.manifest.get("save_only_model"):
+        return None, ["it contains only weights (save_only_model)"]
+    return point, []
 
 
 def check_steps_are_left(resume_point: ResumePoint | None, total_steps: int) -> None:
