@@ -28,7 +28,7 @@ from sft.data.workers import prepare_chunks
 from sft.processes.environment import num_usable_cores, user_cache_folder
 from sft.prompting.formats import RecordFormat, format_named
 from sft.prompting.rendering import ChatRenderer
-from sft.prompting.templates import PLAIN, resolve_chat_template
+from sft.prompting.templates import PLAIN, set_chat_template
 from sft.prompting.tokenizing import RowTokenizer
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ class SourcePreparation:
         tokenizer = self._tokenizer
         if tokenizer.chat_template is not None:
             return
-        begins_with_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        tokenizer.chat_template = resolve_chat_template(PLAIN, begins_with_bos=begins_with_bos)
+        set_chat_template(tokenizer, PLAIN)
         logger.info(
             "The tokenizer has no chat template: using `plain` (User: / Assistant: lines, each answer ends with %s).",
             tokenizer.eos_token,

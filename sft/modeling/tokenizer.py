@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from sft.common.errors import ModelError
 from sft.configuration.schema import ModelConfig
 from sft.modeling.loading_errors import readable_loading_errors
-from sft.prompting.templates import resolve_chat_template
+from sft.prompting.templates import set_chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,8 +45,7 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
             "The tokenizer has no pad token: padding with %s, which is never trained there.", tokenizer.eos_token
         )
     if config.chat_template is not None:
-        begins_with_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        tokenizer.chat_template = resolve_chat_template(config.chat_template, begins_with_bos=begins_with_bos)
+        set_chat_template(tokenizer, config.chat_template)
     return tokenizer
 
 

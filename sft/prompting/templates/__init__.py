@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sft.common.did_you_mean import did_you_mean
 from sft.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _FOLDER = Path(__file__).parent
 PLAIN = "plain"
@@ -15,6 +19,20 @@ PLAIN = "plain"
 def shipped_template_names() -> list[str]:
     """The names that `chat_template` accepts."""
     return sorted(path.stem for path in _FOLDER.glob("*.jinja"))
+
+
+def set_chat_template(tokenizer: "PreTrainedTokenizerBase", setting: str) -> None:
+    """Give a tokenizer a chat template: the only place that does.
+
+    Args:
+        tokenizer: It is changed.
+        setting: The value of `chat_template`.
+
+    Raises:
+        ConfigError: If the setting is no template.
+    """
+    begins_with_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    tokenizer.chat_template = resolve_chat_template(setting, begins_with_bos=begins_with_bos)
 
 
 def resolve_chat_template(setting: str, *, begins_with_bos: bool) -> str:
