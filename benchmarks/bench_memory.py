@@ -141,7 +141,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     memory = estimate_memory(memory_facts(config, data, prepared, plan, device=context.device))
     trainer_utils.train(trainer_of(config, context, data, prepared))
     measured, predicted = resident("VmHWM"), before + memory.total_bytes
-    parts = ("weights", "gradients", "optimizer", "activations", "logits", "slack")
+    components = ("weights", "gradients", "optimizer", "activations", "logits", "slack")
     return {
         "model": Path(options.model).name,
         "mode": options.mode,
@@ -157,7 +157,7 @@ def _train(options: argparse.Namespace, config: Any) -> dict[str, Any]:
         "footprint": dataclasses.asdict(prepared.footprint),
         "supervised_share": round(data.report.train.supervised_share, 3),
         "accumulate": options.accumulate,
-        **{part: mib(getattr(memory, f"{part}_bytes", 0)) for part in parts},
+        **{name: mib(getattr(memory, f"{name}_bytes", 0)) for name in components},
     }
 
 
@@ -175,7 +175,7 @@ def table(results: list[dict[str, Any]]) -> list[str]:
 
 
 def cell_line(cell: dict[str, Any]) -> str:
-    """A cell and the parts of its memory, printed as progress."""
+    """A cell and the components of its memory, printed as progress."""
     return " ".join(f"{name}={value}" for name, value in cell.items() if name not in ("keeps_heap", "footprint"))
 
 
@@ -193,7 +193,7 @@ def resident(field: str) -> int:
 
 
 def mib(count: int) -> int:
-    """Bytes as whole MiB."""
+    """Bytes in MiB, rounded."""
     return round(count / 2**20)
 
 

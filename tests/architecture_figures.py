@@ -1,6 +1,6 @@
 """Figures of the architecture, counted from the code: `python tests/architecture_figures.py`.
 
-Prints rooms, arrows and floors at the root and inside `sft/`, and every place where a limit is passed. `LIMITS` is what
+Prints rooms, arrows and floors at the root and inside `sft/`, and every place over a limit. `LIMITS` is what
 `test_architecture.py` holds.
 """
 
@@ -53,7 +53,7 @@ LIMITS = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A line of the code, as `file:line`, and what stands there."""
+    """A line of code: `file:line`, and its text."""
 
     file: Path
     line: int

@@ -1,4 +1,4 @@
-"""Real parts, made small and in process: a trained tokenizer, random models of several architectures, data files."""
+"""Fixtures of all tests: small models, data files, the command in this process, counts of injected faults."""
 
 from __future__ import annotations
 
@@ -101,9 +101,9 @@ def question_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def run_sft(
     model_folder: Callable[[str], str], question_file: str, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> Iterator[Callable[..., Any]]:
-    """Runs the command in this process with small settings; gives exit status, output and the output folder.
+    """Runs the command in this process with small settings; returns a `Run`.
 
-    `run_sft(key=value, ...)` changes settings; a value of None leaves the setting out. `draws_curves` is that of
+    `run_sft(key=value, ...)` changes settings; a value of None omits the setting. `draws_curves` is that of
     `run_command`.
     """
 
@@ -119,7 +119,7 @@ def run_sft(
             "logging_steps": 1,
             "report_to": "none",
             "sample_max_new_tokens": 4,
-            "bf16": False,  # auto would try out what this machine is fast at
+            "bf16": False,  # auto would measure this machine
         }
         arguments = [f"--{key}={value}" for key, value in (defaults | settings).items() if value is not None]
         status = run_command([*arguments, *extra], draws_curves=draws_curves)
@@ -131,7 +131,7 @@ def run_sft(
 
 
 @pytest.fixture(autouse=True)
-def _environment_as_it_was() -> Iterator[None]:
+def _restore_environment() -> Iterator[None]:
     """A run in this process sets variables for the trackers; the next test must not see them."""
     before = dict(os.environ)
     yield
@@ -146,6 +146,6 @@ def tally() -> Tally:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if FAULTS:
-        told = ", ".join(f"{FAULTS[word]} {word}" for word in FAULT_KINDS)
+        counts = ", ".join(f"{FAULTS[word]} {word}" for word in FAULT_KINDS)
         lost = FAULTS["faults injected"] - FAULTS["runs equal to the bit"]
-        terminalreporter.write_line(f"Faults: {told}; lost or changed: {lost}.")
+        terminalreporter.write_line(f"Faults: {counts}; lost or changed: {lost}.")

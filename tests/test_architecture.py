@@ -1,4 +1,4 @@
-"""The architecture as a test: floors, doors, what starts without torch, and limits (see `architecture_figures.py`)."""
+"""Tests of the architecture: floors, doors, imports without torch, and limits (see `architecture_figures.py`)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def relative(path):
     return path.relative_to(REPOSITORY).as_posix()
 
 
-def test_only_known_modules_stand_at_the_root():
+def test_only_known_modules_are_at_the_root():
     allowed = {*figures.COMMANDS, *figures.DOORS}
     assert {path.stem for path in REPOSITORY.glob("*.py")} <= allowed
 
@@ -130,7 +130,7 @@ def test_function_level_imports_and_unformatted_code_give_a_reason(counted):
     assert list(map(str, counted.unexplained)) == []
 
 
-def test_packages_say_what_they_are_for():
+def test_packages_document_their_purpose():
     for path in (REPOSITORY / "sft").glob("*/__init__.py"):
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
@@ -177,7 +177,7 @@ def test_libraries_are_imported_without_a_compiler_unless_bitsandbytes_is_used(o
     assert done.stdout.split() == [str(bool(is_compiled and has_bitsandbytes))]
 
 
-def test_the_environment_is_touched_only_where_it_may_be():
+def test_environment_variables_are_used_in_allowed_modules_only():
     for path in figures.code_files():
         text = path.read_text(encoding="utf-8")
         if "os.environ" in text or "os.getenv" in text:
@@ -188,7 +188,7 @@ def room_is_benchmarks(path):
     return figures.room_of(path) == "benchmarks"
 
 
-def test_no_code_asks_for_a_model_by_name():
+def test_no_code_depends_on_a_models_name():
     families = ("llama", "gpt2", "qwen", "mistral", "gemma", "phi3")
     for path in figures.code_files():
         if room_is_benchmarks(path):

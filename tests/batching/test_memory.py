@@ -1,4 +1,4 @@
-"""The memory estimate: each part by hand, and what each setting changes."""
+"""The memory estimate: each component computed by hand, and what each setting changes."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ FACTS = MemoryFacts(
 )
 
 
-def parts(footprint=SMALL, **changed):
-    """The estimate's parts, in the order of its fields."""
+def components(footprint=SMALL, **changed):
+    """The estimate's components, in the order of its fields."""
     estimate = estimate_memory(dataclasses.replace(FACTS, footprint=footprint, **changed))
     numbers = dataclasses.astuple(estimate)
     assert estimate.total_bytes == sum(numbers)
@@ -49,85 +49,87 @@ def parts(footprint=SMALL, **changed):
 
 def test_estimate_memory_counts_each_part_in_float32():
     # 20 tokens; a layer keeps 40 bytes for each of h = 8 and 16 for each of I = 16; a logit and its gradient, 4 each.
-    assert parts() == (4000, 4000, 8000, ACTIVATIONS, 8 * 20 * 50, SLACK, 0)
+    assert components() == (4000, 4000, 8000, ACTIVATIONS, 8 * 20 * 50, SLACK, 0)
 
 
 def test_estimate_memory_of_adapters_counts_gradients_and_states_of_trained_parameters_alone():
-    weights, gradients, optimizer, activations, *_ = parts(ADAPTERS)
+    weights, gradients, optimizer, activations, *_ = components(ADAPTERS)
     assert (weights, gradients, optimizer) == (4000, 400, 800)
     assert activations == 2 * 20 * (32 * 8 + 16 * 16)  # frozen layers keep nearly as much as trained ones
 
 
 def test_estimate_memory_of_mixed_precision_adds_a_cast_copy_of_float32_weights():
-    assert parts(mixed="bf16")[:3] == (4000 + 2000, 4000, 8000)
+    assert components(mixed="bf16")[:3] == (4000 + 2000, 4000, 8000)
     in_16_bits = dataclasses.replace(ADAPTERS, weight_bytes=2200)
-    assert parts(in_16_bits, weights="bfloat16", mixed="bf16")[:3] == (2200 + 200, 400, 800)
+    assert components(in_16_bits, weights="bfloat16", mixed="bf16")[:3] == (2200 + 200, 400, 800)
 
 
 def test_estimate_memory_of_pure_bfloat16_halves_gradients_states_and_activations():
-    half = parts(dataclasses.replace(SMALL, weight_bytes=2000), weights="bfloat16")
+    half = components(dataclasses.replace(SMALL, weight_bytes=2000), weights="bfloat16")
     assert half[:4] == (2000, 2000, 4000, 2 * 20 * (24 * 8 + 8 * 16))
 
 
 def test_estimate_memory_with_checkpointing_keeps_each_layers_input_and_one_full_layer():
     layer = 20 * (40 * 8 + 16 * 16)
-    assert parts(gradient_checkpointing=True)[3] == 2 * 20 * 8 * 4 + layer
+    assert components(gradient_checkpointing=True)[3] == 2 * 20 * 8 * 4 + layer
     deep = dataclasses.replace(SMALL, num_layers=30)
-    assert parts(deep, gradient_checkpointing=True)[3] == 30 * 20 * 8 * 4 + layer < parts(deep)[3] / 10
+    assert components(deep, gradient_checkpointing=True)[3] == 30 * 20 * 8 * 4 + layer < components(deep)[3] / 10
 
 
 def test_estimate_memory_of_eager_attention_grows_with_the_square_of_the_row():
     kept = [
-        parts(tokens=2 * length, longest_row=length, attention="eager")[3]
-        - parts(tokens=2 * length, longest_row=length)[3]
+        components(tokens=2 * length, longest_row=length, attention="eager")[3]
+        - components(tokens=2 * length, longest_row=length)[3]
         for length in (10, 20)
     ]
     assert kept == [2 * 4 * 2 * 2 * 10 * 10, 2 * 4 * 2 * 2 * 20 * 20]  # layers, bytes, heads, rows, T x T
-    in_16_bits = parts(mixed="bf16", attention="eager")[3] - parts(mixed="bf16")[3]
+    in_16_bits = components(mixed="bf16", attention="eager")[3] - components(mixed="bf16")[3]
     assert in_16_bits == 2 * 6 * 2 * 2 * 10 * 10  # float32 and its cast copy
 
 
 def test_estimate_memory_of_logits_shrinks_with_what_is_supervised():
-    assert parts(supervised_share=0.25)[4] == 5 * 50 * 8
-    assert parts(weights="bfloat16", supervised_share=0.25)[4] == 5 * 50 * 4
-    assert parts(weights="bfloat16", mixed="bf16", supervised_share=0.25)[4] == 5 * 50 * 8
-    assert parts(supervised_share=0.0)[4] == 0
+    assert components(supervised_share=0.25)[4] == 5 * 50 * 8
+    assert components(weights="bfloat16", supervised_share=0.25)[4] == 5 * 50 * 4
+    assert components(weights="bfloat16", mixed="bf16", supervised_share=0.25)[4] == 5 * 50 * 8
+    assert components(supervised_share=0.0)[4] == 0
 
 
 def test_estimate_memory_of_logits_made_in_chunks_is_the_chunk_and_the_gradients():
     of_hidden, of_weights = 4 * 20 * 8, 4 * 50 * 8
-    assert parts(logits_chunk_bytes=1000)[4] == of_hidden + of_weights + 1000
-    assert parts(ADAPTERS, logits_chunk_bytes=1000)[4] == of_hidden + 1000
-    assert parts(ADAPTERS, logits_chunk_bytes=1000, mixed="bf16")[4] == of_hidden + 1500  # and the gradient in 16 bits
-    assert parts(ADAPTERS, logits_chunk_bytes=10**9)[4] == of_hidden + 4 * 20 * 50
+    assert components(logits_chunk_bytes=1000)[4] == of_hidden + of_weights + 1000
+    assert components(ADAPTERS, logits_chunk_bytes=1000)[4] == of_hidden + 1000
+    assert (
+        components(ADAPTERS, logits_chunk_bytes=1000, mixed="bf16")[4] == of_hidden + 1500
+    )  # and the gradient in 16 bits
+    assert components(ADAPTERS, logits_chunk_bytes=10**9)[4] == of_hidden + 4 * 20 * 50
 
 
 def test_estimate_memory_of_slack_by_device():
-    assert parts(gradient_checkpointing=True)[5] == SLACK  # fragmentation of every layer
-    assert parts(gradient_accumulation_steps=1)[5] == SLACK - 4000  # gradients reuse the space of activations
-    assert parts(tokens=1, gradient_accumulation_steps=1)[5] == 2**24
-    assert parts(ADAPTERS)[5] == 2**24 + round(0.9 * 2 * 20 * (32 * 8 + 16 * 16))
-    assert parts(device="cuda:0")[5] == 3 * 2**28
-    assert parts(device="cuda:0", world_size=2)[5] == 3 * 2**28 + 2**26
+    assert components(gradient_checkpointing=True)[5] == SLACK  # fragmentation of every layer
+    assert components(gradient_accumulation_steps=1)[5] == SLACK - 4000  # gradients reuse the space of activations
+    assert components(tokens=1, gradient_accumulation_steps=1)[5] == 2**24
+    assert components(ADAPTERS)[5] == 2**24 + round(0.9 * 2 * 20 * (32 * 8 + 16 * 16))
+    assert components(device="cuda:0")[5] == 3 * 2**28
+    assert components(device="cuda:0", world_size=2)[5] == 3 * 2**28 + 2**26
 
 
 def test_estimate_memory_of_4bit_weights_adds_scales_and_one_matrix():
     quantized = dataclasses.replace(ADAPTERS, num_4bit_parameters=64 * 10, weight_bytes=2000)
     # The heap keeps the unquantized weights, and the fragmentation of one more tensor.
-    assert parts(quantized)[5] == 2**24 + round(1.2 * 2 * 20 * (32 * 8 + 16 * 16)) + 4 * 640
-    assert parts(quantized)[0] == 2000 + 10 + 4 * 8 * 16
-    assert parts(quantized, weights="bfloat16")[0] == 2000 + 10 + 2 * 8 * 16
+    assert components(quantized)[5] == 2**24 + round(1.2 * 2 * 20 * (32 * 8 + 16 * 16)) + 4 * 640
+    assert components(quantized)[0] == 2000 + 10 + 4 * 8 * 16
+    assert components(quantized, weights="bfloat16")[0] == 2000 + 10 + 2 * 8 * 16
 
 
 def test_estimate_memory_assumes_four_times_the_hidden_size_without_an_intermediate_size():
     unknown = dataclasses.replace(SMALL, intermediate_size=0)
-    assert parts(unknown)[3] == parts(dataclasses.replace(SMALL, intermediate_size=32))[3]
+    assert components(unknown)[3] == components(dataclasses.replace(SMALL, intermediate_size=32))[3]
 
 
 @pytest.mark.parametrize("mixed", ["no", "bf16"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_estimate_memory_is_near_what_autograd_keeps(mixed, attention):
-    """The layers' part against the saved tensors of a forward pass, each storage counted once."""
+def test_estimate_memory_is_close_to_what_autograd_saves(mixed, attention):
+    """The layers' activations, compared with the saved tensors of a forward pass; each storage counts once."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     # Wide layers and a small vocabulary, so that little but the layers' activations is kept.

@@ -88,7 +88,7 @@ def test_ranks_are_disjoint_and_together_a_permutation(num_rows, micro, world, s
     strategy=st.sampled_from(["random", "sequential"]),
 )
 @settings(max_examples=100, deadline=None)
-def test_rows_of_a_step_are_those_of_one_process(num_rows, micro, accumulation, world, seed, epoch, strategy):
+def test_rows_of_a_step_equal_those_of_one_process(num_rows, micro, accumulation, world, seed, epoch, strategy):
     def steps(micro, accumulation, world):
         samplers = samplers_of(num_rows, micro, world, seed=seed, epoch=epoch, strategy=strategy)
         batches = [list(sampler) for sampler in samplers]

@@ -211,7 +211,7 @@ def test_deal_gives_every_document_once_and_overfills_no_pack(seed, shuffle):
 
 @pytest.mark.parametrize("capacity", [409, 512, 1024])
 def test_deal_of_a_large_histogram_that_is_scaled_down(capacity):
-    lengths = np.random.default_rng(1).integers(100, 205, 90_001)  # so many that a step places five at once
+    lengths = np.random.default_rng(1).integers(100, 205, 90_001)  # enough documents that a step places five at once
     packs = plan_packs(lengths, capacity).deal(0, 0)
     assert np.array_equal(np.sort(packs.rows), np.arange(len(lengths)))
     assert np.add.reduceat(lengths[packs.rows], packs.starts[:-1]).max() <= capacity
@@ -260,7 +260,7 @@ def test_deal_joins_any_two_documents_of_fitting_lengths_over_the_epochs():
 def test_deal_puts_documents_of_a_pack_and_packs_in_every_order():
     plan = plan_packs(np.array([5, 3, 2, 10]), 10)
     orders = {tuple(tuple(pack) for pack in as_lists(plan.deal(0, epoch))) for epoch in range(200)}
-    assert len(orders) == 2 * 6  # where the full document stands, times the orders of the three others
+    assert len(orders) == 2 * 6  # position of the full document, times the orders of the other three
 
 
 def test_deal_unshuffled_follows_the_data():
@@ -269,7 +269,7 @@ def test_deal_unshuffled_follows_the_data():
     packs = plan.deal(0, 0, shuffle=False)
     assert all((np.diff(pack) > 0).all() for pack in packs)
     assert (np.diff([pack[0] for pack in packs]) > 0).all()
-    # Rows drawn at random would lie over half of the data apart from first to last.
+    # The rows of a random pack would span more than half of the data.
     assert np.mean([pack[-1] - pack[0] for pack in packs]) < 5000 / 4
 
 

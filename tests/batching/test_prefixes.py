@@ -23,7 +23,7 @@ def row(ids, first_target):
 
 
 def rows(seed=0):
-    """Two system prompts, shared by three and by two rows, and a row of its own; of random contents."""
+    """Two system prompts, shared by three and by two rows, and a row without one; with random contents."""
     generator = np.random.default_rng(seed)
     one, two = generator.integers(0, 400, 20), generator.integers(0, 400, 11)
     made = []
@@ -39,7 +39,7 @@ def test_find_owners_by_hand():
     assert find_owners(made) == ([0, 1, 0, 0], [0, 0, 9, 9])  # the position that predicts the first target is not lent
 
 
-def test_find_owners_lends_nothing_that_predicts_a_target():
+def test_find_owners_shares_no_position_that_predicts_a_target():
     made = [row(list(range(30)), 9), row(list(range(30)), 25)]
     owners, borrowed = find_owners(made)
     assert (owners, borrowed) == ([0, 0], [0, 8])
@@ -116,7 +116,7 @@ def test_prefixes_are_not_shared_where_dropout_would_be():
     adapted = add_adapters(build_model("llama"), LoRAConfig(r=4, lora_dropout=0.1))
     assert not layout_of(adapted).collator.shares_prefixes
     few = {"ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}
-    # OPT's dropout is a function: its modules tell nothing of it.
+    # OPT's dropout is a function, which no module reveals.
     opt = transformers.OPTForCausalLM(transformers.OPTConfig(vocab_size=400, hidden_size=32, dropout=0.1, **few))
     assert layout_of(opt).is_padding_free
     assert not layout_of(opt).collator.shares_prefixes

@@ -57,7 +57,7 @@ def killed_at(number, work):
 
 
 @pytest.mark.parametrize("new", [FULL, SHARDED, ADAPTERS], ids=["full", "sharded", "adapters"])
-def test_publish_model_that_is_killed_at_any_point_leaves_no_mixture(tmp_path, new):
+def test_publish_model_killed_at_any_point_leaves_no_mixture(tmp_path, new):
     earlier = ADAPTERS if new is ADAPTERS else FULL
     number, seen = 1, []
     while True:

@@ -47,7 +47,7 @@ def test_publish_gives_a_complete_checkpoint_its_name(tmp_path):
 
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 @pytest.mark.parametrize("step", ["fsync", "rename", "open"])
-def test_publish_that_fails_leaves_nothing_under_the_name_and_the_one_before_sound(tmp_path, monkeypatch, step, reason):
+def test_a_failed_publish_leaves_no_checkpoint_and_keeps_the_previous_one(tmp_path, monkeypatch, step, reason):
     before = make_checkpoint(tmp_path, 2)
     staging, target = write_staged(tmp_path, 4)
 
@@ -67,7 +67,7 @@ def test_publish_that_fails_leaves_nothing_under_the_name_and_the_one_before_sou
 
 
 @pytest.mark.parametrize("killed_in", ["fsync", "rename", "write_text"])
-def test_publish_that_is_killed_leaves_the_one_before(tmp_path, killed_in):
+def test_a_killed_publish_keeps_the_previous_checkpoint(tmp_path, killed_in):
     before = make_checkpoint(tmp_path, 2)
     staging, target = write_staged(tmp_path, 4)
     code = (

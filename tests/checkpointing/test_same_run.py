@@ -30,7 +30,7 @@ def changes(*, data=None, plan=None, **settings):
     return find_changes(Path("out/checkpoint-6"), saved, now)
 
 
-def test_find_changes_is_empty_if_nothing_matters():
+def test_find_changes_is_empty_if_no_change_matters():
     assert changes() == ([], [])
     assert changes(output_dir="b") == ([], [])
 

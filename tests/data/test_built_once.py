@@ -1,4 +1,4 @@
-"""What is expensive to build (chat renderers, preparers) is built once, whatever is done with the rows."""
+"""Chat renderers and preparers, which are expensive to build, are built once."""
 
 import json
 

@@ -175,7 +175,7 @@ def test_find_or_make_deletes_nothing_that_is_not_its_own(tmp_path):
 
 
 def test_find_or_make_keeps_a_lock_that_is_in_use(tmp_path):
-    """A lock file of an entry that was made long ago: whoever makes it again now must not lose it to a clean-up."""
+    """The lock file of an old entry: a process that makes the entry again must not lose it to a clean-up."""
     lock = tmp_path / f"{KEY}.lock"
     lock.touch()
     days_ago(lock, UNUSED_DAYS + 1)

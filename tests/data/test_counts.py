@@ -99,7 +99,7 @@ def test_histogram_of_lengths_grows_its_bins_where_few_rows_are_far_longer():
 
 
 def test_prepare_reports_the_lengths_of_rows(tmp_path, tokenizer):
-    """Lengths 11 to 110: so many percent of the rows have at most so many tokens and ten."""
+    """Lengths 11 to 110: p percent of the rows have at most p + 10 tokens."""
     file = texts(tmp_path / "a.txt", np.random.default_rng(0).permutation(100) + 11)
     report = prepare(DataConfig(train_file=file, max_seq_length=200), tokenizer).report.train
     assert without_bins(report.lengths) == LengthReport(median=60, p90=100, p95=105, p99=109, longest=110)

@@ -129,7 +129,7 @@ def test_prepare_data_logs_used_files_and_unused_columns(tmp_path, data_chat_tok
 
 
 @pytest.mark.parametrize("ending", ["\\n", " ###\\n"])
-def test_prepare_data_of_a_template_that_ends_nothing_trains_no_end(tmp_path, data_tokenizer, ending):
+def test_prepare_data_of_a_template_without_an_end_marker_trains_no_end(tmp_path, data_tokenizer, ending):
     data_tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}" + ending + "{% endfor %}"
     config = DataConfig(train_file=_write(tmp_path / "a.jsonl", _pairs(2)))
     data = prepare_data(config, data_tokenizer, seed=0)

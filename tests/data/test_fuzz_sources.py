@@ -207,7 +207,7 @@ def _swapped_byte(data: bytes, rng) -> bytes:
 
 
 def _rewritten(data: bytes, rng) -> bytes:
-    """The whole text in another form."""
+    """The text in another encoding or form."""
     text = data.decode("utf-8", "replace")
     return rng.choice(
         [
@@ -355,7 +355,7 @@ def check_json_document(case: Case, rows: list[RawRow]) -> None:
 
 
 def check_formats(rows: list[RawRow], format_of: str) -> Counter:
-    """Every record through the format of its file, and through that of its own columns: only RowRefused comes out."""
+    """Convert every record by the format of its file and by that of its own columns: only RowRefused is raised."""
     counts: Counter = Counter()
     for row in rows:
         if row.record is None:

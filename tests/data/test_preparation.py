@@ -41,7 +41,7 @@ def test_prepare_refuses_a_file_that_changes_while_it_is_read(tmp_path, cache):
     (source,) = open_sources(DataConfig(train_file=str(file))).train
 
     class Writes(logging.Handler):
-        """Adds a row when the log says that a template is chosen: after the file was digested."""
+        """Adds a row when the template's choice is logged, which is after the file was digested."""
 
         def emit(self, record):
             write(file, pairs(4))

@@ -57,12 +57,12 @@ def reached_files() -> set[Path]:
     return reached
 
 
-def test_row_code_names_what_exists():
+def test_row_code_lists_existing_modules():
     for name in (*ROW_CODE, *NOT_DECIDING):
         assert (SFT / name).exists(), name
 
 
-def test_row_code_holds_every_reached_module_that_decides_what_a_row_becomes():
+def test_row_code_contains_every_reached_module_that_decides_what_a_row_becomes():
     others = {
         path.relative_to(SFT).as_posix()
         for path in reached_files()

@@ -44,7 +44,7 @@ def as_it_is(batch):
 
 
 def steps(streamed, count, size, *, rank=0, world_size=1, workers=0, first=0):
-    """The answers of each micro-batch, and what it lacks."""
+    """The answers of each micro-batch, and the dropped rows."""
     data, tokenizer = streamed
     stream = MicroBatchStream(
         data.stream, PaddedCollator(0), size, rank=rank, world_size=world_size, first_micro_batch=first
@@ -76,7 +76,7 @@ def test_the_next_pass_has_another_order(streamed):
     assert first != second
 
 
-def test_two_processes_share_what_one_would_take(streamed):
+def test_two_processes_divide_the_rows_of_one(streamed):
     one = steps(streamed, 40, 4)
     halves = [steps(streamed, 40, 2, rank=rank, world_size=2) for rank in (0, 1)]
     together = [(sorted(a[0] + b[0]), a[1] + b[1]) for a, b in zip(*halves, strict=True)]

@@ -24,7 +24,7 @@ from tests.support.paths import REPOSITORY
 
 @pytest.fixture
 def short_run(run_sft):
-    """A run of 6 steps with checkpoints at 2, 4 and 6; it goes on with further settings."""
+    """Run 6 steps with checkpoints at 2, 4 and 6; arguments are further settings."""
 
     def run(**settings):
         return run_sft(
@@ -34,7 +34,7 @@ def short_run(run_sft):
     return run
 
 
-def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_taken(short_run):
+def test_a_damaged_checkpoint_is_moved_aside_and_the_previous_one_is_resumed(short_run):
     first = short_run()
     steps = trained(first.output_dir)
     for step, name in ((6, "optimizer.pt"), (4, "trainer_state.json")):
@@ -50,15 +50,17 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_taken(short_
     assert find_damage(first.output_dir / "checkpoint-6") == []
 
 
-def test_a_log_over_several_steps_is_the_same_where_a_checkpoint_lies_between_them(short_run, tmp_path):
+def test_a_log_of_several_steps_is_the_same_if_the_run_is_resumed_between_them(short_run, tmp_path):
     settings = {"logging_steps": 4}
-    whole = short_run(**settings)
-    assert [step for step, *_ in trained(whole.output_dir)] == [4, 6]
-    folder = as_if_killed(whole.output_dir, tmp_path / "killed", 2)
+    uninterrupted = short_run(**settings)
+    assert [step for step, *_ in trained(uninterrupted.output_dir)] == [4, 6]
+    folder = as_if_killed(uninterrupted.output_dir, tmp_path / "killed", 2)
     again = short_run(**settings, resume_from_checkpoint="auto", output_dir=folder)
     assert again.status == 0, again.err
-    assert trained(folder) == trained(whole.output_dir)
-    ends = [next(event["train_loss"] for event in run.metrics if "train_loss" in event) for run in (whole, again)]
+    assert trained(folder) == trained(uninterrupted.output_dir)
+    ends = [
+        next(event["train_loss"] for event in run.metrics if "train_loss" in event) for run in (uninterrupted, again)
+    ]
     every_step = short_run(logging_steps=1, output_dir=tmp_path / "every")
     steps = [event for event in every_step.metrics if "loss" in event]
     mean = sum(event["loss"] for event in steps) / 6
@@ -66,10 +68,10 @@ def test_a_log_over_several_steps_is_the_same_where_a_checkpoint_lies_between_th
     seen = [0, *(event["supervised_tokens_seen"] for event in steps)]
     hits = [event["token_accuracy"] * (b - a) for event, a, b in zip(steps, seen, seen[1:], strict=False)]
     assert trained(folder)[0][2] == pytest.approx(sum(hits[:4]) / seen[4], rel=1e-9)
-    assert whole.summary["train"]["loss"] == again.summary["train"]["loss"] == ends[0]
+    assert uninterrupted.summary["train"]["loss"] == again.summary["train"]["loss"] == ends[0]
 
 
-def test_a_checkpoint_behind_the_one_that_is_named_is_set_aside(short_run):
+def test_checkpoints_after_the_selected_one_are_moved_aside(short_run):
     first = short_run()
     again = short_run(resume_from_checkpoint=str(first.output_dir / "checkpoint-2"), max_steps=4)
     assert again.status == 0, again.err
@@ -104,18 +106,18 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_checkpoints(short_r
     assert [step for step, *_ in trained(again.output_dir)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_disk_that_is_full_in_the_thread_ends_the_run_at_the_next_step(short_run, monkeypatch):
+def test_a_full_disk_in_the_saving_thread_ends_the_run_at_the_next_step(short_run, monkeypatch):
     from sft.training.checkpointed_trainer import CheckpointedTrainer
     from sft.training.stopping import StopCallback
 
     failed = threading.Event()
     publish, on_step_end = CheckpointedTrainer._publish, StopCallback.on_step_end
 
-    def fail(trainer, aside, target, *others):
+    def fail(trainer, staging, target, *rest):
         if target.name == "checkpoint-4":
             threading.Timer(0.1, failed.set).start()
             no_room()
-        publish(trainer, aside, target, *others)
+        publish(trainer, staging, target, *rest)
 
     def wait_at_six(callback, args, state, control, **kwargs):
         if state.global_step == 6:
@@ -132,16 +134,16 @@ def test_a_disk_that_is_full_in_the_thread_ends_the_run_at_the_next_step(short_r
     assert not list(run.output_dir.glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("place", ["weights", "rename", "metrics"])
-def test_a_full_disk_is_reported_wherever_it_occurs(short_run, monkeypatch, place):
+@pytest.mark.parametrize("operation", ["weights", "rename", "metrics"])
+def test_a_full_disk_is_reported_wherever_it_occurs(short_run, monkeypatch, operation):
     import transformers
 
     from sft.reporting.metrics_log import MetricsLog
 
     with monkeypatch.context() as patched:
-        if place == "weights":
+        if operation == "weights":
             patched.setattr(transformers.PreTrainedModel, "save_pretrained", no_room)
-        elif place == "rename":
+        elif operation == "rename":
             patched.setattr(os, "rename", no_room)
         else:
             patched.setattr(MetricsLog, "write", no_room)
@@ -159,16 +161,16 @@ def test_training_continues_while_a_checkpoint_is_published(short_run, monkeypat
     third_step, waited = threading.Event(), []
     write, publish = MetricsLog.write, checkpointed_trainer.publish
 
-    def write_and_tell(log, step, values):
+    def write_and_signal(log, step, values):
         write(log, step, values)
         if step == 3:
             third_step.set()
 
-    def publish_late(aside, target, facts):
+    def publish_late(staging, target, entries):
         waited.append((target.name, third_step.wait(60)))
-        publish(aside, target, facts)
+        publish(staging, target, entries)
 
-    monkeypatch.setattr(MetricsLog, "write", write_and_tell)
+    monkeypatch.setattr(MetricsLog, "write", write_and_signal)
     monkeypatch.setattr(checkpointed_trainer, "publish", publish_late)
     run = short_run(save_total_limit=1, logging_steps=1)
     assert run.status == 0, run.err
@@ -177,7 +179,7 @@ def test_training_continues_while_a_checkpoint_is_published(short_run, monkeypat
     assert find_damage(run.output_dir / "checkpoint-6") == []
 
 
-def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(short_run, tmp_path, monkeypatch):
+def test_steps_during_a_background_save_do_not_change_the_checkpoint(short_run, tmp_path, monkeypatch):
     from sft.reporting.metrics_log import MetricsLog
     from sft.training import checkpointed_trainer
     from sft.training.checkpointed_trainer import CheckpointedTrainer
@@ -188,24 +190,24 @@ def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(short_run, t
     logged, waited = {step: threading.Event() for step in range(1, 7)}, []
     write, publish = MetricsLog.write, CheckpointedTrainer._publish
 
-    def write_and_tell(log, step, values):
+    def write_and_signal(log, step, values):
         write(log, step, values)
         logged[step].set()
 
-    def publish_late(trainer, aside, target, to_write, *others):
+    def publish_late(trainer, staging, target, to_write, *rest):
         step = int(target.name.rpartition("-")[2])
-        names = {path.name for path in aside.iterdir()}
+        names = {path.name for path in staging.iterdir()}
         waited.append((step, len(to_write), "optimizer.pt" in names, logged[min(step + 1, 6)].wait(60)))
-        publish(trainer, aside, target, to_write, *others)
+        publish(trainer, staging, target, to_write, *rest)
 
-    monkeypatch.setattr(MetricsLog, "write", write_and_tell)
+    monkeypatch.setattr(MetricsLog, "write", write_and_signal)
     monkeypatch.setattr(CheckpointedTrainer, "_publish", publish_late)
     later = short_run(output_dir=tmp_path / "later")
     assert waited == [
         (2, 2, False, True),
         (4, 2, False, True),
         (6, 0, True, True),
-    ]  # nothing is trained behind the last
+    ]  # no step follows the last checkpoint
     for step in (2, 4, 6):
         files, expected = (
             {path.name: path.read_bytes() for path in (run.output_dir / f"checkpoint-{step}").iterdir()}
@@ -213,7 +215,7 @@ def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(short_run, t
         )
         assert files.keys() == expected.keys()
         differ = {name for name in files if files[name] != expected[name]}
-        assert differ <= {"manifest.json", "trainer_state.json"}  # which tell times and folders
+        assert differ <= {"manifest.json", "trainer_state.json"}  # which contain times and folders
 
 
 def test_a_checkpoint_that_cannot_be_copied_is_written_and_logged(short_run, monkeypatch):
@@ -250,13 +252,15 @@ def test_changed_settings_are_logged_in_one_line_and_take_effect(short_run, run_
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [({"seed": 1}, messages.OTHER_SETTING.format(key="seed", name="checkpoint-6", before="42, and now it is 1")),
      ({"per_device_train_batch_size": 2}, messages.OTHER_BATCH_SIZE.format(before=4, after=2)),
      ({"max_seq_length": 32}, messages.OTHER_SETTING.format(key="max_seq_length", name="checkpoint-6", before=64)),
      ({"train_on": "last", "train_file": None}, messages.OTHER_ROWS.format(before=24, after=23))],
 )  # fmt: skip
-def test_what_would_corrupt_the_run_is_refused_in_one_line(short_run, question_file, tmp_path, settings, told):
+def test_changes_that_would_corrupt_the_run_are_refused_in_one_line(
+    short_run, question_file, tmp_path, settings, message
+):
     short_run(num_train_epochs=4, max_steps=6)
     if "train_file" in settings:
         other = tmp_path / "other.jsonl"
@@ -264,11 +268,11 @@ def test_what_would_corrupt_the_run_is_refused_in_one_line(short_run, question_f
         settings = {**settings, "train_file": str(other)}
     run = short_run(resume_from_checkpoint="auto", max_steps=8, **settings)
     assert run.status == 2
-    assert told in run.err
+    assert message in run.err
     assert run.err.count("\n") == 1
 
 
-def test_data_that_was_moved_is_the_same_data(short_run, question_file, tmp_path):
+def test_moved_data_is_recognized_as_the_same_data(short_run, question_file, tmp_path):
     short_run()
     moved = shutil.copy(question_file, tmp_path / "moved.jsonl")
     run = short_run(resume_from_checkpoint="auto", max_steps=8, train_file=str(moved))
@@ -351,7 +355,7 @@ EDGE = {"validation_split": 0.25, "num_train_epochs": 2, "sample_prompts": "[]",
 
 
 def without_times(run):
-    """All that a run logged, but what depends on the clock and the machine."""
+    """What a run logged, except for what depends on the clock and the machine."""
     of_machine = ("runtime", "per_second", "memory", "utilization")
     return [
         {name: value for name, value in event.items() if not any(sign in name for sign in of_machine)}
@@ -381,8 +385,8 @@ def test_a_run_stopped_at_the_end_of_an_epoch_makes_that_evaluation_when_it_is_r
     run_sft, tmp_path, monkeypatch, settings, from_edge
 ):
     settings = {**EDGE, **settings, "load_best_model_at_end": True}
-    whole = run_sft(output_dir=str(tmp_path / "whole"), **settings)
-    edge = whole.summary["batch_plan"]["steps_per_epoch"]
+    uninterrupted = run_sft(output_dir=str(tmp_path / "uninterrupted"), **settings)
+    edge = uninterrupted.summary["batch_plan"]["steps_per_epoch"]
 
     class Signal(transformers.TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
@@ -394,23 +398,23 @@ def test_a_run_stopped_at_the_end_of_an_epoch_makes_that_evaluation_when_it_is_r
         stopped = run_sft(**settings)
     assert stopped.status == 143
     assert [event["step"] for event in stopped.metrics if "eval_loss" in event] == [0]
-    for _ in range(2):  # the second time as if it had been killed behind the edge, with the evaluation in the records
+    for _ in range(2):  # the second time as if killed after the epoch's evaluation
         again = run_sft(resume_from_checkpoint="auto", **settings)
         assert again.status == 0, again.err
-        assert without_times(again) == without_times(whole)
+        assert without_times(again) == without_times(uninterrupted)
         shutil.rmtree(again.output_dir / f"checkpoint-{2 * edge}")
-    state = json.loads((whole.output_dir / f"checkpoint-{2 * edge}" / "trainer_state.json").read_text())
-    assert again.summary["eval_after"] == whole.summary["eval_after"]
+    state = json.loads((uninterrupted.output_dir / f"checkpoint-{2 * edge}" / "trainer_state.json").read_text())
+    assert again.summary["eval_after"] == uninterrupted.summary["eval_after"]
     assert state["best_global_step"] in (edge, 2 * edge)
 
 
-@pytest.mark.parametrize("where", ["a step", "the last step", "an epoch", "the answers", "what is made up for"])
+@pytest.mark.parametrize("where", ["a step", "the last step", "an epoch", "the answers", "the repeated evaluation"])
 def test_a_signal_interrupts_an_evaluation_and_the_resumed_run_repeats_it(run_sft, tmp_path, monkeypatch, where):
     settings = {"validation_split": 0.5, "max_steps": 6, "save_total_limit": "null", "per_device_eval_batch_size": 2,
                 "load_best_model_at_end": True, "sample_max_new_tokens": 4}  # fmt: skip
     settings |= {} if where == "an epoch" else {"eval_steps": 2, "save_steps": 2}
-    whole = run_sft(output_dir=str(tmp_path / "whole"), **settings)
-    edge = whole.summary["batch_plan"]["steps_per_epoch"]
+    uninterrupted = run_sft(output_dir=str(tmp_path / "uninterrupted"), **settings)
+    edge = uninterrupted.summary["batch_plan"]["steps_per_epoch"]
     assert edge == 3
     at = {"an epoch": edge, "the last step": 6}.get(where, 4)
 
@@ -431,25 +435,25 @@ def test_a_signal_interrupts_an_evaluation_and_the_resumed_run_repeats_it(run_sf
         stopped = run_sft(**settings)
         assert stopped.status == 143, stopped.err
         assert f"Stopped at step {at} of 6, saved in" in stopped.out
-        was_cut = f"The evaluation at step {at} was interrupted; the resumed run will repeat it." in stopped.out
-        assert was_cut == (where != "the answers")
-        assert (at in [event["step"] for event in stopped.metrics if "eval_loss" in event]) == (not was_cut)
-        if where == "what is made up for":
+        was_interrupted = f"The evaluation at step {at} was interrupted; the resumed run will repeat it." in stopped.out
+        assert was_interrupted == (where != "the answers")
+        assert (at in [event["step"] for event in stopped.metrics if "eval_loss" in event]) == (not was_interrupted)
+        if where == "the repeated evaluation":
             again = run_sft(**settings, resume_from_checkpoint="auto")
             assert again.status == 143
             assert again.err.count("\n") == 1
             assert messages.ENDED_BY.format(signal="SIGTERM") in again.err
     again = run_sft(**settings, resume_from_checkpoint="auto")
     assert again.status == 0, again.err
-    assert without_times(again) == without_times(whole)
-    lines = [(run.output_dir / "samples.jsonl").read_text() for run in (again, whole)]
+    assert without_times(again) == without_times(uninterrupted)
+    lines = [(run.output_dir / "samples.jsonl").read_text() for run in (again, uninterrupted)]
     assert lines[0] == lines[1]
-    weights = [(run.output_dir / "model.safetensors").read_bytes() for run in (again, whole)]
+    weights = [(run.output_dir / "model.safetensors").read_bytes() for run in (again, uninterrupted)]
     assert weights[0] == weights[1]
 
 
 def test_a_run_whose_last_save_was_lost_is_finished_from_the_last_checkpoint(short_run):
-    whole = short_run()  # 6 steps end an epoch; 5 do not
+    uninterrupted = short_run()  # 6 steps end an epoch; 5 do not
     for steps in (6, 5):
         first = short_run(max_steps=steps)
         weights = (first.output_dir / "model.safetensors").read_bytes()
@@ -459,7 +463,7 @@ def test_a_run_whose_last_save_was_lost_is_finished_from_the_last_checkpoint(sho
         assert [step for step, *_ in trained(again.output_dir)] == list(range(1, steps + 1))
         assert (again.output_dir / "model.safetensors").read_bytes() == weights
         assert (again.output_dir / "config.json").is_file()
-    assert whole.status == 0
+    assert uninterrupted.status == 0
 
 
 def test_a_damaged_best_checkpoint_is_logged_and_the_last_weights_are_kept(run_sft, monkeypatch):

@@ -1,7 +1,6 @@
-"""DeepSpeed's ZeRO on two real processes (gloo, on CPU) against one process that has everything.
+"""DeepSpeed's ZeRO on two real processes (gloo, on CPU) compared with a single process.
 
-DeepSpeed is no requirement: without it these tests are skipped. `DS_ACCELERATOR=cpu` is how it is told to do without a
-GPU.
+Skipped if DeepSpeed is not installed. `DS_ACCELERATOR=cpu` makes it work without a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SIZES = {
 
 
 def run(arguments: list[str]) -> None:
-    """One run in processes of its own: DeepSpeed keeps things of a run for the next in the same process."""
+    """One run in new processes: DeepSpeed keeps state of a run for the next one in the same process."""
     done = subprocess.run(
         [sys.executable, "sft_main.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False,
         timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
@@ -61,7 +60,7 @@ def runs(model_folder, question_file, tmp_path_factory):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_figures_and_weights_are_those_of_one_process(runs, stage):
+def test_metrics_and_weights_equal_those_of_one_process(runs, stage):
     one, two = runs / "one", runs / stage
     assert [step for step, *_ in trained(two)] == [1, 2, 3, 4]
     for found, expected in zip(trained(two), trained(one), strict=True):
@@ -74,14 +73,14 @@ def test_figures_and_weights_are_those_of_one_process(runs, stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resumed_run_equals_an_uninterrupted_one(runs, stage):
-    again, whole = runs / f"{stage}-again", runs / stage
-    expected, found = load_file(whole / "model.safetensors"), load_file(again / "model.safetensors")
+    resumed, uninterrupted = runs / f"{stage}-again", runs / stage
+    expected, found = load_file(uninterrupted / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert found.keys() == expected.keys()
-    if stage != "example":  # whose sums in main memory come in an order of their own
-        assert trained(again) == trained(whole)
+    if stage != "example":  # whose sums in main memory are in a different order
+        assert trained(resumed) == trained(uninterrupted)
         assert all(torch.equal(found[name], weight) for name, weight in expected.items())
         return
-    for step, expected_step in zip(trained(again), trained(whole), strict=True):
+    for step, expected_step in zip(trained(resumed), trained(uninterrupted), strict=True):
         assert step == pytest.approx(expected_step, rel=1e-6)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-7)

@@ -49,7 +49,7 @@ def test_every_key_has_its_reason_and_every_number_its_unit():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_what_is_there(page):
+def test_links_point_to_existing_files_and_headings(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", target):
@@ -68,7 +68,7 @@ def test_every_page_is_linked_from_the_readme():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_name_scripts_that_are_there(page):
+def test_commands_name_existing_scripts(page):
     for block in re.findall(r"```(?:bash|sh)?\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
         for line in block.splitlines():
             for script in re.findall(rf"(?:^|&& ){SCRIPTS}(?: --\S+)* (\S+\.(?:py|sh))", line):
@@ -84,8 +84,8 @@ def test_files_named_in_contributing_exist():
     assert [path for path in sorted(paths) if not (REPOSITORY / path).exists()] == []
 
 
-def test_what_is_to_be_seen_is_what_the_program_says():
-    """Each message in troubleshooting stands in the code, but for what is filled in (`...`, numbers, N)."""
+def test_messages_in_troubleshooting_are_those_of_the_program():
+    """Each message in troubleshooting occurs in the code, except for its variable parts (`...`, numbers, N)."""
     code = "\n".join(path.read_text(encoding="utf-8") for path in REPOSITORY.rglob("*.py") if "tests" not in path.parts)
     code = re.sub(r"\"\s*\n\s*f?\"", "", code)  # texts that are written over several lines
     code = re.sub(r"\{[^{}]*\}", "...", code)
@@ -97,7 +97,7 @@ def test_what_is_to_be_seen_is_what_the_program_says():
     ]
     assert len(seen) > 25
     for message in seen:
-        if message in ("ends", "We couldn't connect to"):  # a word of the report; what a library says
+        if message in ("ends", "We couldn't connect to"):  # a word of the report; a library's message
             continue
         for part in re.split(r"\.\.\.|\[\.\.\.\]|\bN\b|(?<![\w.])\d+", message):
             part = part.strip(" :`[]()")

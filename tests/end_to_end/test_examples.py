@@ -41,7 +41,7 @@ def snippets(language: str, pages=PAGES) -> list[str]:
 
 @pytest.fixture
 def small_files(tmp_path, monkeypatch):
-    """The repository's examples at their place under a fresh working folder, with fewer rows."""
+    """A new working folder with the repository's examples, with fewer rows."""
     (tmp_path / "examples" / "data").mkdir(parents=True)
     for name in ("orders_train", "orders_validation"):
         lines = (REPOSITORY / "examples" / "data" / f"{name}.jsonl").read_text().splitlines()[:12]
@@ -57,7 +57,7 @@ def small_files(tmp_path, monkeypatch):
     logging.getLogger("sft").handlers.clear()
 
 
-def test_sample_config_runs_as_it_is_but_shorter(small_files):
+def test_sample_config_runs_with_fewer_steps(small_files):
     assert run_command(["--config_file", "sample_config.yaml", *SHRUNK]) == 0
     summary = json.loads((small_files / "sft_output" / "run_summary.json").read_text())
     assert summary["samples"][0]["prompt"] == "Please send 3 red apples to Anna on Friday."
@@ -111,7 +111,7 @@ def test_example_loads_and_shrunk_runs(small_files, model_folder, example):
 @pytest.mark.parametrize(
     "example", [example for example in EXAMPLES if "my_data.jsonl" in (REPOSITORY / example).read_text()]
 )
-def test_the_command_that_an_example_shows_loads(small_files, example):
+def test_the_command_in_an_example_loads(small_files, example):
     header = [line.removeprefix("#").strip() for line in Path(example).read_text().splitlines() if line[:1] == "#"]
     (line,) = [line for line in header if "my_data.jsonl" in line]
     words = [("--config_file" if word == "--config" else word) for word in shlex.split(line)]
@@ -140,7 +140,7 @@ LLAMAS = {
 }
 
 
-def test_memory_of_the_fsdp_example_is_what_our_arithmetic_predicts():
+def test_memory_in_the_fsdp_example_equals_the_estimate():
     example = REPOSITORY / "examples/fsdp_8b.yaml"
     config, text = load_config(str(example), [f"--dataset_path={REPOSITORY}"]), example.read_text()
     comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
@@ -152,9 +152,9 @@ def test_memory_of_the_fsdp_example_is_what_our_arithmetic_predicts():
         optimizer=training.optim, gradient_checkpointing=training.gradient_checkpointing, device="cuda",
         logits_chunk_bytes=2**28, world_size=8, sharded_over=8,
     )  # fmt: skip
-    spread, whole = estimate_memory(facts), estimate_memory(replace(facts, sharded_over=1))
-    parts = (spread.weights_bytes, spread.gradients_bytes, spread.optimizer_bytes, spread.activations_bytes)
-    for count in (spread.total_bytes, whole.total_bytes, *parts):
+    sharded, unsharded = estimate_memory(facts), estimate_memory(replace(facts, sharded_over=1))
+    components = (sharded.weights_bytes, sharded.gradients_bytes, sharded.optimizer_bytes, sharded.activations_bytes)
+    for count in (sharded.total_bytes, unsharded.total_bytes, *components):
         assert f" {count / 2**30:.1f}" in comment
     assert estimate_memory(replace(facts, sharded_over=4)).total_bytes < 80 * 2**30
 
@@ -178,8 +178,8 @@ def test_the_deepspeed_example_names_its_package_and_its_file(small_files):
 
 
 @pytest.mark.parametrize("example", [name for name in EXAMPLES if "llama" in name and "gb.yaml" in name])
-def test_memory_in_a_recipe_is_what_our_arithmetic_predicts(example):
-    """Each figure of the comment: the total, the parts, and the total with another batch size."""
+def test_memory_in_a_recipe_equals_the_estimate(example):
+    """Each number of the comment: the total, its components, and the total with another batch size."""
     config, text = load_config(str(REPOSITORY / example), [f"--dataset_path={REPOSITORY}"]), Path(REPOSITORY, example)
     comment = " ".join(line.lstrip("# ") for line in text.read_text().splitlines() if line.startswith("#"))
     size = next(size for size in LLAMAS if f"-{size}-" in config.model.model_name_or_path)
@@ -264,7 +264,7 @@ def test_readme_python_uses_the_result(small_files, capsys):
     assert capsys.readouterr().out.strip()
 
 
-def test_shown_rows_are_read_as_the_format_it_says(small_files, model_folder):
+def test_shown_rows_are_read_in_the_stated_format(small_files, model_folder):
     rows = [re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| `(\{.*\})` \|$", page, flags=re.MULTILINE) for page in PAGES]
     table = dict.fromkeys(row for found in rows for row in found)
     assert len(table) == 8
@@ -279,7 +279,7 @@ def test_shown_rows_are_read_as_the_format_it_says(small_files, model_folder):
         assert set(re.findall(r"\w+", columns)) == set(json.loads(row))
 
 
-def test_shown_errors_are_what_the_program_says(tmp_path, capsys):
+def test_shown_errors_are_those_of_the_program(tmp_path, capsys):
     config = tmp_path / "my.yaml"
     lines = [""] * 12
     lines[0], lines[6] = "model_name_or_path: gpt2", "learning_rat: 1"

@@ -13,7 +13,7 @@ from tests.support.paths import REPOSITORY
 
 
 def run_all(folder, model, questions, world_size, **environment):
-    """Every way that so many processes allow."""
+    """Results of every factorization for this number of processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
     command = [sys.executable, *(launcher if world_size > 1 else []), "tests/support/run_factorizations.py"]
     done = subprocess.run(

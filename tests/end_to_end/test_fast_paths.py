@@ -1,4 +1,4 @@
-"""What makes training faster, through whole runs: packs, prefixes, the heap, compilation; each against a plain run."""
+"""Optimizations in complete runs: packs, shared prefixes, the heap, compilation; each compared with a plain run."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def assert_same_run(one, other, *, tolerance=2e-4):
 @pytest.mark.parametrize(
     "changed", [{"padding_free": False}, {"share_prefixes": False}, {"gradient_checkpointing": True}]
 )
-def test_a_run_is_the_same_whatever_is_done_for_speed(run_sft, tmp_path, changed):
+def test_a_run_is_the_same_without_an_optimization(run_sft, tmp_path, changed):
     common = {"num_train_epochs": 2, "validation_split": 0.2}
-    as_it_comes = run_sft(**common, output_dir=str(tmp_path / "one"))
+    default = run_sft(**common, output_dir=str(tmp_path / "one"))
     other = run_sft(**common, **changed, output_dir=str(tmp_path / "other"))
-    assert (as_it_comes.status, other.status) == (0, 0)
-    assert len(losses(as_it_comes)) == 10
-    assert_same_run(as_it_comes, other)
+    assert (default.status, other.status) == (0, 0)
+    assert len(losses(default)) == 10
+    assert_same_run(default, other)
 
 
 PACKED = {"packing": True, "max_seq_length": 96, "num_train_epochs": 3, "validation_split": 0.2}
@@ -143,14 +143,14 @@ def test_two_processes_end_with_the_same_packed_adapters(two_processes):
     ("wanted", "device", "asked"),
     [("auto", "cpu", True), ("auto", "cuda:0", False), (True, "cuda:0", True), (False, "cpu", False)],
 )
-def test_reuse_freed_memory_asks_the_c_library_where_it_helps(monkeypatch, wanted, device, asked):
+def test_reuse_freed_memory_configures_the_c_library(monkeypatch, wanted, device, asked):
     calls = []
     monkeypatch.setattr(heap, "_mallopt", lambda: lambda option, value: calls.append((option, value)) or 1)
     assert reuse_freed_memory(wanted, device) is asked
     assert calls == ([(-4, 0), (-1, -1), (-2, 2**28)] if asked else [])
 
 
-def test_reuse_freed_memory_says_where_it_cannot(monkeypatch, caplog):
+def test_reuse_freed_memory_is_logged_if_it_has_no_effect(monkeypatch, caplog):
     monkeypatch.setattr(heap, "_mallopt", lambda: None)
     with caplog.at_level("INFO"):
         assert not reuse_freed_memory("auto", "cpu")
@@ -163,8 +163,8 @@ def test_reuse_freed_memory_says_where_it_cannot(monkeypatch, caplog):
     not (sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")), reason="needs glibc"
 )
 @pytest.mark.parametrize("wanted", [True, False])
-def test_reuse_freed_memory_keeps_what_is_freed(wanted):
-    """Memory that was freed and is asked for again costs page faults only where it was given back."""
+def test_reuse_freed_memory_keeps_freed_memory(wanted):
+    """Allocating freed memory again causes page faults only if the heap returned it to the system."""
     code = (
         "import resource, torch; from sft.processes.heap import reuse_freed_memory; "
         f"reuse_freed_memory({wanted}, 'cpu'); faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
@@ -204,7 +204,7 @@ def test_compiled_run_is_the_same_and_compiles_each_layer_once(run_sft, tmp_path
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_compiled_command_compiles_and_trains_the_same(model_folder, question_file, tmp_path):
-    """By command: what is left out while libraries are imported must not leave out the compiler."""
+    """As a command: importing libraries without the compiler must not disable the compiler."""
     found = {}
     for compiles in (False, True):
         arguments = [

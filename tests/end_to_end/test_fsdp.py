@@ -1,4 +1,4 @@
-"""Weights spread over two real processes (gloo, on CPU) against one process that has all of them."""
+"""Weights sharded over two real processes (gloo, on CPU), compared with one process that holds all of them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ KINDS = {
     "tied": {"model": "qwen2", "settings": ["--gradient_checkpointing=true"]},
     "adapters": {"model": "qwen2", "settings": ["--lora_config.r=4"]},
 }
-"""All weights; a head that is tied to the embedding; adapters on frozen weights. What one process and two do alike."""
-SPREAD = {
+"""All weights; a head tied to the embedding; adapters on frozen weights. Settings of both one and two processes."""
+SHARDED = {
     "all": ["--fsdp={}", "--per_device_train_batch_size=2"],
     "tied": ["--fsdp.checkpoints=sharded", "--per_device_train_batch_size=1", "--gradient_accumulation_steps=2"],
     "adapters": ["--fsdp={}", "--fsdp.reshard_after_forward=false", "--per_device_train_batch_size=2"],
@@ -33,41 +33,41 @@ SPREAD = {
 
 @pytest.fixture(scope="module")
 def runs(model_folder, question_file, tmp_path_factory):
-    """Each kind on one process and on two; gone on with; disturbed. 19 rows, 4 a step: the tail is uneven."""
+    """Each kind on one process and on two, resumed, and with faults. 19 rows, 4 per step: the last step is uneven."""
     folder = tmp_path_factory.mktemp("fsdp")
     common = [
         f"--train_file={question_file}", "--validation_split=0.2", "--max_seq_length=64", "--learning_rate=1e-2",
         "--num_train_epochs=1", "--logging_steps=1", "--report_to=none", "--eval_steps=3", "--save_steps=2",
         "--save_total_limit=null", "--sample_max_new_tokens=4", "--use_cpu", "--bf16=false",
     ]  # fmt: skip
-    go_on = "--resume_from_checkpoint=auto"
+    resume = "--resume_from_checkpoint=auto"
 
     def arguments(kind: str, name: str, *more: str) -> list[str]:
         model = f"--model_name_or_path={model_folder(KINDS[kind]['model'])}"
         return [*common, model, f"--output_dir={folder / name}", *KINDS[kind]["settings"], *more]
 
-    def two(kind: str, name: str, *more: str, **disturbed: Any) -> Turn:
-        return Turn(arguments=arguments(kind, name, *SPREAD[kind], *more), **disturbed)
+    def two(kind: str, name: str, *more: str, **faults: Any) -> Turn:
+        return Turn(arguments=arguments(kind, name, *SHARDED[kind], *more), **faults)
 
     def one(kind: str, name: str, *more: str) -> int:
         return run_command(arguments(kind, name, "--per_device_train_batch_size=4", *more))
 
     assert [one(kind, f"{kind}-one") for kind in KINDS] == [0, 0, 0]
-    statuses, said = run_in_turn(
+    statuses, output = run_in_turn(
         [
             *(two(kind, f"{kind}-two") for kind in KINDS),
-            *(two(kind, f"{kind}-again", go_on, killed=(folder / f"{kind}-two", 2)) for kind in KINDS),
-            two("all", "spoiled", spoil=2),
+            *(two(kind, f"{kind}-again", resume, killed=(folder / f"{kind}-two", 2)) for kind in KINDS),
+            two("all", "bad-step", bad_micro_batch=2),
             two("tied", "stopped", stop_after=2),
-            two("tied", "stopped", go_on),
+            two("tied", "stopped", resume),
         ],
         folder,
     )
-    assert statuses == [0] * 7 + [143, 0], said
-    for kind in ("all", "tied"):  # from a whole checkpoint, and from one in parts
+    assert statuses == [0] * 7 + [143, 0], output
+    for kind in ("all", "tied"):  # from a full checkpoint, and from a sharded one
         as_if_killed(folder / f"{kind}-two", folder / f"{kind}-alone", 2)
-        assert one(kind, f"{kind}-alone", go_on) == 0
-    yield folder, said
+        assert one(kind, f"{kind}-alone", resume) == 0
+    yield folder, output
     logging.getLogger("sft").handlers.clear()
 
 
@@ -82,7 +82,7 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_gradients_and_evaluations_are_those_of_one_process(runs, kind):
+def test_losses_gradients_and_evaluations_equal_those_of_one_process(runs, kind):
     folder, _ = runs
     one, two = steps(folder / f"{kind}-one"), steps(folder / f"{kind}-two")
     assert len(one) == len(two) == 5
@@ -94,7 +94,7 @@ def test_losses_gradients_and_evaluations_are_those_of_one_process(runs, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_model_at_the_end_is_an_ordinary_one_with_the_weights_of_one_process(runs, kind):
+def test_the_final_model_is_unsharded_and_equals_that_of_one_process(runs, kind):
     import transformers
 
     folder, _ = runs
@@ -115,24 +115,24 @@ def test_the_model_at_the_end_is_an_ordinary_one_with_the_weights_of_one_process
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(runs, kind):
     folder, _ = runs
-    whole, again = folder / f"{kind}-two", folder / f"{kind}-again"
-    assert trained(again) == trained(whole)
-    assert evaluated(again) == evaluated(whole)
-    expected, found = final_weights(whole), final_weights(again)
+    uninterrupted, resumed = folder / f"{kind}-two", folder / f"{kind}-again"
+    assert trained(resumed) == trained(uninterrupted)
+    assert evaluated(resumed) == evaluated(uninterrupted)
+    expected, found = final_weights(uninterrupted), final_weights(resumed)
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
-def test_checkpoints_are_whole_or_in_parts_and_have_their_manifest(runs):
+def test_checkpoints_are_full_or_sharded_and_have_a_manifest(runs):
     folder, _ = runs
-    whole, parts = folder / "all-two/checkpoint-4", folder / "tied-two/checkpoint-4"
-    assert find_damage(whole) == find_damage(parts) == []
+    full, sharded = folder / "all-two/checkpoint-4", folder / "tied-two/checkpoint-4"
+    assert find_damage(full) == find_damage(sharded) == []
     ordinary = read_manifest(folder / "all-one/checkpoint-4")["files"].keys() - {"rng_state.pth"}
-    assert read_manifest(whole)["files"].keys() - {"rng_state_0.pth", "rng_state_1.pth"} == ordinary
-    names = read_manifest(parts)["files"].keys()
+    assert read_manifest(full)["files"].keys() - {"rng_state_0.pth", "rng_state_1.pth"} == ordinary
+    names = read_manifest(sharded)["files"].keys()
     assert {"weights-1-of-2.safetensors", "weights-2-of-2.safetensors", "optimizer-2-of-2.pt"} <= names
     assert not [name for name in names if name.startswith("model")]
-    own = load_file(parts / "weights-2-of-2.safetensors")
-    first = load_file(parts / "weights-1-of-2.safetensors")
+    own = load_file(sharded / "weights-2-of-2.safetensors")
+    first = load_file(sharded / "weights-1-of-2.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     together = torch.cat([first[name], own[name]])
     assert first[name].shape == own[name].shape == (32, 32)
@@ -148,29 +148,29 @@ def test_a_sharded_run_is_resumed_without_sharding(runs):
             assert [step[name] for step in found] == pytest.approx([step[name] for step in expected], rel=1e-5)
 
 
-def test_a_bad_step_of_one_process_is_left_out_on_all_and_counted(runs):
-    folder, said = runs
-    found, sound = steps(folder / "spoiled"), steps(folder / "all-two")
-    assert json.loads((folder / "spoiled/run_summary.json").read_text())["bad_steps"] == 1
-    assert said.count(messages.BAD_STEP.format(step=2)) == 1
-    assert "train.jsonl:" in said.partition(messages.BAD_STEP.format(step=2))[2].partition("\n")[0]
-    assert found[0]["loss"] == sound[0]["loss"]
+def test_a_bad_step_of_one_process_is_skipped_on_all_and_counted(runs):
+    folder, output = runs
+    found, expected = steps(folder / "bad-step"), steps(folder / "all-two")
+    assert json.loads((folder / "bad-step/run_summary.json").read_text())["bad_steps"] == 1
+    assert output.count(messages.BAD_STEP.format(step=2)) == 1
+    assert "train.jsonl:" in output.partition(messages.BAD_STEP.format(step=2))[2].partition("\n")[0]
+    assert found[0]["loss"] == expected[0]["loss"]
     assert found[1]["loss"] == 0.0
-    # The third step meets the weights of the first: other rows, but no worse than they were.
-    assert all(weight.isfinite().all() for weight in final_weights(folder / "spoiled").values())
-    assert found[2]["loss"] != sound[2]["loss"]
+    # The third step starts from the weights of the first one, so its loss differs.
+    assert all(weight.isfinite().all() for weight in final_weights(folder / "bad-step").values())
+    assert found[2]["loss"] != expected[2]["loss"]
 
 
 def test_a_signal_to_one_process_saves_and_the_resumed_run_equals_an_uninterrupted_one(runs):
-    folder, said = runs
-    assert "Resume with: " in said
+    folder, output = runs
+    assert "Resume with: " in output
     assert trained(folder / "stopped") == trained(folder / "tied-two")
     expected, found = final_weights(folder / "tied-two"), final_weights(folder / "stopped")
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sample_answers_are_those_of_one_process(runs, kind):
+def test_sample_answers_equal_those_of_one_process(runs, kind):
     folder, _ = runs
     one, two = (
         json.loads((folder / f"{kind}-{number}/run_summary.json").read_text())["samples"] for number in ("one", "two")
@@ -180,6 +180,6 @@ def test_sample_answers_are_those_of_one_process(runs, kind):
 
 
 def test_the_log_reports_sharding_and_padding_free_rows(runs):
-    _, said = runs
-    assert said.count("Weights are sharded over 2 processes (FSDP2), 2 layers one by one.") == 9
-    assert said.count(messages.PADDING_FREE) == 9
+    _, output = runs
+    assert output.count("Weights are sharded over 2 processes (FSDP2), 2 layers one by one.") == 9
+    assert output.count(messages.PADDING_FREE) == 9

@@ -1,6 +1,6 @@
-"""Spread weights with settings that change how a step or a run is made: packs, streams, bfloat16, dropout, the best.
+"""Sharded weights with settings that change a step or a run: packs, streams, bfloat16, dropout, the best checkpoint.
 
-On two and four real processes (gloo, on CPU), against one process that has all weights.
+On two and four real processes (gloo, on CPU), compared with one process that holds all weights.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ KINDS = {
     "best": ("llama", ["--load_best_model_at_end=true", "--greater_is_better=true"], 4),
     "dropout": ("gpt2", ["--max_seq_length=96"], 4),
 }
-"""Model, settings, and rows (or packs) a step. What is called the best is the worst here: it is not the last."""
-ALIKE = {"packed": 1e-5, "stream": 1e-5, "bf16": 0.02, "best": 1e-5}
-"""How far figures may be from those of one process. Dropout draws on each process for itself."""
+"""Model, settings, and rows (or packs) per step.
+
+Here the best checkpoint is that with the highest loss, so that it is not the last one.
+"""
+TOLERANCES = {"packed": 1e-5, "stream": 1e-5, "bf16": 0.02, "best": 1e-5}
+"""Relative tolerance of metrics to those of one process. Dropout is missing: each process draws its own numbers."""
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +46,11 @@ def runs(model_folder, question_file, tmp_path_factory):
 
     def arguments(kind: str, processes: int, name: str, *more: str) -> list[str]:
         architecture, settings, rows = KINDS[kind]
-        spread = ["--fsdp={}"] if processes > 1 else []
+        sharded = ["--fsdp={}"] if processes > 1 else []
         return [*common, f"--model_name_or_path={model_folder(architecture)}", f"--output_dir={folder / name}",
-                f"--per_device_train_batch_size={rows // processes}", *spread, *settings, *more]  # fmt: skip
+                f"--per_device_train_batch_size={rows // processes}", *sharded, *settings, *more]  # fmt: skip
 
-    for kind in ALIKE:
+    for kind in TOLERANCES:
         assert run_command(arguments(kind, 1, f"{kind}-1")) == 0
     two = [Turn(arguments=arguments(kind, 2, f"{kind}-2")) for kind in KINDS]
     again = [
@@ -57,11 +60,11 @@ def runs(model_folder, question_file, tmp_path_factory):
         )
         for kind in KINDS
     ]
-    statuses, said = run_in_turn([*two, *again], folder)
-    assert statuses == [0] * 10, said
+    statuses, output = run_in_turn([*two, *again], folder)
+    assert statuses == [0] * 10, output
     four = [Turn(arguments=arguments(kind, 4, f"{kind}-4")) for kind in ("best", "stream")]
-    statuses, said = run_in_turn(four, folder, processes=4)
-    assert statuses == [0, 0], said
+    statuses, output = run_in_turn(four, folder, processes=4)
+    assert statuses == [0, 0], output
     yield folder
     logging.getLogger("sft").handlers.clear()
 
@@ -70,23 +73,23 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize(("kind", "processes"), [*((kind, 2) for kind in ALIKE), ("best", 4), ("stream", 4)])
-def test_figures_are_those_of_one_process(runs, kind, processes):
+@pytest.mark.parametrize(("kind", "processes"), [*((kind, 2) for kind in TOLERANCES), ("best", 4), ("stream", 4)])
+def test_metrics_equal_those_of_one_process(runs, kind, processes):
     one, several = runs / f"{kind}-1", runs / f"{kind}-{processes}"
     assert [step for step, *_ in trained(several)] == [1, 2, 3, 4, 5]
     for found, expected in zip(trained(several), trained(one), strict=True):
-        assert found == pytest.approx(expected, rel=ALIKE[kind])
+        assert found == pytest.approx(expected, rel=TOLERANCES[kind])
     found, expected = evaluated(several), evaluated(one)
-    assert found == [(step, pytest.approx(loss, rel=ALIKE[kind])) for step, loss in expected]
+    assert found == [(step, pytest.approx(loss, rel=TOLERANCES[kind])) for step, loss in expected]
     assert len(found) >= 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(runs, kind):
-    whole, again = runs / f"{kind}-2", runs / f"{kind}-again"
-    assert trained(again) == trained(whole)
-    assert evaluated(again) == evaluated(whole)
-    expected, found = final_weights(whole), final_weights(again)
+    uninterrupted, resumed = runs / f"{kind}-2", runs / f"{kind}-again"
+    assert trained(resumed) == trained(uninterrupted)
+    assert evaluated(resumed) == evaluated(uninterrupted)
+    expected, found = final_weights(uninterrupted), final_weights(resumed)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 

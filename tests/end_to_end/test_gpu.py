@@ -1,4 +1,4 @@
-"""On a GPU: attention by documents in torch's own kernel, against each document alone. Run with `-m gpu`."""
+"""On a GPU: attention within documents by torch's kernel, compared with each document alone. Run with `-m gpu`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def loss_and_gradients(model, layout, *, mixed=False):
 
 
 @pytest.mark.parametrize(("dtype", "mixed"), [(torch.bfloat16, False), (torch.float32, True)])
-def test_flat_rows_are_the_padded_ones_to_the_types_rounding(dtype, mixed):
+def test_packed_rows_equal_padded_rows_up_to_rounding(dtype, mixed):
     precision = {"weights": str(dtype).removeprefix("torch."), "mixed": "bf16" if mixed else "no"}
     found = {}
     for padding_free in (True, False):
@@ -67,17 +67,17 @@ def test_a_document_does_not_change_the_others():
     assert not all(same)
 
 
-def test_float32_without_mixed_precision_is_padded_and_says_why():
+def test_float32_without_mixed_precision_is_padded_with_a_reason():
     layout = layout_on_gpu(build_model("llama"), weights="float32")
     assert not layout.is_padding_free
     assert "16 bits" in layout.obstacle
 
 
-def test_a_micro_batch_waits_for_nothing():
-    """No part of loss and gradient asks the device for a number (torch's own check)."""
+def test_a_micro_batch_does_not_synchronize_with_the_device():
+    """Loss and gradient never wait for a value from the device (checked by torch)."""
     model = build_model("llama").to("cuda:0", torch.bfloat16)
     layout = layout_on_gpu(model)
-    loss_and_gradients(model, layout)  # kernels are set up
+    loss_and_gradients(model, layout)  # warm-up
     device = torch.device("cuda:0")
     batch = layout.collator(random_rows())
     torch.cuda.set_sync_debug_mode("error")

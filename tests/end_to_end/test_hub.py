@@ -1,4 +1,4 @@
-"""Models and datasets by name, results sent: against a Hub on this machine that is private, silent, or breaks off."""
+"""Models and datasets by name, and pushed results: a local Hub that is private, silent, or interrupts downloads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUICK = (
 
 
 def on_local_hub(folder: Path, *cases: str, **environment: str) -> dict:
-    """Runs cases of `tests/support/run_on_local_hub.py`; what it found."""
+    """Run cases of `tests/support/run_on_local_hub.py`; returns its results."""
     done = subprocess.run(
         [sys.executable, "tests/support/run_on_local_hub.py", str(folder), *cases], cwd=REPOSITORY, capture_output=True,
         text=True, check=False, timeout=900,
@@ -36,7 +36,7 @@ def found(tmp_path_factory):
     return on_local_hub(tmp_path_factory.mktemp("hub"), *QUICK)
 
 
-def test_model_and_data_by_name_and_the_result_sent(found):
+def test_model_and_data_by_name_and_the_result_pushed(found):
     run = found["runs"]["by name"]
     assert (run["status"], run["err"]) == (0, ""), run
     assert {"tester/result/model.safetensors", "tester/result/config.json", "tester/result/tokenizer.json",
@@ -52,7 +52,7 @@ def test_an_interrupted_download_is_resumed(found):
 
 
 @pytest.mark.parametrize(
-    ("case", "told"),
+    ("case", "message"),
     [
         ("always interrupted", "tester/broken: the download from the Hub was interrupted."),
         ("data interrupted", "dataset_name 'tester/broken': the download from the Hub was interrupted."),
@@ -68,10 +68,10 @@ def test_an_interrupted_download_is_resumed(found):
         ("no token", messages.PUSH_REJECTED.format(name="tester/result", status=401)),
     ],
 )  # fmt: skip
-def test_a_hub_that_does_not_give_is_one_line_that_says_what_to_do(found, case, told):
+def test_an_error_of_the_hub_is_one_line_with_the_next_step(found, case, message):
     run = found["runs"][case]
     assert run["status"] == 2, run
-    assert told in run["err"]
+    assert message in run["err"]
     assert run["err"].count("\n") == 1
 
 
@@ -88,7 +88,7 @@ def token_file(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_hub_that_does_not_answer_is_one_line(tmp_path):
+def test_an_unreachable_hub_is_one_line(tmp_path):
     for case, run in on_local_hub(tmp_path, *SLOW)["runs"].items():
         assert run["status"] == 2, (case, run)
         assert "no such folder, and the Hugging Face Hub cannot be reached" in run["err"]

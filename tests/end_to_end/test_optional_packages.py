@@ -124,7 +124,7 @@ def test_without_bitsandbytes_a_model_saved_in_4_bits_is_refused_in_one_line(cap
     assert "bitsandbytes" in line
 
 
-def test_without_bitsandbytes_init_writes_a_configuration_and_says_what_it_needs(
+def test_without_bitsandbytes_init_writes_a_configuration_and_names_the_package(
     capsys, model_folder, question_file, tmp_path, remove, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -144,7 +144,7 @@ def test_without_a_zstandard_package_only_zst_files_are_refused(run_sft, tmp_pat
     assert messages.MISSING_PACKAGE.format(name="backports.zstd") in run.err
 
 
-def test_without_nvidias_package_utilization_is_left_out_with_a_line(capsys, remove):
+def test_without_nvidias_package_utilization_is_omitted_with_a_line(capsys, remove):
     remove("pynvml")
     configure_logging()
     assert GpuUtilization("cpu").read() is None

@@ -1,4 +1,4 @@
-"""The command, end to end, on small real parts."""
+"""The command, end to end, with small models and data."""
 
 from __future__ import annotations
 
@@ -84,21 +84,21 @@ def test_main_summary_has_the_contract_keys(run_sft):
 
 def assert_report_shows(run, summary):
     page = ElementTree.fromstring((run.output_dir / "report.html").read_text(encoding="utf-8"))
-    told = "".join(page.find("body").itertext())
+    text = "".join(page.find("body").itertext())
     markdown = (run.output_dir / "report.md").read_text(encoding="utf-8")
     assert page.findall("head/meta[@http-equiv='refresh']") == []
     for when in ("eval_before", "eval_after"):
-        assert f"{summary[when]['loss']:.4f}" in told
+        assert f"{summary[when]['loss']:.4f}" in text
         assert f"{summary[when]['loss']:.4f}" in markdown
     digests = summary["data"]["digests"]
-    for fact in ("Did it learn?", "5 of 5", summary["config_sha256"], digests["train"], digests["validation"]):
-        assert fact in told
-        assert fact in markdown
+    for expected in ("Did it learn?", "5 of 5", summary["config_sha256"], digests["train"], digests["validation"]):
+        assert expected in text
+        assert expected in markdown
     lengths = summary["data"]["train"]["lengths"]
     assert sum(lengths["bin_counts"]) == summary["data"]["train"]["rows_read"] == 18
-    assert told.count("reference answer") == len(summary["samples"]) == 3
+    assert text.count("reference answer") == len(summary["samples"]) == 3
     for sample in summary["samples"]:
-        assert sample["after"] in told
+        assert sample["after"] in text
 
 
 def test_main_metrics_file_has_a_step_and_known_names_in_each_line(run_sft):
@@ -158,15 +158,17 @@ def test_main_gradient_checkpointing_changes_nothing_but_memory(run_sft, tmp_pat
 
 def test_main_resumed_run_equals_uninterrupted(run_sft, tmp_path):
     settings = {"save_steps": 2, "num_train_epochs": 2, "per_device_train_batch_size": 2, "save_total_limit": "null"}
-    whole = run_sft(output_dir=str(tmp_path / "whole"), **settings, **VALIDATION)
+    uninterrupted = run_sft(output_dir=str(tmp_path / "uninterrupted"), **settings, **VALIDATION)
     # The same run, ended in its second epoch, then continued under the full schedule.
-    part = tmp_path / "whole" / "checkpoint-12"
-    resumed = run_sft(output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=str(part), **settings, **VALIDATION)
+    checkpoint = tmp_path / "uninterrupted" / "checkpoint-12"
+    resumed = run_sft(
+        output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=str(checkpoint), **settings, **VALIDATION
+    )
     assert resumed.status == 0, resumed.err
-    ours, theirs = load_weights(resumed.output_dir), load_weights(whole.output_dir)
+    ours, theirs = load_weights(resumed.output_dir), load_weights(uninterrupted.output_dir)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert resumed.summary["train"]["steps"] == whole.summary["train"]["steps"] == 18
-    losses = {event["step"]: event["loss"] for event in whole.metrics if "loss" in event}
+    assert resumed.summary["train"]["steps"] == uninterrupted.summary["train"]["steps"] == 18
+    losses = {event["step"]: event["loss"] for event in uninterrupted.metrics if "loss" in event}
     for event in resumed.metrics:
         if "loss" in event:
             assert event["loss"] == losses[event["step"]]
@@ -213,7 +215,7 @@ def test_main_writes_tensorboard_and_offline_wandb(run_sft, tmp_path, monkeypatc
     import wandb
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    # A run in this process before may have left its own.
+    # An earlier run in this process may have left its own.
     wandb.teardown()
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RESUME"):
         monkeypatch.delenv(name, raising=False)
@@ -360,7 +362,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_main_answers_a_mistake_in_one_line_with_exit_code_2(run_sft, mistake, monkeypatch):
+def test_main_reports_a_mistake_in_one_line_with_exit_code_2(run_sft, mistake, monkeypatch):
     if mistake == "fp16 without a GPU" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     if mistake == "too many processes":
@@ -380,7 +382,7 @@ def test_main_refuses_rows_longer_than_learned_positions(run_sft, model_folder):
     assert "has 128 learned positions. Write max_seq_length: 128 or less." in run.err
 
 
-def test_main_help_answers_without_torch():
+def test_main_help_does_not_import_torch():
     code = "import sys, sft_main; sft_main.main(['--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "--lora_config.r  (an integer >= 1; default 16)" in done.stdout

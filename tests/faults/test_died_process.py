@@ -1,4 +1,4 @@
-"""A process that is killed: no process is left running, and the resumed run is identical to an undisturbed one."""
+"""A process that is killed: no process is left running, and the resumed run is identical to an uninterrupted one."""
 
 from __future__ import annotations
 

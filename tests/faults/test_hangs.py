@@ -1,4 +1,4 @@
-"""A process that hangs: all exit in time with their stacks on disk, and the resumed run equals an undisturbed one."""
+"""A process that hangs: all exit in time with their stacks on disk, and the resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 

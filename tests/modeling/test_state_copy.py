@@ -45,7 +45,7 @@ def test_a_shared_tensor_is_shared_in_the_copy_and_counts_once():
 
 
 class Quantized(torch.Tensor):
-    """A wrapper without storage of its own, like the state of 8-bit optimizers: all have the same address."""
+    """A wrapper without its own storage, like the state of 8-bit optimizers: all have the same address."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -69,5 +69,5 @@ def test_wrapper_tensors_are_copied_one_by_one():
     assert state_bytes([first, second]) == 16
 
 
-def test_state_bytes_of_nothing_is_zero():
+def test_state_bytes_of_an_empty_state_is_zero():
     assert state_bytes({}) == 0

@@ -28,7 +28,7 @@ def with_gradients(loss, tensors):
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunk_rows", [1, 4, 100])
-def test_the_losses_count_the_targets_that_are_the_most_likely(chunk_rows, label_smoothing):
+def test_the_losses_count_correctly_predicted_targets(chunk_rows, label_smoothing):
     tensors, found = layer(), []
     scores = torch.nn.functional.linear(*tensors.values()).detach()
     targets = scores.argmax(dim=1)
@@ -51,7 +51,7 @@ def test_cross_entropy_sum_equals_the_sum_by_hand():
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunk_rows", [1, 4, 14, 100])
-def test_linear_cross_entropy_sum_is_torchs_own_with_every_score(chunk_rows, label_smoothing):
+def test_linear_cross_entropy_sum_equals_torchs_own_on_all_logits(chunk_rows, label_smoothing):
     _, targets = batch()
     tensors = layer()
     found = linear_cross_entropy_sum(**tensors, targets=targets, label_smoothing=label_smoothing, chunk_rows=chunk_rows)
@@ -63,7 +63,7 @@ def test_linear_cross_entropy_sum_is_torchs_own_with_every_score(chunk_rows, lab
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_cross_entropy_sum_is_torchs_own(label_smoothing):
+def test_cross_entropy_sum_equals_torchs_own(label_smoothing):
     scores, targets = batch()
     tensors = {"scores": scores.requires_grad_()}
     found = cross_entropy_sum(scores, targets, label_smoothing=label_smoothing)
@@ -72,7 +72,7 @@ def test_cross_entropy_sum_is_torchs_own(label_smoothing):
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_linear_cross_entropy_sum_makes_no_gradient_that_is_not_needed(frozen):
+def test_linear_cross_entropy_sum_computes_only_required_gradients(frozen):
     tensors = layer()
     tensors[frozen] = tensors[frozen].detach()
     linear_cross_entropy_sum(**tensors, targets=batch()[1], chunk_rows=4).backward()
@@ -80,7 +80,7 @@ def test_linear_cross_entropy_sum_makes_no_gradient_that_is_not_needed(frozen):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_linear_cross_entropy_sum_under_autocast_is_as_near_as_the_layer_itself(dtype):
+def test_linear_cross_entropy_sum_under_autocast_is_as_accurate_as_the_layer(dtype):
     """Each against float32: the gradient of ours is no further off than that of the layer and loss under autocast."""
     tensors, (_, targets) = layer(hidden=64, vocabulary=300, positions=50), batch(50, 300)
     tensors = {name: (tensor.detach() * 0.3).requires_grad_() for name, tensor in tensors.items()}
@@ -95,7 +95,7 @@ def test_linear_cross_entropy_sum_under_autocast_is_as_near_as_the_layer_itself(
 
 
 def test_linear_cross_entropy_sum_keeps_small_float16_gradients():
-    """A softmax over many tokens has values below what float16 can tell from zero."""
+    """A softmax over many tokens has values that underflow in float16."""
     vocabulary = 40_000
     hidden = torch.randn(4, 8, dtype=torch.float16).requires_grad_()
     weight = torch.zeros(vocabulary, 8, dtype=torch.float16).requires_grad_()

@@ -22,16 +22,16 @@ from sft.processes.device_peaks import PEAK_TFLOPS, find_peak_flops, matmul_dtyp
         ("NVIDIA GeForce GTX 1080", "float32", None),
     ],
 )
-def test_find_peak_flops_knows_the_device_or_says_nothing(name, kind, tflops):
+def test_find_peak_flops_is_none_for_an_unknown_device(name, kind, tflops):
     assert find_peak_flops(name, kind) == (tflops and tflops * 1e12)
 
 
-def test_peaks_fall_with_the_width_of_the_numbers():
+def test_peaks_decrease_with_the_width_of_the_dtype():
     for bfloat16, float16, tf32, float32 in PEAK_TFLOPS.values():
         assert (bfloat16 or float16) == float16 >= (tf32 or float32) >= float32
 
 
-def test_kind_of_products_is_that_of_mixed_precision_before_the_weights():
+def test_matmul_dtype_is_that_of_mixed_precision_if_it_is_used():
     assert matmul_dtype(True, False, "torch.float32") == "bfloat16"
     assert matmul_dtype(False, True, "torch.float32") == "float16"
     assert matmul_dtype(False, False, "torch.bfloat16") == "bfloat16"

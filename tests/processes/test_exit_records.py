@@ -72,7 +72,7 @@ def test_hangs_are_counted_over_all_attempts_and_are_no_exit_records(process, tm
     assert read_exit_records(process(1)) == {}
 
 
-def test_a_restart_does_not_repeat_what_was_final(process):
+def test_a_restart_does_not_repeat_a_final_exit(process):
     assert previous_final_exit() is None
     process(0)
     record_exit(2, ["a problem"])

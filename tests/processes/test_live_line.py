@@ -76,7 +76,7 @@ def settings(model_folder, question_file, tmp_path):
     ]  # fmt: skip
 
 
-def test_a_terminal_of_60_columns_shows_one_line_below_the_log_and_is_left_as_it_was(settings):
+def test_a_terminal_of_60_columns_shows_one_line_below_the_log_and_is_restored(settings):
     status, written, same = run_on_terminal(*settings, "--max_steps=6", "--eval_steps=3", width=60)
     assert status == 0, written
     assert same
@@ -92,7 +92,7 @@ def test_a_terminal_of_60_columns_shows_one_line_below_the_log_and_is_left_as_it
     assert written.count(HIDE + SHOW) == written.count(HIDE), "a killed process must not leave the cursor hidden"
 
 
-def test_ctrl_c_leaves_the_terminal_as_it_was(settings):
+def test_ctrl_c_restores_the_terminal(settings):
     status, written, same = run_on_terminal(*settings, "--max_steps=100000", width=100, interrupt_at=b"tokens/s")
     assert status == 130, written
     assert same

@@ -33,7 +33,7 @@ def test_gpu_utilization_comes_from_torch(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no driver"), OSError("not supported")])
-def test_gpu_utilization_that_is_not_available_is_asked_for_once(monkeypatch, error):
+def test_unavailable_gpu_utilization_is_queried_once(monkeypatch, error):
     calls = []
 
     def utilization(device):

@@ -1,4 +1,4 @@
-"""The watchdog, in small processes of its own: it ends what does not move on, and nothing else."""
+"""The watchdog, in small new processes: it ends those without progress, and no others."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_process_that_was_stopped_for_a_while_has_not_hung(tmp_path):
     process.stdout.close()
 
 
-def test_nothing_is_left_behind_and_0_watches_nothing(tmp_path):
+def test_no_file_remains_and_0_disables_the_watchdog(tmp_path):
     before = signal.getsignal(signal.SIGALRM)
     for seconds in (0, 100):
         with Watchdog(seconds, rank=0, folder=tmp_path) as dog:

@@ -116,7 +116,7 @@ def test_formats_read_only_columns_that_they_name():
     ],
 )
 @pytest.mark.parametrize("name", ["messages", "conversations"])
-def test_formats_leave_turns_out_as_the_messages_say(name, wishes, untrained):
+def test_formats_exclude_turns_that_the_messages_mark(name, wishes, untrained):
     turns = [{"role": "user", "content": "u", "train": False}, A, {"role": "user", "content": "v", "weight": 0}, A]
     turns[1], turns[3] = {**A, **wishes[0]}, {**A, **wishes[1]}
     conversation = convert({name: turns})

@@ -1,4 +1,4 @@
-"""The trained and untrained segments of a row, as a person is shown them."""
+"""The trained and untrained segments of a row, as a preview shows them."""
 
 from itertools import pairwise
 

@@ -58,7 +58,7 @@ def test_chat_renderer_refuses_a_template_that_prints_parts_as_python(tokenizer_
         ChatRenderer(tokenizer_with(LOOP + "{{ m.content[:3] }}" + END))
 
 
-def test_end_token_ids_are_those_of_the_end_and_of_the_text(tokenizers):
+def test_end_token_ids_are_the_end_marker_and_the_end_of_text(tokenizers):
     tokenizer = tokenizers["known"]
     end, back, user, eos = tokenizer.convert_tokens_to_ids(["<|end|>", "<|return|>", "<|user|>", "</s>"])
     expected = {"plain": [end, eos], "returns": [back, eos], "next_turn_ends": [user, eos], "ends_between": [end, eos]}

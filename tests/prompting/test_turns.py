@@ -47,7 +47,7 @@ HOSTILE = {
 @pytest.mark.parametrize("chat", HOSTILE)
 @pytest.mark.parametrize("habit", [habit for habit in TURNS if habit not in ("history_without_thoughts", "words_only")])
 def test_render_trains_the_same_around_any_content(tokenizer_with, habit, chat):
-    """The expected text is that of harmless contents, with the others in their places."""
+    """The expected text: rendered with harmless contents, which are then replaced."""
     renderer = ChatRenderer(tokenizer_with(TURNS[habit]))
     expected = WHOLE[habit].replace("Hi", "\1").replace("Yes", "\2").replace("Bye", "\3").replace("No", "\4")
     contents = [text.strip() if habit == "trims_answers" else text for text in HOSTILE[chat]]

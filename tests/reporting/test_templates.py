@@ -1,4 +1,4 @@
-"""Templates escape what they print, and are part of the installed package."""
+"""Templates escape what they print, and are in the installed package."""
 
 from __future__ import annotations
 

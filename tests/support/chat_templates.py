@@ -25,7 +25,7 @@ TURNS = {
     # The prompt's header is there whether it is asked for or not.
     "always_asks": LOOP + "<|start|>{{ m.role }}<|sep|>{{ m.content }}<|end|>" + END + "<|start|>assistant<|sep|>",
     "always_asks_briefly": LOOP + "<|{{ m.role }}|>{{ m.content }}<|end|>" + END + "<|assistant|>",
-    # An answer that ends the conversation has another end than others.
+    # The last answer of a conversation has another end than the earlier ones.
     "returns": LOOP + "<|start|>{{ m.role }}<|say|>{{ m.content }}{% if loop.last and m.role == 'assistant' and not "
     "add_generation_prompt %}<|return|>{% else %}<|end|>{% endif %}" + END + ASKS + "<|start|>assistant{% endif %}",
     "ends_between": LOOP + "<|start|>{{ m.role }}\n{{ m.content }}{{ '\n<|end|>\n' if not loop.last or "
@@ -140,7 +140,7 @@ TOOL_TURNS = {
     "quotes": LOOP + "<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}<call>{{ c.function.name }} "
     "{{ c.function.arguments | string }}</call>{% endfor %}<|end|>" + END + ASKS + "<|assistant|>{% endif %}",
     "drops_calls": LOOP + "<|{{ m.role }}|>{{ m.content }}<|end|>" + END + ASKS + "<|assistant|>{% endif %}",
-    # A text beside a call comes behind the result, once there is one.
+    # The text of a turn with a call is written after the call's result, if there is one.
     "moves_text": LOOP + "<|{{ m.role }}|>{% if m.tool_calls %}" + CALLS + "{{ m.content if loop.last }}{% else %}"
     "{{ m.content }}{% endif %}"
     "{% if m.role == 'tool' %}{{ loop.previtem.content }}{% endif %}<|end|>" + END + ASKS + "<|assistant|>{% endif %}",

@@ -1,4 +1,4 @@
-"""Helpers for tests of checkpoints: runs as if killed, and what must be equal in two runs."""
+"""Helpers for tests of checkpoints: copies of runs as if killed, and what must be equal in two runs."""
 
 from __future__ import annotations
 

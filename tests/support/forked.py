@@ -40,14 +40,14 @@ def run(
     seconds: float = 100,
     cwd: Path = REPOSITORY,
 ) -> Ended:
-    """Run the command in processes of its own, as torchrun starts them.
+    """Run the command in new processes, as torchrun starts them.
 
     Args:
-        folder: for what it writes to the terminal.
+        folder: for its output.
         arguments: of the command.
-        processes: how many; one has no launcher.
+        processes: their number; a single one has no launcher.
         fault: is called in each process before the command starts; it can be pickled.
-        seconds: it may take.
+        seconds: the time limit.
         cwd: the working directory.
     """
     return call(folder, run_command, arguments, processes=processes, fault=fault, seconds=seconds, cwd=cwd)
@@ -62,7 +62,7 @@ def call(
     seconds: float = 100,
     cwd: Path = REPOSITORY,
 ) -> Ended:
-    """Call a function in processes of its own; its result is their exit status. Arguments as of `run`."""
+    """Call a function in new processes; its result is their exit status. Arguments as of `run`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _FILES:
         (folder / name).write_bytes(b"")

@@ -34,8 +34,8 @@ def run_command(arguments: Sequence[str], *, draws_curves: bool = False) -> int:
 
     Args:
         arguments: of the command.
-        draws_curves: whether `training_curves.png` is drawn. It takes longer than the rest of a small run: usually a
-            picture of one pixel stands in for it.
+        draws_curves: whether `training_curves.png` is drawn. That takes longer than a small run; otherwise one pixel is
+            written.
     """
     import_libraries()
     import sft_main

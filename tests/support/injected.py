@@ -24,7 +24,7 @@ CALLS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class KilledInSave:
-    """SIGKILL just before the N-th change of the disk in the save of a checkpoint, the part in the thread included."""
+    """SIGKILL just before the N-th change of the disk in the save of a checkpoint, changes by the thread included."""
 
     step: int
     number: int | None
@@ -64,13 +64,13 @@ class KilledInSave:
             CheckpointedTrainer._save_checkpoint, lambda trainer, *_: trainer.state.global_step == self.step
         )
         CheckpointedTrainer._publish = watched(
-            CheckpointedTrainer._publish, lambda trainer, aside, *_: aside.name == f"checkpoint-{self.step}"
+            CheckpointedTrainer._publish, lambda trainer, staging, *_: staging.name == f"checkpoint-{self.step}"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class KilledAtStep:
-    """SIGKILL some time after a step was logged: anywhere in what follows it."""
+    """SIGKILL some time after a step was logged."""
 
     step: int
     seconds: float
@@ -85,7 +85,7 @@ class KilledAtStep:
 
 @dataclass(frozen=True, slots=True)
 class ClosedAtStep:
-    """A folder in which nothing can be made any more, not even by root, while the run goes on."""
+    """Makes a folder immutable, even for root, while the run continues."""
 
     step: int
     folder: Path

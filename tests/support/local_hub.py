@@ -21,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class LocalHub(ThreadingHTTPServer):
-    """Serves a folder; can be told to misbehave."""
+    """Serves a folder; can misbehave on request."""
 
     daemon_threads = True
 

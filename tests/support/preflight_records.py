@@ -1,4 +1,4 @@
-"""Records of a preflight, with whatever a test changes."""
+"""Records of a preflight, with the changes of a test."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def validation_report() -> SplitReport:
 
 
 def preflight(**changed) -> Preflight:
-    """All facts of a run that would start."""
+    """The preflight of a run that would start."""
     values = {
         "report": DataReport(
             train=train_report(),
@@ -120,5 +120,5 @@ def preflight(**changed) -> Preflight:
 
 
 def segments(*texts: str) -> list[Segment]:
-    """Unsupervised and supervised text in turn."""
+    """Unsupervised and supervised text, alternating."""
     return [Segment(text=text, trained=number % 2 == 1) for number, text in enumerate(texts)]

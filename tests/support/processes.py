@@ -1,4 +1,4 @@
-"""Runs of the command that are disturbed from outside: started, waited for, signalled, looked through."""
+"""Runs of the command in new processes: started, waited for, signalled, inspected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def settings(output: Path, *more: str) -> list[str]:
 
 
 class Process:
-    """The command, running, with what it writes in a file each."""
+    """A running command; its standard output and error are files."""
 
     def __init__(self, folder: Path, *command: str, **environment: str):
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, other than one that only waits to be counted out."""
+    """Whether there is such a process, zombies excluded."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

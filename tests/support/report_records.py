@@ -1,4 +1,4 @@
-"""Records of runs, made up: as a run leaves them, with whatever a test changes."""
+"""Invented records of runs, with the changes of a test."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The command, in which before step 3 TensorBoard's folder is deleted and wandb's process killed.
 
-Not a test itself: `test_dying_trackers.py` starts it in a process of its own.
+Not a test itself: `test_dying_trackers.py` starts it in a new process.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Trains the same global batch in every way that a number of processes allows; leaves what came of each in a folder.
+"""Trains the same global batch with every factorization for a number of processes; saves each result in a folder.
 
     torchrun --nproc_per_node=2 tests/support/run_factorizations.py MODEL QUESTIONS FOLDER
 
@@ -23,7 +23,7 @@ from tests.support.setups import FLOAT32, setup_of
 from trainer_utils import build_trainer, evaluate, train
 
 GLOBAL_BATCH_SIZE = 16
-WAYS = [(size, num_rows) for size in (1, 2, 4, 8, 16) for num_rows in (17,)]
+FACTORIZATIONS = [(size, num_rows) for size in (1, 2, 4, 8, 16) for num_rows in (17,)]
 RESIDUES = [(2, num_rows) for num_rows in range(1, 17)]
 """Micro-batch size, rows in the dataset."""
 
@@ -35,8 +35,8 @@ def main(model_folder: str, questions: str, folder: str) -> None:
     context = start_distributed(DistributedConfig(), use_cpu=True)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     data = prepare_data(DataConfig(train_file=questions, max_seq_length=64, validation_split=0.3), tokenizer, seed=1)
-    ways = RESIDUES if os.environ.get("RESIDUES") else WAYS
-    for size, num_rows in ways:
+    factorizations = RESIDUES if os.environ.get("RESIDUES") else FACTORIZATIONS
+    for size, num_rows in factorizations:
         if size * context.world_size > GLOBAL_BATCH_SIZE:
             continue
         some = dataclasses.replace(data, train=data.train.select(np.arange(num_rows)))
@@ -46,7 +46,7 @@ def main(model_folder: str, questions: str, folder: str) -> None:
 
 
 def train_one(model_folder, tokenizer, data, context, size):
-    """Two epochs: gradients of the first step, losses, evaluation, weights, the rows that were seen."""
+    """Two epochs: gradients of the first step, losses, evaluation, weights, the rows that were trained on."""
     config = TrainingConfig(
         output_dir=os.environ["OUTPUT_DIR"], per_device_train_batch_size=size, num_train_epochs=2, optim="sgd",
         gradient_accumulation_steps=GLOBAL_BATCH_SIZE // size // context.world_size, learning_rate=0.5,

@@ -1,7 +1,7 @@
-"""The command, with a save that fails or is killed at one of its steps: FAIL_SAVE=how:rank:place.
+"""The command, with a save that fails or is killed at one of its steps: FAIL_SAVE=how:rank:operation.
 
 With RECORD_ROWS=folder, the rows of each step are written there.
-Not a test itself: `faults/test_checkpoint_faults.py` starts it in processes of its own.
+Not a test itself: `faults/test_checkpoint_faults.py` starts it in new processes.
 """
 
 import errno
@@ -15,8 +15,8 @@ import sft_main
 from sft.processes.environment import rank_of_this_process
 
 
-def fail(how: str, place: str) -> None:
-    """Makes the save of checkpoint-4 end at a place: `kill`ed, or with a `full` disk."""
+def fail(how: str, operation: str) -> None:
+    """Makes the save of checkpoint-4 fail at an operation: `kill`ed, or with a `full` disk."""
     import torch
     import transformers
 
@@ -37,16 +37,16 @@ def fail(how: str, place: str) -> None:
         "final move": (os, "replace", ".unfinished/model/tokenizer.json"),
         "final last": (os, "replace", ".unfinished/model/config.json"),
         "deleting": (shutil, "rmtree", "deleted-checkpoint-2"),
-    }[place]
+    }[operation]
     usual = getattr(owner, name)
     calls = []
 
     def failing(*args, **kwargs):
         if any(sign in str(value) for value in (*args, *kwargs.values())):
             calls.append(1)
-            if place != "published" or len(calls) == 2:
+            if operation != "published" or len(calls) == 2:
                 if how == "kill":
-                    if place == "deleting":
+                    if operation == "deleting":
                         next(path for path in args[0].iterdir() if path.is_file()).unlink()
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -56,7 +56,7 @@ def fail(how: str, place: str) -> None:
 
 
 def record_rows(folder: str) -> None:
-    """Writes down the numbers of the rows of each step, a file a process."""
+    """Record the row numbers of each step, in one file per process."""
     from trainer_utils import SFTTrainer
 
     get_batch_samples = SFTTrainer.get_batch_samples
@@ -76,7 +76,7 @@ if __name__ == "__main__":
         record_rows(os.environ["RECORD_ROWS"])
     when = os.environ.get("FAIL_SAVE")
     if when:
-        how, rank, place = when.split(":")
+        how, rank, operation = when.split(":")
         if rank_of_this_process() == int(rank):
-            fail(how, place)
+            fail(how, operation)
     sys.exit(sft_main.main(sys.argv[1:]))

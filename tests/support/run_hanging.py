@@ -1,8 +1,8 @@
 """The command, with a process that hangs in a step: HANG_AT=how:rank:step.
 
-How: `sleep` for ever in Python, `library` for ever in C with the interpreter's lock held, `stopped` by SIGSTOP,
+How: `sleep` forever in Python, `library` forever in C with the interpreter's lock held, `stopped` by SIGSTOP,
 `worker` (a loader's worker sleeps). Processes that the launcher started again do not hang. Not a test itself:
-`faults/test_hangs.py` starts it in processes of its own.
+`faults/test_hangs.py` starts it in new processes.
 """
 
 import ctypes

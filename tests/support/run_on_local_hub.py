@@ -20,7 +20,7 @@ LOCAL_DATA = f"--train_file={REPOSITORY / 'examples' / 'data' / 'orders_validati
 
 
 def cases(hub: LocalHub) -> dict[str, tuple[Callable[[], None], list[str]]]:
-    """Name -> how the Hub misbehaves, and what is asked of it. Each has a model of its own: the cache keeps them."""
+    """Name -> how the Hub misbehaves, and the run's settings. Each case has its own model, since models are cached."""
 
     def model(name: str) -> list[str]:
         shutil.copytree(REPOSITORY / "examples" / "tiny-chat", hub.root / "models" / "tester" / name)

@@ -1,4 +1,4 @@
-"""Several runs of the command in the same processes, which join one process group once; some are disturbed."""
+"""Several runs of the command, one after the other, in the same processes and process group; some with faults."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from tests.support.in_process import run_command
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One run of the command, and how it is disturbed."""
+    """One run of the command, and the faults injected into it."""
 
     arguments: list[str]
-    spoil: int = 0
+    bad_micro_batch: int = 0
     """On the last process the loss of this micro-batch is NaN, counted from 1; 0 for none."""
     stop_after: int = 0
     """The last process gets SIGTERM after this step; 0 for none."""
     killed: tuple[Path, int] | None = None
-    """Resume what the run in this folder would have left, killed after this step."""
+    """(folder of a run, step): start from a copy of it as if killed after the step."""
 
 
 def run_in_turn(turns: list[Turn], folder: Path, *, processes: int = 2) -> tuple[list[int], str]:
-    """Exit statuses of the runs, and what they wrote to standard output.
+    """Run the turns; returns their exit statuses, and their standard output.
 
     Args:
         turns: one after the other.
-        folder: for what passes between processes.
-        processes: how many.
+        folder: for files that the processes exchange.
+        processes: their number.
     """
     statuses = folder / f"statuses-{processes}.json"
     ended = forked.call(folder / f"terminal-{processes}", _run_all, turns, statuses, processes=processes)
@@ -59,14 +59,14 @@ def _run_all(turns: list[Turn], statuses: Path) -> None:
             if rank == 0:
                 as_if_killed(turn.killed[0], output, turn.killed[1])
             torch.distributed.barrier()
-        with _spoiled(turn.spoil if is_last else 0):
+        with _bad_micro_batch(turn.bad_micro_batch if is_last else 0):
             found.append(run_command(turn.arguments))
     if rank == 0:
         statuses.write_text(json.dumps(found))
 
 
 @contextmanager
-def _spoiled(number: int) -> Iterator[None]:
+def _bad_micro_batch(number: int) -> Iterator[None]:
     """The loss of the `number`-th micro-batch is NaN; 0 for none."""
     from sft.modeling.output_layer import OutputLayer
 
@@ -85,7 +85,7 @@ def _spoiled(number: int) -> Iterator[None]:
 
 
 def _stop_after(step: int, metrics: Path) -> None:
-    """Sends this process SIGTERM once a step is in the records."""
+    """Send SIGTERM to this process once a step is in `metrics.jsonl`."""
     while not (metrics.is_file() and f'"step": {step},' in metrics.read_text()):
         time.sleep(0.02)
     os.kill(os.getpid(), signal.SIGTERM)

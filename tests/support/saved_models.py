@@ -37,7 +37,7 @@ def save_adapters(base: str, folder: Path, *, tokenizer: Any = None, noise: floa
 
 
 def save_endless_model(folder: Path) -> str:
-    """A chat model that says one token again and again, one that would act on a terminal; returns its folder."""
+    """Save a chat model that repeats one token, a control character for a terminal; returns its folder."""
     model = build_model("llama")
     model.model.norm.weight.data.zero_()  # all scores are alike then, and the first token is the likeliest
     model.config.max_position_embeddings = 1000 * POSITIONS

@@ -1,4 +1,4 @@
-"""A run before its first step, put together from small parts, and its trainer."""
+"""A run before its first step, with a small model and data."""
 
 from __future__ import annotations
 

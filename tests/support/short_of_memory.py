@@ -1,4 +1,4 @@
-"""Models that run out of memory with too many rows, and what their training comes to."""
+"""Models that run out of memory with too many rows, and the results of training them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train_and_read(prepared, model):
 
 
 def train_and_read_all(prepared, model):
-    """Trains; returns the final weights, and the loss and token accuracy of each step in turn."""
+    """Trains; returns the final weights, and the loss and token accuracy of each step, alternating."""
     train(prepared)
     history = prepared.trainer.state.log_history
     logged = [event[name] for event in history if "loss" in event for name in ("loss", "token_accuracy")]

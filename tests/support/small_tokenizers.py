@@ -61,7 +61,7 @@ def wrapped(tokenizer, **special):
 
 
 def metaspace():
-    """SentencePiece's way: words begin with a mark in the place of a space, bytes stand in for what is unknown."""
+    """As SentencePiece does it: words begin with a mark instead of a space, and unknown characters become bytes."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])

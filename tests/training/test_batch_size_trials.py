@@ -1,4 +1,4 @@
-"""Batch sizes by trial: what is chosen, that the trial leaves no trace, and that a run that goes on keeps them."""
+"""Batch sizes found by trial: what is chosen, that trials have no side effects, and that a resumed run keeps them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLENTY = MemoryLimits(budget_bytes=2**36, process_bytes=2**28)
 
 @pytest.fixture
 def resolve(question_file, tmp_path):
-    """The plan of some settings, and the model that was tried."""
+    """Resolve the batch plan of some settings; returns it with the model that the trials used."""
 
     def resolve(*settings, context=CPU, limits=PLENTY, resume=None, architecture="llama"):
         config = load_config(
@@ -42,11 +42,11 @@ def resolve(question_file, tmp_path):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_auto_keeps_the_global_batch_size_to_the_row(resolve, world_size):
+def test_auto_keeps_the_global_batch_size(resolve, world_size):
     plan, _ = resolve("--global_batch_size=12", context=DistributedContext(world_size=world_size))
     assert plan.global_batch_size == 12
     assert plan.world_size == world_size
-    assert plan.per_device_eval_batch_size == 8  # not asked to be chosen
+    assert plan.per_device_eval_batch_size == 8  # not set to auto
 
 
 def test_auto_keeps_the_accumulation_where_no_global_batch_size_is_given(resolve, caplog):
@@ -71,7 +71,7 @@ def test_global_batch_size_with_a_batch_size_decides_the_accumulation(resolve):
          "global_batch_size: 10 is not a multiple of per_device_train_batch_size 4 x 1 processes; use 8 or 12"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_line(resolve, settings, message):
+def test_incompatible_batch_sizes_are_refused(resolve, settings, message):
     with pytest.raises(ConfigError) as raised:
         resolve(*settings)
     assert raised.value.problems[0].startswith(message)
@@ -101,13 +101,13 @@ def test_contradictions_are_reported_before_anything_is_loaded(question_file, se
     assert f"command line: {message}" in raised.value.problems[0]
 
 
-def test_nothing_that_fits_is_one_line_with_what_would(resolve):
+def test_a_row_that_does_not_fit_is_refused(resolve):
     limits = MemoryLimits(budget_bytes=2**20, process_bytes=2**19)
     with pytest.raises(MemoryShortage, match=r"a single row .* and the budget is 1 MiB a device"):
         resolve("--global_batch_size=4", limits=limits)
 
 
-def test_memory_limits_by_hand_and_by_what_is_free(monkeypatch):
+def test_memory_limits_come_from_settings_or_free_memory(monkeypatch):
     config = load_config(None, ["--model_name_or_path=m", "--train_file=tests/support/small_models.py"]).training
     monkeypatch.setattr(
         "sft.training.batch_size_trials.available_memory_bytes", lambda device, processes: 1000 // processes
@@ -133,15 +133,15 @@ def run(tmp_path, model_folder, question_file, *settings) -> tuple[list[float], 
     return [event["loss"] for event in map(json.loads, lines) if "loss" in event], summary
 
 
-def test_auto_trains_to_the_same_loss_curve_as_by_hand(tmp_path, model_folder, question_file):
-    by_hand, _ = run(
+def test_auto_gives_the_same_losses_as_a_given_batch_size(tmp_path, model_folder, question_file):
+    given, _ = run(
         tmp_path, model_folder, question_file, "--max_steps=4", "--per_device_train_batch_size=8", "--save_strategy=no"
     )
     auto, summary = run(
         tmp_path, model_folder, question_file, "--max_steps=4", "--global_batch_size=8", "--auto_batch_size",
         "--save_strategy=no",
     )  # fmt: skip
-    assert auto == pytest.approx(by_hand, rel=1e-5)
+    assert auto == pytest.approx(given, rel=1e-5)
     assert summary["batch_plan"]["global_batch_size"] == 8
     assert summary["memory_shortages"] == {"training": 0, "evaluation": 0}
 
@@ -151,21 +151,21 @@ def test_a_resumed_run_keeps_the_plan_without_a_trial(tmp_path, model_folder, qu
     _, before = run(tmp_path, model_folder, question_file, "--max_steps=2", *settings)
     checkpoint = tmp_path / "out/checkpoint-2"
     # Another size than any trial would choose now, to see that it is kept.
-    facts = read_manifest(checkpoint)
-    plan = facts["batch_plan"]
+    manifest = read_manifest(checkpoint)
+    plan = manifest["batch_plan"]
     size = 4 if plan["per_device_train_batch_size"] != 4 else 2
     plan |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
-    write_manifest(checkpoint, facts)
+    write_manifest(checkpoint, manifest)
     capsys.readouterr()
     _, after = run(tmp_path, model_folder, question_file, "--max_steps=4", "--resume_from_checkpoint=auto", *settings)
     assert after["batch_plan"]["per_device_train_batch_size"] == size
     assert after["batch_plan"]["global_batch_size"] == before["batch_plan"]["global_batch_size"] == 8
-    said = capsys.readouterr().out
-    assert "Batch sizes are those of the resumed run" in said
-    assert "found by trial" not in said
+    output = capsys.readouterr().out
+    assert "Batch sizes are those of the resumed run" in output
+    assert "found by trial" not in output
 
 
-def test_metrics_carry_memory_and_utilization(tmp_path, model_folder, question_file):
+def test_metrics_contain_memory_and_utilization(tmp_path, model_folder, question_file):
     run(tmp_path, model_folder, question_file, "--max_steps=1", "--save_strategy=no")
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     (event,) = [line for line in lines if "loss" in line]

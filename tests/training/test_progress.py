@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def test_model_flops_per_second_are_those_of_the_trained_tokens(run_sft):
+def test_model_flops_per_second_count_the_trained_tokens(run_sft):
     run = run_sft()
     flops = run.summary["train"]["model_flops_per_second"] * run.summary["train"]["seconds"]
     tokens = run.summary["data"]["train"]["tokens"]

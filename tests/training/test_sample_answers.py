@@ -1,4 +1,4 @@
-"""Sample prompts: answered at each evaluation, kept once a step, and nothing of the run is changed by them."""
+"""Sample prompts: answered at each evaluation, logged once per step, without any effect on the run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_samples_are_kept_by_step_and_change_nothing_also_in_a_resumed_run(run_sft, tmp_path):
+def test_samples_are_logged_by_step_and_change_no_run_and_no_resumed_run(run_sft, tmp_path):
     asked = run_sft(output_dir=str(tmp_path / "asked"), **SETTINGS)
     assert asked.status == 0, asked.err
     silent = run_sft(output_dir=str(tmp_path / "silent"), sample_prompts="[]", **SETTINGS)
@@ -70,13 +70,13 @@ def test_samples_are_kept_by_step_and_change_nothing_also_in_a_resumed_run(run_s
     assert_same_weights(here.output_dir, silent.output_dir)
 
 
-def test_samples_only_before_and_after_where_that_is_asked_for(run_sft):
+def test_samples_only_before_and_after_training_on_request(run_sft):
     run = run_sft(validation_split=0.25, eval_steps=2, sample_at_evaluations=False, sample_prompts="[Hello.]")
     assert [(line["step"], line["prompt"]) for line in lines_of(run.output_dir)] == [(0, "Hello."), (5, "Hello.")]
     assert lines_of(run.output_dir)[0]["reference"] is None
 
 
-def test_samples_after_are_those_of_the_best_model_where_that_is_loaded(run_sft):
+def test_samples_after_training_come_from_the_best_model_if_it_is_loaded(run_sft):
     # By the greatest loss, the best is never the last.
     run = run_sft(
         eval_steps=2, save_steps=2, load_best_model_at_end=True, metric_for_best_model="eval_loss",

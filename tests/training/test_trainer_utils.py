@@ -87,7 +87,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(make_trainer, batch_size):
         assert found[name] == pytest.approx(expected[name], rel=1e-6, abs=1e-6)
 
 
-def test_evaluation_leaves_training_as_it_was(make_trainer):
+def test_evaluation_does_not_change_training(make_trainer):
     settings = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
     with_evaluation = make_trainer(eval_steps=1, **settings)
     with_evaluation.train()
@@ -97,7 +97,7 @@ def test_evaluation_leaves_training_as_it_was(make_trainer):
         assert torch.equal(ours, theirs)
 
 
-def test_a_token_less_trained_is_a_token_less_counted(make_trainer):
+def test_progress_counts_the_tokens_of_the_trained_rows(make_trainer):
     trainer = make_trainer(max_steps=3, per_device_train_batch_size=4)
     trainer.progress.started = 0.0
     trainer.train()
@@ -136,7 +136,7 @@ def arguments_of(data_and_tokenizer, monkeypatch, tmp_path):
         ({}, "logging_nan_inf_filter", False),
     ],
 )
-def test_build_training_arguments_says_what_the_settings_mean(arguments_of, settings, name, value):
+def test_build_training_arguments_translates_the_settings(arguments_of, settings, name, value):
     assert getattr(arguments_of(**settings), name) == value
 
 

@@ -40,7 +40,7 @@ def test_a_prompt_is_answered_as_in_training_and_alone_on_standard_output(ask, m
     assert "float32 on cpu" in err
 
 
-def test_adapters_answer_beside_their_base_and_merged_into_it(ask, model_folder, adapters):
+def test_adapters_answer_unmerged_and_merged(ask, model_folder, adapters):
     tuned = greedy_answer(*loaded(model_folder("llama"), adapters))
     base = greedy_answer(*loaded(model_folder("llama")))
     assert tuned != base
@@ -119,7 +119,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_main_answers_a_mistake_in_one_line_with_exit_code_2(capfd, model_folder, mistake):
+def test_main_reports_a_mistake_in_one_line_with_exit_code_2(capfd, model_folder, mistake):
     arguments, expected = MISTAKES[mistake]
     arguments = [model_folder("llama") if argument == "MODEL" else argument for argument in arguments]
     status = chat.main([*arguments, *([] if "--prompt" in arguments else ["--prompt", "Hi"])])
@@ -143,7 +143,7 @@ def test_a_run_that_did_not_end_names_its_checkpoints(ask, model_folder, tmp_pat
     )
 
 
-def test_adapters_say_what_is_wrong_with_their_base(ask, model_folder, adapters, tmp_path):
+def test_adapters_with_an_unusable_base_are_refused_with_the_reason(ask, model_folder, adapters, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(adapters, moved)
     settings = json.loads((moved / "adapter_config.json").read_text())
@@ -172,7 +172,7 @@ def test_adapters_that_lack_weights_are_refused(ask, adapters, tmp_path):
     assert "the adapters lack weights" in err
 
 
-def test_help_answers_without_torch():
+def test_help_does_not_import_torch():
     code = (
         "import sys, chat\ntry: chat.main(['--help'])\nexcept SystemExit as left: assert left.code == 0\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
@@ -195,7 +195,7 @@ def test_a_pipe_is_answered_and_ctrl_c_stops_it_with_130(tmp_path):
         assert b"Traceback" not in process.stderr.read()
 
 
-def test_nothing_in_a_pipe_is_a_mistake():
+def test_an_empty_pipe_is_an_error():
     done = subprocess.run(
         [sys.executable, "chat.py", "model"], cwd=REPOSITORY, input="\n", capture_output=True, text=True, check=False
     )

@@ -36,7 +36,7 @@ def test_a_long_conversation_loses_its_first_turns_but_not_the_system_prompt():
     assert short.num_dropped_turns == 0
 
 
-def test_an_answer_ends_where_the_positions_end_and_says_so(tmp_path):
+def test_an_answer_ends_at_the_last_position_with_a_notice(tmp_path):
     model, tokenizer = loaded(save_endless_model(tmp_path))
     model.config.max_position_embeddings = 64
     responder = Responder(model.eval(), tokenizer, name="model", is_chat=True)

@@ -21,7 +21,7 @@ from tests.support.saved_models import ESCAPE, QUESTION, greedy_answer, loaded, 
 
 
 @pytest.mark.parametrize("keeps_history", [True, False])
-def test_a_question_comes_with_those_before_it_or_not(model_folder, monkeypatch, keeps_history):
+def test_a_question_is_sent_with_or_without_the_history(model_folder, monkeypatch, keeps_history):
     lines = iter(["Say hello.", QUESTION, "/exit"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     heard = []
@@ -40,7 +40,7 @@ def test_a_question_comes_with_those_before_it_or_not(model_folder, monkeypatch,
     assert heard == [["Be short.", "Say hello."], ["Be short.", *before, QUESTION]]
 
 
-def test_what_would_act_on_a_terminal_is_written_out_there_and_only_there(tmp_path):
+def test_control_characters_are_escaped_on_a_terminal_only(tmp_path):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -89,7 +89,7 @@ def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C on it is a signal to this process
 
 
-def test_a_talk_in_a_terminal(tmp_path):
+def test_a_chat_in_a_terminal(tmp_path):
     talk = InTerminal(save_endless_model(tmp_path), "--max_new_tokens", "90000", "--device", "cpu", "--system", "Hm.")
     assert "Chat; greedy decoding" in talk.read_until("you> ")
     talk.type("/system\n")
@@ -112,7 +112,7 @@ def test_a_talk_in_a_terminal(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_twice_at_the_prompt_leaves_with_130(model_folder):
+def test_ctrl_c_twice_at_the_prompt_exits_with_130(model_folder):
     talk = InTerminal(model_folder("gpt2"), "--device", "cpu")
     assert "Text completion: each line is continued on its own" in talk.read_until("text> ")
     talk.type("\x03")

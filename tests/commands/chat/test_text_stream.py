@@ -6,7 +6,7 @@ from sft.commands.chat.text_stream import TextStream
 from tests.support.small_models import build_tokenizer
 
 
-def test_text_comes_whole_in_pieces_of_whole_characters():
+def test_text_is_streamed_completely_in_pieces_of_complete_characters():
     tokenizer = build_tokenizer()
     text = "Grüße, 你好 👋🏽 — fin.\nTwo plus two"
     pieces: list[str] = []

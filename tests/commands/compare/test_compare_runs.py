@@ -24,7 +24,7 @@ def test_main_prints_and_draws(tmp_path, capsys):
     assert picture.stat().st_size > 20_000
 
 
-def test_main_survives_names_with_signs_of_other_languages(tmp_path, capsys):
+def test_main_supports_names_in_any_script(tmp_path, capsys):
     folders = [write_run(tmp_path / name) for name in ("_a$x$", "b\x1b[31m")]
     assert main([*folders, "--output", str(tmp_path / "p.PNG")]) == 0
     captured = capsys.readouterr()
@@ -46,7 +46,7 @@ def test_main_survives_names_with_signs_of_other_languages(tmp_path, capsys):
         ([], "FOLDER"),
     ],
 )
-def test_main_answers_a_mistake_in_one_line(tmp_path, capsys, arguments, line):
+def test_main_reports_a_mistake_in_one_line(tmp_path, capsys, arguments, line):
     places = {"a": write_run(tmp_path / "a"), "b": write_run(tmp_path / "b"), "tmp": str(tmp_path)}
     places["broken"] = write_run(tmp_path / "broken")
     (tmp_path / "broken" / "run_summary.json").write_text("{")

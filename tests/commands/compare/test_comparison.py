@@ -34,7 +34,7 @@ def rows(part):
     return {row.name: row.cells for row in part}
 
 
-def test_equal_runs_differ_in_nothing(tmp_path):
+def test_equal_runs_have_no_differences(tmp_path):
     found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b"))
     assert (found.settings, found.data, found.warnings) == ((), (), ())
     assert rows(found.results)["validation loss, best"] == ("1.0000", "1.0000")
@@ -54,7 +54,7 @@ def test_only_settings_and_versions_that_differ_are_shown(tmp_path):
     }  # fmt: skip
 
 
-def test_figures_stand_side_by_side_with_the_best_marked(tmp_path):
+def test_metrics_are_side_by_side_with_the_best_marked(tmp_path):
     faster = changed(SUMMARY, ("train", "tokens_per_second"), 1500.0)
     faster["eval_after"]["loss"] = 0.9
     found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", summary=faster, best=0.8))
@@ -95,7 +95,7 @@ def test_another_machine_is_a_warning(tmp_path):
         ({"summary": {"status": "completed"}}, "did not record the digest"),
     ],
 )
-def test_runs_that_recorded_less_are_compared_by_what_there_is(tmp_path, write, warning):
+def test_runs_with_fewer_records_are_compared_by_the_available_ones(tmp_path, write, warning):
     found = compared(write_run(tmp_path / "old", **write), write_run(tmp_path / "new"))
     assert any(warning in each for each in found.warnings)
     assert rows(found.results)["validation loss, best"] == ("1.0000", "1.0000")

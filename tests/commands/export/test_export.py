@@ -47,7 +47,7 @@ def umask():
     return current
 
 
-def test_a_whole_model_is_written_in_another_type(export, model_folder):
+def test_a_full_model_is_written_in_another_type(export, model_folder):
     status, out, err, output = export(model_folder("gpt2"), "--merge", "--dtype", "float16")
     assert (status, err) == (0, "")
     assert "--merge has no effect" in out
@@ -64,7 +64,7 @@ def test_the_type_is_by_default_that_of_the_base(export, tmp_path):
 
 
 def run_record_of(folder: Path, *, settings: str, **changed) -> None:
-    """Writes the records that a run leaves beside its model."""
+    """Write the records of a run into its model's folder."""
     source = {
         "name": "/home/me/rows|x.jsonl",
         "format_name": "messages",
@@ -134,7 +134,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_main_answers_a_mistake_in_one_line_with_exit_code_2(capfd, model_folder, tmp_path, mistake):
+def test_main_reports_a_mistake_in_one_line_with_exit_code_2(capfd, model_folder, tmp_path, mistake):
     arguments, expected = MISTAKES[mistake]
     if "ADAPTERS" in arguments:
         arguments = [save_adapters(model_folder("llama"), tmp_path / "adapters")]
@@ -147,7 +147,7 @@ def test_main_answers_a_mistake_in_one_line_with_exit_code_2(capfd, model_folder
     assert not (tmp_path / "out").exists()
 
 
-def test_help_answers_without_torch():
+def test_help_does_not_import_torch():
     code = (
         "import sys, export_model\ntry: export_model.main(['--help'])\nexcept SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"

@@ -26,7 +26,7 @@ def load(folder, adapters=None):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_merged_adapters_are_the_unmerged_ones_to_float32s_rounding(export, model_folder, tmp_path, architecture):
+def test_merged_adapters_equal_unmerged_ones_up_to_float32_rounding(export, model_folder, tmp_path, architecture):
     base = model_folder(architecture)
     adapters = save_adapters(base, tmp_path / "adapters")
     status, out, err, output = export(adapters, "--merge", "--dtype", "float32")
@@ -51,7 +51,7 @@ def test_merged_adapters_are_the_unmerged_ones_to_float32s_rounding(export, mode
         ("llama", {"use_rslora": True, "lora_alpha": 3}),
     ],
 )
-def test_heads_and_embeddings_come_out_as_trained(export, model_folder, tmp_path, architecture, settings):
+def test_heads_and_embeddings_are_exported_as_trained(export, model_folder, tmp_path, architecture, settings):
     """A tied head and its embedding are parted where adapters make them differ, and only there."""
     base = model_folder(architecture)
     adapters = save_adapters(base, tmp_path / "adapters", **settings)
@@ -108,7 +108,7 @@ def quantized_run(base: str, folder: Path, **quantization) -> str:
         ("qwen2", {"load_in_8bit": True}),
     ],
 )
-def test_adapters_of_a_quantized_base_go_into_the_dequantized_one(
+def test_adapters_of_a_quantized_base_are_merged_into_the_dequantized_base(
     export, model_folder, tmp_path, architecture, quantization
 ):
     pytest.importorskip("bitsandbytes")
@@ -120,7 +120,7 @@ def test_adapters_of_a_quantized_base_go_into_the_dequantized_one(
     found = load(output)
     assert getattr(found.config, "quantization_config", None) is None
     status, _, err, plain = export(adapters, "--merge", "--dtype", "float32", "--no-load_in_4bit", name="plain")
-    if "load_in_4bit" in quantization:  # the same adapters in the base as it is saved: another model
+    if "load_in_4bit" in quantization:  # the same adapters on the quantized base: a different model
         assert (status, err) == (0, "")
         assert compare_logits(compute_logits(found, IDS), compute_logits(load(plain), IDS)).relative_rms > 0.01
 
@@ -134,7 +134,7 @@ def flip_a_weight(folder: Path, name: str) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def test_a_file_that_is_not_what_was_written_is_refused(export, model_folder, tmp_path, monkeypatch):
+def test_a_file_that_differs_from_what_was_written_is_refused(export, model_folder, tmp_path, monkeypatch):
     """A disk that loses one number, in the row of a token that no text holds."""
     save = full_model.save_final_model
 
@@ -151,7 +151,7 @@ def test_a_file_that_is_not_what_was_written_is_refused(export, model_folder, tm
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_merge_that_is_not_the_adapters_is_refused(export, model_folder, tmp_path, monkeypatch, dtype):
+def test_a_merge_that_differs_from_the_adapters_is_refused(export, model_folder, tmp_path, monkeypatch, dtype):
     """One adapter of fourteen counts a hundredth more than it should: less than what bfloat16 rounds away."""
     merge = full_model.merge_adapters
 
@@ -181,7 +181,7 @@ def test_weights_that_float16_cannot_hold_are_refused(export, tmp_path):
     assert not output.exists()
 
 
-def test_adapters_that_are_no_weights_cannot_be_merged(export, model_folder, tmp_path):
+def test_adapters_that_are_not_weights_cannot_be_merged(export, model_folder, tmp_path):
     from peft import PromptTuningConfig, get_peft_model
 
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)

@@ -43,7 +43,7 @@ class SmallHub(BaseHTTPRequestHandler):
 
 
 def upload_in_a_process(folder: Path, endpoint: str, *repositories: str) -> list[str]:
-    """What comes of uploads: addresses, or what is said in their place."""
+    """Results of uploads: addresses, or messages."""
     code = (
         "import sys, pathlib; from sft.commands.export.hub import upload; from sft.common.errors import ModelError\n"
         "for name in sys.argv[2:]:\n"
@@ -58,7 +58,7 @@ def upload_in_a_process(folder: Path, endpoint: str, *repositories: str) -> list
     return done.stdout.splitlines()
 
 
-def test_a_folder_is_uploaded_to_the_hub_or_it_says_why_not(tmp_path):
+def test_a_folder_is_uploaded_or_the_reason_is_reported(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: unknown\n---\n# Mine\n")
     (tmp_path / "config.json").write_text("{}")
     server = ThreadingHTTPServer(("127.0.0.1", 0), SmallHub)

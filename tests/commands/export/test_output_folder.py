@@ -7,7 +7,7 @@ import pytest
 from sft.commands.export.output_folder import temporary_folder
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     def stopped_half_way():
         with temporary_folder(tmp_path / "out") as aside:
             (aside / "half").write_text("half")

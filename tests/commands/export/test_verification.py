@@ -17,7 +17,7 @@ from tests.support.saved_models import IDS
 from tests.support.small_models import ARCHITECTURES, build_model
 
 
-def test_what_rounding_explains_is_near_what_rounding_does():
+def test_the_tolerance_is_close_to_the_measured_rounding():
     """The bound holds for every architecture, and is no more than some tens of times too wide."""
     for architecture in ARCHITECTURES:
         expected = compute_logits(build_model(architecture).eval(), IDS)
@@ -29,7 +29,7 @@ def test_what_rounding_explains_is_near_what_rounding_does():
             assert UNIT_ROUNDOFF[dtype] / 20 < share < max_rounding_difference(model, dtype) < 60 * share
 
 
-def test_a_logit_that_is_no_number_never_passes():
+def test_a_nan_logit_never_passes():
     expected = torch.randn(3, 5)
     found = expected.clone()
     found[1, 2] = float("nan")
@@ -38,7 +38,7 @@ def test_a_logit_that_is_no_number_never_passes():
     assert max_merging_difference(build_model("llama")) < 1e-5
 
 
-def test_check_difference_says_both_numbers():
+def test_check_difference_reports_both_numbers():
     from sft.commands.export.verification import check_difference
 
     difference = compare_logits(torch.ones(2, 3) + torch.eye(3)[:2], torch.arange(6.0).view(2, 3))

@@ -19,7 +19,7 @@ def test_inspect_data_counts_rows_that_cannot_be_used():
     assert not facts.are_tokens_counted
 
 
-def test_inspect_data_says_when_the_chat_template_cannot_be_asked(tmp_path):
+def test_inspect_data_reports_whether_tokens_are_counted_with_the_chat_template(tmp_path):
     rows = rows_file("rows.jsonl", [{"question": "One?", "answer": "1"}] * 300)
     counted = inspect_data(rows, str(Path(MODEL, "tokenizer.json")))
     (tmp_path / "tokenizer.json").write_bytes(Path(MODEL, "tokenizer.json").read_bytes())
@@ -30,7 +30,7 @@ def test_inspect_data_says_when_the_chat_template_cannot_be_asked(tmp_path):
     assert texts.are_tokens_counted
 
 
-def test_inspect_data_takes_columns_by_what_they_are_called():
+def test_inspect_data_maps_columns_by_name():
     facts = inspect_data(rows_file("rows.jsonl", [{"id": 1, "user_query": "One?", "reply": "1"}]), None)
     assert facts.dataset_columns == {"user_query": "prompt", "reply": "completion"}
     with pytest.raises(DataError, match="match no known format"):

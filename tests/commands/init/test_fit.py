@@ -15,7 +15,7 @@ EIGHT_BILLION = ModelFootprint(
 )  # fmt: skip
 
 
-def test_a_method_is_suggested_by_the_memory_there_is():
+def test_a_method_is_suggested_by_the_available_memory():
     model = ModelInfo(name="eight", footprint=EIGHT_BILLION, context_length=131_072)
     data = DataInfo(name="x", num_rows=2000, max_tokens=1000)
 

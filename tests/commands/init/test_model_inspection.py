@@ -18,7 +18,7 @@ def test_inspect_model_counts_parameters_without_weights(model_folder):
         inspect_model(".")
 
 
-def test_inspect_model_says_when_it_is_nowhere():
+def test_inspect_model_reports_a_missing_model():
     facts = inspect_model("nobody/nothing")
     assert facts.footprint is None
     assert "it is not in the Hub's cache, and was not found on the Hub" in facts.problem

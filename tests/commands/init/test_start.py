@@ -28,7 +28,7 @@ DATA = str(REPOSITORY / "examples" / "data" / "orders_train.jsonl")
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-def test_what_is_written_is_sound_and_trains(method, capsys):
+def test_the_written_configuration_is_sound_and_trains(method, capsys):
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
     small = rows_file("small_train.jsonl", [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(40)])
@@ -37,7 +37,7 @@ def test_what_is_written_is_sound_and_trains(method, capsys):
     assert "40 rows in the format question_answer" in said
     assert "--config_file first.yaml --dry_run" in said
     text = Path("first.yaml").read_text()
-    # Every value has its reason, beside it or in the line above; headings of sections speak for themselves.
+    # Every value has a reason, on its line or on the line above; headings of sections need none.
     lines = text.splitlines()
     for before, line in pairwise(lines):
         if line and not line.startswith("#") and not line.endswith("_config:"):
@@ -54,7 +54,7 @@ def test_what_is_written_is_sound_and_trains(method, capsys):
         assert Path("runs/first/adapter_model.safetensors").is_file()
 
 
-def test_the_shipped_data_is_looked_at(capsys):
+def test_the_shipped_data_is_inspected(capsys):
     assert main(["--init=first.yaml", "--model", MODEL, "--data", DATA, "--gpus", "3", "--output_dir", "out"]) == 0
     said = capsys.readouterr().out
     assert "2,000 rows in the format messages (columns: messages)" in said
@@ -69,7 +69,7 @@ def test_the_shipped_data_is_looked_at(capsys):
     assert config.training.output_dir == "out"
 
 
-def test_a_bad_answer_is_asked_again_with_what_is_allowed():
+def test_an_invalid_answer_is_asked_again_with_the_allowed_values():
     rows_file("data.jsonl", [{"prompt": "Hi", "completion": "Hello"}] * 30)
     Path("taken.yaml").write_text("mine\n")
     answers = iter(
@@ -129,7 +129,7 @@ def test_a_mistake_on_the_command_line_is_one_line(capsys, arguments, line):
     assert not Path("a.yaml").exists()
 
 
-def test_control_c_leaves_without_a_traceback():
+def test_control_c_exits_without_a_traceback():
     terminal, own_end = pty.openpty()
     with subprocess.Popen(
         [sys.executable, str(REPOSITORY / "sft_main.py"), "--init"], stdin=own_end, stdout=own_end, stderr=own_end,

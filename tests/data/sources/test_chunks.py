@@ -21,7 +21,7 @@ from tests.support.source_files import _write, as_parquet, rows_of, source_of
 
 
 def write_big(folder, name, num_rows):
-    """`num_rows` rows of every kind of file; each says its number in its first field."""
+    """`num_rows` rows of every kind of file; the first field of each is its number."""
     path = folder / name
     records = [{"question": f"{number}?", "answer": "é" * 20 * (number % 5)} for number in range(num_rows)]
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n\n" for record in records).encode()

@@ -1,4 +1,4 @@
-"""Find data files, and tell their split from their names."""
+"""Finding data files, and their splits by their names."""
 
 import pytest
 

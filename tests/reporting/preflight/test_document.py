@@ -8,7 +8,7 @@ from sft.reporting.preflight.document import preflight_document, write_preflight
 from tests.support.preflight_records import GIB, preflight
 
 
-def test_preflight_document_holds_what_scripts_ask_for():
+def test_preflight_document_has_the_contract_keys():
     document = preflight_document(preflight())
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert (document["sound"], document["problems"]) == (True, [])
@@ -52,7 +52,7 @@ def test_preflight_document_of_an_unsound_run():
     assert (document["sound"], document["problems"], document["plan"]) == (False, ["why"], None)
 
 
-def test_write_preflight_makes_the_folder_and_leaves_nothing_beside(tmp_path):
+def test_write_preflight_creates_the_folder_and_leaves_no_other_file(tmp_path):
     path = tmp_path / "new" / "preflight.json"
     write_preflight({"a": "é \x1b"}, path)
     write_preflight({"a": 2}, path)

@@ -86,7 +86,7 @@ def test_preflight_lines_list_each_source():
     assert "unused columns" not in " ".join(lines[start + 2 :])
 
 
-def test_preflight_lines_say_what_does_not_fit():
+def test_preflight_lines_report_what_does_not_fit():
     poor = dataclasses.replace(preflight().environment, device_memory_bytes=4 * GIB, free_disk_bytes=6 * GIB)
     advice = (
         MemoryAdvice(change="gradient_checkpointing: true", needed_bytes=3 * GIB, fits=True),

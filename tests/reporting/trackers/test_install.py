@@ -35,7 +35,7 @@ def records_of(folder: Path) -> list[Any]:
         length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
         whole += data[place + 7 : place + 7 + length]
         place += 7 + length
-        if kind in (1, 4):  # a chunk that is whole, or the last one of several
+        if kind in (1, 4):  # a complete chunk, or the last one of several
             records.append(Record.FromString(whole))
             whole = b""
     return records
