@@ -65,6 +65,8 @@ logger = logging.getLogger("sft.train")
 class SFTTrainer(EvaluatingTrainer):
     """transformers' Trainer with a token-weighted loss and our own order of rows."""
 
+    train_dataset: Any
+    """Stored rows, or a `MicroBatchStream`, which has no `train_sampler`."""
     # Our loss is already the mean over the accumulated global batch (transformers 5.23 and later read this).
     loss_is_scaled_for_ga = True
 
@@ -84,7 +86,6 @@ class SFTTrainer(EvaluatingTrainer):
         """
         context, layout, prepared = setup.context, setup.prepared.layout, setup.prepared
         self.products = matmul_dtype(arguments.bf16, arguments.fp16, prepared.model.dtype)
-        """The type that matrix products are computed in."""
         peak = device_peak_flops(context.device, self.products)
         progress = TrainingProgress(context, arguments.device, footprint=prepared.footprint, peak_flops=peak)
         super().__init__(
@@ -141,6 +142,7 @@ class SFTTrainer(EvaluatingTrainer):
         batches = list(islice(epoch_iterator, num_batches))
         dropped = 0
         if self.train_sampler is None:
+            assert self._stream_drops is not None  # given with a stream
             dropped = take_dropped(
                 batches,
                 self._stream_drops,
@@ -170,7 +172,7 @@ class SFTTrainer(EvaluatingTrainer):
         model: Any,
         inputs: Mapping[str, torch.Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Sum of the micro-batch's token losses over the supervised tokens of the whole global batch.
 
@@ -184,12 +186,13 @@ class SFTTrainer(EvaluatingTrainer):
             count_hits=self.means.add_correct,
         )
         # A step of a stream may have no supervised token at all; its sum is then 0.
+        assert isinstance(num_items_in_batch, torch.Tensor)  # see `get_batch_samples`
         times = self.context.world_size if self.step_gradient is None else 1
         loss = total * times / num_items_in_batch.clamp(min=1)
         return (loss, {}) if return_outputs else loss
 
     def training_step(
-        self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: torch.Tensor | None = None
+        self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Adds a micro-batch to the step's gradient; the loss of the step comes with its last one."""
 

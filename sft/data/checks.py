@@ -57,6 +57,7 @@ def _split_problems(name: str, split: SplitReport, config: DataConfig) -> Iterat
     bad = _stopping(split, config)
     too_long = bad.pop("too_long", 0)
     if too_long:
+        assert split.lengths is not None  # too long rows were tokenized
         yield (
             f"{too_long:,} of {split.rows_read:,} {name} rows are longer than max_seq_length "
             f"{config.max_seq_length:,}, and on_too_long is error. The longest has {split.lengths.longest:,} tokens: "
@@ -97,6 +98,7 @@ def _too_many_dropped(name: str, split: SplitReport, config: DataConfig) -> Iter
 
 def _end_never_trained(split: SplitReport, config: DataConfig) -> str:
     if config.on_too_long == "truncate" and split.rows_that_lose_the_end == split.rows_used:
+        assert split.lengths is not None  # used rows were tokenized
         return (
             f"the end token is never trained: max_seq_length truncates it in all {split.rows_used:,} train rows, so "
             f"the model would not learn to stop. Raise max_seq_length; {split.lengths.longest:,} truncates no row."

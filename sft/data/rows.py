@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -78,15 +78,18 @@ class RowPreparer:
         rows = chunk.rows()
         conversations, rendered = self._render(rows)
         rendered_numbers = [number for number, text in enumerate(rendered) if not isinstance(text, RowRefused)]
-        tokens = self._tokenize([rendered[number] for number in rendered_numbers])
+        tokens = self._tokenize([text for text in rendered if not isinstance(text, RowRefused)])
         for index, refusal in tokens.refusals.items():
             rendered[rendered_numbers[index]] = refusal
-        used, dropped = [], DroppedRows()
+        used: list[int] = []
+        texts: list[RenderedText] = []
+        dropped = DroppedRows()
         for number, (row, outcome) in enumerate(zip(rows, rendered, strict=True)):
             if isinstance(outcome, RowRefused):
                 dropped.add(row.source, outcome)
             else:
                 used.append(number)
+                texts.append(outcome)
         return PreparedChunk(
             input_ids=tokens.input_ids,
             labels=tokens.labels,
@@ -94,8 +97,8 @@ class RowPreparer:
             columns=RowColumns(
                 num_supervised=tokens.num_supervised.astype(np.int32),
                 full_length=tokens.full_length.astype(np.int32),
-                flags=_flags([rendered[number] for number in used], tokens),
-                digest=np.asarray([conversation_digest(conversations[number]) for number in used], dtype=np.uint64),
+                flags=_flags(texts, tokens),
+                digest=_digests([conversations[number] for number in used]),
                 number=np.asarray(used, dtype=np.int64) + 1,
                 file=np.full(len(used), chunk.file_index, dtype=np.int32),
                 line=np.asarray([rows[number].source.line for number in used], dtype=np.int64),
@@ -109,8 +112,9 @@ class RowPreparer:
         """The conversation, text and tokens of each row, or why the row cannot be used."""
         conversations, rendered = self._render(rows)
         tokens = _map_unrefused(lambda texts: self._tokenize(texts).split(), rendered)
+        # Where there are tokens, there are a conversation and a text.
         return [
-            row if isinstance(row, RowRefused) else (conversation, text, row)
+            row if isinstance(row, RowRefused) else (cast(Conversation, conversation), cast(RenderedText, text), row)
             for conversation, text, row in zip(conversations, rendered, tokens, strict=True)
         ]
 
@@ -123,6 +127,7 @@ class RowPreparer:
         if row.problem is not None:
             raise RowRefused(row.problem.reason, row.problem.message)
         record = row.record
+        assert record is not None  # a row without a problem has one
         if self._columns:
             record = {self._columns.get(name, name): value for name, value in record.items()}
         return self._format.convert(record)
@@ -163,6 +168,11 @@ def _map_unrefused(step: Callable[[Sequence[Any]], list[Any]], items: Sequence[A
     """Apply a step to the items that are not refusals, all together. Refusals keep their positions."""
     results = iter(step([item for item in items if not isinstance(item, RowRefused)]))
     return [item if isinstance(item, RowRefused) else next(results) for item in items]
+
+
+def _digests(conversations: Sequence[Conversation | RowRefused]) -> np.ndarray:
+    """`RowColumns.digest` of the usable rows."""
+    return np.asarray([conversation_digest(cast(Conversation, one)) for one in conversations], dtype=np.uint64)
 
 
 def _flags(texts: Sequence[RenderedText], tokens: TokenizedRows) -> np.ndarray:

@@ -43,6 +43,7 @@ def find_source_format(source: Source) -> tuple[RecordFormat, Iterator[Chunk]]:
         if num_rows >= SAMPLED_ROWS and (seen or num_rows >= MAX_UNREADABLE_ROWS):
             break
     if not seen:
+        assert first_problem is not None  # a source without rows is an error of `chunks`
         location, problem = first_problem
         message = problem.message if problem is not None else "an object without fields"
         which = "No row" if num_rows < MAX_UNREADABLE_ROWS else f"None of the first {num_rows:,} rows"

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
@@ -24,7 +24,7 @@ CHUNKS_WITHOUT_WORKERS = 4
 
 def prepare_chunks(
     preparer: RowPreparer, chunks: Iterable[Chunk], num_workers: int
-) -> Iterator[tuple[Chunk, PreparedChunk]]:
+) -> Generator[tuple[Chunk, PreparedChunk], None, None]:
     """Prepare chunks, in worker processes if there are more than a few. Yields each chunk with its rows, in order.
 
     Only a few chunks per worker are in memory at a time. Closing the iterator early stops the workers.
@@ -102,9 +102,12 @@ def _start_worker(preparer: RowPreparer) -> None:
 
 def _exit_with_parent() -> None:
     """End the worker when its parent is gone: it would wait for work forever and keep inherited locks and memory."""
-    connection.wait([parent_process().sentinel])
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
     os._exit(1)
 
 
 def _prepare_in_worker(chunk: Chunk) -> PreparedChunk:
+    assert _preparer_of_worker is not None
     return _preparer_of_worker(chunk)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -21,7 +21,7 @@ def add_adapters(model: Any, lora: LoRAConfig) -> Any:
     Raises:
         ModelError: if a name matches no layer.
     """
-    linear_layers = {
+    linear_layers: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not model.get_output_embeddings()
@@ -31,7 +31,7 @@ def add_adapters(model: Any, lora: LoRAConfig) -> Any:
     targeted = [linear_layers[name] for name in targets if name in linear_layers]
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=lora.lora_alpha,
+        lora_alpha=cast(int, lora.lora_alpha),  # peft accepts fractions too
         target_modules=ALL_LINEAR if lora.target_modules == [ALL_LINEAR] else lora.target_modules,
         lora_dropout=lora.lora_dropout,
         bias=lora.bias,

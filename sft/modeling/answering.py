@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
@@ -93,7 +93,7 @@ def answer_prompt(
     new_tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
     ended = next((i for i, token in enumerate(new_tokens) if token in eos_token_ids), len(new_tokens))
     text = tokenizer.decode(new_tokens[:ended], skip_special_tokens=False)
-    return Answer(text=text, ended=ended < len(new_tokens))
+    return Answer(text=cast(str, text), ended=ended < len(new_tokens))
 
 
 @contextmanager
@@ -103,7 +103,8 @@ def _generating_in_step(model: Any) -> Iterator[dict[str, Any]]:
     With FSDP2, `generate` is registered as a forward method: on a model with adapters it bypasses the wrapped forward
     pass, which is what gathers the weights.
     """
-    if not isinstance(model, FSDPModule):
+    is_sharded = isinstance(model, FSDPModule)
+    if not is_sharded:
         yield {}
         return
     is_registered = "generate" in vars(model)  # by Trainer

@@ -40,7 +40,8 @@ def fit_to_tokenizer(
     limit = getattr(config, "max_position_embeddings", None)
     if positions is None and limit is not None and max_seq_length > limit:
         logger.info("Note: max_seq_length %d exceeds the model's %d positions.", max_seq_length, limit)
-    rows = model.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
     if len(tokenizer) > rows:
         if adapters_only:
             raise ModelError(

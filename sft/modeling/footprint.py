@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def footprint(model: "PreTrainedModel") -> ModelFootprint:
     """Measure the model, in one pass over its parameters; a quantized weight counts its original parameters."""
     config = model.config.get_text_config()
-    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    output = model.get_output_embeddings()
     is_tied = output is not None and getattr(output, "weight", None) is embedding.weight
     parameters = [(parameter, _unpacked_count(parameter)) for parameter in model.parameters()]
     return ModelFootprint(

@@ -32,9 +32,9 @@ def sum_gradients(weights: Sequence[nn.Parameter], has_gradient: Sequence[bool])
     """
     gradients = []
     for weight, has in zip(weights, has_gradient, strict=True):
-        if has and weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
         if has:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
             gradients.append(weight.grad)
     for bucket in _buckets(gradients):
         together = torch.cat([gradient.reshape(-1) for gradient in bucket])

@@ -74,13 +74,15 @@ def _load_weights(config: ModelConfig, options: dict[str, Any]) -> Any:
     quiet = redirect_stderr(io.StringIO()) if config.gguf_file else nullcontext()
     try:
         with readable_loading_errors("model", config.model_name_or_path), quiet:
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 config.model_name_or_path, output_loading_info=True, **options
             )
+            model, loading = loaded
     except ModelError as error:
-        if config.attn_implementation and config.attn_implementation in str(error.__cause__):
+        cause = error.__cause__
+        if config.attn_implementation and cause is not None and config.attn_implementation in str(cause):
             raise ConfigError(
-                f"attn_implementation: {config.attn_implementation} cannot be used here: {one_line(error.__cause__)}"
+                f"attn_implementation: {config.attn_implementation} cannot be used here: {one_line(cause)}"
             ) from error
         raise
     if loading["missing_keys"]:

@@ -53,7 +53,7 @@ def _untie(base: Any) -> bool:
     return True
 
 
-def _without_adapters(module: nn.Module) -> nn.Module:
+def _without_adapters(module: nn.Module) -> Any:
     """The original layer that adapters, or a trained copy, wrap."""
     inner = module._modules.get("base_layer") or module._modules.get("original_module")
     return module if inner is None else _without_adapters(inner)

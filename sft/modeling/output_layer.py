@@ -120,6 +120,7 @@ class OutputLayer:
             results.append(compute(hidden.flatten(0, 1).index_select(0, label_positions)))
             return (hidden[:, :0], *arguments[1:])
 
+        assert self._layer is not None
         with self._layer.register_forward_pre_hook(take):
             model(**inputs, **self._takes_no_cache)
         return results[0]

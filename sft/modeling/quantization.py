@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import prepare_model_for_kbit_training
+from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -70,7 +71,7 @@ def dequantize(model: Any) -> Any:
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit | Linear8bitLt):
             state = module.state if isinstance(module, Linear8bitLt) else None
-            weight = dequantize_bnb_weight(module.weight, state)
+            weight = dequantize_bnb_weight(cast(nn.Parameter, module.weight), state)
             values[f"{name}.weight"] = weight.T if isinstance(plain.get_submodule(name), Conv1D) else weight
     for name, parameter in plain.named_parameters():
         parameter.copy_(values[name])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,21 +26,22 @@ def make_adapters_portable(
     if not hasattr(model, "peft_config"):
         return
     peft_config = model.peft_config["default"]
+    named = peft_config.base_model_name_or_path
     if gguf_file is not None:
         base = Path(output_dir, "base_model").resolve()
         peft_config.base_model_name_or_path = str(base)
         if not (base / "config.json").is_file():
             logger.info("Saving the base model as safetensors in %s: adapters cannot name a GGUF file as base.", base)
             _save_base_of_adapters(model, tokenizer, base)
-    elif os.path.isdir(str(peft_config.base_model_name_or_path)):
-        peft_config.base_model_name_or_path = os.path.abspath(peft_config.base_model_name_or_path)
+    elif named is not None and os.path.isdir(named):
+        peft_config.base_model_name_or_path = os.path.abspath(named)
 
 
 def save_final_model(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     output_dir: str,
-    weights: Mapping[str, torch.Tensor] | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Save a model (or its adapters), the tokenizer with its chat template, and the generation config.
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import get_peft_model_state_dict
@@ -112,11 +113,7 @@ def load_weight_shards(folder: Path, model: nn.Module) -> list[str]:
         files = [open_files.enter_context(safe_open(path, "pt")) for path in paths]
         saved = list(files[0].keys())
         like = model.state_dict()
-        read = {
-            name: lambda name=name: _joined([lambda file=file: file.get_tensor(name) for file in files], like[name])
-            for name in saved
-            if name in like
-        }
+        read = {name: partial(_read, files, name, like[name]) for name in saved if name in like}
         return _set_weights(model, read)
 
 
@@ -130,7 +127,7 @@ def load_optimizer_shards(folder: Path, optimizer: Any) -> None:
         values = [shard["state"][number][name] for shard in shards]
         if not torch.is_tensor(values[0]) or values[0].dim() == 0:
             return values[0]
-        full = _joined([lambda value=value: value for value in values], weights[number])
+        full = _joined(iter(values), weights[number])
         return _sharded(full, weights[number])
 
     optimizer.load_state_dict(_with_state(shards[0], own))
@@ -175,7 +172,7 @@ def _gathered(value: Any, *, keep: bool) -> Any:
     if not torch.is_tensor(value):
         return value
     # Always a copy, which may be written while training continues.
-    full = value.detach().full_tensor() if isinstance(value, DTensor) else value.detach().clone()
+    full = cast(DTensor, value.detach()).full_tensor() if isinstance(value, DTensor) else value.detach().clone()
     return full.cpu() if keep else None
 
 
@@ -200,10 +197,14 @@ def _sharded(full: Any, like: torch.Tensor) -> Any:
     )
 
 
-def _joined(shards: Sequence[Callable[[], torch.Tensor]], like: torch.Tensor) -> torch.Tensor:
+def _read(files: Sequence[Any], name: str, like: torch.Tensor) -> torch.Tensor:
+    return _joined((file.get_tensor(name) for file in files), like)
+
+
+def _joined(shards: Iterator[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
     """The full tensor of saved shards; of one that every process saved in full, the first."""
-    first = shards[0]()
-    return first if first.shape == like.shape else torch.cat([first, *(shard() for shard in shards[1:])], dim=0)
+    first = next(shards)
+    return first if first.shape == like.shape else torch.cat([first, *shards], dim=0)
 
 
 def _adapter_names(model: nn.Module) -> dict[str, str]:

@@ -123,7 +123,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_hidden = torch.empty_like(hidden, dtype=compute_type) if needs_hidden else None
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        of_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             matrix = weight.to(compute_type)
             offset = None if bias is None else bias.to(compute_type)
@@ -134,14 +134,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 total += _loss_and_gradient_(logits, targets[start : start + chunk_rows], label_smoothing, count_hits)
                 gradient = logits.mul_(ctx.gradient_scale) if ctx.gradient_scale != 1 else logits
                 gradient = gradient.to(compute_type)
-                if needs_hidden:
+                if of_hidden is not None:
                     torch.mm(gradient, matrix, out=of_hidden[start : start + chunk_rows])
-                if needs_weight and compute_type is not torch.bfloat16:
+                if of_weight is not None and compute_type is not torch.bfloat16:
                     # A float16 sum over many rows would overflow, whatever the loss scale.
                     of_weight.addmm_(gradient.float().t(), chunk.float())
-                elif needs_weight:
+                elif of_weight is not None:
                     of_weight += gradient.t() @ chunk
-                if needs_bias:
+                if of_bias is not None:
                     of_bias += gradient.sum(dim=0, dtype=torch.float32)
         ctx.save_for_backward(of_hidden, of_weight, of_bias)
         return total
@@ -218,7 +218,7 @@ def _loss_and_gradient_(
     normalizer = logits.exp_().sum(dim=1, keepdim=True)
     log_normalizer = normalizer.log()
     loss = (log_normalizer - of_targets).sum()
-    if label_smoothing:
+    if mean_logit is not None:
         uniform = (log_normalizer - mean_logit).sum()
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform
     logits.div_(normalizer)

@@ -81,10 +81,10 @@ class ChatRenderer:
         """Render many conversations, which is faster. A refused one yields its refusal."""
         plain = [index for index, conversation in enumerate(conversations) if not conversation.tools]
         texts: list[str | RowRefused | None] = [None] * len(conversations)
-        for index, text in zip(
+        for index, rendered in zip(
             plain, self._template.apply_to_all([conversations[index].messages for index in plain]), strict=True
         ):
-            texts[index] = text
+            texts[index] = rendered
         results: list[RenderedText | RowRefused] = []
         for conversation, text in zip(conversations, texts, strict=True):
             try:

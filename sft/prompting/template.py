@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
 
@@ -92,9 +92,10 @@ class ChatTemplate:
         """The texts of conversations without tools, or why the template refuses them."""
         try:
             # One call for many conversations avoids most of the overhead of a call.
-            return self._tokenizer.apply_chat_template(
+            texts = self._tokenizer.apply_chat_template(
                 [self._plain(messages) for messages in conversations], tokenize=False, add_generation_prompt=False
             )
+            return cast("list[str | RowRefused]", texts)
         except _ERRORS:
             results: list[str | RowRefused] = []
             for messages in conversations:
@@ -161,12 +162,13 @@ class ChatTemplate:
         return self._apply([_with_text_arguments(message) for message in messages], tools, add_generation_prompt)
 
     def _apply(self, messages: Messages, tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
-        return self._tokenizer.apply_chat_template(
+        text = self._tokenizer.apply_chat_template(
             self._plain(messages),
             tools=list(tools) if tools else None,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )
+        return cast(str, text)
 
     def _plain(self, messages: Messages) -> list[dict[str, Any]]:
         if not self._contents_are_parts:

@@ -75,11 +75,10 @@ def find_turns(template: ChatTemplate, conversation: Conversation, text: str) ->
         # A turn that continues the previous one begins where that ends.
         before = spans.get(index - 1)
         spans[index] = (max(start, before[1]), end) if isinstance(before, tuple) else (start, end)
-    is_fully_marked = finder.marked is not None and finder.placement == PLACEMENTS[0]
     return FoundTurns(
         spans=spans,
         notes=finder.notes(),
-        marks=tuple(finder.marked.marks) if is_fully_marked else (),
+        marks=tuple(finder.marks) if finder.placement == PLACEMENTS[0] else (),
         unmatched_prompts=tuple(finder.unmatched_prompts),
     )
 
@@ -94,7 +93,12 @@ class _TurnFinder:
         self._text = text
         self._notes: set[str] = set()
         self.unmatched_prompts: set[str] = set()
-        self.marked, self.placement = self._mark_conversation()
+        self._marked, self.placement = self._mark_conversation()
+
+    @property
+    def marks(self) -> Sequence[FoundMark]:
+        """The marks in the text; empty if no placement of marks keeps the template's output."""
+        return self._marked.marks if self._marked is not None else ()
 
     def find(self, index: int) -> Span:
         """`[start, end)` of the turn of message `index`.
@@ -102,13 +106,13 @@ class _TurnFinder:
         Raises:
             RowRefused: `turn_not_found`.
         """
-        own = [found for found in self.marked.marks if found.mark.message == index] if self.marked else []
+        own = [found for found in self.marks if found.mark.message == index]
         if not own:
             self._check_complete(index, own)
             return self._find_by_prefix(index)
         start = self._find_start(index, own)
         end = self._find_end(index, own)
-        other_turns = [p.position for p in self.marked.marks if p.mark.message != index and start < p.position < end]
+        other_turns = [p.position for p in self.marks if p.mark.message != index and start < p.position < end]
         if other_turns or end <= start:
             raise _not_found(index, "the chat template writes another message inside it")
         self._check_complete(index, [found for found in own if start <= found.position <= end])
@@ -143,6 +147,11 @@ class _TurnFinder:
         text, marks = marker.split(rendered)
         return _MarkedText(text=text, marks=marks, marker=marker)
 
+    def _apply_prefix(self, count: int, *, add_generation_prompt: bool = False) -> _MarkedText:
+        """The first `count` messages with the marks of the complete text; only for a text with marks."""
+        assert self._marked is not None
+        return self._apply_marked(self._marked.marker, count, add_generation_prompt=add_generation_prompt)
+
     def _check_complete(self, index: int, own: Sequence[FoundMark]) -> None:
         """Refuse a turn if the template omits a part of it that the model must produce.
 
@@ -152,13 +161,13 @@ class _TurnFinder:
         message = self._messages[index]
         calls = message.get("tool_calls") or ()
         closed = {found.mark.kind for found in own if not found.mark.is_opening}
-        is_marked = self.marked is not None and self.placement.calls
+        is_marked = self._marked is not None and self.placement.calls
         names = (call["function"]["name"] for call in calls)
         if calls and not ("call" in closed if is_marked else all(name in self._text for name in names)):
             raise RowRefused(
                 "tool_calls_left_out", f"message {index + 1}: the chat template does not write its tool calls"
             )
-        if self.marked and answer_in(message.get("content") or "") and "content" not in closed:
+        if self._marked and answer_in(message.get("content") or "") and "content" not in closed:
             if not calls:
                 raise _not_found(index, "the chat template omits its end")
             self._notes.add("content_left_out")
@@ -184,18 +193,18 @@ class _TurnFinder:
 
     def _prompt_from_last_mark(self, index: int, own: Sequence[FoundMark]) -> tuple[int, str]:
         """The position in the text of the last mark of the prompt, and the text after that mark in the prompt."""
-        prompt = self._apply_marked(self.marked.marker, index, add_generation_prompt=True)
+        prompt = self._apply_prefix(index, add_generation_prompt=True)
         if not prompt.marks:
             return 0, prompt.text
         last = prompt.marks[-1]
-        before = [p.position for p in self.marked.marks if p.mark == last.mark and p.position <= own[0].position]
+        before = [p.position for p in self.marks if p.mark == last.mark and p.position <= own[0].position]
         if not before:
             raise _not_found(index, "the chat template moves the text before it")
         return before[-1], prompt.text[last.position :]
 
     def _ended(self, index: int) -> str:
         """The text that the template writes after the last mark before the turn, without a generation prompt."""
-        without = self._apply_marked(self.marked.marker, index)
+        without = self._apply_prefix(index)
         ended = without.text[without.marks[-1].position :] if without.marks else without.text
         return ended.removesuffix(self._template.next_header)
 
@@ -223,7 +232,7 @@ class _TurnFinder:
     def _find_end(self, index: int, own: Sequence[FoundMark]) -> int:
         is_last = index == len(self._messages) - 1
         last, tail = (own[-1], "") if is_last else self._last_mark(index, own)
-        following = [p.position for p in self.marked.marks if p.position >= last.position and p.mark.message != index]
+        following = [p.position for p in self.marks if p.position >= last.position and p.mark.message != index]
         rest = self._text[last.position : min(following, default=len(self._text))]
         if is_last:
             return last.position + self._template.end_in(rest.removesuffix(self._template.next_header))
@@ -239,7 +248,7 @@ class _TurnFinder:
         The name of a called function may occur in the text once more, with the answer of the tool.
         """
         try:
-            through = self._apply_marked(self.marked.marker, index + 1)
+            through = self._apply_prefix(index + 1)
         except RowRefused:
             # The template may not accept a conversation that ends here.
             return own[-1], self._template.tail.removesuffix(self._template.next_header)
@@ -253,7 +262,7 @@ class _TurnFinder:
     def _other_end(self, index: int, last: Mark, rest: str, tail: str) -> str:
         """The end of a turn if the template ends the last turn differently from other turns, or not at all."""
         try:
-            asked = self._apply_marked(self.marked.marker, index + 1, add_generation_prompt=True)
+            asked = self._apply_prefix(index + 1, add_generation_prompt=True)
             after = asked.text[max(found.position for found in asked.marks if found.mark == last) :]
             end = self._template.end_before_header(rest, after)
         except (RowRefused, ValueError):

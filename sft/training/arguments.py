@@ -7,10 +7,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import TrainingArguments, get_scheduler
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from sft.common.errors import ConfigError, one_line
 from sft.common.run_records import DistributedContext
@@ -156,12 +156,13 @@ def _check_schedule(arguments: TrainingArguments) -> None:
             torch.optim.SGD([torch.zeros(1)], lr=1.0),
             num_warmup_steps=1,
             num_training_steps=10,
-            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+            # TrainingArguments has read the JSON of a string.
+            scheduler_specific_kwargs=cast("dict[str, Any] | None", arguments.lr_scheduler_kwargs),
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"lr_scheduler_kwargs: {arguments.lr_scheduler_kwargs} does not fit lr_scheduler_type "
-            f"{arguments.lr_scheduler_type.value}: {one_line(error)}"
+            f"{SchedulerType(arguments.lr_scheduler_type).value}: {one_line(error)}"
         ) from None
 
 

@@ -85,9 +85,9 @@ def add_display(trainer: EvaluatingTrainer) -> DisplayCallback | None:
     setup = trainer.setup
     if not setup.context.is_main_process:
         return None
-    has_tensorboard = "tensorboard" in trainer.args.report_to
+    has_tensorboard = "tensorboard" in (trainer.args.report_to or ())
     logging_dir = tensorboard_folder() if has_tensorboard else None
-    logger.info(output_line(device_name(setup.context.device), trainer.args.output_dir, logging_dir))
+    logger.info(output_line(device_name(setup.context.device), str(trainer.args.output_dir), logging_dir))
     display = DisplayCallback(
         trainer.progress,
         first_step=setup.first_step,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -93,7 +93,7 @@ def _asked(training: TrainingConfig) -> dict[str, Any]:
 
 
 def _can_reuse(
-    saved: dict[str, Any], training: TrainingConfig, asked: dict[str, Any], context: DistributedContext
+    saved: Mapping[str, Any], training: TrainingConfig, asked: dict[str, Any], context: DistributedContext
 ) -> bool:
     """Whether a checkpoint's plan is reused; logged where sizes were found by trial."""
     if saved["asked"] != asked:
@@ -171,7 +171,7 @@ class _SizeTrials:
     def settle(self) -> TrainingConfig:
         """The training section with numbers in place of `auto`."""
         training = self._training
-        changes: dict[str, int] = {}
+        changes: dict[str, Any] = {}
         with self._probe.simulated_training_memory():
             if training.per_device_train_batch_size == AUTO:
                 rows = self._training_size()
@@ -219,6 +219,7 @@ class _SizeTrials:
         def measured(count: int) -> Trial:
             return replace(measure(count), size=count)  # in packs, not in their rows
 
+        assert self._limits.budget_bytes is not None  # see `_check_can_be_tried`
         fit = fit_batch_size(
             candidates, measured, self._limits.budget_bytes, predict=lambda size: self._predicted(size, trains)
         )

@@ -50,7 +50,8 @@ class CheckpointedTrainer(ResumingTrainer):
         """What was measured before the first step; each checkpoint keeps it."""
         passed = setup.config.training.passed_through
         self.pushes_to_hub = passed.push_to_hub
-        self.hub = HubPushes(arguments, Path(arguments.output_dir, UNFINISHED), token=passed.hub_token)
+        unfinished = Path(str(arguments.output_dir), UNFINISHED)
+        self.hub = HubPushes(arguments, unfinished, token=passed.hub_token)
         super().__init__(
             setup.context,
             arguments,
@@ -62,7 +63,7 @@ class CheckpointedTrainer(ResumingTrainer):
             self.hub.open()
         fsdp = setup.config.fsdp
         self._saves_shards = fsdp is not None and fsdp.checkpoints == "sharded"
-        self._saves_in_background = not trackers_take_checkpoints(arguments.report_to)
+        self._saves_in_background = not trackers_take_checkpoints(arguments.report_to or ())
         self._copied_bytes = 0
         """Size of the largest copy so far."""
         self._to_write: list[Callable[[], None]] | None = None
@@ -93,7 +94,7 @@ class CheckpointedTrainer(ResumingTrainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where Trainer writes checkpoints, and looks for those to delete: not where the finished ones are."""
-        return str(Path(self.args.output_dir, UNFINISHED))
+        return str(self.output_dir / UNFINISHED)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Writes a checkpoint; it is published once every process has written its files.
@@ -105,8 +106,8 @@ class CheckpointedTrainer(ResumingTrainer):
         if step == self._saved_step:
             return  # this step is saved already
         self.finish_saving()
-        output = Path(self.args.output_dir)
-        unfinished, target = Path(self._get_output_dir(trial), f"checkpoint-{step}"), output / f"checkpoint-{step}"
+        unfinished = Path(self._get_output_dir(trial), f"checkpoint-{step}")
+        target = self.output_dir / f"checkpoint-{step}"
         is_last = self.control.should_training_stop or step >= self.state.max_steps
         ends_here = is_last or self.pushes_to_hub or not self._saves_in_background
         self._to_write = None if ends_here or not self._has_room_for_copies() else []
@@ -170,10 +171,9 @@ class CheckpointedTrainer(ResumingTrainer):
 
     def wait_for_saving(self) -> None:
         """Waits for this process's thread alone, after an error, when processes no longer agree on anything."""
-        if self._publishing is not None and self._publishing.exception() is not None:
-            logger.info(
-                "checkpoint-%s was not written: %s.", self._unpublished_step, one_line(self._publishing.exception())
-            )
+        error = None if self._publishing is None else self._publishing.exception()
+        if error is not None:
+            logger.info("checkpoint-%s was not written: %s.", self._unpublished_step, one_line(error))
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """Waits for the last checkpoint first: Trainer lists checkpoints here, and may load the best one."""
@@ -199,7 +199,7 @@ class CheckpointedTrainer(ResumingTrainer):
         try:
             write()
         except Exception as error:
-            problem = describe_disk_error(error, self.args.output_dir)
+            problem = describe_disk_error(error, self.output_dir)
             if problem is None:
                 raise
             self._failures.append(problem)
@@ -276,6 +276,8 @@ class CheckpointedTrainer(ResumingTrainer):
         if weights is None:
             self._save_folder(output_dir, state_dict)
             return
+        assert output_dir is not None
+        assert self._to_write is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         self._to_write.append(lambda: self._save_folder(output_dir, weights))
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -14,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sft.batching.layout import model_inputs
+from sft.common.data_records import RowDataset
 from sft.modeling.document_attention import isolated_documents
 from sft.modeling.evaluation_sums import EvaluationSums
 from sft.modeling.random_state import RandomState
@@ -32,6 +32,9 @@ logger = logging.getLogger("sft.train")
 class EvaluatingTrainer(CheckpointedTrainer):
     """Evaluates without a trace: random numbers, the model's mode and the training clock stay as they were."""
 
+    eval_dataset: RowDataset | None
+    products: str
+    """The dtype in which matrix products are computed. Set by `SFTTrainer`."""
     stop: StopCallback | None = None
     """Handles signals during training."""
 
@@ -55,6 +58,7 @@ class EvaluatingTrainer(CheckpointedTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """This process's share of the evaluation rows."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        assert rows is not None
         sampler = evaluation_sampler(rows, self.args.per_device_eval_batch_size, self.context)
         return rows_loader(rows, sampler, self.layout.evaluation_collator, self.args)
 
@@ -90,7 +94,8 @@ class EvaluatingTrainer(CheckpointedTrainer):
         if self.context.world_size > 1:
             torch.distributed.all_reduce(sums.tensor)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in dataclasses.asdict(sums.result()).items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=sums.num_sequences)
+        predictions = cast(Any, None)  # not kept
+        return EvalLoopOutput(predictions=predictions, label_ids=None, metrics=metrics, num_samples=sums.num_sequences)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates. The time that it takes does not count as training, and random numbers are restored.
@@ -106,7 +111,9 @@ class EvaluatingTrainer(CheckpointedTrainer):
             self.model.train(was_training)
             random_state.restore()
 
-    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float] | None:
+    def _evaluate(  # type: ignore[override]  # Trainer's never returns None
+        self, *args: Any, **kwargs: Any
+    ) -> dict[str, float] | None:
         """Evaluates during training; None if a signal interrupted it. A signal that came meanwhile is handled here."""
         try:
             metrics = super()._evaluate(*args, **kwargs)
@@ -114,6 +121,7 @@ class EvaluatingTrainer(CheckpointedTrainer):
             logger.info(
                 "The evaluation at step %d was interrupted; the resumed run will repeat it.", self.state.global_step
             )
+            assert self.stop is not None  # it raised the error
             self.stop.stop(interrupted.number, self.args, self.state, self.control)
             return None
         if self.stop is not None:
@@ -135,7 +143,8 @@ class EvaluatingTrainer(CheckpointedTrainer):
         """
         metrics = self._evaluate(None, None)
         if metrics is None:
+            assert self.stop is not None
             raise Interrupted(self.stop.stopped_by)
         self._determine_best_metric(metrics=metrics, trial=None)
         if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
+            self.state.best_model_checkpoint = str(self.output_dir / f"checkpoint-{self.state.global_step}")

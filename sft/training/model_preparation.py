@@ -13,7 +13,7 @@ from sft.modeling.fitting import set_generation_defaults
 from sft.modeling.footprint import footprint
 from sft.modeling.sharding import shard_weights
 from sft.reporting.log_lines import model_line
-from sft.training.prepared_model import PreparedModel
+from sft.training.prepared_model import PreparedModel, class_name
 from sft.training.row_layout import resolve_layout
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def prepare_model(
         ConfigError: if a setting asks for what this model or device cannot do.
     """
     size = footprint(model)
-    name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
-    logger.info(model_line(size, name, precision, config.quantization))
+    logger.info(model_line(size, class_name(model), precision, config.quantization))
     is_sharded = config.fsdp is not None and _shard_weights(model, config, precision, context)
     layout = resolve_layout(
         model,
@@ -89,6 +88,7 @@ def _shard_weights(
         return is_dry_run
     if precision.mixed == "fp16":
         raise ConfigError("fsdp: computes in bfloat16 or float32, and this GPU has no bfloat16; write fp16: false.")
+    assert config.fsdp is not None
     count = shard_weights(
         model,
         context.device.partition(":")[0],

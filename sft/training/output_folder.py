@@ -74,13 +74,13 @@ def prepare_output(setup: RunSetup, lock: OutputLock) -> None:
         output.mkdir(parents=True, exist_ok=True)
         lock.take(output)
         clear_unfinished(output)
-        resumes_here = resume is not None and resume.is_in(output)
-        moved_to = set_aside_later_checkpoints(output, resume) if resumes_here else set_aside_earlier_run(output)
+        resumed = resume if resume is not None and resume.is_in(output) else None
+        moved_to = set_aside_earlier_run(output) if resumed is None else set_aside_later_checkpoints(output, resumed)
         (output / CONFIG_FILE).write_text(_header() + config_to_yaml(config), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"output_dir: {output} cannot be written: {error.strerror}.") from None
-    if moved_to is not None and resumes_here:
-        logger.info("Checkpoints after %s were moved to %s.", resume.name, moved_to)
+    if moved_to is not None and resumed is not None:
+        logger.info("Checkpoints after %s were moved to %s.", resumed.name, moved_to)
     elif moved_to is not None:
         logger.info("%s holds an earlier run: its checkpoints and records were moved to %s.", output, moved_to)
     make_adapters_portable(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sft.common.run_records import ModelFootprint, Precision
 from sft.training.row_layout import RowLayout
@@ -27,4 +27,9 @@ class PreparedModel:
     @property
     def class_name(self) -> str:
         """The model's class, without its adapters."""
-        return type(self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model).__name__
+        return class_name(self.model)
+
+
+def class_name(model: Any) -> str:
+    """A model's class, without its adapters."""
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from sft.checkpointing.manifest import find_damage
 from sft.common.errors import CheckpointError
@@ -31,6 +31,12 @@ _SETTINGS_OF_GROUPS = ("weight_decay", "betas", "eps", "momentum")
 
 class ResumingTrainer(Trainer):
     """transformers' Trainer with loading that also knows sharded models, and never loads a damaged best checkpoint."""
+
+    # transformers declares these as `X | None`. The model is always given; the others are set before training.
+    model: PreTrainedModel
+    processing_class: PreTrainedTokenizerBase
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: LambdaLR
 
     def __init__(self, context: DistributedContext, arguments: TrainingArguments, **kwargs: Any):
         """Args:
@@ -55,6 +61,12 @@ class ResumingTrainer(Trainer):
     @property
     def _inner_optimizer(self) -> Any:
         return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the run writes."""
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
 
     def _reads_parts(self, checkpoint: str) -> bool:
         """Whether our own code loads the checkpoint: the model is sharded, or was when it was saved."""
@@ -109,6 +121,7 @@ class ResumingTrainer(Trainer):
     def _load_best_model(self) -> None:
         """Loads the best checkpoint unless it is damaged; then the model keeps the weights of the last step."""
         best = self.state.best_model_checkpoint
+        assert best is not None  # otherwise Trainer does not call this
         damage = find_damage(Path(best)) if self.context.is_main_process else []
         problem = agree_on_problem("; ".join(damage) or None, self.context, self._control_group)
         if problem is not None:
@@ -125,11 +138,11 @@ class ResumingTrainer(Trainer):
             super()._load_best_model()
         self.has_best_weights = True
 
-    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple:
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Trainer's numbers of epochs and steps; no epoch is left where the checkpoint is of the last step.
 
         Trainer would train one step more.
         """
-        _num_epochs, *others = values = super().set_initial_training_values(*args, **kwargs)
-        max_steps = others[-1]
-        return (0, *others) if self.resume_step and self.resume_step >= max_steps else values
+        values = super().set_initial_training_values(*args, **kwargs)
+        _num_epochs, *others, max_steps = values
+        return (0, *others, max_steps) if self.resume_step and self.resume_step >= max_steps else values

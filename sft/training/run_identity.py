@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from sft.checkpointing.checkpoints import check_same_run, check_steps_are_left
 from sft.checkpointing.resume_point import ResumePoint
@@ -15,6 +15,7 @@ from sft.common.run_records import Answer, BatchPlan, EvaluationResult, Precisio
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_sha256, config_values
 from sft.data.digest import rows_digest
+from sft.data.store import PreparedRows
 from sft.reporting.summary import plan_entries
 from sft.training.prepared_model import PreparedModel
 
@@ -73,15 +74,17 @@ def identify_run(
         prepared: the model; its precision and layout are part of the identity.
         resume: the checkpoint to resume from. In the same output folder, trackers continue the same run.
     """
-    is_same_folder = resume is not None and resume.is_in(config.training.output_dir)
-    known_id = resume.manifest.get("wandb_run_id") if is_same_folder else None
+    known_id = None
+    if resume is not None and resume.is_in(config.training.output_dir):
+        known_id = resume.manifest.get("wandb_run_id")
     return RunIdentity(
         configuration=config_values(config),
         configuration_sha256=config_sha256(config),
         data=DataDigests(
-            train=rows_digest(data.train),
+            # `TrainingData` declares a protocol only: its package cannot import the class.
+            train=rows_digest(cast(PreparedRows, data.train)),
             train_rows=len(data.train),
-            validation=None if data.validation is None else rows_digest(data.validation),
+            validation=None if data.validation is None else rows_digest(cast(PreparedRows, data.validation)),
         ),
         wandb_run_id=known_id or uuid.uuid4().hex[:8],
         precision=prepared.precision,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,8 +122,8 @@ class SampleAnswers(TrainerCallback):
         """Each prompt with its answers before and after training; missing answers of the latter are generated."""
         trainer = self._trainer
         state = trainer.state
-        has_best = trainer.args.load_best_model_at_end and state.best_global_step
-        step = state.best_global_step if has_best else state.global_step
+        best_step = state.best_global_step if trainer.args.load_best_model_at_end else None
+        step = best_step or state.global_step
         self.ask(step=step)
         return tuple(
             SampleAnswer(
@@ -175,7 +174,7 @@ def build_samples(trainer: EvaluatingTrainer, trackers: Trackers) -> SampleAnswe
     log = None
     if setup.context.is_main_process:
         resume_step = setup.resume.step if setup.resume is not None else None
-        log = SamplesLog(Path(trainer.args.output_dir, "samples.jsonl"), resume_step=resume_step)
+        log = SamplesLog(trainer.output_dir / "samples.jsonl", resume_step=resume_step)
     samples = SampleAnswers(
         trainer,
         setup.data.sample_prompts,

@@ -93,7 +93,7 @@ def take_dropped(
     """
     failed = [problem for batch in batches for problem in batch.get("failed", ())]
     dropped = [row for batch in batches for row in batch.pop("dropped", ())]
-    found = [(failed, dropped)]
+    found: list[Any] = [(failed, dropped)]
     if context.world_size > 1:
         found = [None] * context.world_size
         torch.distributed.all_gather_object(found, (failed, dropped), group=group)

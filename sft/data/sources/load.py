@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sft.common.errors import DataError
 from sft.configuration.schema import DataConfig, DatasetSource
@@ -69,7 +70,7 @@ class Source:
         for name in self.files:
             path = Path(name)
             with open_data_file(path) as file:
-                content = hashlib.file_digest(file.raw, "sha256").hexdigest()
+                content = hashlib.file_digest(cast(BufferedReader, file.raw), "sha256").hexdigest()
             digest.update(f"\n{deciding_suffix(path)} {path.suffix.lower()} {content}".encode())
         return digest.hexdigest()
 
