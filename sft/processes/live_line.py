@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from io import StringIO
 from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from sft.common.text import columns, printable
@@ -60,6 +62,23 @@ class LiveLine:
             return
         self._shown = line
         self.start().update(Text(line, no_wrap=True, overflow="crop"), refresh=True)
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        """A table as text without colour, at most as wide as the terminal.
+
+        Args:
+            title: the line above it.
+            header: names of the columns; the first one is left-aligned, the others right-aligned.
+            rows: cells by row.
+        """
+        table = Table(box=None, pad_edge=False, padding=(0, 2))
+        for number, name in enumerate(header):
+            table.add_column(name, justify="right" if number else "left")
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        text = StringIO()
+        Console(file=text, width=self._console.width, no_color=True).print(table)
+        return "\n".join([printable(title), *(f"  {line}".rstrip() for line in text.getvalue().splitlines())])
 
     def clear(self) -> None:
         """Erase the line and end the redirection."""

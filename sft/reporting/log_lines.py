@@ -172,19 +172,18 @@ def live_parts(
     return parts
 
 
-def evaluation_table(step: int, logs: Mapping[str, float], before: Mapping[str, float] | None) -> list[str]:
-    """One evaluation as a small table, with the changes since the previous one."""
-    lines = [f"validation at step {step:<8}{'':13}" + ("change" if before else "")]
+def evaluation_rows(logs: Mapping[str, float], before: Mapping[str, float] | None) -> list[list[str]]:
+    """One evaluation as rows of a table: name, value, and the change since the previous one if there is one."""
     shown = (
         ("loss", "eval_loss", "{:.4f}".format, "{:+.4f}".format),
         ("perplexity", "eval_perplexity", "{:,.2f}".format, "{:+,.2f}".format),
         ("token accuracy", "eval_token_accuracy", share_text, change_text),
         ("sequence accuracy", "eval_sequence_accuracy", share_text, change_text),
     )
-    for name, key, form, form_of_change in shown:
-        change = f"{form_of_change(logs[key] - before[key]):>14}" if before else ""
-        lines.append(f"  {name:18}{form(logs[key]):>12}{change}".rstrip())
-    return [line.rstrip() for line in lines]
+    return [
+        [name, form(logs[key]), *([form_of_change(logs[key] - before[key])] if before else [])]
+        for name, key, form, form_of_change in shown
+    ]
 
 
 def before_and_after_lines(before: EvaluationResult | None, after: EvaluationResult | None) -> list[str]:

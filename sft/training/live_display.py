@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from sft.reporting.log_lines import evaluation_line, evaluation_table, live_parts, progress_line
+from sft.reporting.log_lines import evaluation_line, evaluation_rows, live_parts, progress_line
 from sft.reporting.time_left import TimeLeft
 from sft.training.progress import TrainingProgress
 
@@ -82,7 +82,9 @@ class DisplayCallback(TrainerCallback):
             if self.line is None:
                 logger.info(evaluation_line(state.global_step, logs, self._previous_evaluation))
             else:
-                logger.info("\n".join(evaluation_table(state.global_step, logs, self._previous_evaluation)))
+                header = ["", "value", *(["change"] if self._previous_evaluation else [])]
+                rows = evaluation_rows(logs, self._previous_evaluation)
+                logger.info(self.line.table(f"validation at step {state.global_step}", header, rows))
             self._previous_evaluation = dict(logs)
 
     def _interval(self, strategy: Any, steps: float | None) -> int | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 from sft.common.data_records import DataReport, DroppedRow, RowProblem, SplitReport
 from sft.common.run_records import BatchPlan, EvaluationResult, ModelFootprint, Precision, SampleAnswer
 from sft.configuration.schema import QuantizationConfig
+from sft.processes.live_line import LiveLine
 from sft.reporting.log_lines import (
     before_and_after_lines,
     data_lines,
     evaluation_line,
-    evaluation_table,
+    evaluation_rows,
     live_parts,
     model_line,
     plan_line,
@@ -108,11 +110,16 @@ def test_lines_of_a_terminal_fit_into_60_columns():
         "loss": 1.0, "learning_rate": 1e-4, "tokens_per_second": 3e5, "memory_allocated_bytes": 2**31,
     }  # fmt: skip
     before = logs | {"eval_loss": 0.75, "eval_token_accuracy": 1.0}
-    table = evaluation_table(50, logs, before)
-    assert table[1].split() == ["loss", "0.5000", "-0.2500"]
-    assert table[3].split() == ["token", "accuracy", "90.0%", "-10.0%"]
+    rows = evaluation_rows(logs, before)
+    assert rows[0] == ["loss", "0.5000", "-0.2500"]
+    assert rows[2] == ["token accuracy", "90.0%", "-10.0%"]
+    assert all(len(row) == 2 for row in evaluation_rows(logs, None))
+    table = LiveLine(io.StringIO(), width=60).table("validation at step 50", ["", "value", "change"], rows).split("\n")
+    assert table[0] == "validation at step 50"
+    assert table[1].split() == ["value", "change"]
+    assert table[4].split() == ["token", "accuracy", "90.0%", "-10.0%"]
     assert max(map(len, table)) < 60
-    assert "change" not in evaluation_table(0, logs, None)[0]
+    assert not any("\x1b" in line for line in table)
     parts = live_parts(5, 250, "", 90.0, logs)
     assert parts == [
         "step   5/250   2%", "1:30 left", "loss 1.0000", "300,000 tokens/s", "2.0 GiB", "lr 1.00e-04",
