@@ -1,4 +1,4 @@
-"""The processes of a run: rank and device of this one, and the process group that connects it with the others.
+"""The door to processes: rank and device of this one, and the process group that connects it with the others.
 
 This module imports torch: the entry imports it once it knows that the configuration is valid.
 """
@@ -41,7 +41,7 @@ def start_distributed(
     Args:
         config: the distributed section.
         use_cpu: stay on the CPU although there is a GPU.
-        is_dry_run: this process stands for all processes of the configuration and opens no group.
+        is_dry_run: this process represents all configured processes and opens no group.
         nodes: number of machines with `num_gpus` processes each, for a dry run.
         timeout_seconds: timeout of collective operations and of connecting (`ddp_timeout`); default: 1800.
 

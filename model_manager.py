@@ -28,7 +28,7 @@ __all__ = ["load_model", "load_tokenizer", "resolve_precision", "save_final_mode
 def load_model(
     config: SFTConfig, tokenizer: "PreTrainedTokenizerBase", precision: Precision, context: DistributedContext
 ) -> "PreTrainedModel":
-    """Load the model, quantize it, add adapters, and fit it to the tokenizer, as the configuration says.
+    """Load the model, quantize it, add adapters, and fit it to the tokenizer, as configured.
 
     Args:
         config: the whole configuration.

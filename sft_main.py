@@ -108,7 +108,7 @@ def _start(options: InitOptions) -> int:
 
 
 def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
-    """Starts the processes of the run, or is one of them."""
+    """Start the processes of the run, or run as one of them."""
     config = load_config(command.config_file, command.overrides)
     if command.print_config:
         print(config_with_origins(config))
@@ -182,7 +182,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     dry_run = DryRun(config, data, problems, context, limits, command.show_rows)
     if not len(data.train):
         return show_preflight(dry_run)
-    actual = replace(context, world_size=1) if command.dry_run else context  # a dry run stands for all processes
+    actual = replace(context, world_size=1) if command.dry_run else context  # a dry run represents all processes
     model = load_model(config, tokenizer, precision, actual)
     prepared = prepare_model(config, model, tokenizer, precision, actual, is_chat=data.is_chat)
     plan = resolve_batches(config, data, prepared, context, actual=actual, limits=limits, resume=resume)
@@ -218,7 +218,7 @@ def _start_process(config: SFTConfig, command: Command) -> "DistributedContext":
 
 
 def _train_and_save(setup: "RunSetup", arguments: "TrainingArguments", watchdog: Watchdog) -> int:
-    """Trains, saves the model, and writes the records; the report also says so if this fails."""
+    """Trains, saves the model, and writes the records; the report shows a failure too."""
     # A dry run does not need Trainer, which takes seconds to import.
     from sft.training.results import attach_report, save_and_report
     from trainer_utils import build_trainer, train_and_evaluate

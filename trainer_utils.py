@@ -1,4 +1,4 @@
-"""The door to training: the trainer, how it is put together, and how it trains and evaluates.
+"""The door to training: the trainer, how it is assembled, and how it trains and evaluates.
 
 `SFTTrainer` is transformers' Trainer with these overrides: a loss that is the mean over the supervised tokens of the
 global batch, a gradient that is summed over processes once a step (and computed in smaller chunks if memory runs out),
@@ -78,11 +78,12 @@ class SFTTrainer(EvaluatingTrainer):
         stream: MicroBatchStream | None = None,
         stream_drops: StreamDrops | None = None,
     ):
-        """Args:
-        setup: the run.
-        arguments: transformers' settings.
-        stream: micro-batches to train on instead of the stored rows.
-        stream_drops: counts the rows that the stream drops.
+        """
+        Args:
+            setup: the run.
+            arguments: transformers' settings.
+            stream: micro-batches to train on instead of the stored rows.
+            stream_drops: counts the rows that the stream drops.
         """
         context, layout, prepared = setup.context, setup.prepared.layout, setup.prepared
         self.products = matmul_dtype(arguments.bf16, arguments.fp16, prepared.model.dtype)
@@ -174,7 +175,7 @@ class SFTTrainer(EvaluatingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Sum of the micro-batch's token losses over the supervised tokens of the whole global batch.
+        """Sum of the micro-batch's token losses over the supervised tokens of the global batch.
 
         Multiplied by the number of processes where FSDP or DeepSpeed average gradients over them.
         """
@@ -187,8 +188,8 @@ class SFTTrainer(EvaluatingTrainer):
         )
         # A step of a stream may have no supervised token at all; its sum is then 0.
         assert isinstance(num_items_in_batch, torch.Tensor)  # see `get_batch_samples`
-        times = self.context.world_size if self.step_gradient is None else 1
-        loss = total * times / num_items_in_batch.clamp(min=1)
+        factor = self.context.world_size if self.step_gradient is None else 1
+        loss = total * factor / num_items_in_batch.clamp(min=1)
         return (loss, {}) if return_outputs else loss
 
     def training_step(
@@ -211,7 +212,7 @@ class SFTTrainer(EvaluatingTrainer):
     # Checkpoints and logs
 
     def manifest_entries(self) -> dict[str, Any]:
-        """What the next checkpoint's manifest holds beside its files. A collective operation."""
+        """What the next checkpoint's manifest contains besides its files. A collective operation."""
         return {
             **super().manifest_entries(),
             "batch_plan": plan_entries(self.current_plan()),

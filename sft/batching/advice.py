@@ -154,16 +154,16 @@ def _shortest_cut(facts: MemoryFacts, budget_bytes: int) -> MemoryAdvice | None:
         tokens = facts.tokens * length // facts.longest_row
         variant = replace(facts, tokens=tokens, longest_row=length)
         if _fits(variant, budget_bytes):
-            return _advice(f"{_words(facts)}, max_seq_length: {length}", variant, fits=True)
+            return _advice(f"{_settings_text(facts)}, max_seq_length: {length}", variant, fits=True)
     return None
 
 
 def _least(variants: list[MemoryFacts]) -> MemoryAdvice:
     least = min(variants, key=lambda each: estimate_memory(each).total_bytes)
-    return _advice(_words(least), least, fits=False)
+    return _advice(_settings_text(least), least, fits=False)
 
 
-def _words(facts: MemoryFacts) -> str:
+def _settings_text(facts: MemoryFacts) -> str:
     """All settings of a variant, as configuration keys."""
     words = []
     if facts.has_adapters:
@@ -186,5 +186,5 @@ def _fits(facts: MemoryFacts, budget_bytes: int) -> bool:
     return estimate_memory(facts).total_bytes <= budget_bytes
 
 
-def _advice(words: str, facts: MemoryFacts, *, fits: bool) -> MemoryAdvice:
-    return MemoryAdvice(change=words, needed_bytes=estimate_memory(facts).total_bytes, fits=fits)
+def _advice(change: str, facts: MemoryFacts, *, fits: bool) -> MemoryAdvice:
+    return MemoryAdvice(change=change, needed_bytes=estimate_memory(facts).total_bytes, fits=fits)

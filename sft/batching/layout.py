@@ -25,7 +25,7 @@ from sft.batching.prefixes import cut_into_pieces, find_owners
 from sft.common.data_records import IGNORED, RowDataset
 
 Row = Mapping[str, Any]
-"""`input_ids` and `labels`, integers `[T]` each; in a micro-batch `batch_index` too, and `number` but in fillers."""
+"""`input_ids` and `labels`, integers `[T]` each; in a micro-batch `batch_index` too, and `number` except in fillers."""
 
 MODEL_INPUTS = (
     "input_ids",
@@ -126,7 +126,7 @@ class FlatCollator:
     `max_length_k`, an upper bound of their lengths. Attention must not cross the boundaries.
 
     Where leading tokens are shared, they occur once: `N` is smaller, the boundaries remain those of complete documents,
-    and `shared_prefixes` says how to assemble these.
+    and `shared_prefixes` describes how to assemble these.
     """
 
     def __init__(
@@ -137,12 +137,13 @@ class FlatCollator:
         fixed_tokens: int | None = None,
         max_seq_length: int | None = None,
     ):
-        """Args:
-        pad_token_id: the token that a batch of fixed size is filled with.
-        shares_prefixes: lay out leading tokens that rows share once.
-        fixed_tokens: fill every batch up to this many tokens with documents without supervised tokens, so that a
-            compiled model sees few shapes: the boundaries are filled up to a power of two too, with empty documents.
-        max_seq_length: the bound of lengths to report; None reports each batch's longest document.
+        """
+        Args:
+            pad_token_id: the token that a batch of fixed size is filled with.
+            shares_prefixes: lay out leading tokens that rows share once.
+            fixed_tokens: fill every batch up to this many tokens with documents without supervised tokens, so that a
+                compiled model sees few shapes: empty documents fill the boundaries up to a power of two too.
+            max_seq_length: the bound of lengths to report; None reports each batch's longest document.
         """
         self.pad_token_id = pad_token_id
         self.shares_prefixes = shares_prefixes

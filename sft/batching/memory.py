@@ -1,4 +1,4 @@
-"""What training holds in memory at its peak, by arithmetic, before anything is tried.
+"""What training holds in memory at its peak, by arithmetic, before anything is run.
 
 Shapes: `N` tokens of a micro-batch, `T` tokens of its longest row, `V` vocabulary, `h` hidden size, `I` intermediate
 size of the feed-forward block. The counts are those of a decoder with RMS norms and a gated feed-forward block (four
@@ -49,7 +49,7 @@ _FRAGMENTATION = {"all": (0.45, 0.45), "adapters": (0.9, 0.75), "4-bit": (0.9 * 
 Not derived but measured on SmolLM2-135M at 256 to 1,024 tokens: all weights 0.4 to 0.6; adapters, whose layers make
 three temporary tensors for one that is kept, 0.86 to 0.93, with checkpointing 0.73 to 0.77. On 4-bit weights peft also
 copies the layer's product: four temporaries instead of three. The same with `M_MMAP_THRESHOLD` at 4 and 32 MiB, and
-with an `M_TOP_PAD` of 1 MiB; none at a threshold of 256 KiB, where each large block is mapped anew."""
+with an `M_TOP_PAD` of 1 MiB; none at a threshold of 256 KiB, where each large block is mapped again."""
 _CPU_LIBRARY_BYTES = 2**24
 """Buffers that the matrix library keeps."""
 _CUDA_BYTES = 3 * 2**28
@@ -111,7 +111,7 @@ class MemoryFacts:
 def estimate_memory(facts: MemoryFacts) -> MemoryEstimate:
     """What one device holds at its peak, in bytes.
 
-    The parts are summed as if all were held at once, which is so with gradient accumulation. Without it, gradients are
+    The components are summed as if all were held at once, as with gradient accumulation. Without it, gradients are
     allocated as activations are freed; on CPU they then take the heap's fragmented space (see `_heap_slack_bytes`).
     """
     trained = facts.footprint.num_trainable_parameters

@@ -45,14 +45,15 @@ class RankBatchSampler:
         lengths: Sequence[int] | np.ndarray | None = None,
         drop_last: bool = False,
     ):
-        """Args:
-        num_rows: rows in the dataset.
-        micro_batch_size: rows in a micro-batch of one process.
-        rank, world_size: this process among all.
-        seed: of the order; unused for `sequential`.
-        strategy: `random`, `sequential`, or `group_by_length` (needs `lengths`).
-        lengths: tokens of each row.
-        drop_last: omit the last global micro-batch if it is not full.
+        """
+        Args:
+            num_rows: rows in the dataset.
+            micro_batch_size: rows in a micro-batch of one process.
+            rank, world_size: this process among all.
+            seed: of the order; unused for `sequential`.
+            strategy: `random`, `sequential`, or `group_by_length` (needs `lengths`).
+            lengths: tokens of each row.
+            drop_last: omit the last global micro-batch if it is not full.
         """
         self.num_rows = num_rows
         self.micro_batch_size = micro_batch_size
@@ -132,11 +133,12 @@ class PackedBatchSampler(RankBatchSampler):
         strategy: str = "random",
         drop_last: bool = False,
     ):
-        """Args:
-        packs: the pattern of the packs; each epoch assigns the rows to it anew.
-        micro_batch_size: packs in a micro-batch of one process.
-        rank, world_size, seed, drop_last: as for `RankBatchSampler`.
-        strategy: `sequential`, or random order.
+        """
+        Args:
+            packs: the pattern of the packs; each epoch reassigns the rows to it.
+            micro_batch_size: packs in a micro-batch of one process.
+            rank, world_size, seed, drop_last: as for `RankBatchSampler`.
+            strategy: `sequential`, or random order.
         """
         super().__init__(
             packs.num_packs,
@@ -152,7 +154,7 @@ class PackedBatchSampler(RankBatchSampler):
     def __iter__(self) -> Iterator[Sequence[RowIndex]]:
         packs = self._packs.deal(self.seed, self.epoch, shuffle=self.strategy != "sequential")
         for batch in self._own_batches():
-            # A filler stands for a pack of fillers.
+            # A filler represents a pack of fillers.
             rows = [(pack, packs[pack if pack >= 0 else filler(pack)].tolist()) for pack in batch]
             yield [
                 (row if pack >= 0 else filler(row), index)

@@ -1,7 +1,7 @@
 """Packs: documents of known lengths, joined into rows of one capacity with as little unused space as possible.
 
 The packs are planned on the histogram of the lengths, since documents of equal length are interchangeable: the plan
-says how many documents of which length each pack contains, and every epoch assigns documents to it anew. So the number
+says how many documents of which length each pack contains, and every epoch reassigns documents to it. So the number
 of packs, and with it the number of steps, is the same in every epoch. On the histogram, thousands of packs of one
 pattern are one entry, so that a million documents take milliseconds.
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SMALL_LOSS = 0.001
-"""Share of packs above the lower bound up to which best fit is good enough, and nothing else is tried."""
+"""Excess over the lower bound, as a share of packs, up to which best fit is accepted without trying sum of squares."""
 
 SUM_OF_SQUARES_UNITS = 20_000
 """Limit of sum-of-squares steps, each of some microseconds: a larger histogram is scaled down to it."""

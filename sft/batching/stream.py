@@ -49,12 +49,13 @@ class MicroBatchStream(IterableDataset[dict[str, Any]]):
         world_size: int,
         first_micro_batch: int = 0,
     ):
-        """Args:
-        read: yields, from a slot on, the slots that a predicate selects.
-        collate: rows to tensors.
-        micro_batch_size: slots of a micro-batch of one process.
-        rank, world_size: this process among all.
-        first_micro_batch: where to start: the number of this process's micro-batches before it.
+        """
+        Args:
+            read: yields, from a slot on, the slots that a predicate selects.
+            collate: rows to tensors.
+            micro_batch_size: slots of a micro-batch of one process.
+            rank, world_size: this process among all.
+            first_micro_batch: where to start: the number of this process's micro-batches before it.
         """
         self._read = read
         self._collate = collate

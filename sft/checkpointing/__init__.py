@@ -2,11 +2,11 @@
 
 - `manifest`: `write_manifest`, `read_manifest`, `find_damage`
 - `publish`: `publish`, `rotate`, `clear_unfinished`, and the messages for disk errors
-- `final_model`: the final model's way into the output folder
+- `final_model`: publishing the final model in the output folder
 - `resume_point`: `ResumePoint`, the checkpoint to resume from
 - `checkpoints`: `resolve_checkpoint`, and moving an earlier run's files aside
 - `same_run`: whether a run may resume from a checkpoint
 - `output_lock`: `OutputLock`, one run at a time in an output folder
 
-The package knows files and JSON documents. How a model, an optimizer or a trainer is saved is decided by its callers.
+The package only handles files and JSON documents; its callers save models, optimizers and trainers.
 """

@@ -21,7 +21,7 @@ logger = logging.getLogger("sft.train")
 UNFINISHED = ".unfinished"
 """The folder in `output_dir` in which checkpoints are written, and from which old ones are deleted."""
 _TORCH_WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "Parent directory", "iostream error")
-"""Parts of the RuntimeErrors that torch raises if a file cannot be written."""
+"""Substrings of the RuntimeErrors that torch raises if a file cannot be written."""
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
@@ -87,7 +87,7 @@ def describe_disk_error(error: Exception, folder: str | Path) -> str | None:
         what = error.strerror or str(error)
     elif type(error).__name__ == "SafetensorError" and "os error" in str(error):
         what = " ".join(str(error).split())
-    elif isinstance(error, RuntimeError) and any(part in str(error) for part in _TORCH_WRITE_ERRORS):
+    elif isinstance(error, RuntimeError) and any(text in str(error) for text in _TORCH_WRITE_ERRORS):
         what = "a file could not be written"
     else:
         return None

@@ -16,11 +16,11 @@ ORDER_KEYS = (
     "streaming",
     "shuffle_block_rows",
 )
-"""They determine which rows a step trains on."""
+"""Settings that determine which rows a step trains on."""
 TEXT_KEYS = ("max_seq_length", "chat_template", "tokenizer_name_or_path")
-"""They determine the tokens of a row."""
+"""Settings that determine the tokens of a row."""
 STATE_KEYS = ("optim", "quantization_config", "lora_config")
-"""They, and the keys of their sections, determine the meaning of the saved weights and optimizer state."""
+"""Settings and sections that determine the meaning of the saved weights and optimizer state."""
 BASE_KEYS = ("model_name_or_path", "gguf_file")
 """The base model of adapters."""
 ALLOWED_STATE_KEYS = ("lora_config.lora_dropout",)

@@ -52,10 +52,11 @@ class SourcePreparation:
         tokenizer: "PreTrainedTokenizerBase",
         on_progress: Callable[[bool], None] | None = None,
     ):
-        """Args:
-        config: The data section of the configuration.
-        tokenizer: If it has no chat template and one is needed, it gets the template `plain`.
-        on_progress: See `sft.data.progress`.
+        """
+        Args:
+            config: The data section of the configuration.
+            tokenizer: If it has no chat template and one is needed, it gets the template `plain`.
+            on_progress: See `sft.data.progress`.
         """
         self.config = config
         self._on_progress = on_progress

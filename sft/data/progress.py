@@ -20,9 +20,10 @@ class PreparationProgress:
     """Shows progress: a line redrawn on a terminal, or a log line now and then elsewhere. A context manager."""
 
     def __init__(self, description: str, on_progress: Callable[[bool], None] | None = None):
-        """Args:
-        description: What is being prepared, e.g. `Preparing train rows`.
-        on_progress: Called with True whenever rows have been prepared, and with False at the end.
+        """
+        Args:
+            description: What is being prepared, e.g. `Preparing train rows`.
+            on_progress: Called with True whenever rows have been prepared, and with False at the end.
         """
         self._description = description
         self._on_progress = on_progress or (lambda is_running: None)

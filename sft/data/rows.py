@@ -60,11 +60,12 @@ class RowPreparer:
         tokenizer: RowTokenizer,
         renderer: ChatRenderer | None,
     ):
-        """Args:
-        record_format: Converts records to conversations.
-        columns: Column name of the source -> our name.
-        tokenizer: Tokenizes rendered rows.
-        renderer: Renders conversations; None for a format of plain text.
+        """
+        Args:
+            record_format: Converts records to conversations.
+            columns: Column name of the source -> our name.
+            tokenizer: Tokenizes rendered rows.
+            renderer: Renders conversations; None for a format of plain text.
         """
         self._format = record_format
         self._columns = columns

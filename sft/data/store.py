@@ -148,9 +148,10 @@ class PreparedRows:
     """
 
     def __init__(self, parts: Sequence[StoredRows], index: np.ndarray | None = None):
-        """Args:
-        parts: The rows of each source. Rows are numbered through all of them.
-        index: Numbers of the selected rows, `[R]`; None for all rows.
+        """
+        Args:
+            parts: The rows of each source. Rows are numbered through all of them.
+            index: Numbers of the selected rows, `[R]`; None for all rows.
         """
         self._parts = tuple(parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)])

@@ -53,11 +53,12 @@ class RowStream:
     """The rows of all sources, pass after pass."""
 
     def __init__(self, sources: Sequence[Source], preparers: Sequence[RowPreparer], *, seed: int, block_rows: int):
-        """Args:
-        sources: Read one after another in each pass.
-        preparers: The preparer of each source.
-        seed: Seed of the order within blocks.
-        block_rows: Rows that are held in memory and shuffled together; 1 keeps the order of the files.
+        """
+        Args:
+            sources: Read one after another in each pass.
+            preparers: The preparer of each source.
+            seed: Seed of the order within blocks.
+            block_rows: Rows that are held in memory and shuffled together; 1 keeps the order of the files.
         """
         self._sources = sources
         self._preparers = preparers

@@ -8,7 +8,7 @@ Public names:
     output_layer, supervised_loss, evaluation_sums: loss and metrics of supervised tokens.
     compiling, gradient_checkpointing, gradient_sum, random_state: what a training step needs.
     sharding, sharded_state, state_copy: FSDP2, and state written to and read from files.
-    answering, merging, saving: what is done with a model beside training it.
+    answering, merging, saving: other uses of a model than training.
 
 Must not know: data sets, files of a run, the trainer. A model is recognized by its structure, never by its name.
 """

@@ -40,7 +40,7 @@ _UNSUPPORTED = {
 
 
 class UnsupportedAttention(Exception):
-    """The model's attention needs something that is not supported here; the text says what, after "the model"."""
+    """The model's attention needs an unsupported feature; the message continues "the model ..."."""
 
 
 @contextmanager

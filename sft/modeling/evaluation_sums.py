@@ -1,4 +1,4 @@
-"""Sums over supervised tokens and sequences, of which evaluation metrics are made.
+"""Sums over supervised tokens and sequences, from which evaluation metrics are computed.
 
 Shapes: `S` supervised positions of the batch.
 """

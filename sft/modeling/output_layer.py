@@ -34,9 +34,10 @@ class OutputLayer:
     """Computes the losses of a model's supervised tokens: at its output layer, or from its logits."""
 
     def __init__(self, model: Any, layer: nn.Linear | None):
-        """Args:
-        model: the model, unwrapped.
-        layer: the linear layer that computes exactly the logits (see `find_output_layer`); None if there is none.
+        """
+        Args:
+            model: the model, unwrapped.
+            layer: the linear layer that computes exactly the logits (see `find_output_layer`); None if there is none.
         """
         self._layer = layer
         signature = inspect.signature(_base(model).forward).parameters

@@ -1,4 +1,4 @@
-"""The number types that a run computes in, where the settings leave them to `auto`."""
+"""The dtypes that a run computes in, where the settings are `auto`."""
 
 from __future__ import annotations
 

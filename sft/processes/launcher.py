@@ -219,7 +219,7 @@ def _exit_status(
         )
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     status = max((record.exit_status for record in records.values()), default=0)
-    # On a second signal torchrun's agent sends SIGTERM, whichever came; and a process that had not begun has no record.
+    # On a second signal torchrun's agent sends SIGTERM, whichever came; a process that had not started has no record.
     if number and (status or len(records) < num_processes):
         return 128 + number
     return status

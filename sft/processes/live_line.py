@@ -25,11 +25,12 @@ class LiveLine:
     """
 
     def __init__(self, stream: TextIO, *, width: int | None = None, redirects: bool = False):
-        """Args:
-        stream: the terminal.
-        width: columns; default: those of the terminal, read again whenever the line is drawn.
-        redirects: while the line is shown, what is written to `sys.stdout` (and to `sys.stderr`, if that is a
-            terminal) appears above it.
+        """
+        Args:
+            stream: the terminal.
+            width: columns; default: those of the terminal, read again whenever the line is drawn.
+            redirects: while the line is shown, what is written to `sys.stdout` (and to `sys.stderr`, if that is a
+                terminal) appears above it.
         """
         self._console = Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._redirects = redirects
@@ -37,7 +38,7 @@ class LiveLine:
         self._shown = ""
 
     def start(self) -> Live:
-        """Begin to draw. `show` does so too."""
+        """Start drawing; `show` does so too."""
         if self._live is None:
             self._live = Live(
                 Text(""),

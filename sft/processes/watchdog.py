@@ -42,10 +42,11 @@ class Watchdog:
     """Ends this process if it makes no progress for too long. A context manager; outside of it nothing is watched."""
 
     def __init__(self, timeout_seconds: float, *, rank: int, folder: str | Path):
-        """Args:
-        timeout_seconds: longest time without progress; 0 disables the watchdog.
-        rank: of this process.
-        folder: for the stacks, shared by all processes: a process that finds another's report there exits too.
+        """
+        Args:
+            timeout_seconds: longest time without progress; 0 disables the watchdog.
+            rank: of this process.
+            folder: for the stacks, shared by all processes: a process that finds another's report there exits too.
         """
         self._timeout = timeout_seconds
         self._rank = rank
@@ -77,7 +78,7 @@ class Watchdog:
         """Report progress; the next is expected within the timeout.
 
         Args:
-            phase: what begins now, for the message.
+            phase: what starts now, for the message.
             step: of the run, if there is one.
             patience: factor on the timeout for phases that may take long.
         """
@@ -88,7 +89,7 @@ class Watchdog:
         self._expected = None
 
     def on_preparation(self, is_running: bool) -> None:
-        """More rows were prepared; or this process has finished, and may wait for others without a limit."""
+        """More rows were prepared; or this process has finished, and may wait for the others for any time."""
         if is_running:
             self.expect("preparing rows")
         else:

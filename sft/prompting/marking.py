@@ -82,7 +82,8 @@ class Marker:
     """Puts marks into messages and finds them in rendered text. Equal prefixes of a conversation get equal marks."""
 
     def __init__(self, messages: Sequence[Mapping[str, Any]], placement: MarkPlacement, text: str):
-        """Args:
+        """
+        Args:
             messages: The messages of a conversation.
             placement: Where to put marks.
             text: The text that they render to; its characters are not used as marks.

@@ -39,10 +39,11 @@ class OffsetEncoder:
     """Tokenizes texts and locates every token in its text."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, is_chat: bool):
-        """Args:
-        tokenizer: A fast tokenizer.
-        is_chat: Chat text is complete as rendered and nothing is added to it. Plain text gets the special tokens that
-            the tokenizer adds (begin-of-text once) and an end-of-text token.
+        """
+        Args:
+            tokenizer: A fast tokenizer.
+            is_chat: Chat text is complete as rendered, so nothing is added. Plain text gets the special tokens that the
+                tokenizer adds (begin-of-text once) and an end-of-text token.
         """
         self._tokenizer = tokenizer
         self._is_chat = is_chat
@@ -107,10 +108,11 @@ class ByteLengths:
     """
 
     def __init__(self, backend: Any, lengths: np.ndarray, normalizes: bool):
-        """Args:
-        backend: The tokenizer of the `tokenizers` library.
-        lengths: Number of bytes of each token id, int64.
-        normalizes: Whether the tokenizer applies NFC to the text.
+        """
+        Args:
+            backend: The tokenizer of the `tokenizers` library.
+            lengths: Number of bytes of each token id, int64.
+            normalizes: Whether the tokenizer applies NFC to the text.
         """
         self.backend = backend
         self._lengths = lengths

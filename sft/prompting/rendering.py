@@ -34,7 +34,8 @@ class ChatRenderer:
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", *, only_last_turn: bool = False, add_end_token: bool = False
     ):
-        """Args:
+        """
+        Args:
             tokenizer: A tokenizer with a chat template.
             only_last_turn: Train only the last assistant turn.
             add_end_token: Append the tokenizer's end token to the last answer of a row if the template writes no end

@@ -43,7 +43,8 @@ class ChatTemplate:
     """A chat template: the texts of conversations, and the end that it writes after an answer."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
-        """Args:
+        """
+        Args:
             tokenizer: A tokenizer with a chat template.
 
         Raises:

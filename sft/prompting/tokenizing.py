@@ -106,14 +106,15 @@ class RowTokenizer:
         truncate: bool = True,
         end_token_ids: Sequence[int] | None = None,
     ):
-        """Args:
-        tokenizer: A fast tokenizer.
-        is_chat: Whether rows are rendered conversations, to which nothing is added. Plain text gets the special tokens
-            that the tokenizer adds (begin-of-text once) and an end-of-text token, which is trained: without it the
-            model would not learn to stop.
-        max_seq_length: Maximum number of tokens of a row.
-        truncate: Truncate longer rows; False refuses them.
-        end_token_ids: Tokens that end an answer. Defaults to the tokenizer's end token.
+        """
+        Args:
+            tokenizer: A fast tokenizer.
+            is_chat: Whether rows are rendered conversations, to which nothing is added. Plain text gets the special
+                tokens that the tokenizer adds (begin-of-text once) and an end-of-text token, which is trained: without
+                it the model would not learn to stop.
+            max_seq_length: Maximum number of tokens of a row.
+            truncate: Truncate longer rows; False refuses them.
+            end_token_ids: Tokens that end an answer. Defaults to the tokenizer's end token.
         """
         self._tokenizer = tokenizer
         self._encode = OffsetEncoder(tokenizer, is_chat=is_chat)

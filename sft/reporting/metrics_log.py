@@ -14,12 +14,13 @@ class MetricsLog:
     """Appends log events to a file. A resumed run continues after the step that it resumes from."""
 
     def __init__(self, path: str | Path, *, resume_step: int | None = None, num_evaluations: int | None = None):
-        """Args:
-        path: the file.
-        resume_step: keep the lines up to this step and remove later ones, which will be written again; None: start
-            with an empty file.
-        num_evaluations: evaluations at that step to keep, as the checkpoint counted them; the rest will be repeated.
-            None: all.
+        """
+        Args:
+            path: the file.
+            resume_step: keep the lines up to this step and remove later ones, which will be written again; None: start
+                with an empty file.
+            num_evaluations: evaluations at that step to keep, as the checkpoint counted them; later ones are repeated.
+                None: all.
         """
         self.path = Path(path)
         kept: list[dict[str, Any]] = []

@@ -15,10 +15,11 @@ class SamplesLog:
     """Appends answers to a file. A resumed run continues after the step that it resumes from, without duplicates."""
 
     def __init__(self, path: str | Path, *, resume_step: int | None = None):
-        """Args:
-        path: the file; created with the first answer.
-        resume_step: keep the lines up to this step and remove later ones, which will be written again; None: start
-            with an empty file.
+        """
+        Args:
+            path: the file; created with the first answer.
+            resume_step: keep the lines up to this step and remove later ones, which will be written again; None: start
+                with an empty file.
         """
         self.path = Path(path)
         if not self.path.is_file():

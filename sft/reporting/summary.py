@@ -128,7 +128,7 @@ def split_counts(split: SplitReport) -> dict[str, Any]:
         ],
         "sources": [dataclasses.asdict(source) for source in split.sources],
         "duplicates": split.duplicates,
-        "duplicate_examples": pairs_of_places(split.duplicate_examples),
+        "duplicate_examples": pairs_of_locations(split.duplicate_examples),
         "rows_too_long": split.rows_too_long,
         "rows_that_lose_the_answer": split.rows_that_lose_the_answer,
         "rows_that_lose_the_end": split.rows_that_lose_the_end,
@@ -142,6 +142,6 @@ def split_counts(split: SplitReport) -> dict[str, Any]:
     }
 
 
-def pairs_of_places(pairs: Sequence[tuple[RowSource, RowSource]]) -> list[list[str]]:
+def pairs_of_locations(pairs: Sequence[tuple[RowSource, RowSource]]) -> list[list[str]]:
     """Rows and the earlier rows that they duplicate, as `file:line`."""
     return [[str(row), str(original)] for row, original in pairs]

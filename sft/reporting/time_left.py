@@ -13,11 +13,12 @@ class TimeLeft:
     """An estimate in seconds."""
 
     def __init__(self, *, first_step: int, total_steps: int, evaluation_every: int | None, saving_every: int | None):
-        """Args:
-        first_step: the step that the run resumes from; 0 for a fresh start.
-        total_steps: of the run.
-        evaluation_every: steps between evaluations; 0: only at the end; None: never.
-        saving_every: steps between checkpoints; likewise.
+        """
+        Args:
+            first_step: the step that the run resumes from; 0 for a fresh start.
+            total_steps: of the run.
+            evaluation_every: steps between evaluations; 0: only at the end; None: never.
+            saving_every: steps between checkpoints; likewise.
         """
         self._total = total_steps
         self._every = {EVALUATING: evaluation_every, SAVING: saving_every}

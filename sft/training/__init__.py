@@ -1,9 +1,9 @@
-"""One run of training: what is resolved before the first step, the trainer's parts, and what a run leaves behind.
+"""One run of training: what is resolved before the first step, the trainer's components, and the results of a run.
 
 Before the first step:
 
 - `output_folder`, `run_identity`: the claimed folder, the checkpoint to resume from, whether it is the same run
-- `model_preparation`, `row_layout`: the model sharded and tried out. `prepared_model`: the record of it
+- `model_preparation`, `row_layout`: the sharded model, its row layout by trial. `prepared_model`: the record of both
 - `batch_size_trials`, `memory_probe`: the batch plan. `dry_run`: where a dry run ends
 - `run_setup`: `RunSetup`, the record of all of this. `arguments`: transformers' `TrainingArguments`
 

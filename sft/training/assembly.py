@@ -1,4 +1,4 @@
-"""The parts that are put together around a trainer: trackers, display, metrics log, stream, compiled layers."""
+"""What a trainer is assembled with: trackers, display, metrics log, stream, compiled layers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PreparedTraining:
     trainer: EvaluatingTrainer
     trackers: Trackers
     display: DisplayCallback | None
-    """Shows progress to a person; None in other processes than the first."""
+    """Shows progress; None except in the first process."""
     stop: StopCallback
     request: StopRequest
     samples: SampleAnswers
@@ -54,11 +54,11 @@ class PreparedTraining:
 
 
 def compile_model(prepared: PreparedModel, options: Mapping[str, Any] | None) -> None:
-    """Has `torch.compile` compile the layers at their first call.
+    """Compile the layers with `torch.compile`, at their first call.
 
     Args:
         prepared: the model.
-        options: of `torch.compile`; None leaves the layers as they are.
+        options: of `torch.compile`; None does not compile.
     """
     if options is not None:
         count = compile_layers(prepared.model, has_fixed_shape=prepared.layout.has_fixed_shape, **options)

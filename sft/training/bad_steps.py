@@ -34,12 +34,13 @@ class BadSteps(TrainerCallback):
         locate_row: Callable[[int], str] | None,
         drops_gradients: bool = False,
     ):
-        """Args:
-        context: this process; with several processes, a process group must be open.
-        device: device of the gradients.
-        max_consecutive: number of consecutive bad steps that ends the run.
-        locate_row: maps the number of a training row to its file and line; None if rows have no number.
-        drops_gradients: skip an update by dropping the gradients, because the optimizer cannot read the flag.
+        """
+        Args:
+            context: this process; with several processes, a process group must be open.
+            device: device of the gradients.
+            max_consecutive: number of consecutive bad steps that ends the run.
+            locate_row: maps the number of a training row to its file and line; None if rows have no number.
+            drops_gradients: skip an update by dropping the gradients, because the optimizer cannot read the flag.
         """
         self._context = context
         self._max_consecutive = max_consecutive

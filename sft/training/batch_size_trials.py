@@ -44,14 +44,14 @@ def resolve_batches(
     limits: MemoryLimits,
     resume: ResumePoint | None = None,
 ) -> BatchPlan:
-    """The batch plan: sizes as they are set, as the resumed run had them, or as trials find them.
+    """The batch plan: sizes as set, as in the resumed run, or as found by trial.
 
     Args:
         config: the whole configuration.
         data: the rows; the longest of them are tried.
         prepared: the model, on its device.
         context: the processes that share a step.
-        actual: the processes that are running: in a dry run this one alone.
+        actual: the running processes: in a dry run only this one.
         limits: of each device's memory.
         resume: the checkpoint to resume from.
 

@@ -15,9 +15,10 @@ class OrderCallback(TrainerCallback):
     """Sets the sampler's epoch from the step, so that a resumed run trains on the same order of rows."""
 
     def __init__(self, sampler: RankBatchSampler | None, steps_per_epoch: int):
-        """Args:
-        sampler: None for a stream, which has no epochs: the share of all steps is logged instead.
-        steps_per_epoch: of the batch plan.
+        """
+        Args:
+            sampler: None for a stream, which has no epochs: the share of all steps is logged instead.
+            steps_per_epoch: of the batch plan.
         """
         self._sampler = sampler
         self._steps_per_epoch = steps_per_epoch
@@ -36,9 +37,10 @@ class MissedEvaluationCallback(TrainerCallback):
     """Makes the evaluation that was due when the checkpoint was saved, if the interrupted run did not finish it."""
 
     def __init__(self, trainer: Any, steps_per_epoch: int):
-        """Args:
-        trainer: with `resume_step` and `evaluate_now`.
-        steps_per_epoch: of the batch plan.
+        """
+        Args:
+            trainer: with `resume_step` and `evaluate_now`.
+            steps_per_epoch: of the batch plan.
         """
         self._trainer = trainer
         self._steps_per_epoch = steps_per_epoch

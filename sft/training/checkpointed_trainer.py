@@ -40,10 +40,11 @@ class CheckpointedTrainer(ResumingTrainer):
     """Publishes complete checkpoints only."""
 
     def __init__(self, setup: RunSetup, arguments: TrainingArguments, **kwargs: Any):
-        """Args:
-        setup: the run.
-        arguments: transformers' settings.
-        kwargs: what transformers' Trainer takes beside them.
+        """
+        Args:
+            setup: the run.
+            arguments: transformers' settings.
+            kwargs: further arguments of transformers' Trainer.
         """
         self.setup = setup
         self.before = BeforeTraining()
@@ -77,7 +78,7 @@ class CheckpointedTrainer(ResumingTrainer):
         self._failures: list[str] = []
 
     def manifest_entries(self) -> dict[str, Any]:
-        """What the next checkpoint's manifest holds beside its files. A collective operation."""
+        """What the next checkpoint's manifest contains besides its files. A collective operation."""
         return {
             "step": self.state.global_step,
             "world_size": self.context.world_size,
@@ -181,7 +182,7 @@ class CheckpointedTrainer(ResumingTrainer):
         return super()._finalize_training(*args, **kwargs)
 
     def _write_files(self, model: Any, trial: Any, unfinished: Path, target: Path) -> None:
-        """Trainer's own saving; then its state gets the name that the best checkpoint will have once published."""
+        """Trainer's own saving; its state then names the best checkpoint as it will be named once published."""
         super()._save_checkpoint(model, trial)
         best = self.state.best_global_step
         best_folder = target.with_name(f"checkpoint-{best}")
@@ -191,7 +192,7 @@ class CheckpointedTrainer(ResumingTrainer):
             self.state.save_to_json(str(unfinished / _TRAINER_STATE))
 
     def _note_failure(self, write: Any) -> None:
-        """Runs a writing operation; a disk error is kept, since the other processes must learn of it first.
+        """Runs a writing operation; a disk error is kept, since the other processes must be informed first.
 
         Raises:
             Exception: any error that is not about the disk.
@@ -217,17 +218,17 @@ class CheckpointedTrainer(ResumingTrainer):
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model. If a checkpoint's cannot be written, Trainer still has to reach its barrier."""
+        """Saves the model. If that fails in a checkpoint, Trainer must still reach its barrier."""
         if not _internal_call:
             super().save_model(output_dir)
         elif not self.is_sharded:
             self._note_failure(lambda: super(CheckpointedTrainer, self).save_model(output_dir, _internal_call=True))
         elif not self._saves_shards:  # shards are written with the optimizer's state
-            weights = self.gather_whole_weights()
+            weights = self.gather_full_weights()
             if self.args.should_save:
                 self._note_failure(lambda: self._save(output_dir, state_dict=weights))
 
-    def gather_whole_weights(self) -> dict[str, Any] | None:
+    def gather_full_weights(self) -> dict[str, Any] | None:
         """Sharded weights, gathered on the main process (adapters only, if there are any). A collective operation.
 
         Returns:
@@ -238,7 +239,7 @@ class CheckpointedTrainer(ResumingTrainer):
         return gather_weights(self.model, keep=self.args.should_save, trained_only=self._has_adapters)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Saves them. For a sharded model, collective operations come before anything is written."""
+        """Saves the state of optimizer and schedule. For a sharded model, gathers it before anything is written."""
         folder = Path(output_dir)
         if not self.is_sharded:
             state = None
@@ -251,8 +252,8 @@ class CheckpointedTrainer(ResumingTrainer):
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER)
             return
         if self._saves_shards:
-            place = (self.context.rank, self.context.world_size)
-            save_shards(folder, self.model, self._inner_optimizer, place, trained_only=self._has_adapters)
+            rank = (self.context.rank, self.context.world_size)
+            save_shards(folder, self.model, self._inner_optimizer, rank, trained_only=self._has_adapters)
         else:
             state = gather_optimizer_state(self._inner_optimizer, keep=self.args.should_save)
             if self.args.should_save:
@@ -291,7 +292,7 @@ class CheckpointedTrainer(ResumingTrainer):
 
 
 def _try_to_copy(state: Any) -> Any | None:
-    """A copy in main memory; None if there turns out to be no room for it."""
+    """A copy in main memory; None if it does not fit after all."""
     try:
         return copy_to_memory(state)
     except (MemoryError, RuntimeError) as error:  # on CPU torch raises RuntimeError where memory cannot be allocated

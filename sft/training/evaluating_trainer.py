@@ -1,4 +1,4 @@
-"""Evaluation as sums over supervised tokens: the same figures whatever the batch size and the number of processes."""
+"""Evaluation as sums over supervised tokens: the same results for any batch size and number of processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger("sft.train")
 
 
 class EvaluatingTrainer(CheckpointedTrainer):
-    """Evaluates without a trace: random numbers, the model's mode and the training clock stay as they were."""
+    """Evaluates without side effects: random numbers, the model's mode and the training clock stay as they were."""
 
     eval_dataset: RowDataset | None
     products: str
@@ -39,11 +39,12 @@ class EvaluatingTrainer(CheckpointedTrainer):
     """Handles signals during training."""
 
     def __init__(self, setup: RunSetup, arguments: TrainingArguments, progress: TrainingProgress, **kwargs: Any):
-        """Args:
-        setup: the run.
-        arguments: transformers' settings.
-        progress: the training clock, which an evaluation pauses.
-        kwargs: see `CheckpointedTrainer`.
+        """
+        Args:
+            setup: the run.
+            arguments: transformers' settings.
+            progress: the training clock, which an evaluation pauses.
+            kwargs: see `CheckpointedTrainer`.
         """
         super().__init__(setup, arguments, eval_dataset=setup.data.validation, **kwargs)
         self.progress = progress
@@ -72,11 +73,11 @@ class EvaluatingTrainer(CheckpointedTrainer):
     ) -> EvalLoopOutput:
         """Token-weighted loss, perplexity, token and sequence accuracy."""
         # Trainer's own loop calls `accelerator.prepare_model`, which marks the model as prepared: DeepSpeed would then
-        # never take it, and the processes would drift apart without an error.
+        # never take it, and the weights of the processes would diverge without an error.
         model = self.model
 
-        def losses_and_hits(part: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-            return self.layout.output.losses_and_hits(model, model_inputs(part), part)
+        def losses_and_hits(chunk: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.layout.output.losses_and_hits(model, model_inputs(chunk), chunk)
 
         model.eval()
         sums = EvaluationSums(self.args.device)
@@ -88,8 +89,8 @@ class EvaluatingTrainer(CheckpointedTrainer):
             torch.compiler.set_stance("force_eager"),  # evaluation batches have other shapes
         ):
             for batch in dataloader:
-                for part, (losses, hits) in self.evaluation_step.run(batch, losses_and_hits):
-                    sums.add(losses, hits, part["target_rows"], num_rows=part["counts"]["rows"])
+                for chunk, (losses, hits) in self.evaluation_step.run(batch, losses_and_hits):
+                    sums.add(losses, hits, chunk["target_rows"], num_rows=chunk["counts"]["rows"])
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if self.context.world_size > 1:
             torch.distributed.all_reduce(sums.tensor)

@@ -29,11 +29,12 @@ class EvaluationStep:
         *,
         can_split: bool = True,
     ):
-        """Args:
-        collator: collates the rows of a chunk.
-        batch_size: rows of a full batch.
-        device: this process's device.
-        can_split: False if all processes compute a batch together, so that none can split it alone.
+        """
+        Args:
+            collator: collates the rows of a chunk.
+            batch_size: rows of a full batch.
+            device: this process's device.
+            can_split: False if all processes compute a batch together, so that none can split it alone.
         """
         self._can_split = can_split
         self._collator = collator

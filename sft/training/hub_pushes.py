@@ -32,10 +32,11 @@ class HubPushes:
     """Pushes checkpoints in the background during training, and the model at the end. Main process only."""
 
     def __init__(self, arguments: "TrainingArguments", staging_folder: Path, *, token: str | None):
-        """Args:
-        arguments: the run's arguments.
-        staging_folder: holds files while they are uploaded.
-        token: of the Hub; None for the one that `hf auth login` stored.
+        """
+        Args:
+            arguments: the run's arguments.
+            staging_folder: holds files while they are uploaded.
+            token: of the Hub; None for the one that `hf auth login` stored.
         """
         self._staging_folder = staging_folder
         self._arguments = arguments

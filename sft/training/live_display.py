@@ -32,12 +32,13 @@ class DisplayCallback(TrainerCallback):
         steps_per_epoch: int,
         has_validation: bool,
     ):
-        """Args:
-        progress: the run's clock; it reports when training pauses.
-        first_step: step from which the run starts or resumes.
-        total_steps: steps of the run.
-        steps_per_epoch: steps of an epoch.
-        has_validation: whether the run ends with an evaluation.
+        """
+        Args:
+            progress: the run's clock; it reports when training pauses.
+            first_step: step from which the run starts or resumes.
+            total_steps: steps of the run.
+            steps_per_epoch: steps of an epoch.
+            has_validation: whether the run ends with an evaluation.
         """
         self.line: LiveLine | None = None
         """The terminal's live line; None without a terminal."""

@@ -25,7 +25,7 @@ def training_sampler(
     strategy = str(arguments.train_sampling_strategy)
     if plan.packs is not None:
         return PackedBatchSampler(
-            cast(PackPlan, plan.packs),  # floor 0, where the plan is declared, only has a protocol
+            cast(PackPlan, plan.packs),  # `common`, where the plan is declared, only has a protocol
             plan.per_device_train_batch_size,
             rank=context.rank,
             world_size=context.world_size,

@@ -45,13 +45,14 @@ class MemoryProbe:
         optimizer: str,
         checkpointing: Mapping[str, Any] | None,
     ):
-        """Args:
-        model: on its device, with its adapters.
-        precision: the types to compute in.
-        device: this process's device.
-        layout: how rows become a micro-batch.
-        optimizer: name of the optimizer; its states are simulated by as many bytes.
-        checkpointing: options of gradient checkpointing; None if activations are kept.
+        """
+        Args:
+            model: on its device, with its adapters.
+            precision: the types to compute in.
+            device: this process's device.
+            layout: how rows become a micro-batch.
+            optimizer: name of the optimizer; its states are simulated by as many bytes.
+            checkpointing: options of gradient checkpointing; None if activations are kept.
         """
         self._model = model
         self._layout = layout
@@ -62,7 +63,7 @@ class MemoryProbe:
 
     @contextmanager
     def simulated_training_memory(self) -> Iterator[None]:
-        """Context in which memory holds what training needs besides a micro-batch; the previous state is restored."""
+        """Context in which memory is allocated as in training, except for a micro-batch; restored at its end."""
         state = RandomState.capture(self._device)
         was_training = self._model.training
         trained = [weight for weight in self._model.parameters() if weight.requires_grad]

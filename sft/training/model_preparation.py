@@ -69,7 +69,7 @@ def prepare_model(
 
 
 def with_micro_batch_size(prepared: PreparedModel, micro_batch_size: int) -> PreparedModel:
-    """The same with a layout for micro-batches of this size: where all have one shape, it is fixed here."""
+    """The same with a layout for micro-batches of this size, which determines their shape if it is fixed."""
     return replace(prepared, layout=prepared.layout.with_micro_batch_size(micro_batch_size))
 
 

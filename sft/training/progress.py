@@ -31,11 +31,12 @@ class TrainingProgress:
         footprint: ModelFootprint,
         peak_flops: float | None = None,
     ):
-        """Args:
-        context: this process.
-        device: holds the counts, so that counting does not synchronize with it.
-        footprint: sizes of the model, to compute the FLOPs of its tokens.
-        peak_flops: peak FLOPs per second of one device; None if unknown.
+        """
+        Args:
+            context: this process.
+            device: holds the counts, so that counting does not synchronize with it.
+            footprint: sizes of the model, to compute the FLOPs of its tokens.
+            peak_flops: peak FLOPs per second of one device; None if unknown.
         """
         self.counts = torch.zeros(_NUM_COUNTS, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
         """Supervised tokens, tokens, rows, computed tokens (with padding; shared leading tokens once), sum of the

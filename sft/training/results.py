@@ -40,9 +40,9 @@ def training_result(trainer: Any, steps: int, stop: StopCallback) -> TrainingRes
     """The counts, speeds and memory of a run that has just ended.
 
     Args:
-        trainer: that has trained.
-        steps: optimizer steps of the whole run.
-        stop: knows the signal that stopped it.
+        trainer: after training.
+        steps: optimizer steps of the run, those before a resume included.
+        stop: has the signal that stopped it, if any.
     """
     progress = trainer.progress
     seconds = progress.seconds()
@@ -91,7 +91,7 @@ def save_and_report(training: Any, result: TrainingResult, report: RunReport) ->
         report: the run's report, which is finished here.
 
     Returns:
-        The exit status, the same on all processes: the main process alone knows whether the Hub took the model.
+        The exit status, the same on all processes: only the main process knows whether the push to the Hub succeeded.
     """
     trainer = training.trainer
     completed = result.status == "completed"
@@ -100,7 +100,7 @@ def save_and_report(training: Any, result: TrainingResult, report: RunReport) ->
     status = 0 if completed else 128 + result.stopped_by
     if trainer.context.is_main_process:
         status = _report(training, result, report, status)
-    # No process leaves while others still write.
+    # No process exits while others still write.
     return -agree_on_smallest(-status, trainer.context)
 
 
@@ -131,7 +131,7 @@ def _save_model(trainer: Any) -> None:
         if trainer.context.is_main_process:
             publish_model(model_staging_folder(output), output)
         return
-    weights = trainer.gather_whole_weights()
+    weights = trainer.gather_full_weights()
     if trainer.context.is_main_process:
         write_model(output, partial(save_final_model, trainer.model, trainer.processing_class, weights=weights))
 
@@ -169,7 +169,7 @@ def _draw_curves(output: Path, title: str) -> Path | None:
 
 
 def _log_result(trainer: Any, result: TrainingResult, status: int) -> None:
-    """Logs what came of a completed run."""
+    """Logs the results of a completed run."""
     config = trainer.setup.config
     output = Path(config.training.output_dir)
     for line in [*sample_lines(result.samples), "", *before_and_after_lines(result.eval_before, result.eval_after)]:

@@ -26,11 +26,11 @@ from sft.processes.agreement import agree_on_problem, open_cpu_group
 logger = logging.getLogger("sft.train")
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 _SETTINGS_OF_GROUPS = ("weight_decay", "betas", "eps", "momentum")
-"""Settings that an optimizer's state holds too: the values of this run are in force, not the saved ones."""
+"""Settings that are also saved in an optimizer's state: the values of this run take precedence."""
 
 
 class ResumingTrainer(Trainer):
-    """transformers' Trainer with loading that also knows sharded models, and never loads a damaged best checkpoint."""
+    """transformers' Trainer that also loads sharded models, and never loads a damaged best checkpoint."""
 
     # transformers declares these as `X | None`. The model is always given; the others are set before training.
     model: PreTrainedModel
@@ -39,10 +39,11 @@ class ResumingTrainer(Trainer):
     lr_scheduler: LambdaLR
 
     def __init__(self, context: DistributedContext, arguments: TrainingArguments, **kwargs: Any):
-        """Args:
-        context: this process among all.
-        arguments: transformers' settings.
-        kwargs: what transformers' Trainer takes beside them.
+        """
+        Args:
+            context: this process among all.
+            arguments: transformers' settings.
+            kwargs: further arguments of transformers' Trainer.
         """
         super().__init__(args=arguments, **kwargs)
         self.context = context
@@ -68,7 +69,7 @@ class ResumingTrainer(Trainer):
         assert self.args.output_dir is not None
         return Path(self.args.output_dir)
 
-    def _reads_parts(self, checkpoint: str) -> bool:
+    def _loads_itself(self, checkpoint: str) -> bool:
         """Whether our own code loads the checkpoint: the model is sharded, or was when it was saved."""
         return self.is_sharded or num_shards(Path(checkpoint)) > 0
 
@@ -78,7 +79,7 @@ class ResumingTrainer(Trainer):
         Raises:
             CheckpointError: if the checkpoint lacks trained weights.
         """
-        if not self._reads_parts(resume_from_checkpoint):
+        if not self._loads_itself(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         folder = Path(resume_from_checkpoint)
@@ -98,9 +99,9 @@ class ResumingTrainer(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER, weights_only=True))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Loads their state; where settings have changed, those of this run are in force."""
+        """Loads the state of optimizer and schedule; changed settings keep the values of this run."""
         set_now = [dict(group) for group in self.optimizer.param_groups] if self.optimizer is not None else []
-        if checkpoint is not None and self._reads_parts(checkpoint):
+        if checkpoint is not None and self._loads_itself(checkpoint):
             self._load_sharded_state(Path(checkpoint))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -132,16 +133,16 @@ class ResumingTrainer(Trainer):
                 problem,
             )
             return
-        if self._reads_parts(best):
+        if self._loads_itself(best):
             self._load_from_checkpoint(best)
         else:
             super()._load_best_model()
         self.has_best_weights = True
 
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Trainer's numbers of epochs and steps; no epoch is left where the checkpoint is of the last step.
+        """Trainer's numbers of epochs and steps; zero epochs if the checkpoint is that of the last step.
 
-        Trainer would train one step more.
+        Otherwise Trainer would train one more step.
         """
         values = super().set_initial_training_values(*args, **kwargs)
         _num_epochs, *others, max_steps = values

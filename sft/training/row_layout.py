@@ -36,7 +36,7 @@ class RowLayout:
     collator: FlatCollator | PaddedCollator
     evaluation_collator: FlatCollator | PaddedCollator
     attention: str | None
-    """Name of the attention implementation during training and evaluation; None for the model's own."""
+    """Name of the attention implementation during training and evaluation; None keeps the model's own."""
     output: OutputLayer
     obstacle: str | None = None
     """Why rows are padded, as a clause; None if batches are padding-free, or if padding was requested."""
@@ -191,7 +191,7 @@ class _ModelTrials:
         return torch.allclose(once, expected, rtol=0, atol=tolerance(self._model) * float(expected.abs().max()))
 
     def output_layer(self) -> torch.nn.Linear | None:
-        """The layer whose product the logits are; None if they are anything else."""
+        """The layer whose output is the logits; None if the logits are computed in another way."""
         # Three tokens, because a product with one row may use a different kernel.
         ids = torch.tensor([[1, 2, 3]], device=self._model.device)
         was_training = self._model.training

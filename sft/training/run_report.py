@@ -41,10 +41,11 @@ class RunReport(TrainerCallback):
     """Writes the report of a run, in the main process only. A failure to write it never ends the run."""
 
     def __init__(self, setup: RunSetup, *, plan: Callable[[], BatchPlan], bad_steps: Callable[[], int]):
-        """Args:
-        setup: the run.
-        plan: returns the batch plan as it is now.
-        bad_steps: returns the number of steps skipped so far.
+        """
+        Args:
+            setup: the run.
+            plan: returns the batch plan as it is now.
+            bad_steps: returns the number of steps skipped so far.
         """
         self._setup, self._plan, self._bad_steps = setup, plan, bad_steps
         self._output = Path(setup.config.training.output_dir)

@@ -15,14 +15,15 @@ class RunningMeans(TrainerCallback):
     """Keeps the sums of the loss, which transformers' Trainer adds up, and the counts of the token accuracy.
 
     When Trainer resumes, it starts its sums at zero: the next logged loss would cover fewer steps than stated, and the
-    final mean only a part of the run. This callback saves the sums in checkpoints and restores them.
+    final mean only some steps of the run. This callback saves the sums in checkpoints and restores them.
     """
 
     def __init__(self, trainer: Any, context: DistributedContext, device: torch.device):
-        """Args:
-        trainer: adds up the loss.
-        context: this process.
-        device: holds the counts, so that counting does not synchronize with it.
+        """
+        Args:
+            trainer: adds up the loss.
+            context: this process.
+            device: holds the counts, so that counting does not synchronize with it.
         """
         self._trainer = trainer
         self._context = context

@@ -1,6 +1,6 @@
-"""The sample prompts, answered before training, at each evaluation and after: what a person looks at first.
+"""The sample prompts, answered before training, at each evaluation and after: the results that people look at first.
 
-Answering changes nothing of the run: random numbers, the model's mode, its attention and the clock are as before.
+Answering does not change the run: random numbers, the model's mode, its attention and the clock are as before.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ class SampleAnswers(TrainerCallback):
         log: SamplesLog | None,
         trackers: Trackers,
     ):
-        """Args:
-        trainer: its model answers, with the attention that it has now: the model's own.
-        prompts: to answer.
-        eos_token_ids: tokens that end an answer.
-        max_new_tokens: of an answer.
-        at_evaluations: whether to answer at evaluations during training too.
-        log: `samples.jsonl`; None where this process writes none.
-        trackers: show the answers too.
+        """
+        Args:
+            trainer: its model answers, with the attention that it has now: the model's own.
+            prompts: to answer.
+            eos_token_ids: tokens that end an answer.
+            max_new_tokens: of an answer.
+            at_evaluations: whether to answer at evaluations during training too.
+            log: `samples.jsonl`; None where this process writes none.
+            trackers: show the answers too.
         """
         self._trainer = trainer
         self._prompts = prompts
@@ -164,10 +165,10 @@ class SampleAnswers(TrainerCallback):
 
 
 def build_samples(trainer: EvaluatingTrainer, trackers: Trackers) -> SampleAnswers:
-    """Has a trainer's model answer the sample prompts, at its evaluations too if the settings say so.
+    """Builds the sample answers of a trainer; at evaluations too, if the settings request it.
 
     Args:
-        trainer: put together, not yet training.
+        trainer: complete, not yet training.
         trackers: show the answers too.
     """
     setup, settings = trainer.setup, trainer.setup.config.logging

@@ -22,9 +22,10 @@ class ShardedStep:
     """
 
     def __init__(self, weights: Callable[[], Sequence[nn.Parameter]], bad_steps: BadSteps):
-        """Args:
-        weights: returns this process's shards of the trainable weights.
-        bad_steps: checks the gradient of each step.
+        """
+        Args:
+            weights: returns this process's shards of the trainable weights.
+            bad_steps: checks the gradient of each step.
         """
         self._weights = weights
         self._bad_steps = bad_steps

@@ -41,14 +41,15 @@ class StepGradient:
         bad_steps: BadSteps | None = None,
         on_retry: Callable[[], None] = lambda: None,
     ):
-        """Args:
-        weights: the trainable weights.
-        collator: collates the rows of a chunk.
-        micro_batch_size: rows, or packs, of a full micro-batch.
-        context: this process; with several processes, a process group must be open.
-        num_chunks: chunks per micro-batch at the start.
-        bad_steps: checks the gradient of each step.
-        on_retry: called before a step is retried.
+        """
+        Args:
+            weights: the trainable weights.
+            collator: collates the rows of a chunk.
+            micro_batch_size: rows, or packs, of a full micro-batch.
+            context: this process; with several processes, a process group must be open.
+            num_chunks: chunks per micro-batch at the start.
+            bad_steps: checks the gradient of each step.
+            on_retry: called before a step is retried.
         """
         self._weights = list(weights)
         self._collator = collator
@@ -65,7 +66,7 @@ class StepGradient:
         """How often memory ran out and the number of chunks was raised."""
         self._batches: list[Batch] = []
         self._losses: list[torch.Tensor] = []
-        self._is_short = False
+        self._is_out_of_memory = False
         self._random_state: RandomState | None = None
 
     def add(self, batch: Batch, run: Callable[[Batch], torch.Tensor], *, is_last: bool, step: int) -> torch.Tensor:
@@ -86,7 +87,7 @@ class StepGradient:
         if not self._batches:
             self._random_state = RandomState.capture(self._context.device)
         self._batches.append(batch)
-        if not self._is_short:
+        if not self._is_out_of_memory:
             self._try(batch, run)
         if not is_last:
             return torch.zeros((), device=batch["targets"].device)
@@ -107,15 +108,15 @@ class StepGradient:
         return loss
 
     def _try(self, batch: Batch, run: Callable[[Batch], torch.Tensor]) -> None:
-        """Runs a micro-batch, split into chunks if necessary; sets `_is_short` if memory runs out."""
-        if self._is_short:
+        """Runs a micro-batch, split into chunks if necessary; sets `_is_out_of_memory` if memory runs out."""
+        if self._is_out_of_memory:
             return
         try:
             for chunk in self._chunks_of(batch):
                 self._losses.append(run(chunk))
         except torch.OutOfMemoryError:
             # The traceback's tensors are only freed after this block.
-            self._is_short = True
+            self._is_out_of_memory = True
 
     def _chunks_of(self, batch: Batch) -> Iterable[Batch]:
         if self.num_chunks == 1:
@@ -129,27 +130,27 @@ class StepGradient:
         """For each weight, whether any process has a gradient; None if memory ran out on any process.
 
         Raises:
-            MemoryShortage: if memory ran out, and no process that is short has a chunk that can be split.
+            MemoryShortage: if memory ran out, and none of those processes has a chunk that can be split.
         """
         largest = max(
             len(rows)
             for batch in self._batches
             for rows in split_rows(batch["rows"], self._micro_batch_size, self.num_chunks)
         )
-        can_split = self._is_short and largest > 1
-        own = [self._is_short, can_split, *(weight.grad is not None for weight in self._weights)]
+        can_split = self._is_out_of_memory and largest > 1
+        own = [self._is_out_of_memory, can_split, *(weight.grad is not None for weight in self._weights)]
         agreed = torch.tensor(own, dtype=torch.uint8)
         if self._group is not None:
             distributed.all_reduce(agreed, op=distributed.ReduceOp.MAX, group=self._group)
-        is_short, can_split, *has_gradient = agreed.tolist()
-        if is_short and not can_split:
+        is_out_of_memory, can_split, *has_gradient = agreed.tolist()
+        if is_out_of_memory and not can_split:
             longest = max(len(row["input_ids"]) for batch in self._batches for row in batch["rows"])
             raise MemoryShortage(
                 f"Out of memory on {self._context.device} with a single row (of up to {longest:,} tokens). Checkpoints "
                 "are intact: resume with resume_from_checkpoint: auto and gradient_checkpointing: true, or start a "
                 "new run with a smaller max_seq_length or lora_config. --dry_run shows what uses the memory."
             )
-        return None if is_short else [bool(has) for has in has_gradient]
+        return None if is_out_of_memory else [bool(has) for has in has_gradient]
 
     def _split_further(self, step: int) -> None:
         """Discards the step's gradient and losses, and raises the number of chunks."""
@@ -157,7 +158,7 @@ class StepGradient:
         self.num_chunks = next_num_chunks(self._micro_batch_size, self.num_chunks)
         for weight in self._weights:
             weight.grad = None
-        self._losses, self._is_short = [], False
+        self._losses, self._is_out_of_memory = [], False
         self._on_retry()
         if self._context.device.startswith("cuda"):
             torch.cuda.empty_cache()

@@ -26,9 +26,10 @@ class StopCallback(TrainerCallback):
     """
 
     def __init__(self, request: StopRequest, trainer: Any):
-        """Args:
-        request: keeps the signal.
-        trainer: with `context`, `has_failed_to_save` and `finish_saving`.
+        """
+        Args:
+            request: keeps the signal.
+            trainer: with `context`, `has_failed_to_save` and `finish_saving`.
         """
         self._request = request
         self._trainer = trainer

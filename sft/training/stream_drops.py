@@ -19,12 +19,12 @@ from sft.data.checks import stops_run
 logger = logging.getLogger("sft.train")
 TOLD_DROPS = 10
 """Dropped rows of a stream that are named; all are counted."""
-SLOTS_THAT_TELL = 1000
-"""Rows of a stream to be read before a share of them means something."""
+MIN_SLOTS_FOR_SHARE = 1000
+"""Rows of a stream that must be read before the share of dropped rows is checked."""
 
 
 class StreamDrops:
-    """Counts and logs the rows of a stream that cannot be used, and ends the run where the settings say so."""
+    """Counts and logs the rows of a stream that cannot be used, and ends the run if the settings require it."""
 
     @classmethod
     def for_data(cls, config: DataConfig) -> "StreamDrops":
@@ -32,9 +32,10 @@ class StreamDrops:
         return cls(stops_run=partial(stops_run, config=config), max_share=config.max_bad_row_share)
 
     def __init__(self, *, stops_run: Callable[[str], bool], max_share: float):
-        """Args:
-        stops_run: whether a single row that is dropped for this reason ends the run.
-        max_share: of the rows read: if more are dropped, the run ends (after the first `SLOTS_THAT_TELL` rows).
+        """
+        Args:
+            stops_run: whether a single row that is dropped for this reason ends the run.
+            max_share: of the rows read: if more are dropped, the run ends (after the first `MIN_SLOTS_FOR_SHARE` rows).
         """
         self._stops_run = stops_run
         self._max_share = max_share
@@ -64,7 +65,7 @@ class StreamDrops:
         self._read += slots
         self.counts.update(row.problem.reason for row in dropped)
         bad = self.counts.total() - self.counts["too_long"]
-        if self._read >= SLOTS_THAT_TELL and bad / self._read > self._max_share:
+        if self._read >= MIN_SLOTS_FOR_SHARE and bad / self._read > self._max_share:
             raise DataError(
                 f"{bad:,} of the {self._read:,} rows streamed so far are dropped ({bad / self._read:.1%}): more than "
                 f"max_bad_row_share {self._max_share:g} allows. Fix the data, or raise max_bad_row_share."
@@ -76,7 +77,7 @@ def take_dropped(
 ) -> int:
     """Removes the dropped rows from a stream's batches, on all processes together, and counts them.
 
-    Every process learns of the rows of all others, so all of them stop where one must.
+    Every process receives the dropped rows of all, so that all stop together.
 
     Args:
         batches: the micro-batches of a step; their entries `dropped` are taken out.

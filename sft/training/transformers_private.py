@@ -27,4 +27,4 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
 
 WRITTEN: tuple[str, ...] = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
 """Attributes that `running_means.py` reads and restores: Trainer starts these sums at zero when it resumes, so a log
-across a checkpoint, and the mean loss of the run, would cover fewer steps than they say."""
+across a checkpoint, and the mean loss of the run, would cover fewer steps than stated."""

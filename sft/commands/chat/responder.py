@@ -46,12 +46,13 @@ class Responder:
         is_chat: bool,
         during_generation: Callable[[], AbstractContextManager] = nullcontext,
     ):
-        """Args:
-        model: any causal language model, in evaluation mode.
-        tokenizer: its tokenizer, with a chat template if `is_chat`.
-        name: shown in the terminal.
-        is_chat: whether it answers conversations; otherwise it continues text.
-        during_generation: context manager around generation, for example one that disables adapters.
+        """
+        Args:
+            model: any causal language model, in evaluation mode.
+            tokenizer: its tokenizer, with a chat template if `is_chat`.
+            name: shown in the terminal.
+            is_chat: whether it answers conversations; otherwise it continues text.
+            during_generation: context manager around generation, for example one that disables adapters.
         """
         self.name, self.is_chat = name, is_chat
         self._model, self._tokenizer, self._during_generation = model, tokenizer, during_generation

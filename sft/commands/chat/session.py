@@ -57,12 +57,13 @@ class ChatSession:
         *,
         keeps_history: bool = True,
     ):
-        """Args:
-        responders: the models, in the order in which they answer.
-        system: first system prompt.
-        sampling: how tokens are chosen.
-        out: the terminal.
-        keeps_history: whether the models see the earlier turns.
+        """
+        Args:
+            responders: the models, in the order in which they answer.
+            system: first system prompt.
+            sampling: how tokens are chosen.
+            out: the terminal.
+            keeps_history: whether the models see the earlier turns.
         """
         self._responders, self._system, self._sampling = responders, system, sampling
         self._write = _writer(out)

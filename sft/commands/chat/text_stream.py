@@ -28,10 +28,11 @@ class TextStream:
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", end_token_ids: Collection[int], write: Callable[[str], None]
     ):
-        """Args:
-        tokenizer: of the model.
-        end_token_ids: tokens that end an answer; they are not part of its text.
-        write: called with each piece of text.
+        """
+        Args:
+            tokenizer: of the model.
+            end_token_ids: tokens that end an answer; they are not part of its text.
+            write: called with each piece of text.
         """
         self._tokenizer, self._end_token_ids, self._write = tokenizer, frozenset(end_token_ids), write
         self._is_prompt = True

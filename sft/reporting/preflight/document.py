@@ -10,7 +10,7 @@ from sft.common.data_records import LengthReport, RowPreview, SplitReport
 from sft.common.files import json_safe, write_json
 from sft.common.run_records import BatchPlan
 from sft.reporting.preflight.text import Preflight
-from sft.reporting.summary import pairs_of_places, plan_document, split_counts
+from sft.reporting.summary import pairs_of_locations, plan_document, split_counts
 
 
 def preflight_document(preflight: Preflight) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def preflight_document(preflight: Preflight) -> dict[str, Any]:
         "rows_dropped": report.rows_dropped,
         "duplicates": train.duplicates,
         "leakage": report.leakage,
-        "leakage_examples": pairs_of_places(report.leakage_examples),
+        "leakage_examples": pairs_of_locations(report.leakage_examples),
         "lengths": _lengths(train, preflight.max_seq_length),
         "supervised_share": train.supervised_share,
         "is_complete": report.is_complete,

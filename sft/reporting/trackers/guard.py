@@ -20,9 +20,10 @@ class GuardedTracker(TrainerCallback):
     """Forwards the trainer's events, samples and results to a tracker, until it fails for the first time."""
 
     def __init__(self, name: str, create: Callable[[], Any]):
-        """Args:
-        name: as in `report_to`.
-        create: creates the tracker, a trainer callback.
+        """
+        Args:
+            name: as in `report_to`.
+            create: creates the tracker, a trainer callback.
         """
         self.name = name
         self.problem: str | None = None

@@ -18,10 +18,11 @@ class TensorBoardTracker(TensorBoardCallback):
     """One event file per start; after a resume, no step appears twice."""
 
     def __init__(self, description: Mapping[str, Mapping[str, Any]], *, first_step: int, folder: str):
-        """Args:
-        description: of the run, by topic.
-        first_step: the step that the run resumes from; later steps in older event files are hidden.
-        folder: for the event files.
+        """
+        Args:
+            description: of the run, by topic.
+            first_step: the step that the run resumes from; later steps in older event files are hidden.
+            folder: for the event files.
         """
         from torch.utils.tensorboard import SummaryWriter  # optional: needs tensorboard
 

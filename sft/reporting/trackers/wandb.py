@@ -17,8 +17,9 @@ class WandbTracker(WandbCallback):
     """One wandb run, also after a resume; offline without an API key."""
 
     def __init__(self, description: Mapping[str, Mapping[str, Any]]):
-        """Args:
-        description: of the run, by topic.
+        """
+        Args:
+            description: of the run, by topic.
         """
         super().__init__()
         self._description = description

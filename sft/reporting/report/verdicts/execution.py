@@ -78,7 +78,7 @@ def hardware_verdict(records: ReportRecords) -> Verdict:
         figures.append(f"peak memory {size(round(peak))} of {size(machine.device_memory_bytes)} ({held:.0%})")
     mfu = records.mean_of("mfu")
     figures += [f"MFU {mfu:.1%}"] if mfu is not None else []
-    state, sentence = _utilization_words(device, share)
+    state, sentence = _utilization_verdict(device, share)
     if machine.has_gpu and held is not None and held < LOW_MEMORY_USE:
         sentence += " There is room for a larger micro-batch: set per_device_train_batch_size: auto."
     return Verdict(
@@ -90,7 +90,7 @@ def hardware_verdict(records: ReportRecords) -> Verdict:
     )
 
 
-def _utilization_words(device: str, share: float | None) -> tuple[str, str]:
+def _utilization_verdict(device: str, share: float | None) -> tuple[str, str]:
     if share is None:
         return UNKNOWN, f"Unknown: no {device} utilization was logged."
     if share >= BUSY:

@@ -1,4 +1,4 @@
-"""What the losses say: whether the model learned, overfits, and was trained long enough."""
+"""What the losses show: whether the model learned, overfits, and was trained long enough."""
 
 from __future__ import annotations
 
@@ -144,11 +144,11 @@ def overfitting_verdict(records: ReportRecords) -> Verdict | None:
         figures += f", {last['eval_loss']:.4f} at step {last['step']:,}"
         if at_best is not None and at_last is not None:
             figures += f"; training loss {at_best:.4f} and {at_last:.4f} at these steps"
-    state, sentence = _overfitting_words(records, rise, best, at_best, at_last)
+    state, sentence = _overfitting_sentence(records, rise, best, at_best, at_last)
     return Verdict(question=question, state=state, sentence=sentence, figures=f"{figures}.", rule=rule)
 
 
-def _overfitting_words(
+def _overfitting_sentence(
     records: ReportRecords, rise: float, best: Mapping[str, Any], at_best: float | None, at_last: float | None
 ) -> tuple[str, str]:
     if not (rise >= RISE_NATS and rise >= RISE_SHARE * best["eval_loss"]):
