@@ -151,8 +151,18 @@ def test_a_dry_run_imports_only_what_it_needs(tmp_path):
         "'torch.utils.tensorboard', 'torch._inductor.compile_fx', 'torch._inductor.lowering', 'networkx'); "
         "found = [name for name in spared if name in sys.modules]; assert not found, found"
     )
-    command = [sys.executable, "-c", code, "--config_file", "sample_config.yaml", "--dry_run",
-               "--output_dir", str(tmp_path / "out"), "--data_cache_dir", str(tmp_path / "cache")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "--config_file",
+        "sample_config.yaml",
+        "--dry_run",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--data_cache_dir",
+        str(tmp_path / "cache"),
+    ]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -169,9 +179,13 @@ def test_libraries_are_imported_without_a_compiler_unless_bitsandbytes_is_used(o
         "print('torch._inductor.compile_fx' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "TORCHDYNAMO_DISABLE": "0"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     has_bitsandbytes = importlib.util.find_spec("peft") and importlib.util.find_spec("bitsandbytes")
     assert done.stdout.split() == [str(bool(is_compiled and has_bitsandbytes))]

@@ -13,8 +13,13 @@ import pytest
 from sft.checkpointing.final_model import model_staging_folder, publish_model, write_model
 
 FULL = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
-SHARDED = ("config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-           "model.safetensors.index.json", "tokenizer.json")  # fmt: skip
+SHARDED = (
+    "config.json",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+)
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json")
 
 

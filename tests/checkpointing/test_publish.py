@@ -85,9 +85,17 @@ def test_a_killed_publish_keeps_the_previous_checkpoint(tmp_path, killed_in):
 
 @pytest.mark.parametrize(
     ("limit", "best", "left"),
-    [(1, None, [40]), (2, None, [30, 40]), (1, 10, [10, 40]), (2, 10, [10, 40]), (3, 10, [10, 30, 40]),
-     (2, 40, [30, 40]), (None, 10, [10, 20, 30, 40]), (9, None, [10, 20, 30, 40])],
-)  # fmt: skip
+    [
+        (1, None, [40]),
+        (2, None, [30, 40]),
+        (1, 10, [10, 40]),
+        (2, 10, [10, 40]),
+        (3, 10, [10, 30, 40]),
+        (2, 40, [30, 40]),
+        (None, 10, [10, 20, 30, 40]),
+        (9, None, [10, 20, 30, 40]),
+    ],
+)
 def test_rotate_keeps_the_best_and_the_newest(tmp_path, limit, best, left):
     for step in (10, 20, 30, 40):
         make_checkpoint(tmp_path, step)
@@ -100,8 +108,10 @@ def test_disk_errors_are_distinguished_from_bugs(tmp_path):
     assert describe_disk_error(ValueError("a bug"), tmp_path) is None
     assert describe_disk_error(RuntimeError("shapes differ"), tmp_path) is None
     assert messages.FREE_SPACE in describe_disk_error(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
-    for torch_message in ("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534",
-                       "basic_ios::clear: iostream error"):  # fmt: skip
+    for torch_message in (
+        "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534",
+        "basic_ios::clear: iostream error",
+    ):
         assert describe_disk_error(RuntimeError(torch_message), tmp_path).startswith("a file could not be written")
     assert describe_full_disk(FileNotFoundError(errno.ENOENT, "gone")) is None
     assert describe_full_disk(OSError(errno.EROFS, "Read-only file system", "here")).startswith(

@@ -16,10 +16,20 @@ from tests.support import messages
 from tests.support.checkpoints import make_checkpoint
 
 SETTINGS = {
-    "seed": 42, "max_seq_length": 64, "chat_template": None, "learning_rate": 1e-3, "num_train_epochs": 1.0,
-    "logging_steps": 1, "save_steps": 2, "output_dir": "a", "optim": "adamw_torch", "packing": False,
-    "lora_config": {"r": 4, "lora_dropout": 0.0}, "model_name_or_path": "base", "lr_scheduler_type": "linear",
-}  # fmt: skip
+    "seed": 42,
+    "max_seq_length": 64,
+    "chat_template": None,
+    "learning_rate": 1e-3,
+    "num_train_epochs": 1.0,
+    "logging_steps": 1,
+    "save_steps": 2,
+    "output_dir": "a",
+    "optim": "adamw_torch",
+    "packing": False,
+    "lora_config": {"r": 4, "lora_dropout": 0.0},
+    "model_name_or_path": "base",
+    "lr_scheduler_type": "linear",
+}
 DATA = {"train": "digest", "train_rows": 24, "validation": "another"}
 PLAN = {"global_batch_size": 4, "packs": None}
 
@@ -37,9 +47,15 @@ def test_find_changes_is_empty_if_no_change_matters():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("learning_rate", 2e-3), ("num_train_epochs", 2.0), ("logging_steps", 5), ("save_steps", 5),
-     ("lr_scheduler_type", "cosine"), ("lora_config", {"r": 4, "lora_dropout": 0.1})],
-)  # fmt: skip
+    [
+        ("learning_rate", 2e-3),
+        ("num_train_epochs", 2.0),
+        ("logging_steps", 5),
+        ("save_steps", 5),
+        ("lr_scheduler_type", "cosine"),
+        ("lora_config", {"r": 4, "lora_dropout": 0.1}),
+    ],
+)
 def test_find_changes_returns_allowed_changes(key, value):
     refused, allowed = changes(**{key: value})
     assert refused == []
@@ -49,10 +65,18 @@ def test_find_changes_returns_allowed_changes(key, value):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("seed", 1), ("max_seq_length", 32), ("chat_template", "plain"), ("optim", "sgd"), ("packing", True),
-     ("lora_config", {"r": 8, "lora_dropout": 0.0}), ("lora_config", None), ("model_name_or_path", "other"),
-     ("lr_scheduler_type", "greedy")],
-)  # fmt: skip
+    [
+        ("seed", 1),
+        ("max_seq_length", 32),
+        ("chat_template", "plain"),
+        ("optim", "sgd"),
+        ("packing", True),
+        ("lora_config", {"r": 8, "lora_dropout": 0.0}),
+        ("lora_config", None),
+        ("model_name_or_path", "other"),
+        ("lr_scheduler_type", "greedy"),
+    ],
+)
 def test_find_changes_refuses_what_would_corrupt_the_run(key, value):
     refused, _ = changes(**{key: value})
     assert len(refused) == 1

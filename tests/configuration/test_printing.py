@@ -32,10 +32,12 @@ chat_template: |
 
 @pytest.mark.parametrize(
     ("more", "expected"),
-    [(["--per_device_train_batch_size=2"], "set to 4 by global_batch_size with 1 process"),
-     (["--per_device_train_batch_size=2", "--num_gpus=2"], "set to 2 by global_batch_size with 2 processes"),
-     (["--per_device_train_batch_size=auto"], "set by global_batch_size and the batch size that is found")],
-)  # fmt: skip
+    [
+        (["--per_device_train_batch_size=2"], "set to 4 by global_batch_size with 1 process"),
+        (["--per_device_train_batch_size=2", "--num_gpus=2"], "set to 2 by global_batch_size with 2 processes"),
+        (["--per_device_train_batch_size=auto"], "set by global_batch_size and the batch size that is found"),
+    ],
+)
 def test_print_config_shows_the_accumulation_that_global_batch_size_sets(tmp_path, monkeypatch, capsys, more, expected):
     monkeypatch.chdir(REPOSITORY)
     path = tmp_path / "my.yaml"

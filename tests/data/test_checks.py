@@ -75,8 +75,10 @@ def test_find_problems_of_both_splits(tmp_path, tokenizer):
         f"2 of 4 validation rows cannot be used (1 not_an_object, 1 missing_field). {ending}",
     ]
     assert [line.split(":")[0] for line in bad_row_lines(report, config)] == [
-        config.train_file, config.validation_file, config.validation_file
-    ]  # fmt: skip
+        config.train_file,
+        config.validation_file,
+        config.validation_file,
+    ]
     assert (report.rows_read, report.rows_used) == (8, 5)
     assert report.rows_dropped == {"not_an_object": 2, "missing_field": 1}
 

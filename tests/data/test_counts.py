@@ -50,8 +50,12 @@ def test_prepare_names_five_duplicates_and_counts_all(tmp_path, tokenizer):
     report = prepare(DataConfig(train_file=file), tokenizer).report.train
     assert (report.rows_used, report.duplicates) == (1200, 1197)
     assert [(later.line, first.line) for later, first in report.duplicate_examples] == [
-        (4, 1), (5, 2), (6, 3), (7, 1), (8, 2)
-    ]  # fmt: skip
+        (4, 1),
+        (5, 2),
+        (6, 3),
+        (7, 1),
+        (8, 2),
+    ]
 
 
 def test_prepare_finds_validation_rows_in_the_training_rows(tmp_path, tokenizer, leaking):

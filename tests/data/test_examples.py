@@ -21,16 +21,24 @@ def test_previews_are_found_by_number_through_all_sources(tmp_path, tokenizer):
         shown = {preview.number: preview for preview in data.previews}
         assert list(shown) == [1, 3, 4, 5, 518]
         assert [str(preview.source) for preview in shown.values()] == [
-            f"{first}:2", f"{first}:5", f"{first}:6", f"{second}:1", f"{second}:514"
-        ]  # fmt: skip
+            f"{first}:2",
+            f"{first}:5",
+            f"{first}:6",
+            f"{second}:1",
+            f"{second}:514",
+        ]
         assert shown[3].problem == RowProblem(reason="missing_field", message="no field 'answer'; fields: question")
         assert shown[3].segments == ()
         texts_of = {
             number: [piece.text for piece in preview.segments if piece.trained] for number, preview in shown.items()
         }
         assert texts_of == {
-            1: ["a 0<|im_end|>"], 3: [], 4: ["a 5<|im_end|>"], 5: ["a 1000<|im_end|>"], 518: ["a 1513<|im_end|>"]
-        }  # fmt: skip
+            1: ["a 0<|im_end|>"],
+            3: [],
+            4: ["a 5<|im_end|>"],
+            5: ["a 1000<|im_end|>"],
+            518: ["a 1513<|im_end|>"],
+        }
         row = data.train[3]  # the first of the second file
         assert tokenizer.decode(row["input_ids"]) == "".join(piece.text for piece in shown[5].segments)
         assert (shown[5].num_tokens, shown[5].num_supervised) == (len(row["input_ids"]), (row["labels"] != -100).sum())

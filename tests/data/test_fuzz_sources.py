@@ -334,9 +334,11 @@ def check_json_row(row: RawRow, line: bytes) -> None:
             assert not doubled
             assert repr(row.record) == repr(value)
         else:
-            assert reason == "duplicate_field" if doubled else reason in (
-                "not_an_object", "not_unicode", "nested_too_deeply"
-            )  # fmt: skip
+            assert (
+                reason == "duplicate_field"
+                if doubled
+                else reason in ("not_an_object", "not_unicode", "nested_too_deeply")
+            )
 
 
 def check_json_document(case: Case, rows: list[RawRow]) -> None:

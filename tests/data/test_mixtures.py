@@ -6,9 +6,10 @@ from tests.support.data_files import answers, pairs, prepare, write
 
 
 def test_prepare_mixes_sources_by_weight(tmp_path, tokenizer):
-    files = [write(tmp_path / f"{name}.jsonl", rows) for name, rows in (
-        ("a", pairs(4)), ("b", [*pairs(10, 100), "[]"]), ("c", pairs(3, 200))
-    )]  # fmt: skip
+    files = [
+        write(tmp_path / f"{name}.jsonl", rows)
+        for name, rows in (("a", pairs(4)), ("b", [*pairs(10, 100), "[]"]), ("c", pairs(3, 200)))
+    ]
     weights = (2.0, 0.5, 1.0)
     sources = [DatasetSource(path=path, weight=weight) for path, weight in zip(files, weights, strict=True)]
     config = DataConfig(datasets=sources, on_bad_rows="skip")
@@ -20,12 +21,14 @@ def test_prepare_mixes_sources_by_weight(tmp_path, tokenizer):
     assert set(half) < set(range(100, 110))
     assert got[13:] == ["a 200", "a 201", "a 202"]
     report = data.report.train
-    assert [(source.name, source.rows_read, source.rows_used, source.rows_dropped, source.weight, source.rows_an_epoch)
-            for source in report.sources] == [
+    assert [
+        (source.name, source.rows_read, source.rows_used, source.rows_dropped, source.weight, source.rows_an_epoch)
+        for source in report.sources
+    ] == [
         (files[0], 4, 4, {}, 2.0, 8),
         (files[1], 11, 10, {"not_an_object": 1}, 0.5, 5),
         (files[2], 3, 3, {}, 1.0, 3),
-    ]  # fmt: skip
+    ]
     assert (report.rows_read, report.rows_used, report.duplicates) == (18, 17, 0)
     assert report.files == tuple(files)
     again = prepare_data(config, tokenizer, seed=0)

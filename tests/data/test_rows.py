@@ -22,9 +22,7 @@ def test_prepare_trains_all_turns_or_the_last(tmp_path, tokenizer):
 @pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}, {"weight": 0.0}], ids=str)
 def test_prepare_does_not_train_excluded_turns(tmp_path, tokenizer, mark):
     def marked(*indices):
-        return {
-            "messages": [{**m, **mark} if i in indices else m for i, m in enumerate(TWO_TURNS["messages"])]
-        }  # fmt: skip
+        return {"messages": [{**m, **mark} if i in indices else m for i, m in enumerate(TWO_TURNS["messages"])]}
 
     file = write(tmp_path / "a.jsonl", [marked(), marked(1), marked(3), marked(1, 3)])
     config = DataConfig(train_file=file, on_bad_rows="skip")

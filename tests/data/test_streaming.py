@@ -111,8 +111,15 @@ def test_streamed_data_is_sampled_and_not_cached(streamed, stream_file):
 
 
 def stream_run(run_sft, stream_file, **settings):
-    defaults = {"train_file": stream_file, "streaming": True, "shuffle_block_rows": 16, "max_steps": 8,
-                "on_bad_rows": "skip", "sample_prompts": "[]", "num_train_epochs": None}  # fmt: skip
+    defaults = {
+        "train_file": stream_file,
+        "streaming": True,
+        "shuffle_block_rows": 16,
+        "max_steps": 8,
+        "on_bad_rows": "skip",
+        "sample_prompts": "[]",
+        "num_train_epochs": None,
+    }
     return run_sft(**(defaults | settings))
 
 
@@ -153,8 +160,11 @@ def test_main_resumes_a_stream_to_the_bit(run_sft, stream_file, tmp_path):
 def test_main_refuses_to_resume_a_stream_with_steps_of_another_size(run_sft, stream_file, tmp_path):
     whole = stream_run(run_sft, stream_file, save_steps=5, output_dir=str(tmp_path / "whole"))
     assert whole.status == 0, whole.err
-    again = {"output_dir": str(tmp_path / "again"), "max_steps": 6,
-             "resume_from_checkpoint": str(tmp_path / "whole" / "checkpoint-5")}  # fmt: skip
+    again = {
+        "output_dir": str(tmp_path / "again"),
+        "max_steps": 6,
+        "resume_from_checkpoint": str(tmp_path / "whole" / "checkpoint-5"),
+    }
     run = stream_run(run_sft, stream_file, per_device_train_batch_size=2, **again)
     assert run.status == 2
     assert messages.OTHER_BATCH_SIZE.format(before=4, after=2) in run.err
@@ -166,12 +176,29 @@ def test_main_refuses_to_resume_a_stream_with_steps_of_another_size(run_sft, str
 def test_two_processes_train_on_a_stream_as_one_does(model_folder, stream_file, tmp_path):
     def losses(name, *arguments):
         done = subprocess.run(
-            [sys.executable, "sft_main.py", f"--train_file={stream_file}", "--streaming", "--max_steps=6", "--use_cpu",
-             "--on_bad_rows=skip", f"--model_name_or_path={model_folder('llama')}", "--report_to=none",
-             f"--output_dir={tmp_path / name}", "--logging_steps=1", "--sample_prompts=[]", "--max_seq_length=64",
-             "--shuffle_block_rows=16", "--dataloader_num_workers=1", *arguments],
-            cwd=REPOSITORY, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "sft_main.py",
+                f"--train_file={stream_file}",
+                "--streaming",
+                "--max_steps=6",
+                "--use_cpu",
+                "--on_bad_rows=skip",
+                f"--model_name_or_path={model_folder('llama')}",
+                "--report_to=none",
+                f"--output_dir={tmp_path / name}",
+                "--logging_steps=1",
+                "--sample_prompts=[]",
+                "--max_seq_length=64",
+                "--shuffle_block_rows=16",
+                "--dataloader_num_workers=1",
+                *arguments,
+            ],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
@@ -240,12 +267,27 @@ def test_a_bad_row_of_a_stream_in_another_process_is_printed_once(model_folder, 
     rows = [*ROWS * 24, ROWS[0], {"question": "q", "answer": ""}, *ROWS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = subprocess.run(
-        [sys.executable, "sft_main.py", f"--train_file={path}", "--streaming", "--max_steps=60", "--use_cpu",
-         f"--model_name_or_path={model_folder('llama')}", "--report_to=none", f"--output_dir={tmp_path / 'out'}",
-         "--sample_prompts=[]", "--max_seq_length=64", "--shuffle_block_rows=1", "--per_device_train_batch_size=20",
-         "--num_gpus=2"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "sft_main.py",
+            f"--train_file={path}",
+            "--streaming",
+            "--max_steps=60",
+            "--use_cpu",
+            f"--model_name_or_path={model_folder('llama')}",
+            "--report_to=none",
+            f"--output_dir={tmp_path / 'out'}",
+            "--sample_prompts=[]",
+            "--max_seq_length=64",
+            "--shuffle_block_rows=1",
+            "--per_device_train_batch_size=20",
+            "--num_gpus=2",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.count(messages.EMPTY_ANSWER) == 1
     assert "Traceback" not in done.stderr

@@ -13,10 +13,19 @@ from tests.support.paths import REPOSITORY
 
 def test_bench_prepare_runs(question_file):
     done = subprocess.run(
-        [sys.executable, "benchmarks/bench_prepare.py", "--model=examples/tiny-chat", f"--data={question_file}",
-         "--rows=300", "--workers=1"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "benchmarks/bench_prepare.py",
+            "--model=examples/tiny-chat",
+            f"--data={question_file}",
+            "--rows=300",
+            "--workers=1",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert result["rows"] == 300
@@ -29,11 +38,26 @@ def test_bench_prepare_runs(question_file):
 )
 def test_bench_train_runs(mode, layout):
     done = subprocess.run(
-        [sys.executable, "benchmarks/bench_train.py", "--size=toy", "--max_length=64", "--document=20", "--batch=2",
-         "--steps=5", "--breakdown", "--bare", f"--mode={mode}", f"--layout={layout}", "--device=cpu",
-         "--set=bf16=false"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "benchmarks/bench_train.py",
+            "--size=toy",
+            "--max_length=64",
+            "--document=20",
+            "--batch=2",
+            "--steps=5",
+            "--breakdown",
+            "--bare",
+            f"--mode={mode}",
+            f"--layout={layout}",
+            "--device=cpu",
+            "--set=bf16=false",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert result["is_padding_free"] is (layout != "padded")
@@ -46,10 +70,19 @@ def test_bench_train_runs(mode, layout):
 
 def test_peers_are_driven_by_a_script_that_runs(question_file):
     done = subprocess.run(
-        [sys.executable, "benchmarks/peer_train.py", "trainer", "--model=examples/tiny-chat", "--steps=3",
-         f"--data={question_file}"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "benchmarks/peer_train.py",
+            "trainer",
+            "--model=examples/tiny-chat",
+            "--steps=3",
+            f"--data={question_file}",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))["tokens_per_second"] > 0
 
@@ -57,8 +90,11 @@ def test_peers_are_driven_by_a_script_that_runs(question_file):
 def test_bench_startup_runs():
     done = subprocess.run(
         [sys.executable, "benchmarks/bench_startup.py", "--repeats=1"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert 0 < result["help_seconds"] < result["dry_run_seconds"]
@@ -68,10 +104,21 @@ def test_bench_startup_runs():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_bench_memory_runs():
     done = subprocess.run(
-        [sys.executable, "benchmarks/bench_memory.py", "--models=toy", "--lengths=32", "--modes", "full", "lora",
-         "--checkpointing=on"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "benchmarks/bench_memory.py",
+            "--models=toy",
+            "--lengths=32",
+            "--modes",
+            "full",
+            "lora",
+            "--checkpointing=on",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     *table, last = done.stdout.splitlines()
     assert table[0] == "| model | mode | checkpointing | 2 x 32 |"

@@ -76,8 +76,9 @@ def test_checkpoints_after_the_selected_one_are_moved_aside(short_run):
     again = short_run(resume_from_checkpoint=str(first.output_dir / "checkpoint-2"), max_steps=4)
     assert again.status == 0, again.err
     assert sorted(path.name for path in (first.output_dir / "earlier-run-1").iterdir()) == [
-        "checkpoint-4", "checkpoint-6"
-    ]  # fmt: skip
+        "checkpoint-4",
+        "checkpoint-6",
+    ]
     assert [step for step, *_ in trained(again.output_dir)] == [1, 2, 3, 4]
 
 
@@ -241,8 +242,13 @@ def test_changed_settings_are_logged_in_one_line_and_take_effect(short_run, run_
     assert again.status == 0, again.err
     start = messages.CHANGED_SINCE.format(name="checkpoint-4")
     (line,) = [line for line in again.out.splitlines() if line.startswith(start)]
-    for change in ("learning_rate 0.01 -> 0.005", "max_steps 6 -> 8", "logging_steps 1 -> 2", "weight_decay 0.0 -> 0.5",
-                   "save_steps 2 -> 4"):  # fmt: skip
+    for change in (
+        "learning_rate 0.01 -> 0.005",
+        "max_steps 6 -> 8",
+        "logging_steps 1 -> 2",
+        "weight_decay 0.0 -> 0.5",
+        "save_steps 2 -> 4",
+    ):
         assert change in line
     rates = {step: rate for step, *_, rate in trained(again.output_dir)}
     assert rates[6] == pytest.approx(5e-3 * 3 / 8)  # after 5 of 8 steps
@@ -253,11 +259,13 @@ def test_changed_settings_are_logged_in_one_line_and_take_effect(short_run, run_
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"seed": 1}, messages.OTHER_SETTING.format(key="seed", name="checkpoint-6", before="42, and now it is 1")),
-     ({"per_device_train_batch_size": 2}, messages.OTHER_BATCH_SIZE.format(before=4, after=2)),
-     ({"max_seq_length": 32}, messages.OTHER_SETTING.format(key="max_seq_length", name="checkpoint-6", before=64)),
-     ({"train_on": "last", "train_file": None}, messages.OTHER_ROWS.format(before=24, after=23))],
-)  # fmt: skip
+    [
+        ({"seed": 1}, messages.OTHER_SETTING.format(key="seed", name="checkpoint-6", before="42, and now it is 1")),
+        ({"per_device_train_batch_size": 2}, messages.OTHER_BATCH_SIZE.format(before=4, after=2)),
+        ({"max_seq_length": 32}, messages.OTHER_SETTING.format(key="max_seq_length", name="checkpoint-6", before=64)),
+        ({"train_on": "last", "train_file": None}, messages.OTHER_ROWS.format(before=24, after=23)),
+    ],
+)
 def test_changes_that_would_corrupt_the_run_are_refused_in_one_line(
     short_run, question_file, tmp_path, settings, message
 ):
@@ -288,9 +296,12 @@ def test_a_second_run_into_the_same_folder_is_refused(short_run, tmp_path):
         "print('held', flush=True)\nsys.stdin.read()\n"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "out")], cwd=REPOSITORY, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code, str(tmp_path / "out")],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     holder.stdout.readline()
     run = short_run()
     holder.communicate("")
@@ -317,9 +328,16 @@ def test_no_file_holds_a_token_and_no_checkpoint_a_pickle_that_could_run(short_r
 
 def test_rotation_keeps_the_best_and_its_name_in_the_state(run_sft):
     run = run_sft(
-        learning_rate=3e-2, lr_scheduler_type="constant", num_train_epochs=6, eval_steps=3, save_steps=3,
-        save_total_limit=1, load_best_model_at_end=True, sample_prompts="[]", validation_split=0.25,
-    )  # fmt: skip
+        learning_rate=3e-2,
+        lr_scheduler_type="constant",
+        num_train_epochs=6,
+        eval_steps=3,
+        save_steps=3,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        sample_prompts="[]",
+        validation_split=0.25,
+    )
     assert run.status == 0, run.err
     left = sorted(run.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     state = json.loads((left[-1] / "trainer_state.json").read_text())
@@ -410,8 +428,14 @@ def test_a_run_stopped_at_the_end_of_an_epoch_makes_that_evaluation_when_it_is_r
 
 @pytest.mark.parametrize("where", ["a step", "the last step", "an epoch", "the answers", "the repeated evaluation"])
 def test_a_signal_interrupts_an_evaluation_and_the_resumed_run_repeats_it(run_sft, tmp_path, monkeypatch, where):
-    settings = {"validation_split": 0.5, "max_steps": 6, "save_total_limit": "null", "per_device_eval_batch_size": 2,
-                "load_best_model_at_end": True, "sample_max_new_tokens": 4}  # fmt: skip
+    settings = {
+        "validation_split": 0.5,
+        "max_steps": 6,
+        "save_total_limit": "null",
+        "per_device_eval_batch_size": 2,
+        "load_best_model_at_end": True,
+        "sample_max_new_tokens": 4,
+    }
     settings |= {} if where == "an epoch" else {"eval_steps": 2, "save_steps": 2}
     uninterrupted = run_sft(output_dir=str(tmp_path / "uninterrupted"), **settings)
     edge = uninterrupted.summary["batch_plan"]["steps_per_epoch"]

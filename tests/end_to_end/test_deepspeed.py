@@ -26,17 +26,24 @@ STAGES = {
     "example": json.loads((REPOSITORY / "examples/deepspeed_zero3.json").read_text()),
 }
 SIZES = {
-    "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
     "gradient_clipping": "auto",
-}  # fmt: skip
+}
 
 
 def run(arguments: list[str]) -> None:
     """One run in new processes: DeepSpeed keeps state of a run for the next one in the same process."""
     done = subprocess.run(
-        [sys.executable, "sft_main.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False,
-        timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
+        [sys.executable, "sft_main.py", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -44,10 +51,19 @@ def run(arguments: list[str]) -> None:
 def runs(model_folder, question_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("deepspeed")
     common = [
-        f"--model_name_or_path={model_folder('qwen2')}", f"--train_file={question_file}", "--max_seq_length=64",
-        "--learning_rate=1e-3", "--max_steps=4", "--logging_steps=1", "--report_to=none", "--save_steps=2",
-        "--save_total_limit=null", "--sample_prompts=[]", "--use_cpu", "--bf16=false",
-    ]  # fmt: skip
+        f"--model_name_or_path={model_folder('qwen2')}",
+        f"--train_file={question_file}",
+        "--max_seq_length=64",
+        "--learning_rate=1e-3",
+        "--max_steps=4",
+        "--logging_steps=1",
+        "--report_to=none",
+        "--save_steps=2",
+        "--save_total_limit=null",
+        "--sample_prompts=[]",
+        "--use_cpu",
+        "--bf16=false",
+    ]
     run([*common, "--per_device_train_batch_size=4", f"--output_dir={folder / 'one'}"])
     for name, settings in STAGES.items():
         path = folder / f"{name}.json"

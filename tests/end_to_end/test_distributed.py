@@ -24,23 +24,52 @@ def runs(model_folder, question_file, tmp_path_factory):
     """The same run on one process and on two: global batch size 4, 19 training rows, so the last batch is uneven."""
     folder = tmp_path_factory.mktemp("distributed")
     common = {
-        "model_name_or_path": model_folder("llama"), "train_file": question_file, "validation_split": 0.2,
-        "max_seq_length": 64, "learning_rate": 1e-2, "num_train_epochs": 2, "logging_steps": 1, "report_to": "none",
-        "eval_steps": 3, "sample_max_new_tokens": 4, "use_cpu": True, "bf16": False,
-    }  # fmt: skip
+        "model_name_or_path": model_folder("llama"),
+        "train_file": question_file,
+        "validation_split": 0.2,
+        "max_seq_length": 64,
+        "learning_rate": 1e-2,
+        "num_train_epochs": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "eval_steps": 3,
+        "sample_max_new_tokens": 4,
+        "use_cpu": True,
+        "bf16": False,
+    }
     config = folder / "config.yaml"
     config.write_text("".join(f"{key}: {value}\n" for key, value in common.items()))
     one, two = folder / "one", folder / "two"
     single = subprocess.run(
-        [sys.executable, "sft_main.py", f"--config_file={config}", f"--output_dir={one}",
-         "--per_device_train_batch_size=4"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "sft_main.py",
+            f"--config_file={config}",
+            f"--output_dir={one}",
+            "--per_device_train_batch_size=4",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     double = subprocess.run(
-        ["./launch_training.sh", "--config", config, "--gpus", "2", f"--output_dir={two}",
-         "--per_device_train_batch_size", "2"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False, env={**os.environ, "PYTHON": sys.executable},
-    )  # fmt: skip
+        [
+            "./launch_training.sh",
+            "--config",
+            config,
+            "--gpus",
+            "2",
+            f"--output_dir={two}",
+            "--per_device_train_batch_size",
+            "2",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
     assert single.returncode == 0, single.stderr
     assert double.returncode == 0, double.stderr
     return (one, single), (two, double)
@@ -78,11 +107,24 @@ open(f"{sys.argv[1]}/{context.rank}", "w").close()
 def test_the_process_group_is_open_before_any_library_needs_it(tmp_path):
     (tmp_path / "opened.py").write_text(OPENED)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python",
-         sys.executable, str(tmp_path / "opened.py"), str(tmp_path)],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120,
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            "--no-python",
+            sys.executable,
+            str(tmp_path / "opened.py"),
+            str(tmp_path),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "0").exists()
     assert (tmp_path / "1").exists()
@@ -174,9 +216,16 @@ def test_two_processes_train_like_the_plain_trainer_on_padded_rows(runs, tmp_pat
             return torch.utils.data.DataLoader(rows, batch_sampler=batches, collate_fn=collate)
 
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path), learning_rate=1e-2, max_steps=len(batches), logging_steps=1, report_to=[],
-        save_strategy="no", use_cpu=True, disable_tqdm=True, weight_decay=0.0,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        learning_rate=1e-2,
+        max_steps=len(batches),
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        weight_decay=0.0,
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(config.model.model_name_or_path, dtype=torch.float32)
     trainer = PlainTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
     trainer.train()
@@ -202,10 +251,21 @@ def test_a_bad_row_is_reported_once_and_ends_with_exit_code_2(model_folder, tmp_
     data = tmp_path / "train.jsonl"
     data.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": ""}\n')
     done = subprocess.run(
-        [sys.executable, "sft_main.py", "--num_gpus=2", "--use_cpu", f"--train_file={data}", "--report_to=none",
-         f"--model_name_or_path={model_folder('llama')}", f"--output_dir={tmp_path / 'out'}"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "sft_main.py",
+            "--num_gpus=2",
+            "--use_cpu",
+            f"--train_file={data}",
+            "--report_to=none",
+            f"--model_name_or_path={model_folder('llama')}",
+            f"--output_dir={tmp_path / 'out'}",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.count("train.jsonl:2") == 1
     assert "Traceback" not in done.stderr
@@ -215,10 +275,21 @@ def test_data_that_cannot_be_read_is_reported_whichever_process_finds_it(model_f
     data = tmp_path / "train.json"
     data.write_text('[{"question": "a", "answer": "b"}, {"question": ')
     done = subprocess.run(
-        [sys.executable, "sft_main.py", "--num_gpus=2", "--use_cpu", f"--train_file={data}", "--report_to=none",
-         f"--model_name_or_path={model_folder('llama')}", f"--output_dir={tmp_path / 'out'}"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "sft_main.py",
+            "--num_gpus=2",
+            "--use_cpu",
+            f"--train_file={data}",
+            "--report_to=none",
+            f"--model_name_or_path={model_folder('llama')}",
+            f"--output_dir={tmp_path / 'out'}",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.count("train.json:1: invalid JSON") == 1
     assert done.stderr.count("\n") == 1
@@ -227,10 +298,20 @@ def test_data_that_cannot_be_read_is_reported_whichever_process_finds_it(model_f
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts CPU cores")
 def test_more_processes_than_cores_are_refused_before_any_starts(model_folder, question_file, tmp_path):
     done = subprocess.run(
-        [sys.executable, "sft_main.py", "--num_gpus=5000", f"--train_file={question_file}", "--report_to=none",
-         f"--model_name_or_path={model_folder('llama')}", f"--output_dir={tmp_path / 'out'}"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "sft_main.py",
+            "--num_gpus=5000",
+            f"--train_file={question_file}",
+            "--report_to=none",
+            f"--model_name_or_path={model_folder('llama')}",
+            f"--output_dir={tmp_path / 'out'}",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert "num_gpus is 5000, but this machine has no GPU and" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -241,13 +322,31 @@ def test_adapters_on_4bit_weights_train_on_two_processes_as_on_one(question_file
     pytest.importorskip("bitsandbytes")
     for count in (1, 2):
         done = subprocess.run(
-            [sys.executable, "sft_main.py", f"--num_gpus={count}", f"--per_device_train_batch_size={4 // count}",
-             "--model_name_or_path=examples/tiny-chat", f"--train_file={question_file}", "--validation_split=0.2",
-             "--max_seq_length=64", "--learning_rate=1e-2", "--max_steps=3", "--logging_steps=1", "--report_to=none",
-             "--sample_prompts=[]", "--use_cpu", "--bf16=false", "--lora_config.r=4",
-             "--quantization_config.load_in_4bit", f"--output_dir={tmp_path / str(count)}"],
-            cwd=REPOSITORY, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "sft_main.py",
+                f"--num_gpus={count}",
+                f"--per_device_train_batch_size={4 // count}",
+                "--model_name_or_path=examples/tiny-chat",
+                f"--train_file={question_file}",
+                "--validation_split=0.2",
+                "--max_seq_length=64",
+                "--learning_rate=1e-2",
+                "--max_steps=3",
+                "--logging_steps=1",
+                "--report_to=none",
+                "--sample_prompts=[]",
+                "--use_cpu",
+                "--bf16=false",
+                "--lora_config.r=4",
+                "--quantization_config.load_in_4bit",
+                f"--output_dir={tmp_path / str(count)}",
+            ],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
     one, two = tmp_path / "1", tmp_path / "2"
     for name in ("loss", "grad_norm", "eval_loss"):

@@ -127,10 +127,16 @@ def test_the_command_in_an_example_loads(small_files, example):
 def llama(num_parameters, hidden_size, num_layers, intermediate_size, num_lookup_parameters=0):
     """The size of a Llama 3, by its published config."""
     return ModelFootprint(
-        num_parameters=num_parameters, num_trainable_parameters=num_parameters, weight_bytes=4 * num_parameters,
-        hidden_size=hidden_size, num_layers=num_layers, vocab_size=128_256, intermediate_size=intermediate_size,
-        num_attention_heads=32, num_lookup_parameters=num_lookup_parameters,
-    )  # fmt: skip
+        num_parameters=num_parameters,
+        num_trainable_parameters=num_parameters,
+        weight_bytes=4 * num_parameters,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        vocab_size=128_256,
+        intermediate_size=intermediate_size,
+        num_attention_heads=32,
+        num_lookup_parameters=num_lookup_parameters,
+    )
 
 
 LLAMAS = {
@@ -147,11 +153,20 @@ def test_memory_in_the_fsdp_example_equals_the_estimate():
     training, length = config.training, config.data.max_seq_length
     rows = training.per_device_train_batch_size
     facts = MemoryFacts(
-        footprint=LLAMAS["8B"], per_device_train_batch_size=rows, gradient_accumulation_steps=2,
-        tokens=rows * length, longest_row=length, weights="float32", mixed="bf16",
-        optimizer=training.optim, gradient_checkpointing=training.gradient_checkpointing, device="cuda",
-        logits_chunk_bytes=2**28, world_size=8, sharded_over=8,
-    )  # fmt: skip
+        footprint=LLAMAS["8B"],
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=2,
+        tokens=rows * length,
+        longest_row=length,
+        weights="float32",
+        mixed="bf16",
+        optimizer=training.optim,
+        gradient_checkpointing=training.gradient_checkpointing,
+        device="cuda",
+        logits_chunk_bytes=2**28,
+        world_size=8,
+        sharded_over=8,
+    )
     sharded, unsharded = estimate_memory(facts), estimate_memory(replace(facts, sharded_over=1))
     components = (sharded.weights_bytes, sharded.gradients_bytes, sharded.optimizer_bytes, sharded.activations_bytes)
     for count in (sharded.total_bytes, unsharded.total_bytes, *components):
@@ -187,11 +202,18 @@ def test_memory_in_a_recipe_equals_the_estimate(example):
 
     def predicted(rows):
         facts = MemoryFacts(
-            footprint=LLAMAS[size], per_device_train_batch_size=rows, gradient_accumulation_steps=2,
-            tokens=rows * length, longest_row=length, weights="float32", mixed="bf16",
-            optimizer=training.optim, gradient_checkpointing=training.gradient_checkpointing, device="cuda",
+            footprint=LLAMAS[size],
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=2,
+            tokens=rows * length,
+            longest_row=length,
+            weights="float32",
+            mixed="bf16",
+            optimizer=training.optim,
+            gradient_checkpointing=training.gradient_checkpointing,
+            device="cuda",
             logits_chunk_bytes=2**28,
-        )  # fmt: skip
+        )
         facts = with_adapters(facts, rank=config.lora.r) if config.lora is not None else facts
         return estimate_memory(with_4bit_weights(facts) if config.quantization is not None else facts)
 
@@ -224,15 +246,24 @@ def test_shown_yaml_runs(small_files, model_folder, snippet):
     data = ["--train_file=my_data.jsonl"]
     if "datasets" in given:
         # The shape of the entries stays; what they name is made to be there.
-        given["datasets"] = [{"path": "my_data.jsonl", "weight": entry.get("weight", 1), "max_rows": 20}
-                             for entry in given["datasets"] if load_entry(entry)]  # fmt: skip
+        given["datasets"] = [
+            {"path": "my_data.jsonl", "weight": entry.get("weight", 1), "max_rows": 20}
+            for entry in given["datasets"]
+            if load_entry(entry)
+        ]
         data = []
     config.write_text(yaml.safe_dump(given))
     load_config(str(config), ["--model_name_or_path=gpt2", *data, "--validation_split=0.2", "--lora_config.r=4"])
     small = [
-        f"--model_name_or_path={model_folder('llama')}", *data, "--validation_split=0.2",
-        "--max_seq_length=64", "--num_gpus=1", "--output_dir=out", "--save_steps=2", "--eval_steps=2",
-    ]  # fmt: skip
+        f"--model_name_or_path={model_folder('llama')}",
+        *data,
+        "--validation_split=0.2",
+        "--max_seq_length=64",
+        "--num_gpus=1",
+        "--output_dir=out",
+        "--save_steps=2",
+        "--eval_steps=2",
+    ]
     if "quantization_config" in given:
         small.append("--lora_config.r=4")
     if given.get("torch_compile"):
@@ -251,8 +282,11 @@ def test_shown_commands_run(small_files):
         shutil.rmtree(small_files / "sft_output", ignore_errors=True)
         done = subprocess.run(
             [sys.executable, str(REPOSITORY / "sft_main.py"), *words[2:], *SHRUNK],
-            cwd=small_files, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=small_files,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
 
 

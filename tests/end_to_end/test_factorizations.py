@@ -18,10 +18,19 @@ def run_all(folder, model, questions, world_size, **environment):
     command = [sys.executable, *(launcher if world_size > 1 else []), "tests/support/run_factorizations.py"]
     done = subprocess.run(
         [*command, model, questions, folder],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=600,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OUTPUT_DIR": str(folder), "OMP_NUM_THREADS": "1",
-             **environment},
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "OUTPUT_DIR": str(folder),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return {path.stem: torch.load(path, weights_only=True) for path in folder.glob(f"{world_size}-*.pt")}
 

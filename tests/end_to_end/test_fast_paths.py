@@ -55,9 +55,10 @@ def test_packs_of_a_step_are_the_same_however_it_is_split(run_sft, tmp_path):
     )
     assert (one.status, split.status) == (0, 0)
     assert "packs of up to 96 tokens" in one.out
-    assert one.summary["batch_plan"] == {**split.summary["batch_plan"], **{
-        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1
-    }}  # fmt: skip
+    assert one.summary["batch_plan"] == {
+        **split.summary["batch_plan"],
+        **{"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
+    }
     assert_same_run(one, split)
 
 
@@ -104,19 +105,39 @@ def two_processes(model_folder, question_file, tmp_path_factory):
     """Packed adapters with checkpointing, on one process and on two."""
     folder = tmp_path_factory.mktemp("packed")
     common = [
-        f"--model_name_or_path={model_folder('llama')}", f"--train_file={question_file}", "--validation_split=0.2",
-        "--max_seq_length=96", "--learning_rate=1e-2", "--num_train_epochs=3", "--logging_steps=1", "--report_to=none",
-        "--packing=true", "--gradient_checkpointing=true", "--lora_config.r=4", "--sample_prompts=[]", "--use_cpu=true",
+        f"--model_name_or_path={model_folder('llama')}",
+        f"--train_file={question_file}",
+        "--validation_split=0.2",
+        "--max_seq_length=96",
+        "--learning_rate=1e-2",
+        "--num_train_epochs=3",
+        "--logging_steps=1",
+        "--report_to=none",
+        "--packing=true",
+        "--gradient_checkpointing=true",
+        "--lora_config.r=4",
+        "--sample_prompts=[]",
+        "--use_cpu=true",
         "--bf16=false",
-    ]  # fmt: skip
+    ]
     found = {}
     for count in (1, 2):
         output = folder / str(count)
         done = subprocess.run(
-            [sys.executable, "sft_main.py", *common, f"--num_gpus={count}", f"--output_dir={output}",
-             f"--per_device_train_batch_size={4 // count}"],
-            cwd=REPOSITORY, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            [
+                sys.executable,
+                "sft_main.py",
+                *common,
+                f"--num_gpus={count}",
+                f"--output_dir={output}",
+                f"--per_device_train_batch_size={4 // count}",
+            ],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, done.stderr
         lines = (output / "metrics.jsonl").read_text().splitlines()
         found[count] = [json.loads(line) for line in lines], load_file(output / "adapter_model.safetensors")
@@ -191,9 +212,13 @@ def test_compiled_run_is_the_same_and_compiles_each_layer_once(run_sft, tmp_path
         torch._dynamo.reset()
         counters.clear()
         compiled = run_sft(
-            **PACKED, per_device_train_batch_size=2, torch_compile=True, torch_compile_backend="eager",
-            max_steps=steps, output_dir=str(tmp_path / f"compiled{steps}"),
-        )  # fmt: skip
+            **PACKED,
+            per_device_train_batch_size=2,
+            torch_compile=True,
+            torch_compile_backend="eager",
+            max_steps=steps,
+            output_dir=str(tmp_path / f"compiled{steps}"),
+        )
         graphs[steps] = counters["stats"]["unique_graphs"]
     assert (plain.status, compiled.status) == (0, 0)
     assert "Compiling 2 layers" in compiled.out
@@ -208,11 +233,19 @@ def test_compiled_command_compiles_and_trains_the_same(model_folder, question_fi
     found = {}
     for compiles in (False, True):
         arguments = [
-            f"--model_name_or_path={model_folder('llama')}", f"--train_file={question_file}", "--max_seq_length=96",
-            "--packing=true", "--per_device_train_batch_size=2", "--num_train_epochs=2", "--logging_steps=1",
-            "--report_to=none", "--sample_prompts=[]", "--bf16=false", f"--torch_compile={compiles}",
+            f"--model_name_or_path={model_folder('llama')}",
+            f"--train_file={question_file}",
+            "--max_seq_length=96",
+            "--packing=true",
+            "--per_device_train_batch_size=2",
+            "--num_train_epochs=2",
+            "--logging_steps=1",
+            "--report_to=none",
+            "--sample_prompts=[]",
+            "--bf16=false",
+            f"--torch_compile={compiles}",
             f"--output_dir={tmp_path / str(compiles)}",
-        ]  # fmt: skip
+        ]
         code = (
             "import sys, sft_main; from sft.processes.libraries import pause_garbage_collection as pause; pause(); "
             "status = sft_main.main(sys.argv[1:]); from torch._dynamo.utils import counters; "

@@ -36,10 +36,20 @@ def runs(model_folder, question_file, tmp_path_factory):
     """Each kind on one process and on two, resumed, and with faults. 19 rows, 4 per step: the last step is uneven."""
     folder = tmp_path_factory.mktemp("fsdp")
     common = [
-        f"--train_file={question_file}", "--validation_split=0.2", "--max_seq_length=64", "--learning_rate=1e-2",
-        "--num_train_epochs=1", "--logging_steps=1", "--report_to=none", "--eval_steps=3", "--save_steps=2",
-        "--save_total_limit=null", "--sample_max_new_tokens=4", "--use_cpu", "--bf16=false",
-    ]  # fmt: skip
+        f"--train_file={question_file}",
+        "--validation_split=0.2",
+        "--max_seq_length=64",
+        "--learning_rate=1e-2",
+        "--num_train_epochs=1",
+        "--logging_steps=1",
+        "--report_to=none",
+        "--eval_steps=3",
+        "--save_steps=2",
+        "--save_total_limit=null",
+        "--sample_max_new_tokens=4",
+        "--use_cpu",
+        "--bf16=false",
+    ]
     resume = "--resume_from_checkpoint=auto"
 
     def arguments(kind: str, name: str, *more: str) -> list[str]:

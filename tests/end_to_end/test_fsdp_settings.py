@@ -38,17 +38,34 @@ TOLERANCES = {"packed": 1e-5, "stream": 1e-5, "bf16": 0.02, "best": 1e-5}
 def runs(model_folder, question_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fsdp-settings")
     common = [
-        f"--train_file={question_file}", f"--validation_file={question_file}", "--max_seq_length=64",
-        "--learning_rate=1e-2", "--max_steps=5", "--logging_steps=1", "--report_to=none", "--eval_steps=2",
-        "--save_steps=2", "--save_total_limit=null", "--sample_prompts=[]", "--use_cpu", "--bf16=false",
+        f"--train_file={question_file}",
+        f"--validation_file={question_file}",
+        "--max_seq_length=64",
+        "--learning_rate=1e-2",
+        "--max_steps=5",
+        "--logging_steps=1",
+        "--report_to=none",
+        "--eval_steps=2",
+        "--save_steps=2",
+        "--save_total_limit=null",
+        "--sample_prompts=[]",
+        "--use_cpu",
+        "--bf16=false",
         "--max_leakage_share=1",
-    ]  # fmt: skip
+    ]
 
     def arguments(kind: str, processes: int, name: str, *more: str) -> list[str]:
         architecture, settings, rows = KINDS[kind]
         sharded = ["--fsdp={}"] if processes > 1 else []
-        return [*common, f"--model_name_or_path={model_folder(architecture)}", f"--output_dir={folder / name}",
-                f"--per_device_train_batch_size={rows // processes}", *sharded, *settings, *more]  # fmt: skip
+        return [
+            *common,
+            f"--model_name_or_path={model_folder(architecture)}",
+            f"--output_dir={folder / name}",
+            f"--per_device_train_batch_size={rows // processes}",
+            *sharded,
+            *settings,
+            *more,
+        ]
 
     for kind in TOLERANCES:
         assert run_command(arguments(kind, 1, f"{kind}-1")) == 0

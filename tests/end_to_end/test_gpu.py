@@ -21,9 +21,14 @@ CUDA = DistributedContext(device="cuda:0")
 
 def layout_on_gpu(model, *, weights="bfloat16", mixed="no", **settings):
     return resolve_layout(
-        model, ModelConfig(model_name_or_path="m"), TrainingConfig(**settings),
-        Precision(weights=weights, mixed=mixed), CUDA, pad_token_id=0, max_seq_length=64,
-    )  # fmt: skip
+        model,
+        ModelConfig(model_name_or_path="m"),
+        TrainingConfig(**settings),
+        Precision(weights=weights, mixed=mixed),
+        CUDA,
+        pad_token_id=0,
+        max_seq_length=64,
+    )
 
 
 def loss_and_gradients(model, layout, *, mixed=False):

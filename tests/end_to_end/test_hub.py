@@ -15,18 +15,32 @@ from tests.support.paths import REPOSITORY
 
 SLOW = ("silent", "silent for data")
 QUICK = (
-    "by name", "interrupted", "always interrupted", "data interrupted", "private model", "private data", "gated model",
-    "gated data", "no model", "no data", "may not write", "no token",
-)  # fmt: skip
+    "by name",
+    "interrupted",
+    "always interrupted",
+    "data interrupted",
+    "private model",
+    "private data",
+    "gated model",
+    "gated data",
+    "no model",
+    "no data",
+    "may not write",
+    "no token",
+)
 
 
 def on_local_hub(folder: Path, *cases: str, **environment: str) -> dict:
     """Run cases of `tests/support/run_on_local_hub.py`; returns its results."""
     done = subprocess.run(
-        [sys.executable, "tests/support/run_on_local_hub.py", str(folder), *cases], cwd=REPOSITORY, capture_output=True,
-        text=True, check=False, timeout=900,
+        [sys.executable, "tests/support/run_on_local_hub.py", str(folder), *cases],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -39,8 +53,12 @@ def found(tmp_path_factory):
 def test_model_and_data_by_name_and_the_result_pushed(found):
     run = found["runs"]["by name"]
     assert (run["status"], run["err"]) == (0, ""), run
-    assert {"tester/result/model.safetensors", "tester/result/config.json", "tester/result/tokenizer.json",
-            "tester/result/README.md"} <= set(found["pushed"])  # fmt: skip
+    assert {
+        "tester/result/model.safetensors",
+        "tester/result/config.json",
+        "tester/result/tokenizer.json",
+        "tester/result/README.md",
+    } <= set(found["pushed"])
     kept = {name.rpartition("/")[2] for name in found["pushed"]}
     assert not kept & {".lock", "training_args.bin", "optimizer.pt"}
     assert found["with_secrets"] == []
@@ -56,18 +74,24 @@ def test_an_interrupted_download_is_resumed(found):
     [
         ("always interrupted", "tester/broken: the download from the Hub was interrupted."),
         ("data interrupted", "dataset_name 'tester/broken': the download from the Hub was interrupted."),
-        ("private model", "tester/private: no such folder, and no such model on the Hub, or it is private: check the "
-                          "name; if it is private, set HF_TOKEN (or run: hf auth login)."),
+        (
+            "private model",
+            "tester/private: no such folder, and no such model on the Hub, or it is private: check the "
+            "name; if it is private, set HF_TOKEN (or run: hf auth login).",
+        ),
         ("private data", "dataset_name 'tester/private': no such folder, and no such dataset on the Hub, or it is"),
-        ("gated model", "tester/gated: gated or private on the Hub: accept the terms on the model's page, then "
-                        "set HF_TOKEN (or run: hf auth login)."),
+        (
+            "gated model",
+            "tester/gated: gated or private on the Hub: accept the terms on the model's page, then "
+            "set HF_TOKEN (or run: hf auth login).",
+        ),
         ("gated data", "dataset_name 'tester/gated': gated or private on the Hub: accept the terms on the dataset's"),
         ("no model", "tester/nothing: no such folder, and no such model on the Hub"),
         ("no data", "dataset_name 'tester/nothing': no such folder, and no such dataset on the Hub"),
         ("may not write", messages.PUSH_REJECTED.format(name="tester/result", status=401)),
         ("no token", messages.PUSH_REJECTED.format(name="tester/result", status=401)),
     ],
-)  # fmt: skip
+)
 def test_an_error_of_the_hub_is_one_line_with_the_next_step(found, case, message):
     run = found["runs"][case]
     assert run["status"] == 2, run

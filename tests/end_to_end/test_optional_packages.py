@@ -85,8 +85,13 @@ def test_a_setting_that_needs_a_missing_package_is_refused_and_others_are_not(
     capfd, model_folder, question_file, tmp_path, remove, package, setting, message
 ):
     remove(package)
-    settings = {"model_name_or_path": model_folder("llama"), "train_file": question_file,
-                "output_dir": tmp_path / "out", "max_seq_length": 64, "report_to": "none"}  # fmt: skip
+    settings = {
+        "model_name_or_path": model_folder("llama"),
+        "train_file": question_file,
+        "output_dir": tmp_path / "out",
+        "max_seq_length": 64,
+        "report_to": "none",
+    }
     if package == "gguf":
         settings["model_name_or_path"] = "owner/model"
     arguments = [f"--{key}={value}" for key, value in (settings | setting).items()]

@@ -50,9 +50,14 @@ def test_main_teaches_each_architecture_to_end_an_answer(run_sft, model_folder, 
 
     (tmp_path / "one.jsonl").write_text(json.dumps({"question": "Say hello.", "answer": "Hello, you."}) + "\n")
     run = run_sft(
-        model_name_or_path=model_folder(architecture), train_file=str(tmp_path / "one.jsonl"), num_train_epochs=60,
-        per_device_train_batch_size=1, logging_steps=30, save_strategy="no", sample_prompts="[]",
-    )  # fmt: skip
+        model_name_or_path=model_folder(architecture),
+        train_file=str(tmp_path / "one.jsonl"),
+        num_train_epochs=60,
+        per_device_train_batch_size=1,
+        logging_steps=30,
+        save_strategy="no",
+        sample_prompts="[]",
+    )
     assert run.status == 0, run.err
     model = AutoModelForCausalLM.from_pretrained(run.output_dir)
     tokenizer = AutoTokenizer.from_pretrained(run.output_dir)
@@ -203,9 +208,15 @@ def test_main_sets_an_earlier_run_aside(run_sft):
 def test_main_keeps_the_best_model(run_sft):
     # A learning rate that destroys the model after a good start.
     run = run_sft(
-        learning_rate=3e-2, lr_scheduler_type="constant", num_train_epochs=6, eval_steps=3, save_steps=3,
-        save_total_limit=1, load_best_model_at_end=True, **VALIDATION,
-    )  # fmt: skip
+        learning_rate=3e-2,
+        lr_scheduler_type="constant",
+        num_train_epochs=6,
+        eval_steps=3,
+        save_steps=3,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        **VALIDATION,
+    )
     assert run.status == 0, run.err
     losses = [event["eval_loss"] for event in run.metrics if "eval_loss" in event]
     assert run.summary["eval_after"]["loss"] == pytest.approx(min(losses[1:]), abs=1e-6)
@@ -221,9 +232,12 @@ def test_main_writes_tensorboard_and_offline_wandb(run_sft, tmp_path, monkeypatc
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     run = run_sft(
-        report_to="[tensorboard, wandb]", run_name="a-run", wandb_project="a-project", logging_dir=str(tmp_path / "tb"),
+        report_to="[tensorboard, wandb]",
+        run_name="a-run",
+        wandb_project="a-project",
+        logging_dir=str(tmp_path / "tb"),
         **VALIDATION,
-    )  # fmt: skip
+    )
     assert run.status == 0, run.err
     accumulator = EventAccumulator(str(tmp_path / "tb")).Reload()
     losses = [event.value for event in accumulator.Scalars("train/loss")]
@@ -243,8 +257,10 @@ def test_main_reads_gguf_and_saves_safetensors(run_sft, tmp_path, model_folder):
     folder.mkdir()
     write_gguf(model_folder("llama"), folder / "tiny.gguf")
     settings = {
-        "model_name_or_path": str(folder), "gguf_file": "tiny.gguf", "tokenizer_name_or_path": model_folder("llama"),
-    }  # fmt: skip
+        "model_name_or_path": str(folder),
+        "gguf_file": "tiny.gguf",
+        "tokenizer_name_or_path": model_folder("llama"),
+    }
     run = run_sft(**settings, **VALIDATION)
     assert run.status == 0, run.err
     assert AutoModelForCausalLM.from_pretrained(run.output_dir).num_parameters() > 0
@@ -287,16 +303,25 @@ def write_gguf(folder: str, path: Path) -> None:
 def start_command(*arguments: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / "sft_main.py"), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
 
 
 def test_main_interrupted_logs_where_it_stopped_and_is_resumed(model_folder, question_file, tmp_path):
     arguments = [
-        f"--model_name_or_path={model_folder('llama')}", f"--train_file={question_file}", "--max_seq_length=64",
-        f"--output_dir={tmp_path / 'out'}", "--per_device_train_batch_size=1", "--max_steps=100000",
-        "--logging_steps=1", "--report_to=none", "--sample_prompts=[]",
-    ]  # fmt: skip
+        f"--model_name_or_path={model_folder('llama')}",
+        f"--train_file={question_file}",
+        "--max_seq_length=64",
+        f"--output_dir={tmp_path / 'out'}",
+        "--per_device_train_batch_size=1",
+        "--max_steps=100000",
+        "--logging_steps=1",
+        "--report_to=none",
+        "--sample_prompts=[]",
+    ]
     process = start_command(*arguments)
     metrics = tmp_path / "out" / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -322,10 +347,15 @@ def test_main_interrupted_logs_where_it_stopped_and_is_resumed(model_folder, que
 
 def test_main_prints_nothing_of_other_libraries(model_folder, question_file, tmp_path):
     process = start_command(
-        f"--model_name_or_path={model_folder('llama')}", f"--train_file={question_file}", "--max_seq_length=64",
-        f"--output_dir={tmp_path / 'out'}", "--max_steps=2", "--lora_config.r=4", "--validation_split=0.2",
+        f"--model_name_or_path={model_folder('llama')}",
+        f"--train_file={question_file}",
+        "--max_seq_length=64",
+        f"--output_dir={tmp_path / 'out'}",
+        "--max_steps=2",
+        "--lora_config.r=4",
+        "--validation_split=0.2",
         "--report_to=tensorboard",
-    )  # fmt: skip
+    )
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0
     assert err == ""

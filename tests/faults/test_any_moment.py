@@ -39,11 +39,22 @@ def start(model_folder, question_file, tmp_path_factory):
 
     def begin(output: Path, *, fault=None, **settings) -> Ended:
         keys = {
-            "model_name_or_path": model_folder(settings.pop("architecture", "llama")), "train_file": question_file,
-            "max_seq_length": 64, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1,
-            "report_to": "none", "use_cpu": True, "bf16": False, "sample_prompts": "[]", "max_steps": STEPS,
-            "save_steps": 3, "save_total_limit": 2, "output_dir": output, **settings,
-        }  # fmt: skip
+            "model_name_or_path": model_folder(settings.pop("architecture", "llama")),
+            "train_file": question_file,
+            "max_seq_length": 64,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "sample_prompts": "[]",
+            "max_steps": STEPS,
+            "save_steps": 3,
+            "save_total_limit": 2,
+            "output_dir": output,
+            **settings,
+        }
         return run(logs / str(next(numbers)), *(f"--{key}={value}" for key, value in keys.items()), fault=fault)
 
     return begin
@@ -125,9 +136,12 @@ def test_each_file_of_the_newest_checkpoint_damaged(start, uninterrupted, tmp_pa
         path.unlink()
         middle = len(content) // 2
         damaged = {
-            "shorter": content[:middle], "longer": content + b"\0", "empty": b"", "gone": None,
+            "shorter": content[:middle],
+            "longer": content + b"\0",
+            "empty": b"",
+            "gone": None,
             "a bit": content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :],
-        }[how]  # fmt: skip
+        }[how]
         if damaged is not None:
             path.write_bytes(damaged)
         tally.injected()

@@ -37,21 +37,40 @@ def start(model_folder, question_file, tmp_path):
         name: str, *, processes: int = 1, fail: str = "", record: Path | str = "", **settings
     ) -> subprocess.CompletedProcess:
         keys = {
-            "model_name_or_path": model_folder(settings.pop("architecture", "llama")), "train_file": question_file,
-            "max_seq_length": 64, "per_device_train_batch_size": 4 // processes, "learning_rate": 1e-2,
-            "logging_steps": 1, "report_to": "none", "use_cpu": True, "bf16": False, "sample_prompts": "[]",
-            "save_total_limit": "null", "output_dir": tmp_path / name, **settings,
-        }  # fmt: skip
+            "model_name_or_path": model_folder(settings.pop("architecture", "llama")),
+            "train_file": question_file,
+            "max_seq_length": 64,
+            "per_device_train_batch_size": 4 // processes,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "sample_prompts": "[]",
+            "save_total_limit": "null",
+            "output_dir": tmp_path / name,
+            **settings,
+        }
         arguments = [f"--{key}={value}" for key, value in keys.items()]
         program = [sys.executable, "tests/support/run_failing_save.py"]
         if processes > 1:
             launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
             program = [*launcher, "tests/support/run_failing_save.py"]
         return subprocess.run(
-            [*program, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300,
-            env={**os.environ, "FAIL_SAVE": fail, "RECORD_ROWS": str(record), "PYTHONPATH": str(REPOSITORY),
-                 "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            [*program, *arguments],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            env={
+                **os.environ,
+                "FAIL_SAVE": fail,
+                "RECORD_ROWS": str(record),
+                "PYTHONPATH": str(REPOSITORY),
+                "OMP_NUM_THREADS": "1",
+            },
+        )
 
     return run
 
@@ -165,8 +184,13 @@ def rows_of_steps(folder):
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_a_run_resumes_with_another_number_of_processes_in_the_same_order(start, tmp_path, before, after):
-    settings = {"num_train_epochs": 2, "save_steps": 4, "global_batch_size": 4, "per_device_train_batch_size": 1,
-                "learning_rate": 1e-3}  # fmt: skip
+    settings = {
+        "num_train_epochs": 2,
+        "save_steps": 4,
+        "global_batch_size": 4,
+        "per_device_train_batch_size": 1,
+        "learning_rate": 1e-3,
+    }
     for name in ("reference-rows", "rows"):
         (tmp_path / name).mkdir()
     done = start("reference", processes=before, record=tmp_path / "reference-rows", **settings)

@@ -75,8 +75,16 @@ def test_two_nodes_on_this_machine_end_with_the_weights_of_one(tmp_path, uninter
         config = tmp_path / f"node-{rank}.yaml"
         config.write_text("")
         common[1] = str(config)
-        nodes.append(Process(tmp_path / f"node-{rank}", "./launch_training.sh", *common, "--node_rank", str(rank),
-                             *settings(tmp_path / "out")))  # fmt: skip
+        nodes.append(
+            Process(
+                tmp_path / f"node-{rank}",
+                "./launch_training.sh",
+                *common,
+                "--node_rank",
+                str(rank),
+                *settings(tmp_path / "out"),
+            )
+        )
     for node in nodes:
         assert node.end(120) == 0, node.err
     assert weights_of(tmp_path / "out") == uninterrupted

@@ -17,9 +17,14 @@ TIMEOUT = 6
 
 def hanging(folder, when, *arguments):
     return Process(
-        folder, sys.executable, "tests/support/run_hanging.py", *arguments, f"--hang_timeout_seconds={TIMEOUT}",
-        HANG_AT=when, PYTHONPATH=str(REPOSITORY),
-    )  # fmt: skip
+        folder,
+        sys.executable,
+        "tests/support/run_hanging.py",
+        *arguments,
+        f"--hang_timeout_seconds={TIMEOUT}",
+        HANG_AT=when,
+        PYTHONPATH=str(REPOSITORY),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -113,8 +113,15 @@ def test_a_signal_during_a_save_stops_after_this_or_the_next_step(tmp_path, unin
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_second_signal_ends_the_run_at_once(tmp_path, processes):
-    more = [LONG, f"--num_gpus={processes}", "--per_device_train_batch_size=512", "--gradient_accumulation_steps=8",
-            "--learning_rate=0", "--validation_file=null", "--eval_steps=null"]  # fmt: skip
+    more = [
+        LONG,
+        f"--num_gpus={processes}",
+        "--per_device_train_batch_size=512",
+        "--gradient_accumulation_steps=8",
+        "--learning_rate=0",
+        "--validation_file=null",
+        "--eval_steps=null",
+    ]
     process = sft(tmp_path, *settings(tmp_path / "out", *more))  # a step takes a minute
     process.wait_for("rows per step")
     time.sleep(12)  # even a busy machine has begun the first step by then

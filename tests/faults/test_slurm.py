@@ -48,13 +48,32 @@ class Job:
         self.log_file, self.folder = folder / "job.log", folder
         config = folder / "config.yaml"
         config.write_text("")
-        command = ["sbatch", "--parsable", "--gres=none", "--cpus-per-task=1", "--time=20", *options,
-                   f"--output={self.log_file}", f"examples/{script}", str(config), *arguments]  # fmt: skip
+        command = [
+            "sbatch",
+            "--parsable",
+            "--gres=none",
+            "--cpus-per-task=1",
+            "--time=20",
+            *options,
+            f"--output={self.log_file}",
+            f"examples/{script}",
+            str(config),
+            *arguments,
+        ]
         done = subprocess.run(
-            command, cwd=REPOSITORY, capture_output=True, text=True, check=False,
-            env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "SFT_LOG_DIR": str(folder / "logs"),
-                 "SFT_PROCESSES_PER_NODE": "2" if script == "slurm_job.sh" else "1"},
-        )  # fmt: skip
+            command,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                **os.environ,
+                "PYTHON": sys.executable,
+                "OMP_NUM_THREADS": "1",
+                "SFT_LOG_DIR": str(folder / "logs"),
+                "SFT_PROCESSES_PER_NODE": "2" if script == "slurm_job.sh" else "1",
+            },
+        )
         assert done.returncode == 0, done.stderr
         self.number = done.stdout.strip()
 

@@ -20,11 +20,21 @@ DELAYS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 def start(output, *more):
     return subprocess.Popen(
-        [sys.executable, "sft_main.py", "--config_file=sample_config.yaml", "--max_steps=100000", "--report_to=none",
-         f"--output_dir={output}", *more],
-        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [
+            sys.executable,
+            "sft_main.py",
+            "--config_file=sample_config.yaml",
+            "--max_steps=100000",
+            "--report_to=none",
+            f"--output_dir={output}",
+            *more,
+        ],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def wait_for_first_lines(process):

@@ -79,9 +79,14 @@ def test_a_hang_is_named(capsys):
 
 @pytest.mark.parametrize(
     ("statuses", "number", "expected"),
-    [([0, 0], 0, 0), ([0, 3], 0, 3), ([143, 143], signal.SIGINT, 130), ([0, 0], signal.SIGTERM, 0),
-     ([], signal.SIGTERM, 143)],
-)  # fmt: skip
+    [
+        ([0, 0], 0, 0),
+        ([0, 3], 0, 3),
+        ([143, 143], signal.SIGINT, 130),
+        ([0, 0], signal.SIGTERM, 0),
+        ([], signal.SIGTERM, 143),
+    ],
+)
 def test_processes_that_exit_together_decide_the_status_unless_a_signal_came(statuses, number, expected):
     records = {rank: ExitRecord(exit_status=each) for rank, each in enumerate(statuses)}
     assert status(records, number=number) == expected

@@ -48,10 +48,15 @@ def run_on_terminal(*arguments: str, width: int, interrupt_at: bytes | None = No
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
     modes = termios.tcgetattr(theirs)
     process = subprocess.Popen(
-        [sys.executable, "sft_main.py", *arguments], cwd=REPOSITORY, stdin=theirs, stdout=theirs, stderr=theirs,
-        env={**os.environ, "TERM": "xterm"}, start_new_session=True,
+        [sys.executable, "sft_main.py", *arguments],
+        cwd=REPOSITORY,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
+        start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
+    )
     written, deadline = b"", time.monotonic() + 300
     while time.monotonic() < deadline:
         if select.select([ours], [], [], 0.2)[0]:
@@ -70,10 +75,18 @@ def run_on_terminal(*arguments: str, width: int, interrupt_at: bytes | None = No
 @pytest.fixture
 def settings(model_folder, question_file, tmp_path):
     return [
-        f"--model_name_or_path={model_folder('llama')}", f"--train_file={question_file}", "--max_seq_length=64",
-        f"--output_dir={tmp_path / 'out'}", "--validation_split=0.25", "--report_to=none", "--bf16=false",
-        "--sample_max_new_tokens=4", "--logging_steps=1", "--per_device_train_batch_size=4", "--use_cpu",
-    ]  # fmt: skip
+        f"--model_name_or_path={model_folder('llama')}",
+        f"--train_file={question_file}",
+        "--max_seq_length=64",
+        f"--output_dir={tmp_path / 'out'}",
+        "--validation_split=0.25",
+        "--report_to=none",
+        "--bf16=false",
+        "--sample_max_new_tokens=4",
+        "--logging_steps=1",
+        "--per_device_train_batch_size=4",
+        "--use_cpu",
+    ]
 
 
 def test_a_terminal_of_60_columns_shows_one_line_below_the_log_and_is_restored(settings):

@@ -44,13 +44,15 @@ def test_a_hang_in_a_library_that_holds_the_interpreter_ends_too(tmp_path):
 
 @pytest.mark.parametrize(
     "body",
-    ["[(dog.expect('in step', i), time.sleep(0.2)) for i in range(8)]",
-     "dog.expect('in step', 1, patience=4); time.sleep(1.2)",
-     "time.sleep(1.2)",
-     "dog.expect('in step', 1); dog.pause(); time.sleep(1.2)",
-     "dog.on_preparation(True); dog.on_preparation(False); time.sleep(1.2)"],
+    [
+        "[(dog.expect('in step', i), time.sleep(0.2)) for i in range(8)]",
+        "dog.expect('in step', 1, patience=4); time.sleep(1.2)",
+        "time.sleep(1.2)",
+        "dog.expect('in step', 1); dog.pause(); time.sleep(1.2)",
+        "dog.on_preparation(True); dog.on_preparation(False); time.sleep(1.2)",
+    ],
     ids=["progress", "patience", "nothing expected", "paused", "waiting for the preparation"],
-)  # fmt: skip
+)
 def test_progress_and_phases_that_may_take_long_are_not_a_hang(tmp_path, body):
     done = run_python(tmp_path, body)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended by itself\n", "")
@@ -68,12 +70,16 @@ def test_another_process_that_hangs_ends_this_one_but_an_old_report_does_not(tmp
 
 def test_a_process_that_was_stopped_for_a_while_has_not_hung(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-c",
-         "import time\nfrom sft.processes.watchdog import Watchdog\n"
-         f"with Watchdog(4, rank=0, folder={str(tmp_path)!r}) as dog:\n"
-         "    dog.expect('in step', 1); print('watched', flush=True); time.sleep(1.6); time.sleep(1.6)\n"],
-        cwd=REPOSITORY, stdout=subprocess.PIPE,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import time\nfrom sft.processes.watchdog import Watchdog\n"
+            f"with Watchdog(4, rank=0, folder={str(tmp_path)!r}) as dog:\n"
+            "    dog.expect('in step', 1); print('watched', flush=True); time.sleep(1.6); time.sleep(1.6)\n",
+        ],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+    )
     process.stdout.readline()
     process.send_signal(signal.SIGSTOP)
     with pytest.raises(subprocess.TimeoutExpired):

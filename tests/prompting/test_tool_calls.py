@@ -56,7 +56,7 @@ from tests.support.chat_templates import CALLS, TOOL_TURNS, TOOLS, TURNS, _call,
             "<|user|>q<|end|><|assistant|>«<think>\nhm\n</think>\n\n<call>look {}</call><|end|>»",
         ),
     ],
-)  # fmt: skip
+)
 def test_render_trains_tool_calls_but_not_results(tokenizer_with, habit, conversation, marked):
     assert mark_spans(ChatRenderer(tokenizer_with(TOOL_TURNS[habit])).render(conversation)) == marked
 

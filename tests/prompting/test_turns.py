@@ -102,7 +102,7 @@ def test_render_trains_the_same_around_any_content(tokenizer_with, habit, chat):
             "<|user|>q<|end|><|assistant|>«<think></think><think>a<|end|>»",
         ),
     ],
-)  # fmt: skip
+)
 def test_render_trains_turns_of_other_shapes(tokenizer_with, habit, conversation, marked):
     assert mark_spans(ChatRenderer(tokenizer_with(TURNS[habit])).render(conversation)) == marked
 

@@ -106,9 +106,15 @@ def test_before_and_after_lines_keep_columns_apart_whatever_the_perplexity():
 
 def test_lines_of_a_terminal_fit_into_60_columns():
     logs = {
-        "eval_loss": 0.5, "eval_perplexity": 1234567.0, "eval_token_accuracy": 0.9, "eval_sequence_accuracy": 0.5,
-        "loss": 1.0, "learning_rate": 1e-4, "tokens_per_second": 3e5, "memory_allocated_bytes": 2**31,
-    }  # fmt: skip
+        "eval_loss": 0.5,
+        "eval_perplexity": 1234567.0,
+        "eval_token_accuracy": 0.9,
+        "eval_sequence_accuracy": 0.5,
+        "loss": 1.0,
+        "learning_rate": 1e-4,
+        "tokens_per_second": 3e5,
+        "memory_allocated_bytes": 2**31,
+    }
     before = logs | {"eval_loss": 0.75, "eval_token_accuracy": 1.0}
     rows = evaluation_rows(logs, before)
     assert rows[0] == ["loss", "0.5000", "-0.2500"]
@@ -122,8 +128,13 @@ def test_lines_of_a_terminal_fit_into_60_columns():
     assert not any("\x1b" in line for line in table)
     parts = live_parts(5, 250, "", 90.0, logs)
     assert parts == [
-        "step   5/250   2%", "1:30 left", "loss 1.0000", "300,000 tokens/s", "2.0 GiB", "lr 1.00e-04",
-    ]  # fmt: skip
+        "step   5/250   2%",
+        "1:30 left",
+        "loss 1.0000",
+        "300,000 tokens/s",
+        "2.0 GiB",
+        "lr 1.00e-04",
+    ]
 
 
 def test_progress_lines_of_a_log_end_with_the_time_left():

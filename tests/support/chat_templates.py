@@ -37,19 +37,28 @@ TURNS = {
     "spaced_prompt": LOOP + "{{ '\n\n' }}### {{ m.role }}:\n{{ m.content }}<|end|>" + END + ASKS + "### assistant:\n"
     "{% endif %}",
     # The last question gets a hint.
-    "hints": LOOP + "<|{{ m.role }}|>{{ m.content }}{{ ' /brief' if loop.last and m.role == 'user' }}<|end|>" + END
-    + ASKS + "<|assistant|>{% endif %}",
+    "hints": LOOP
+    + "<|{{ m.role }}|>{{ m.content }}{{ ' /brief' if loop.last and m.role == 'user' }}<|end|>"
+    + END
+    + ASKS
+    + "<|assistant|>{% endif %}",
     # The prompt begins thoughts that no answer of the conversation has.
     "prompt_thinks": LOOP + "<|{{ m.role }}|>{{ m.content }}<|end|>" + END + ASKS + "<|assistant|><think>\n{% endif %}",
     "history_without_thoughts": LOOP + "<|{{ m.role }}|>{% if m.role == 'assistant' %}{% if loop.last %}<think>"
     "{{ m.reasoning_content or '' }}</think>{% endif %}{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}"
     "{% endif %}<|end|>" + END + ASKS + "<|assistant|>{% endif %}",
-    "trims_answers": LOOP + "<|{{ m.role }}|>{{ m.content | trim if m.role == 'assistant' else m.content }}<|end|>\n"
-    + END + ASKS + "<|assistant|>{% endif %}",
+    "trims_answers": LOOP
+    + "<|{{ m.role }}|>{{ m.content | trim if m.role == 'assistant' else m.content }}<|end|>\n"
+    + END
+    + ASKS
+    + "<|assistant|>{% endif %}",
     # A special token with a bracket in it.
     "brackets": LOOP + "[~[{{ m.role }}\n{{ m.content }}[~]\n" + END + ASKS + "[~[assistant\n{% endif %}",
-    "parts": LOOP + "<|{{ m.role }}|>{% for part in m.content %}{{ part.text }}{% endfor %}<|end|>" + END
-    + ASKS + "<|assistant|>{% endif %}",
+    "parts": LOOP
+    + "<|{{ m.role }}|>{% for part in m.content %}{{ part.text }}{% endfor %}<|end|>"
+    + END
+    + ASKS
+    + "<|assistant|>{% endif %}",
     # Turns of one role in a row are one turn.
     "merges": LOOP + "{% if loop.first or m.role != loop.previtem.role %}<|{{ m.role }}|>{% endif %}{{ m.content }}"
     "{% if loop.last or m.role != loop.nextitem.role %}<|end|>{% endif %}" + END + ASKS + "<|assistant|>{% endif %}",
@@ -60,12 +69,19 @@ TURNS = {
     # A question is looked at before it is written.
     "looks": LOOP + "<|{% if m.content.startswith('<result>') %}tool{% else %}{{ m.role }}{% endif %}|>{{ m.content }}"
     "<|end|>" + END + ASKS + "<|assistant|>{% endif %}",
-    "compares": LOOP + "<|{{ m.role }}|>{{ 'nothing' if m.content == 'x' else m.content }}<|end|>" + END
-    + ASKS + "<|assistant|>{% endif %}",
+    "compares": LOOP
+    + "<|{{ m.role }}|>{{ 'nothing' if m.content == 'x' else m.content }}<|end|>"
+    + END
+    + ASKS
+    + "<|assistant|>{% endif %}",
     # It takes no conversation of an odd number of turns, unless as a prompt.
     "pairs": "{% if messages | length % 2 and not add_generation_prompt %}{{ raise_exception('no') }}{% endif %}"
-    + LOOP + "<|{{ m.role }}|>{{ m.content }}<|end|>" + END + ASKS + "<|assistant|>{% endif %}",
-}  # fmt: skip
+    + LOOP
+    + "<|{{ m.role }}|>{{ m.content }}<|end|>"
+    + END
+    + ASKS
+    + "<|assistant|>{% endif %}",
+}
 
 
 MARKERS = ["<|user|>", "<|assistant|>", "<|system|>", "<|start|>", "<|sep|>", "<|end|>", "<|return|>", "<|say|>"]
@@ -126,11 +142,18 @@ TOOL_TURNS = {
     # A result is written with the name that the call has.
     "names_results": LOOP + "<|{{ m.role }}|>{% if m.role == 'tool' %}{{ messages[loop.index0 - 1].tool_calls[0]"
     ".function.name }}={% endif %}{{ m.content }}" + CALLS + "<|end|>" + END + ASKS + "<|assistant|>{% endif %}",
-    "drops_text": LOOP + "<|{{ m.role }}|>{% if m.tool_calls %}" + CALLS + "{% else %}{{ m.content }}{% endif %}<|end|>"
-    + END + ASKS + "<|assistant|>{% endif %}",
+    "drops_text": LOOP
+    + "<|{{ m.role }}|>{% if m.tool_calls %}"
+    + CALLS
+    + "{% else %}{{ m.content }}{% endif %}<|end|>"
+    + END
+    + ASKS
+    + "<|assistant|>{% endif %}",
     "takes_text_arguments": LOOP + "<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}"
-    "{{ '<call>' + c.function.name + ' ' + c.function.arguments + '</call>' }}{% endfor %}<|end|>" + END
-    + ASKS + "<|assistant|>{% endif %}",
+    "{{ '<call>' + c.function.name + ' ' + c.function.arguments + '</call>' }}{% endfor %}<|end|>"
+    + END
+    + ASKS
+    + "<|assistant|>{% endif %}",
     # After a result an answer has no header, though the prompt has one.
     "goes_on": LOOP + "{% if loop.first or m.role == 'user' or loop.previtem.role == 'user' %}<|{{ m.role }}|>"
     "{% endif %}{{ '[' + m.content + ']' if m.role == 'tool' else m.content }}" + CALLS + "{% if m.role == 'user' or "
@@ -144,7 +167,7 @@ TOOL_TURNS = {
     "moves_text": LOOP + "<|{{ m.role }}|>{% if m.tool_calls %}" + CALLS + "{{ m.content if loop.last }}{% else %}"
     "{{ m.content }}{% endif %}"
     "{% if m.role == 'tool' %}{{ loop.previtem.content }}{% endif %}<|end|>" + END + ASKS + "<|assistant|>{% endif %}",
-}  # fmt: skip
+}
 
 
 def _call(text="", **arguments):

@@ -9,11 +9,17 @@ import yaml
 from tests.support.report_records import GIB, evaluation, falling, in_order
 
 SUMMARY = {
-    "status": "completed", "device": "cpu", "bad_steps": 0, "versions": {"torch": "2.13.0"},
+    "status": "completed",
+    "device": "cpu",
+    "bad_steps": 0,
+    "versions": {"torch": "2.13.0"},
     "eval_after": {"loss": 1.0},
     "batch_plan": {"world_size": 1, "global_batch_size": 8},
     "train": {
-        "steps": 100, "seconds": 50.0, "examples_per_second": 16.0, "tokens_per_second": 1000.0,
+        "steps": 100,
+        "seconds": 50.0,
+        "examples_per_second": 16.0,
+        "tokens_per_second": 1000.0,
         "peak_memory_bytes": 2 * GIB,
     },
     "data": {
@@ -21,7 +27,7 @@ SUMMARY = {
         "validation": {"rows_used": 40, "tokens": 800, "supervised_tokens": 200},
         "digests": {"train": "a" * 64, "validation": "b" * 64},
     },
-}  # fmt: skip
+}
 
 SETTINGS = {"learning_rate": 0.001, "output_dir": "x", "lora_config": {"r": 8, "lora_alpha": 16.0}}
 

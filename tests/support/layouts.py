@@ -63,9 +63,14 @@ def loss_and_gradients(model, batch_of_rows, **settings):
 
 def layout_of(model, model_config=None, **settings):
     return resolve_layout(
-        model, model_config or ModelConfig(model_name_or_path="m"), TrainingConfig(**settings), FLOAT32,
-        DistributedContext(), pad_token_id=0, max_seq_length=64,
-    )  # fmt: skip
+        model,
+        model_config or ModelConfig(model_name_or_path="m"),
+        TrainingConfig(**settings),
+        FLOAT32,
+        DistributedContext(),
+        pad_token_id=0,
+        max_seq_length=64,
+    )
 
 
 def assert_same(found, expected):

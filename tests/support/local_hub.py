@@ -140,15 +140,27 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json([self._entry(folder, folder / p) for p in asked if (folder / p).is_file()])
         siblings = [{"rfilename": path.relative_to(folder).as_posix()} for path in files]
         return self._json(
-            {"id": repository, "sha": COMMIT, "private": False, "gated": False, "disabled": False, "tags": [],
-             "downloads": 0, "likes": 0, "siblings": siblings, "lastModified": "2026-01-01T00:00:00.000Z"}
-        )  # fmt: skip
+            {
+                "id": repository,
+                "sha": COMMIT,
+                "private": False,
+                "gated": False,
+                "disabled": False,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "siblings": siblings,
+                "lastModified": "2026-01-01T00:00:00.000Z",
+            }
+        )
 
     def _entry(self, folder: Path, path: Path) -> dict[str, Any]:
         return {
-            "type": "file", "path": path.relative_to(folder).as_posix(), "size": path.stat().st_size,
+            "type": "file",
+            "path": path.relative_to(folder).as_posix(),
+            "size": path.stat().st_size,
             "oid": _digest(path.read_bytes()),
-        }  # fmt: skip
+        }
 
     def _commit(self, repository: str, body: bytes) -> None:
         for line in body.decode().splitlines():

@@ -18,11 +18,22 @@ STEPS = 12
 def settings(output: Path, *more: str) -> list[str]:
     """A run of the shipped model that takes seconds."""
     return [
-        "--model_name_or_path=examples/tiny-chat", "--train_file=examples/data/orders_train.jsonl",
-        "--validation_file=examples/data/orders_validation.jsonl", "--max_seq_length=256", "--use_cpu", "--bf16=false",
-        "--per_device_train_batch_size=2", f"--max_steps={STEPS}", "--save_steps=1000", "--eval_steps=1000",
-        "--logging_steps=1", "--report_to=none", "--sample_prompts=[]", f"--output_dir={output}", *more,
-    ]  # fmt: skip
+        "--model_name_or_path=examples/tiny-chat",
+        "--train_file=examples/data/orders_train.jsonl",
+        "--validation_file=examples/data/orders_validation.jsonl",
+        "--max_seq_length=256",
+        "--use_cpu",
+        "--bf16=false",
+        "--per_device_train_batch_size=2",
+        f"--max_steps={STEPS}",
+        "--save_steps=1000",
+        "--eval_steps=1000",
+        "--logging_steps=1",
+        "--report_to=none",
+        "--sample_prompts=[]",
+        f"--output_dir={output}",
+        *more,
+    ]
 
 
 class Process:
@@ -33,9 +44,13 @@ class Process:
         self._files = [folder / "stdout.txt", folder / "stderr.txt"]
         with self._files[0].open("w") as out, self._files[1].open("w") as err:
             self.popen = subprocess.Popen(
-                command, cwd=REPOSITORY, stdout=out, stderr=err, start_new_session=True,
+                command,
+                cwd=REPOSITORY,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment},
-            )  # fmt: skip
+            )
 
     @property
     def out(self) -> str:

@@ -48,11 +48,16 @@ def main(model_folder: str, questions: str, folder: str) -> None:
 def train_one(model_folder, tokenizer, data, context, size):
     """Two epochs: gradients of the first step, losses, evaluation, weights, the rows that were trained on."""
     config = TrainingConfig(
-        output_dir=os.environ["OUTPUT_DIR"], per_device_train_batch_size=size, num_train_epochs=2, optim="sgd",
-        gradient_accumulation_steps=GLOBAL_BATCH_SIZE // size // context.world_size, learning_rate=0.5,
-        max_grad_norm=0.0, lr_scheduler_type="constant",
+        output_dir=os.environ["OUTPUT_DIR"],
+        per_device_train_batch_size=size,
+        num_train_epochs=2,
+        optim="sgd",
+        gradient_accumulation_steps=GLOBAL_BATCH_SIZE // size // context.world_size,
+        learning_rate=0.5,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
         extra_training_arguments={"save_strategy": "no", "eval_strategy": "no", "use_cpu": True},
-    )  # fmt: skip
+    )
     model = load_pretrained_model(ModelConfig(model_name_or_path=model_folder), None, None, FLOAT32, context)
     setup = setup_of(config, data, model, tokenizer, context)
     trainer = build_trainer(setup, build_training_arguments(setup, context))

@@ -79,9 +79,12 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     with local_hub(place / "hub") as hub:
         os.environ.update(
-            HF_ENDPOINT=hub.url, HF_HOME=str(place / "home"), XDG_CACHE_HOME=str(place / "cache"),
-            HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1",
-        )  # fmt: skip
+            HF_ENDPOINT=hub.url,
+            HF_HOME=str(place / "home"),
+            XDG_CACHE_HOME=str(place / "cache"),
+            HF_HUB_ETAG_TIMEOUT="1",
+            HF_HUB_DOWNLOAD_TIMEOUT="1",
+        )
         os.environ.pop("HF_HUB_OFFLINE", None)
         for name in ("HF_TOKEN", "HF_HUB_DISABLE_PROGRESS_BARS"):
             os.environ.pop(name, None)

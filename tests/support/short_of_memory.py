@@ -26,8 +26,9 @@ def limit_rows(model, rows: int, *, in_backward: bool = False, from_call: int = 
 
     model.register_forward_pre_hook(forward, with_kwargs=True)
     if in_backward:
-        next(layer for layer in model.modules() if hasattr(layer, "q_proj") or hasattr(layer, "c_attn")
-             ).register_full_backward_hook(backward)  # fmt: skip
+        next(
+            layer for layer in model.modules() if hasattr(layer, "q_proj") or hasattr(layer, "c_attn")
+        ).register_full_backward_hook(backward)
     return calls
 
 

@@ -100,9 +100,11 @@ def row_tokenizer(tokenizer, *, is_chat=True, max_seq_length=1000, **options):
 def by_offsets(tokenizer, text):
     """Token ids, starts and ends as the tokenizer reports them."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]], [
-        end for _, end in encoded["offset_mapping"]
-    ]  # fmt: skip
+    return (
+        encoded["input_ids"],
+        [start for start, _ in encoded["offset_mapping"]],
+        [end for _, end in encoded["offset_mapping"]],
+    )
 
 
 TEXT = "0123456789"

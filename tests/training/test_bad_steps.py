@@ -84,8 +84,16 @@ def test_the_summary_counts_bad_steps(prepare, tmp_path, model_folder, question_
     import sft_main
 
     status = sft_main.main(
-        [f"--model_name_or_path={model_folder('llama')}", f"--train_file={question_file}", "--max_seq_length=64",
-         "--report_to=none", "--max_steps=2", "--use_cpu", "--sample_prompts=[]", f"--output_dir={tmp_path / 'out'}"],
-    )  # fmt: skip
+        [
+            f"--model_name_or_path={model_folder('llama')}",
+            f"--train_file={question_file}",
+            "--max_seq_length=64",
+            "--report_to=none",
+            "--max_steps=2",
+            "--use_cpu",
+            "--sample_prompts=[]",
+            f"--output_dir={tmp_path / 'out'}",
+        ],
+    )
     assert status == 0
     assert json.loads((tmp_path / "out/run_summary.json").read_text())["bad_steps"] == 0

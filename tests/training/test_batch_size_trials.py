@@ -29,9 +29,16 @@ def resolve(question_file, tmp_path):
     def resolve(*settings, context=CPU, limits=PLENTY, resume=None, architecture="llama"):
         config = load_config(
             None,
-            ["--model_name_or_path=m", f"--train_file={question_file}", "--max_seq_length=64", "--validation_split=0.3",
-             f"--output_dir={tmp_path}", "--bf16=false", *settings],
-        )  # fmt: skip
+            [
+                "--model_name_or_path=m",
+                f"--train_file={question_file}",
+                "--max_seq_length=64",
+                "--validation_split=0.3",
+                f"--output_dir={tmp_path}",
+                "--bf16=false",
+                *settings,
+            ],
+        )
         data = prepare_data(config.data, build_tokenizer(), seed=1)
         model, tokenizer = build_model(architecture), build_tokenizer()
         prepared = prepare_model(config, model, tokenizer, FLOAT32, CPU, is_chat=True)
@@ -59,18 +66,21 @@ def test_auto_keeps_the_accumulation_where_no_global_batch_size_is_given(resolve
 
 
 def test_global_batch_size_with_a_batch_size_decides_the_accumulation(resolve):
-    plan, _ = resolve("--global_batch_size=12", "--per_device_train_batch_size=3",
-                      context=DistributedContext(world_size=2))  # fmt: skip
+    plan, _ = resolve(
+        "--global_batch_size=12", "--per_device_train_batch_size=3", context=DistributedContext(world_size=2)
+    )
     assert (plan.per_device_train_batch_size, plan.gradient_accumulation_steps) == (3, 2)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["--global_batch_size=10", "--per_device_train_batch_size=4"],
-         "global_batch_size: 10 is not a multiple of per_device_train_batch_size 4 x 1 processes; use 8 or 12"),
+        (
+            ["--global_batch_size=10", "--per_device_train_batch_size=4"],
+            "global_batch_size: 10 is not a multiple of per_device_train_batch_size 4 x 1 processes; use 8 or 12",
+        ),
     ],
-)  # fmt: skip
+)
 def test_incompatible_batch_sizes_are_refused(resolve, settings, message):
     with pytest.raises(ConfigError) as raised:
         resolve(*settings)
@@ -123,10 +133,21 @@ def test_memory_limits_come_from_settings_or_free_memory(monkeypatch):
 def run(tmp_path, model_folder, question_file, *settings) -> tuple[list[float], dict]:
     output = tmp_path / "out"
     status = sft_main.main(
-        [f"--model_name_or_path={model_folder('llama')}", f"--train_file={question_file}", "--max_seq_length=64",
-         "--report_to=none", "--logging_steps=1", "--learning_rate=1e-2", "--use_cpu", "--bf16=false",
-         "--sample_prompts=[]", "--validation_split=0.3", f"--output_dir={output}", *settings],
-    )  # fmt: skip
+        [
+            f"--model_name_or_path={model_folder('llama')}",
+            f"--train_file={question_file}",
+            "--max_seq_length=64",
+            "--report_to=none",
+            "--logging_steps=1",
+            "--learning_rate=1e-2",
+            "--use_cpu",
+            "--bf16=false",
+            "--sample_prompts=[]",
+            "--validation_split=0.3",
+            f"--output_dir={output}",
+            *settings,
+        ],
+    )
     assert status == 0
     lines = (output / "metrics.jsonl").read_text().splitlines()
     summary = json.loads((output / "run_summary.json").read_text())
@@ -138,9 +159,14 @@ def test_auto_gives_the_same_losses_as_a_given_batch_size(tmp_path, model_folder
         tmp_path, model_folder, question_file, "--max_steps=4", "--per_device_train_batch_size=8", "--save_strategy=no"
     )
     auto, summary = run(
-        tmp_path, model_folder, question_file, "--max_steps=4", "--global_batch_size=8", "--auto_batch_size",
+        tmp_path,
+        model_folder,
+        question_file,
+        "--max_steps=4",
+        "--global_batch_size=8",
+        "--auto_batch_size",
         "--save_strategy=no",
-    )  # fmt: skip
+    )
     assert auto == pytest.approx(given, rel=1e-5)
     assert summary["batch_plan"]["global_batch_size"] == 8
     assert summary["memory_shortages"] == {"training": 0, "evaluation": 0}

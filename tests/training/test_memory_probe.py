@@ -26,8 +26,10 @@ def trace_of(model):
         digest.update(name.encode() + tensor.numpy().tobytes())
     digest.update(torch.get_rng_state().numpy().tobytes())
     digest.update(repr(np.random.get_state()).encode() + repr(random.getstate()).encode())
-    state = [(name, module.training, getattr(module, "gradient_checkpointing", None))
-             for name, module in model.named_modules()]  # fmt: skip
+    state = [
+        (name, module.training, getattr(module, "gradient_checkpointing", None))
+        for name, module in model.named_modules()
+    ]
     digest.update(repr(state).encode())
     digest.update(repr([weight.grad for weight in model.parameters()]).encode())
     digest.update(str(model.config._attn_implementation).encode())
@@ -43,8 +45,13 @@ def test_a_trial_has_no_side_effects(architecture, checkpointing):
     )
     before = trace_of(model)
     probe = MemoryProbe(
-        model, FLOAT32, "cpu", layout=layout, optimizer="adamw_torch", checkpointing=checkpointing,
-    )  # fmt: skip
+        model,
+        FLOAT32,
+        "cpu",
+        layout=layout,
+        optimizer="adamw_torch",
+        checkpointing=checkpointing,
+    )
     rows = [{"input_ids": np.arange(40), "labels": np.arange(40)}] * 3
     with probe.simulated_training_memory():
         trial = probe.train(rows)
@@ -59,8 +66,13 @@ def test_a_trial_that_runs_out_of_memory_has_no_side_effects():
     model = build_model("llama")
     before = trace_of(model)
     probe = MemoryProbe(
-        model, FLOAT32, "cpu", layout=None, optimizer="adamw_torch", checkpointing=None,
-    )  # fmt: skip
+        model,
+        FLOAT32,
+        "cpu",
+        layout=None,
+        optimizer="adamw_torch",
+        checkpointing=None,
+    )
 
     def run_out_of_memory():
         with probe.simulated_training_memory():

@@ -25,9 +25,17 @@ from tests.support.layouts import (
 from tests.support.small_models import ARCHITECTURES, build_model
 
 SIZE = {
-    "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 def build(name):
@@ -225,8 +233,13 @@ def test_a_batch_of_fillers_has_zero_loss_and_zero_gradients(collator):
     model = build_model("llama").train()
     layout = layout_of(model, padding_free=isinstance(collator, FlatCollator))
     batch = collator([{**row, "labels": np.full_like(row["labels"], -100)} for row in random_rows()])
-    assert batch["counts"] == {"rows": 0, "tokens": 0, "supervised": 0, "computed": batch["input_ids"].numel(),
-                               "squares": 0}  # fmt: skip
+    assert batch["counts"] == {
+        "rows": 0,
+        "tokens": 0,
+        "supervised": 0,
+        "computed": batch["input_ids"].numel(),
+        "squares": 0,
+    }
     with isolated_documents(model, layout.attention):
         layout.output.loss_sum(model, model_inputs(batch), batch).backward()
     for name, weight in model.named_parameters():

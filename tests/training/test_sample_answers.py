@@ -14,10 +14,16 @@ from sft.reporting.samples_log import SamplesLog
 
 # Dropout draws random numbers in every step: one more or less drawn elsewhere would show.
 SETTINGS: dict[str, Any] = {
-    "validation_split": 0.25, "num_train_epochs": 2, "per_device_train_batch_size": 2, "eval_steps": 4,
-    "save_steps": 12, "save_total_limit": "null", "lora_config.r": 4, "lora_config.lora_dropout": 0.2,
+    "validation_split": 0.25,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 2,
+    "eval_steps": 4,
+    "save_steps": 12,
+    "save_total_limit": "null",
+    "lora_config.r": 4,
+    "lora_config.lora_dropout": 0.2,
     "gradient_checkpointing": True,
-}  # fmt: skip
+}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -79,9 +85,13 @@ def test_samples_only_before_and_after_training_on_request(run_sft):
 def test_samples_after_training_come_from_the_best_model_if_it_is_loaded(run_sft):
     # By the greatest loss, the best is never the last.
     run = run_sft(
-        eval_steps=2, save_steps=2, load_best_model_at_end=True, metric_for_best_model="eval_loss",
-        greater_is_better=True, validation_split=0.25,
-    )  # fmt: skip
+        eval_steps=2,
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,
+        validation_split=0.25,
+    )
     assert run.status == 0, run.err
     evaluations = {e["step"]: e["eval_loss"] for e in run.metrics if "eval_loss" in e and 0 < e["step"] < 5}
     best = max(evaluations, key=evaluations.get)

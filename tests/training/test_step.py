@@ -78,16 +78,35 @@ def test_a_single_row_that_does_not_fit_ends_the_run_with_one_line(prepare):
 def run_two(tmp_path, model, question_file, name, *, out_of_memory_at="", **settings):
     """Trains on two processes; `out_of_memory_at` is `rank:call:forward` or `rank:call:backward`."""
     keys = {
-        "model_name_or_path": model, "train_file": question_file, "max_seq_length": 64, "learning_rate": 1e-2,
-        "max_steps": 4, "logging_steps": 1, "report_to": "none", "use_cpu": True, "bf16": False,
-        "sample_prompts": "[]", "output_dir": tmp_path / name, **settings,
-    }  # fmt: skip
+        "model_name_or_path": model,
+        "train_file": question_file,
+        "max_seq_length": 64,
+        "learning_rate": 1e-2,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "sample_prompts": "[]",
+        "output_dir": tmp_path / name,
+        **settings,
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-         "tests/support/run_short_of_memory.py", *(f"--{key}={value}" for key, value in keys.items())],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node=2",
+            "--standalone",
+            "tests/support/run_short_of_memory.py",
+            *(f"--{key}={value}" for key, value in keys.items()),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "OUT_OF_MEMORY_AT": out_of_memory_at, "PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     logged = [event[name] for event in events if "loss" in event for name in ("loss", "token_accuracy")]

@@ -184,9 +184,12 @@ def test_help_does_not_import_torch():
 def test_a_pipe_is_answered_and_ctrl_c_stops_it_with_130(tmp_path):
     folder = save_endless_model(tmp_path / "endless")
     with subprocess.Popen(
-        [sys.executable, "chat.py", folder, "--max_new_tokens", "90000", "--device", "cpu"], cwd=REPOSITORY,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
+        [sys.executable, "chat.py", folder, "--max_new_tokens", "90000", "--device", "cpu"],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         process.stdin.write(b"Say hello.\n")
         process.stdin.close()
         assert process.stdout.read(len(ESCAPE)).decode() == ESCAPE

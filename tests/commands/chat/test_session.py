@@ -59,9 +59,15 @@ class InTerminal:
     def __init__(self, *arguments: str):
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "chat.py", *arguments], cwd=REPOSITORY, stdin=slave, stdout=slave, stderr=slave,
-            env={**os.environ, "TERM": "dumb"}, start_new_session=True, preexec_fn=_take_terminal,
-        )  # fmt: skip
+            [sys.executable, "chat.py", *arguments],
+            cwd=REPOSITORY,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**os.environ, "TERM": "dumb"},
+            start_new_session=True,
+            preexec_fn=_take_terminal,
+        )
         os.close(slave)
 
     def type(self, text: str) -> None:

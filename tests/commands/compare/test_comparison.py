@@ -49,9 +49,11 @@ def test_only_settings_and_versions_that_differ_are_shown(tmp_path):
     summary = changed(SUMMARY, ("versions", "torch"), "2.11.0")
     found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", settings=settings, summary=summary))
     assert rows(found.settings) == {
-        "learning_rate": ("0.001", "0.01"), "lora_config.r": ("8", "16"), "packing": ("", "true"),
+        "learning_rate": ("0.001", "0.01"),
+        "lora_config.r": ("8", "16"),
+        "packing": ("", "true"),
         "version of torch": ("2.13.0", "2.11.0"),
-    }  # fmt: skip
+    }
 
 
 def test_metrics_are_side_by_side_with_the_best_marked(tmp_path):

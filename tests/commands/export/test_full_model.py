@@ -79,9 +79,12 @@ def test_added_tokens_keep_their_embeddings(export, model_folder, tmp_path):
     tokenizer = build_tokenizer()
     tokenizer.add_tokens([f"<new{i}>" for i in range(12)])
     adapters = save_adapters(
-        model_folder("llama"), tmp_path / "adapters", tokenizer=tokenizer, modules_to_save=["embed_tokens", "lm_head"],
+        model_folder("llama"),
+        tmp_path / "adapters",
+        tokenizer=tokenizer,
+        modules_to_save=["embed_tokens", "lm_head"],
         target_modules=["q_proj"],
-    )  # fmt: skip
+    )
     status, _, err, output = export(adapters, "--merge", "--dtype", "float32")
     assert (status, err) == (0, "")
     whole = load(output)

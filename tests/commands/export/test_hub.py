@@ -51,9 +51,13 @@ def upload_in_a_process(folder: Path, endpoint: str, *repositories: str) -> list
         "    except ModelError as error: print(error)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), *repositories], cwd=REPOSITORY, capture_output=True, text=True,
-        check=False, env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_secret"},
-    )  # fmt: skip
+        [sys.executable, "-c", code, str(folder), *repositories],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_secret"},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -9,10 +9,16 @@ from sft.commands.init.fit import choose_global_batch_size, choose_max_seq_lengt
 from sft.common.run_records import ModelFootprint
 
 EIGHT_BILLION = ModelFootprint(
-    num_parameters=8_030_261_248, num_trainable_parameters=8_030_261_248, weight_bytes=4 * 8_030_261_248,
-    hidden_size=4096, num_layers=32, vocab_size=128_256, intermediate_size=14_336, num_attention_heads=32,
+    num_parameters=8_030_261_248,
+    num_trainable_parameters=8_030_261_248,
+    weight_bytes=4 * 8_030_261_248,
+    hidden_size=4096,
+    num_layers=32,
+    vocab_size=128_256,
+    intermediate_size=14_336,
+    num_attention_heads=32,
     num_lookup_parameters=525_336_576,
-)  # fmt: skip
+)
 
 
 def test_a_method_is_suggested_by_the_available_memory():

@@ -132,9 +132,13 @@ def test_a_mistake_on_the_command_line_is_one_line(capsys, arguments, line):
 def test_control_c_exits_without_a_traceback():
     terminal, own_end = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "sft_main.py"), "--init"], stdin=own_end, stdout=own_end, stderr=own_end,
-        start_new_session=True, preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
-    ) as process:  # fmt: skip
+        [sys.executable, str(REPOSITORY / "sft_main.py"), "--init"],
+        stdin=own_end,
+        stdout=own_end,
+        stderr=own_end,
+        start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    ) as process:
         os.close(own_end)
         shown, deadline = "", time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
