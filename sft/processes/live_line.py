@@ -5,6 +5,7 @@ Imported only where standard output is such a terminal (see `sft.processes.termi
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from io import StringIO
@@ -16,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sft.common.text import columns, printable
+
+_DEFAULT_WIDTH = 80
 
 
 class LiveLine:
@@ -33,9 +36,19 @@ class LiveLine:
                 terminal) appears above it.
         """
         self._console = Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._stream, self._width = stream, width
         self._redirects = redirects
         self._live: Live | None = None
         self._shown = ""
+
+    def _columns(self) -> int:
+        """The terminal's width now. rich prefers `COLUMNS`, which may be that of another terminal."""
+        if self._width is not None:
+            return self._width
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or _DEFAULT_WIDTH
+        except (OSError, ValueError):  # not a real terminal
+            return _DEFAULT_WIDTH
 
     def start(self) -> Live:
         """Start drawing; `show` does so too."""
@@ -58,6 +71,7 @@ class LiveLine:
         Args:
             parts: the most important first; those that do not fit into the terminal's width are omitted.
         """
+        self._console.width = self._columns()
         line = fitted(parts, self._console.width - 1)
         if line == self._shown:
             return
@@ -78,7 +92,7 @@ class LiveLine:
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         text = StringIO()
-        Console(file=text, width=self._console.width, no_color=True).print(table)
+        Console(file=text, width=self._columns(), no_color=True).print(table)
         return "\n".join([printable(title), *(f"  {line}".rstrip() for line in text.getvalue().splitlines())])
 
     def clear(self) -> None:
