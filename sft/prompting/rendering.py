@@ -93,7 +93,7 @@ class ChatRenderer:
                     raise text
                 if text is None:
                     text = self._template.apply(conversation.messages, conversation.tools)
-                results.append(self._marked(conversation, checked_text(text, "the conversation")))
+                results.append(self._with_trained_spans(conversation, checked_text(text, "the conversation")))
             except RowRefused as refusal:
                 results.append(refusal)
         return results
@@ -102,8 +102,8 @@ class ChatRenderer:
         """The text of a prompt, which ends where the model has to answer."""
         return self._template.apply(messages, tools, add_generation_prompt=True)
 
-    def _marked(self, conversation: Conversation, text: str) -> RenderedText:
-        """The trained spans of a conversation in its rendered text."""
+    def _with_trained_spans(self, conversation: Conversation, text: str) -> RenderedText:
+        """The rendered text with its trained spans: here it is decided which characters are trained."""
         messages = conversation.messages
         chosen = self._trained_turns(conversation)
         turns = self._shapes.find(conversation, text)

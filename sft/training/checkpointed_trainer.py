@@ -252,8 +252,8 @@ class CheckpointedTrainer(ResumingTrainer):
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER)
             return
         if self._saves_shards:
-            rank = (self.context.rank, self.context.world_size)
-            save_shards(folder, self.model, self._inner_optimizer, rank, trained_only=self._has_adapters)
+            rank_and_world_size = (self.context.rank, self.context.world_size)
+            save_shards(folder, self.model, self._inner_optimizer, rank_and_world_size, trained_only=self._has_adapters)
         else:
             state = gather_optimizer_state(self._inner_optimizer, keep=self.args.should_save)
             if self.args.should_save:

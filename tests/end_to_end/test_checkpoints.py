@@ -1,37 +1,20 @@
-"""Checkpoints of real runs: a resumed run equals an uninterrupted one; damage and disk errors are reported."""
+"""Resuming from checkpoints in real runs: damage, changed settings, rotation, what they contain."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
 from sft.checkpointing.manifest import find_damage, read_manifest
 from tests.support import messages
 from tests.support.checkpoints import as_if_killed, trained
 from tests.support.paths import REPOSITORY
-
-
-@pytest.fixture
-def short_run(run_sft):
-    """Run 6 steps with checkpoints at 2, 4 and 6; arguments are further settings."""
-
-    def run(**settings):
-        return run_sft(
-            **{"save_steps": 2, "save_total_limit": "null", "sample_prompts": "[]", "max_steps": 6} | settings
-        )
-
-    return run
 
 
 def test_a_damaged_checkpoint_is_moved_aside_and_the_previous_one_is_resumed(short_run):
@@ -80,157 +63,6 @@ def test_checkpoints_after_the_selected_one_are_moved_aside(short_run):
         "checkpoint-6",
     ]
     assert [step for step, *_ in trained(again.output_dir)] == [1, 2, 3, 4]
-
-
-def no_room(*_, **__):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_checkpoints(short_run, monkeypatch):
-    saved = torch.save
-
-    def save(state, path, *args, **kwargs):
-        if "checkpoint-4" in str(path) and str(path).endswith("optimizer.pt"):
-            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
-        return saved(state, path, *args, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(torch, "save", save)
-        run = short_run()
-    assert run.status == 2
-    assert run.err.count("\n") == 1
-    assert messages.CHECKPOINT_NOT_WRITTEN.format(step=4) in run.err
-    assert [path.name for path in run.output_dir.glob("checkpoint-*")] == ["checkpoint-2"]
-    assert find_damage(run.output_dir / "checkpoint-2") == []
-    again = short_run(resume_from_checkpoint="auto")
-    assert again.status == 0, again.err
-    assert [step for step, *_ in trained(again.output_dir)] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_full_disk_in_the_saving_thread_ends_the_run_at_the_next_step(short_run, monkeypatch):
-    from sft.training.checkpointed_trainer import CheckpointedTrainer
-    from sft.training.stopping import StopCallback
-
-    failed = threading.Event()
-    publish, on_step_end = CheckpointedTrainer._publish, StopCallback.on_step_end
-
-    def fail(trainer, staging, target, *rest):
-        if target.name == "checkpoint-4":
-            threading.Timer(0.1, failed.set).start()
-            no_room()
-        publish(trainer, staging, target, *rest)
-
-    def wait_at_six(callback, args, state, control, **kwargs):
-        if state.global_step == 6:
-            assert failed.wait(60)
-        on_step_end(callback, args, state, control, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(CheckpointedTrainer, "_publish", fail)
-        patched.setattr(StopCallback, "on_step_end", wait_at_six)
-        run = short_run(max_steps=100, save_steps=4)
-    assert run.status == 2
-    assert messages.CHECKPOINT_NOT_WRITTEN.format(step=4) in run.err
-    assert run.metrics[-1]["step"] <= 6  # not only at the next save, at step 8
-    assert not list(run.output_dir.glob("checkpoint-*"))
-
-
-@pytest.mark.parametrize("operation", ["weights", "rename", "metrics"])
-def test_a_full_disk_is_reported_wherever_it_occurs(short_run, monkeypatch, operation):
-    import transformers
-
-    from sft.reporting.metrics_log import MetricsLog
-
-    with monkeypatch.context() as patched:
-        if operation == "weights":
-            patched.setattr(transformers.PreTrainedModel, "save_pretrained", no_room)
-        elif operation == "rename":
-            patched.setattr(os, "rename", no_room)
-        else:
-            patched.setattr(MetricsLog, "write", no_room)
-        run = short_run()
-    assert run.status == 2
-    assert run.err.count("\n") == 1
-    assert "No space left on device" in run.err
-    assert not list(run.output_dir.glob("checkpoint-*"))
-
-
-def test_training_continues_while_a_checkpoint_is_published(short_run, monkeypatch):
-    from sft.reporting.metrics_log import MetricsLog
-    from sft.training import checkpointed_trainer
-
-    third_step, waited = threading.Event(), []
-    write, publish = MetricsLog.write, checkpointed_trainer.publish
-
-    def write_and_signal(log, step, values):
-        write(log, step, values)
-        if step == 3:
-            third_step.set()
-
-    def publish_late(staging, target, entries):
-        waited.append((target.name, third_step.wait(60)))
-        publish(staging, target, entries)
-
-    monkeypatch.setattr(MetricsLog, "write", write_and_signal)
-    monkeypatch.setattr(checkpointed_trainer, "publish", publish_late)
-    run = short_run(save_total_limit=1, logging_steps=1)
-    assert run.status == 0, run.err
-    assert waited == [("checkpoint-2", True), ("checkpoint-4", True), ("checkpoint-6", True)]
-    assert [path.name for path in run.output_dir.glob("checkpoint-*")] == ["checkpoint-6"]
-    assert find_damage(run.output_dir / "checkpoint-6") == []
-
-
-def test_steps_during_a_background_save_do_not_change_the_checkpoint(short_run, tmp_path, monkeypatch):
-    from sft.reporting.metrics_log import MetricsLog
-    from sft.training import checkpointed_trainer
-    from sft.training.checkpointed_trainer import CheckpointedTrainer
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpointed_trainer, "memory_for_copy", lambda *_: 0)
-        at_once = short_run(output_dir=tmp_path / "at-once")
-    logged, waited = {step: threading.Event() for step in range(1, 7)}, []
-    write, publish = MetricsLog.write, CheckpointedTrainer._publish
-
-    def write_and_signal(log, step, values):
-        write(log, step, values)
-        logged[step].set()
-
-    def publish_late(trainer, staging, target, to_write, *rest):
-        step = int(target.name.rpartition("-")[2])
-        names = {path.name for path in staging.iterdir()}
-        waited.append((step, len(to_write), "optimizer.pt" in names, logged[min(step + 1, 6)].wait(60)))
-        publish(trainer, staging, target, to_write, *rest)
-
-    monkeypatch.setattr(MetricsLog, "write", write_and_signal)
-    monkeypatch.setattr(CheckpointedTrainer, "_publish", publish_late)
-    later = short_run(output_dir=tmp_path / "later")
-    assert waited == [
-        (2, 2, False, True),
-        (4, 2, False, True),
-        (6, 0, True, True),
-    ]  # no step follows the last checkpoint
-    for step in (2, 4, 6):
-        files, expected = (
-            {path.name: path.read_bytes() for path in (run.output_dir / f"checkpoint-{step}").iterdir()}
-            for run in (later, at_once)
-        )
-        assert files.keys() == expected.keys()
-        differ = {name for name in files if files[name] != expected[name]}
-        assert differ <= {"manifest.json", "trainer_state.json"}  # which contain times and folders
-
-
-def test_a_checkpoint_that_cannot_be_copied_is_written_and_logged(short_run, monkeypatch):
-    from sft.training import checkpointed_trainer
-
-    def fail(state):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setattr(checkpointed_trainer, "copy_to_memory", fail)
-    run = short_run()
-    assert run.status == 0, run.err
-    assert "The state could not be copied (DefaultCPUAllocator: can't allocate memory)" in run.out
-    for step in (2, 4, 6):
-        assert find_damage(run.output_dir / f"checkpoint-{step}") == []
 
 
 def test_changed_settings_are_logged_in_one_line_and_take_effect(short_run, run_sft):
@@ -369,113 +201,6 @@ def test_trackers_continue_the_same_run(short_run, run_sft, tmp_path, monkeypatc
     assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
 
 
-EDGE = {"validation_split": 0.25, "num_train_epochs": 2, "sample_prompts": "[]", "save_total_limit": "null"}
-
-
-def without_times(run):
-    """What a run logged, except for what depends on the clock and the machine."""
-    of_machine = ("runtime", "per_second", "memory", "utilization")
-    return [
-        {name: value for name, value in event.items() if not any(sign in name for sign in of_machine)}
-        for event in run.metrics
-        if "train_loss" not in event
-    ]
-
-
-def add_to_trainers(patched, callback):
-    """Gives each trainer that is built a callback of a class, last."""
-    import trainer_utils
-
-    build_trainer = trainer_utils.build_trainer
-
-    def build(*args, **kwargs):
-        prepared = build_trainer(*args, **kwargs)
-        prepared.trainer.add_callback(callback())
-        return prepared
-
-    patched.setattr(trainer_utils, "build_trainer", build)
-
-
-@pytest.mark.parametrize(
-    ("settings", "from_edge"), [({}, 0), ({"logging_strategy": "epoch"}, 0), ({"logging_strategy": "epoch"}, -1)]
-)
-def test_a_run_stopped_at_the_end_of_an_epoch_makes_that_evaluation_when_it_is_resumed(
-    run_sft, tmp_path, monkeypatch, settings, from_edge
-):
-    settings = {**EDGE, **settings, "load_best_model_at_end": True}
-    uninterrupted = run_sft(output_dir=str(tmp_path / "uninterrupted"), **settings)
-    edge = uninterrupted.summary["batch_plan"]["steps_per_epoch"]
-
-    class Signal(transformers.TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step + 1 == edge + from_edge:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        add_to_trainers(patched, Signal)
-        stopped = run_sft(**settings)
-    assert stopped.status == 143
-    assert [event["step"] for event in stopped.metrics if "eval_loss" in event] == [0]
-    for _ in range(2):  # the second time as if killed after the epoch's evaluation
-        again = run_sft(resume_from_checkpoint="auto", **settings)
-        assert again.status == 0, again.err
-        assert without_times(again) == without_times(uninterrupted)
-        shutil.rmtree(again.output_dir / f"checkpoint-{2 * edge}")
-    state = json.loads((uninterrupted.output_dir / f"checkpoint-{2 * edge}" / "trainer_state.json").read_text())
-    assert again.summary["eval_after"] == uninterrupted.summary["eval_after"]
-    assert state["best_global_step"] in (edge, 2 * edge)
-
-
-@pytest.mark.parametrize("where", ["a step", "the last step", "an epoch", "the answers", "the repeated evaluation"])
-def test_a_signal_interrupts_an_evaluation_and_the_resumed_run_repeats_it(run_sft, tmp_path, monkeypatch, where):
-    settings = {
-        "validation_split": 0.5,
-        "max_steps": 6,
-        "save_total_limit": "null",
-        "per_device_eval_batch_size": 2,
-        "load_best_model_at_end": True,
-        "sample_max_new_tokens": 4,
-    }
-    settings |= {} if where == "an epoch" else {"eval_steps": 2, "save_steps": 2}
-    uninterrupted = run_sft(output_dir=str(tmp_path / "uninterrupted"), **settings)
-    edge = uninterrupted.summary["batch_plan"]["steps_per_epoch"]
-    assert edge == 3
-    at = {"an epoch": edge, "the last step": 6}.get(where, 4)
-
-    class Signal(transformers.TrainerCallback):
-        batches = 0
-
-        def on_prediction_step(self, args, state, control, **kwargs):
-            self.batches += state.global_step == at
-            if self.batches == 2 and where != "the answers":
-                signal.raise_signal(signal.SIGTERM)
-
-        def on_evaluate(self, args, state, control, **kwargs):
-            if state.global_step == at and where == "the answers":
-                signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        add_to_trainers(patched, Signal)
-        stopped = run_sft(**settings)
-        assert stopped.status == 143, stopped.err
-        assert f"Stopped at step {at} of 6, saved in" in stopped.out
-        was_interrupted = f"The evaluation at step {at} was interrupted; the resumed run will repeat it." in stopped.out
-        assert was_interrupted == (where != "the answers")
-        assert (at in [event["step"] for event in stopped.metrics if "eval_loss" in event]) == (not was_interrupted)
-        if where == "the repeated evaluation":
-            again = run_sft(**settings, resume_from_checkpoint="auto")
-            assert again.status == 143
-            assert again.err.count("\n") == 1
-            assert messages.ENDED_BY.format(signal="SIGTERM") in again.err
-    again = run_sft(**settings, resume_from_checkpoint="auto")
-    assert again.status == 0, again.err
-    assert without_times(again) == without_times(uninterrupted)
-    lines = [(run.output_dir / "samples.jsonl").read_text() for run in (again, uninterrupted)]
-    assert lines[0] == lines[1]
-    weights = [(run.output_dir / "model.safetensors").read_bytes() for run in (again, uninterrupted)]
-    assert weights[0] == weights[1]
-
-
 def test_a_run_whose_last_save_was_lost_is_finished_from_the_last_checkpoint(short_run):
     uninterrupted = short_run()  # 6 steps end an epoch; 5 do not
     for steps in (6, 5):
@@ -493,7 +218,14 @@ def test_a_run_whose_last_save_was_lost_is_finished_from_the_last_checkpoint(sho
 def test_a_damaged_best_checkpoint_is_logged_and_the_last_weights_are_kept(run_sft, monkeypatch):
     from sft.training import checkpointed_trainer
 
-    settings = {**EDGE, "num_train_epochs": 3, "learning_rate": 3e-2, "lr_scheduler_type": "constant"}
+    settings = {
+        "validation_split": 0.25,
+        "sample_prompts": "[]",
+        "save_total_limit": "null",
+        "num_train_epochs": 3,
+        "learning_rate": 3e-2,
+        "lr_scheduler_type": "constant",
+    }
     load_best_model = checkpointed_trainer.CheckpointedTrainer._load_best_model
 
     def damage_then_load(trainer):

@@ -7,8 +7,9 @@
 - `names` maps log keys to tracker tags, `run_text` describes the run.
 
 To add a tracker: write a module with a subclass of its transformers callback, whose `on_log` sends
-`names.tracked(logs)`; `add_samples(step, lines)` and `finish(step, result, picture)` are optional. Then add it to
-`install._our_trackers`.
+`names.tracked(logs)`; `add_samples(step, lines)` and `finish(step, result, picture)` are optional. Add it to
+`install._our_trackers`, and its package to `TRACKERS` in `sft/configuration/checks/training.py`, which allows its name
+in `report_to`.
 
 The package must not know the trainer's internals or the data pipeline; it receives log values and records.
 """
