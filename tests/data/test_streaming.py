@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from torch.utils.data import DataLoader
@@ -15,8 +13,7 @@ from data_handler import prepare_data
 from sft.batching.layout import PaddedCollator
 from sft.batching.stream import MicroBatchStream
 from sft.configuration.schema import DataConfig
-from tests.support import messages
-from tests.support.paths import REPOSITORY
+from tests.support import forked, messages
 from tests.support.small_models import build_tokenizer
 
 ROWS = [{"question": f"Question {i}?", "answer": f"Answer {i}."} for i in range(50)]
@@ -174,38 +171,21 @@ def test_main_refuses_to_resume_a_stream_with_steps_of_another_size(run_sft, str
 
 
 def test_two_processes_train_on_a_stream_as_one_does(model_folder, stream_file, tmp_path):
-    def losses(name, *arguments):
-        done = subprocess.run(
-            [
-                sys.executable,
-                "sft_main.py",
-                f"--train_file={stream_file}",
-                "--streaming",
-                "--max_steps=6",
-                "--use_cpu",
-                "--on_bad_rows=skip",
-                f"--model_name_or_path={model_folder('llama')}",
-                "--report_to=none",
-                f"--output_dir={tmp_path / name}",
-                "--logging_steps=1",
-                "--sample_prompts=[]",
-                "--max_seq_length=64",
-                "--shuffle_block_rows=16",
-                "--dataloader_num_workers=1",
-                *arguments,
-            ],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=False,
+    def losses(name, processes):
+        done = forked.run(
+            tmp_path / f"terminal-{name}",
+            *(f"--train_file={stream_file}", "--streaming", "--max_steps=6", "--use_cpu", "--on_bad_rows=skip"),
+            *(f"--model_name_or_path={model_folder('llama')}", "--report_to=none", f"--output_dir={tmp_path / name}"),
+            *("--logging_steps=1", "--sample_prompts=[]", "--max_seq_length=64", "--shuffle_block_rows=16"),
+            *("--dataloader_num_workers=1", f"--per_device_train_batch_size={4 // processes}", "--bf16=false"),
+            processes=processes,
         )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
+        assert (done.status, done.err) == (0, "")
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return [event["loss"] for event in map(json.loads, lines) if "loss" in event]
 
-    one = losses("one", "--per_device_train_batch_size=4")
-    two = losses("two", "--per_device_train_batch_size=2", "--num_gpus=2")
+    one = losses("one", 1)
+    two = losses("two", 2)
     assert len(one) == 6
     assert two == pytest.approx(one, abs=1e-4)
 
@@ -266,28 +246,13 @@ def test_a_bad_row_of_a_stream_in_another_process_is_printed_once(model_folder, 
     # Line 1,202 has slot 1,201: of the second process, and beyond the rows that are looked at beforehand.
     rows = [*ROWS * 24, ROWS[0], {"question": "q", "answer": ""}, *ROWS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "sft_main.py",
-            f"--train_file={path}",
-            "--streaming",
-            "--max_steps=60",
-            "--use_cpu",
-            f"--model_name_or_path={model_folder('llama')}",
-            "--report_to=none",
-            f"--output_dir={tmp_path / 'out'}",
-            "--sample_prompts=[]",
-            "--max_seq_length=64",
-            "--shuffle_block_rows=1",
-            "--per_device_train_batch_size=20",
-            "--num_gpus=2",
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = forked.run(
+        tmp_path / "terminal",
+        *(f"--train_file={path}", "--streaming", "--max_steps=60", "--use_cpu", "--report_to=none", "--bf16=false"),
+        *(f"--model_name_or_path={model_folder('llama')}", f"--output_dir={tmp_path / 'out'}", "--sample_prompts=[]"),
+        *("--max_seq_length=64", "--shuffle_block_rows=1", "--per_device_train_batch_size=20"),
+        processes=2,
     )
-    assert done.returncode == 2
-    assert done.stderr.count(messages.EMPTY_ANSWER) == 1
-    assert "Traceback" not in done.stderr
+    assert done.status == 2
+    assert done.err.count(messages.EMPTY_ANSWER) == 1
+    assert "Traceback" not in done.err

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.support.paths import REPOSITORY
+from tests.support import forked
+from tests.support.factorizations import train_all
 
 
-def run_all(folder, model, questions, world_size, **environment):
-    """Results of every factorization for this number of processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-    command = [sys.executable, *(launcher if world_size > 1 else []), "tests/support/run_factorizations.py"]
-    done = subprocess.run(
-        [*command, model, questions, folder],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
-            "OUTPUT_DIR": str(folder),
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        },
+def run_all(folder, model, questions, world_size, *, residues=False):
+    """Every way that so many processes allow."""
+    done = forked.call(
+        folder / f"terminal-{world_size}",
+        train_all,
+        *(model, questions, folder, residues),
+        processes=world_size,
+        seconds=600,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.status == 0, done.out + done.err
     return {path.stem: torch.load(path, weights_only=True) for path in folder.glob(f"{world_size}-*.pt")}
 
 
@@ -65,8 +52,8 @@ def test_every_factorization_of_a_global_batch_gives_the_same(model_folder, ques
 @pytest.mark.slow
 def test_every_size_of_dataset_ends_and_trains_each_row_once_an_epoch(model_folder, question_file, tmp_path):
     model = model_folder("llama")
-    alone = run_all(tmp_path, model, question_file, 1, RESIDUES="1")
-    together = run_all(tmp_path, model, question_file, 2, RESIDUES="1")
+    alone = run_all(tmp_path, model, question_file, 1, residues=True)
+    together = run_all(tmp_path, model, question_file, 2, residues=True)
     assert len(alone) == len(together) == 16
     for name, expected in alone.items():
         num_rows = int(name.split("-")[2])

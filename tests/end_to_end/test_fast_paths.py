@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from sft.processes import heap
 from sft.processes.heap import reuse_freed_memory
-from tests.support import messages
+from tests.support import forked, messages
 from tests.support.paths import REPOSITORY
 
 
@@ -123,22 +123,9 @@ def two_processes(model_folder, question_file, tmp_path_factory):
     found = {}
     for count in (1, 2):
         output = folder / str(count)
-        done = subprocess.run(
-            [
-                sys.executable,
-                "sft_main.py",
-                *common,
-                f"--num_gpus={count}",
-                f"--output_dir={output}",
-                f"--per_device_train_batch_size={4 // count}",
-            ],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
+        own = [f"--output_dir={output}", f"--per_device_train_batch_size={4 // count}"]
+        done = forked.run(folder / f"terminal-{count}", *common, *own, processes=count)
+        assert done.status == 0, done.err
         lines = (output / "metrics.jsonl").read_text().splitlines()
         found[count] = [json.loads(line) for line in lines], load_file(output / "adapter_model.safetensors")
     return found

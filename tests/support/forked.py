@@ -9,8 +9,10 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from tests.support.paths import REPOSITORY
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.support.preloaded"])
+SECONDS_AFTER_FAILURE = 10
+"""How long the other processes may run once one has failed."""
 _FILES = ("stdout.txt", "stderr.txt")
 
 
@@ -73,17 +77,23 @@ def call(
     ]
     for process in started:
         process.start()
-    deadline = time.monotonic() + seconds
-    for process in started:
-        process.join(max(deadline - time.monotonic(), 0))
+    _wait(started, seconds)
     out, err = ((folder / name).read_text() for name in _FILES)
-    statuses = {process.exitcode for process in started}
-    if None in statuses:
-        for process in started:
-            process.kill()
-        raise AssertionError(f"still running after {seconds} s:\n{out}\n{err}")
-    assert len(statuses) == 1, f"exit statuses {statuses}:\n{out}\n{err}"
-    return Ended(statuses.pop(), out, err)
+    statuses = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+    assert None not in statuses, f"exit statuses {statuses}, where None is still running:\n{out}\n{err}"
+    assert len(set(statuses)) == 1, f"exit statuses {statuses}:\n{out}\n{err}"
+    return Ended(statuses[0], out, err)
+
+
+def _wait(started: Sequence[BaseProcess], seconds: float) -> None:
+    """Wait until all have ended; for a few seconds only once one has failed."""
+    deadline = time.monotonic() + seconds
+    while (running := [process for process in started if process.is_alive()]) and time.monotonic() < deadline:
+        if any(process.exitcode for process in started):
+            deadline = min(deadline, time.monotonic() + SECONDS_AFTER_FAILURE)
+        wait([process.sentinel for process in running], max(deadline - time.monotonic(), 0))
 
 
 def _launch(processes: int) -> list[dict[str, str]]:

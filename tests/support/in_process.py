@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from sft.processes.libraries import quiet_libraries
+
 ONE_PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
@@ -50,6 +52,7 @@ def run_command(arguments: Sequence[str], *, draws_curves: bool = False) -> int:
 @cache
 def import_libraries() -> None:
     """Import what a run needs, and exclude it from garbage collection: each run collects several times."""
+    quiet_libraries()  # as the command does, before transformers imports peft and bitsandbytes
     for name in _LIBRARIES:
         importlib.import_module(name)
     gc.collect()

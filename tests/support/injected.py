@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,70 @@ class ClosedAtStep:
 
     def __call__(self) -> None:
         _at_step(self.step, lambda: subprocess.run(["chattr", "+i", str(self.folder)], check=True))
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """The model raises torch's error for lack of memory once, in one process."""
+
+    rank: int
+    call: int
+    """The N-th forward or backward pass of training, from 1."""
+    where: str
+    """`forward` or `backward`."""
+
+    def __call__(self) -> None:
+        import torch
+
+        import trainer_utils
+
+        if os.environ["RANK"] != str(self.rank):
+            return
+        build_trainer, calls = trainer_utils.build_trainer, []
+
+        def fail(module: Any, *_: Any) -> None:
+            if module.training:
+                calls.append(1)
+                if len(calls) == self.call:
+                    raise torch.OutOfMemoryError("out of memory (test)")
+
+        def build(setup: Any, *args: Any) -> Any:
+            layer = setup.prepared.model.get_decoder().layers[0]
+            if self.where == "forward":
+                layer.register_forward_pre_hook(fail)
+            else:
+                layer.register_full_backward_pre_hook(fail)
+            return build_trainer(setup, *args)
+
+        trainer_utils.build_trainer = build
+
+
+@dataclass(frozen=True, slots=True)
+class TrackersDie:
+    """Before step 3, TensorBoard's folder is deleted and wandb's process killed."""
+
+    def __call__(self) -> None:
+        import transformers
+
+        import trainer_utils
+
+        class Disturb(transformers.TrainerCallback):
+            def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step == 2:
+                    shutil.rmtree(Path(args.output_dir, "logs"))
+                    for path in Path("/proc/self/task").glob("*/children"):
+                        for pid in path.read_text().split():
+                            if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                                os.kill(int(pid), signal.SIGKILL)
+
+        build_trainer = trainer_utils.build_trainer
+
+        def build(*args: Any, **kwargs: Any) -> Any:
+            prepared = build_trainer(*args, **kwargs)
+            prepared.trainer.add_callback(Disturb())
+            return prepared
+
+        trainer_utils.build_trainer = build
 
 
 def _at_step(step: int, act: Callable[[], Any]) -> None:

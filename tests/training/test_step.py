@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,8 +10,8 @@ from safetensors.torch import load_file
 
 from sft.common.errors import MemoryShortage
 from sft.configuration.schema import LoRAConfig
-from tests.support import messages
-from tests.support.paths import REPOSITORY
+from tests.support import forked, messages
+from tests.support.injected import OutOfMemory
 from tests.support.short_of_memory import assert_equal_to_the_bit, limit_rows, train_and_read_all
 from trainer_utils import train
 
@@ -75,8 +72,8 @@ def test_a_single_row_that_does_not_fit_ends_the_run_with_one_line(prepare):
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
-def run_two(tmp_path, model, question_file, name, *, out_of_memory_at="", **settings):
-    """Trains on two processes; `out_of_memory_at` is `rank:call:forward` or `rank:call:backward`."""
+def run_two(tmp_path, model, question_file, name, *, fault=None, **settings):
+    """Trains on two processes."""
     keys = {
         "model_name_or_path": model,
         "train_file": question_file,
@@ -91,23 +88,9 @@ def run_two(tmp_path, model, question_file, name, *, out_of_memory_at="", **sett
         "output_dir": tmp_path / name,
         **settings,
     }
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node=2",
-            "--standalone",
-            "tests/support/run_short_of_memory.py",
-            *(f"--{key}={value}" for key, value in keys.items()),
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OUT_OF_MEMORY_AT": out_of_memory_at, "PYTHONPATH": str(REPOSITORY)},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    options = [f"--{key}={value}" for key, value in keys.items()]
+    done = forked.run(tmp_path / f"terminal-{name}", *options, processes=2, fault=fault)
+    assert done.status == 0, done.out + done.err
     events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     logged = [event[name] for event in events if "loss" in event for name in ("loss", "token_accuracy")]
     return logged, done, tmp_path / name
@@ -118,12 +101,12 @@ def test_all_processes_retry_when_one_runs_out_of_memory(tmp_path, model_folder,
     model = model_folder("llama")
     small = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     expected, _, whole = run_two(tmp_path, model, question_file, "small", **small)
-    large = {"per_device_train_batch_size": 2, "out_of_memory_at": f"1:1:{place}"}
+    large = {"per_device_train_batch_size": 2, "fault": OutOfMemory(rank=1, call=1, where=place)}
     found, done, parted = run_two(tmp_path, model, question_file, "large", **large)
     assert found == expected
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (parted, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert done.stdout.count(messages.OUT_OF_MEMORY_AT_STEP.format(step=1)) == 1
+    assert done.out.count(messages.OUT_OF_MEMORY_AT_STEP.format(step=1)) == 1
     summary = json.loads((parted / "run_summary.json").read_text())
     assert summary["memory_shortages"] == {"training": 1, "evaluation": 0}
     assert summary["batch_plan"]["parts"] == 2

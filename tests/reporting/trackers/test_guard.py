@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
-from tests.support import messages
-from tests.support.paths import REPOSITORY
+from tests.support import forked, messages
+from tests.support.injected import TrackersDie
 
 
-def test_failing_trackers_are_logged_once_each_and_the_run_continues(model_folder, question_file, tmp_path):
+def test_failing_trackers_are_logged_once_and_the_run_continues(model_folder, question_file, tmp_path, monkeypatch):
     settings = {
         "model_name_or_path": model_folder("llama"),
         "train_file": question_file,
@@ -25,23 +23,15 @@ def test_failing_trackers_are_logged_once_each_and_the_run_continues(model_folde
         "report_to": "[tensorboard, wandb]",
         "output_dir": tmp_path / "out",
     }
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
     options = [f"--{key}={value}" for key, value in settings.items()]
-    done = subprocess.run(
-        [sys.executable, "tests/support/run_dying_trackers.py", *options],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-        env={**environment, "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    done = forked.run(tmp_path / "terminal", *options, fault=TrackersDie())
+    assert (done.status, done.err) == (0, ""), done.err
     summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
     for name in ("tensorboard", "wandb"):
-        (line,) = [
-            line for line in done.stdout.splitlines() if line.startswith(messages.TRACKER_FAILED.format(name=name))
-        ]
+        (line,) = [line for line in done.out.splitlines() if line.startswith(messages.TRACKER_FAILED.format(name=name))]
         assert messages.RUN_CONTINUES in line
         assert summary["trackers"][name].startswith("at step ")
     events = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]

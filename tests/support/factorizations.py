@@ -1,13 +1,9 @@
-"""Trains the same global batch with every factorization for a number of processes; saves each result in a folder.
+"""Trains the same global batch with every factorization for a number of processes."""
 
-    torchrun --nproc_per_node=2 tests/support/run_factorizations.py MODEL QUESTIONS FOLDER
-
-Not a test itself: `test_factorizations` starts it.
-"""
+from __future__ import annotations
 
 import dataclasses
-import os
-import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,9 +11,8 @@ from transformers import AutoTokenizer
 
 from data_handler import prepare_data
 from distributed_utils import start_distributed
-from sft.configuration.schema import DataConfig, ModelConfig, TrainingConfig
+from sft.configuration.schema import DataConfig, DistributedConfig, ModelConfig, TrainingConfig
 from sft.modeling.loading import load_pretrained_model
-from sft.processes.libraries import quiet_libraries
 from sft.training.arguments import build_training_arguments
 from tests.support.setups import FLOAT32, setup_of
 from trainer_utils import build_trainer, evaluate, train
@@ -28,27 +23,26 @@ RESIDUES = [(2, num_rows) for num_rows in range(1, 17)]
 """Micro-batch size, rows in the dataset."""
 
 
-def main(model_folder: str, questions: str, folder: str) -> None:
-    quiet_libraries()
-    from sft.configuration.schema import DistributedConfig
-
+def train_all(model_folder: str, questions: str, folder: Path, residues: bool) -> None:
+    """Train in each way, on all processes of this launch; saves each result in `folder` as `PROCESSES-SIZE-ROWS.pt`."""
     context = start_distributed(DistributedConfig(), use_cpu=True)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     data = prepare_data(DataConfig(train_file=questions, max_seq_length=64, validation_split=0.3), tokenizer, seed=1)
-    factorizations = RESIDUES if os.environ.get("RESIDUES") else FACTORIZATIONS
-    for size, num_rows in factorizations:
+    for size, num_rows in RESIDUES if residues else FACTORIZATIONS:
         if size * context.world_size > GLOBAL_BATCH_SIZE:
             continue
         some = dataclasses.replace(data, train=data.train.select(np.arange(num_rows)))
-        result = train_one(model_folder, tokenizer, some, context, size)
+        result = train_one(model_folder, tokenizer, some, context, size, folder)
         if context.is_main_process:
-            torch.save(result, f"{folder}/{context.world_size}-{size}-{num_rows}.pt")
+            torch.save(result, folder / f"{context.world_size}-{size}-{num_rows}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
-def train_one(model_folder, tokenizer, data, context, size):
+def train_one(model_folder, tokenizer, data, context, size, folder):
     """Two epochs: gradients of the first step, losses, evaluation, weights, the rows that were trained on."""
     config = TrainingConfig(
-        output_dir=os.environ["OUTPUT_DIR"],
+        output_dir=str(folder),
         per_device_train_batch_size=size,
         num_train_epochs=2,
         optim="sgd",
@@ -86,9 +80,3 @@ def train_one(model_folder, tokenizer, data, context, size):
         "seen": sorted(seen),
         "steps": result.steps,
     }
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
