@@ -42,16 +42,14 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if config.option.numprocesses is None and any(Path(argument).is_dir() for argument in config.args):
         config.option.numprocesses = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
     if config.option.numprocesses and config.option.dist == "no":
-        config.option.dist = "loadgroup"
+        config.option.dist = "loadscope"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a fixture of their module in one worker: the fixture is set up once."""
-    for item in items:
-        definitions = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
-        if any(definition.scope in ("module", "class") for found in definitions for definition in found):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.support.scheduling import TestsWithSharedFixturesTogether  # xdist may be switched off
+
+    return TestsWithSharedFixturesTogether(config, log) if config.option.dist == "loadscope" else None
 
 
 @pytest.hookimpl(wrapper=True)

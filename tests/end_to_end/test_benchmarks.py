@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 
 import pytest
 
+from tests.support import forked
 from tests.support.paths import REPOSITORY
+
+
+def run_script(script, *arguments):
+    """Runs a script as `python SCRIPT ARGUMENTS` does, in a process that has imported the libraries."""
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str((REPOSITORY / script).parent))
+    runpy.run_path(script, run_name="__main__")
 
 
 def test_bench_prepare_runs(question_file):
@@ -36,30 +45,25 @@ def test_bench_prepare_runs(question_file):
 @pytest.mark.parametrize(
     ("mode", "layout"), [("full", "padded"), ("full", "flat"), ("lora", "packed"), ("full", "packed")]
 )
-def test_bench_train_runs(mode, layout):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "benchmarks/bench_train.py",
-            "--size=toy",
-            "--max_length=64",
-            "--document=20",
-            "--batch=2",
-            "--steps=5",
-            "--breakdown",
-            "--bare",
-            f"--mode={mode}",
-            f"--layout={layout}",
-            "--device=cpu",
-            "--set=bf16=false",
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
+def test_bench_train_runs(tmp_path, mode, layout):
+    done = forked.call(
+        tmp_path,
+        run_script,
+        "benchmarks/bench_train.py",
+        "--size=toy",
+        "--max_length=64",
+        "--document=20",
+        "--batch=2",
+        "--steps=5",
+        "--breakdown",
+        "--bare",
+        f"--mode={mode}",
+        f"--layout={layout}",
+        "--device=cpu",
+        "--set=bf16=false",
     )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+    assert done.status == 0, done.err
+    result = json.loads(done.out.splitlines()[-1].removeprefix("RESULT "))
     assert result["is_padding_free"] is (layout != "padded")
     assert result["tokens_per_second"] > result["supervised_tokens_per_second"] > 0
     assert result["tflops"] > 0
@@ -68,23 +72,18 @@ def test_bench_train_runs(mode, layout):
     assert result["times_the_bare_loop"] > 0
 
 
-def test_peers_are_driven_by_a_script_that_runs(question_file):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "benchmarks/peer_train.py",
-            "trainer",
-            "--model=examples/tiny-chat",
-            "--steps=3",
-            f"--data={question_file}",
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
+def test_peers_are_driven_by_a_script_that_runs(tmp_path, question_file):
+    done = forked.call(
+        tmp_path,
+        run_script,
+        "benchmarks/peer_train.py",
+        "trainer",
+        "--model=examples/tiny-chat",
+        "--steps=3",
+        f"--data={question_file}",
     )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))["tokens_per_second"] > 0
+    assert done.status == 0, done.err
+    assert json.loads(done.out.splitlines()[-1].removeprefix("RESULT "))["tokens_per_second"] > 0
 
 
 def test_bench_startup_runs():

@@ -7,8 +7,6 @@ import logging
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from sft.configuration.checks.sharding import GATHER_ON_SAVE, check_deepspeed
 from sft.configuration.command_line import read_command
 from sft.configuration.keys import flat_keys, keys_of
 from sft.configuration.schema import NESTED_SECTIONS, DatasetSource
+from tests.support import forked
 from tests.support.in_process import run_command
 from tests.support.paths import REPOSITORY
 
@@ -271,7 +270,7 @@ def test_shown_yaml_runs(small_files, model_folder, snippet):
     assert run_command(["--config_file", str(config), *small, *SHRUNK]) == 0
 
 
-def test_shown_commands_run(small_files):
+def test_shown_commands_run(small_files, tmp_path_factory):
     """In the README and in docs/, each once; a line's comment and a continued line's end belong to the shell."""
     lines = [line for block in snippets("bash") for line in block.replace("\\\n", " ").splitlines()]
     commands = dict.fromkeys(line.partition("  #")[0] for line in lines if "sft_main.py --config" in line)
@@ -280,14 +279,8 @@ def test_shown_commands_run(small_files):
         words = shlex.split(command.rpartition("&& ")[2])
         assert words[:2] == ["python", "sft_main.py"]
         shutil.rmtree(small_files / "sft_output", ignore_errors=True)
-        done = subprocess.run(
-            [sys.executable, str(REPOSITORY / "sft_main.py"), *words[2:], *SHRUNK],
-            cwd=small_files,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        done = forked.run(tmp_path_factory.mktemp("terminal"), *words[2:], *SHRUNK, cwd=small_files)
+        assert done.status == 0, done.err
 
 
 def test_readme_python_uses_the_result(small_files, capsys):
