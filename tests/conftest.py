@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="sft-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 MAX_WORKERS = 8
 """Each takes about 1 GiB of memory."""
+SLOW_TEST_SECONDS = 1800
 # Scripts in tests/support are started by path.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
 
@@ -43,6 +45,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
     if config.option.numprocesses and config.option.dist == "no":
         config.option.dist = "loadscope"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests may take longer than `timeout` in pyproject.toml."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("slow", "gpu", "slurm")):
+            item.add_marker(pytest.mark.timeout(SLOW_TEST_SECONDS))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -126,6 +135,8 @@ def run_sft(
 
     yield run
     logging.getLogger("sft").handlers.clear()
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()  # it keeps the folder of its first run
 
 
 @pytest.fixture(autouse=True)
