@@ -143,14 +143,7 @@ def _watchdog(config: SFTConfig, command: Command) -> Watchdog:
 
 
 def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdog) -> int:
-    """One run, top to bottom. A dry run ends before training. Returns the exit status, the same on all processes.
-
-    Args:
-        config: as `load_config` returns it.
-        command: the command line.
-        lock: of the output folder, not yet taken.
-        watchdog: receives what the run is doing, to notice when it hangs.
-    """
+    """One run, top to bottom; a dry run ends before training. Returns the exit status, the same on all processes."""
     context = _start_process(config, command)
     # torch and transformers take seconds to import: `--help` and a configuration error do not wait for them.
     from data_handler import prepare_data
@@ -179,7 +172,9 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     )
     problems = check_data(config, data, is_dry_run=command.dry_run)
     limits = memory_limits(config.training, context)
-    dry_run = DryRun(config, data, problems, context, limits, command.show_rows)
+    dry_run = DryRun(
+        config=config, data=data, problems=problems, context=context, limits=limits, show_rows=command.show_rows
+    )
     if not len(data.train):
         return show_preflight(dry_run)
     actual = replace(context, world_size=1) if command.dry_run else context  # a dry run represents all processes
@@ -189,7 +184,17 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     prepared = with_micro_batch_size(prepared, plan.per_device_train_batch_size)
     identity = identify_run(config, data, prepared, resume)
     check_resume(resume, identity, plan)
-    setup = RunSetup(config, context, data, prepared, plan, limits, identity, resume, command.to_repeat)
+    setup = RunSetup(
+        config=config,
+        context=context,
+        data=data,
+        prepared=prepared,
+        plan=plan,
+        limits=limits,
+        identity=identity,
+        resume=resume,
+        command=command.to_repeat,
+    )
     arguments = build_training_arguments(setup, actual)
     if command.dry_run:
         return show_preflight(dry_run, prepared, plan)

@@ -158,7 +158,14 @@ def trainer_of(config: Any, context: Any, data: Any, prepared: Any) -> Any:
     plan = resolve_batch_plan(
         config.training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=max_seq_length
     )
-    limits, identity = MemoryLimits(budget_bytes=0, process_bytes=0), identify_run(config, data, prepared, None)
-    setup = RunSetup(config, context, data, prepared, plan, limits, identity)
+    setup = RunSetup(
+        config=config,
+        context=context,
+        data=data,
+        prepared=prepared,
+        plan=plan,
+        limits=MemoryLimits(budget_bytes=0, process_bytes=0),
+        identity=identify_run(config, data, prepared, None),
+    )
     Path(config.training.output_dir).mkdir(parents=True, exist_ok=True)
     return build_trainer(setup, build_training_arguments(setup, context))

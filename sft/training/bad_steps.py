@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from sft.common.errors import TrainingError
 from sft.common.run_records import DistributedContext
+from sft.processes.agreement import open_cpu_group
 
 logger = logging.getLogger("sft.train")
 MAX_LISTED_ROWS = 8
@@ -45,7 +46,7 @@ class BadSteps(TrainerCallback):
         self._context = context
         self._max_consecutive = max_consecutive
         self._locate_row = locate_row
-        self._group = distributed.new_group(backend="gloo") if context.world_size > 1 else None
+        self._group = open_cpu_group(context)
         self._flag = torch.zeros((), dtype=torch.float32, device=device)
         """1 if the current step is bad, else 0."""
         self._optimizer_reads_flag = False

@@ -65,7 +65,7 @@ def remove_earlier_report(config: SFTConfig, context: DistributedContext) -> Non
         Path(config.training.output_dir, REPORT_FILE).unlink(missing_ok=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DryRun:
     """What a dry run knows before the model is loaded."""
 

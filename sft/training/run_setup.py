@@ -13,7 +13,7 @@ from sft.training.prepared_model import PreparedModel
 from sft.training.run_identity import RunIdentity
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunSetup:
     """A run before its first step."""
 

@@ -16,6 +16,7 @@ from sft.common.errors import MemoryShortage
 from sft.common.run_records import DistributedContext
 from sft.modeling.gradient_sum import sum_gradients
 from sft.modeling.random_state import RandomState
+from sft.processes.agreement import open_cpu_group
 from sft.training.bad_steps import BadSteps
 
 logger = logging.getLogger("sft.train")
@@ -55,10 +56,8 @@ class StepGradient:
         self._collator = collator
         self._micro_batch_size = micro_batch_size
         self._context = context
-        self._group = None
-        if context.world_size > 1:
-            # Agreement is reached in main memory, without synchronizing with the GPU.
-            self._group = distributed.new_group(backend="gloo")
+        # Agreement is reached in main memory, without synchronizing with the GPU.
+        self._group = open_cpu_group(context)
         self._bad_steps = bad_steps
         self._on_retry = on_retry
         self.num_chunks = num_chunks

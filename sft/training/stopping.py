@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from sft.processes.agreement import open_cpu_group
 from sft.processes.signals import StopRequest
 
 
@@ -33,10 +34,7 @@ class StopCallback(TrainerCallback):
         """
         self._request = request
         self._trainer = trainer
-        self._group = None
-        if trainer.context.world_size > 1:
-            # A flag in main memory does not wait for a GPU.
-            self._group = torch.distributed.new_group(backend="gloo")
+        self._group = open_cpu_group(trainer.context)  # a flag in main memory does not wait for a GPU
         self.stopped_by = 0
         """Number of the signal that ended training, on any rank; 0 for none."""
 

@@ -17,7 +17,7 @@ from sft.configuration.schema import DataConfig
 from sft.data.checks import stops_run
 
 logger = logging.getLogger("sft.train")
-TOLD_DROPS = 10
+LOGGED_DROPS = 10
 """Dropped rows of a stream that are named; all are counted."""
 MIN_SLOTS_FOR_SHARE = 1000
 """Rows of a stream that must be read before the share of dropped rows is checked."""
@@ -58,9 +58,9 @@ class StreamDrops:
         if stopping:
             raise DataError(
                 *(f"{line}." for line in stopping),
-                "Fix the rows, or write on_bad_rows: skip (on_too_long: drop) to skip and count them.",
+                "Fix the rows, or set on_bad_rows: skip (on_too_long: drop) to skip and count them.",
             )
-        for line in lines[: max(TOLD_DROPS - self.counts.total(), 0)]:
+        for line in lines[: max(LOGGED_DROPS - self.counts.total(), 0)]:
             logger.info("dropped  %s.", line)
         self._read += slots
         self.counts.update(row.problem.reason for row in dropped)

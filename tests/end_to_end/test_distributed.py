@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,15 @@ def runs(model_folder, question_file, tmp_path_factory):
     assert single.returncode == 0, single.stderr
     assert double.returncode == 0, double.stderr
     return (one, single), (two, double)
+
+
+def run_on_processes(count: int, *options: str, data: Any, model: str, folder: Path) -> subprocess.CompletedProcess:
+    """The command, which starts its processes itself."""
+    settings = {"train_file": data, "report_to": "none", "model_name_or_path": model, "output_dir": folder / "out"}
+    arguments = [f"--num_gpus={count}", *options, *(f"--{key}={value}" for key, value in settings.items())]
+    return subprocess.run(
+        [sys.executable, "sft_main.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
 
 
 def losses(folder: Path, name: str) -> list[float]:
@@ -250,22 +260,7 @@ def test_two_processes_write_each_line_once(runs):
 def test_a_bad_row_is_reported_once_and_ends_with_exit_code_2(model_folder, tmp_path):
     data = tmp_path / "train.jsonl"
     data.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": ""}\n')
-    done = subprocess.run(
-        [
-            sys.executable,
-            "sft_main.py",
-            "--num_gpus=2",
-            "--use_cpu",
-            f"--train_file={data}",
-            "--report_to=none",
-            f"--model_name_or_path={model_folder('llama')}",
-            f"--output_dir={tmp_path / 'out'}",
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_on_processes(2, "--use_cpu", data=data, model=model_folder("llama"), folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("train.jsonl:2") == 1
     assert "Traceback" not in done.stderr
@@ -274,22 +269,7 @@ def test_a_bad_row_is_reported_once_and_ends_with_exit_code_2(model_folder, tmp_
 def test_data_that_cannot_be_read_is_reported_whichever_process_finds_it(model_folder, tmp_path):
     data = tmp_path / "train.json"
     data.write_text('[{"question": "a", "answer": "b"}, {"question": ')
-    done = subprocess.run(
-        [
-            sys.executable,
-            "sft_main.py",
-            "--num_gpus=2",
-            "--use_cpu",
-            f"--train_file={data}",
-            "--report_to=none",
-            f"--model_name_or_path={model_folder('llama')}",
-            f"--output_dir={tmp_path / 'out'}",
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_on_processes(2, "--use_cpu", data=data, model=model_folder("llama"), folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("train.json:1: invalid JSON") == 1
     assert done.stderr.count("\n") == 1
@@ -297,21 +277,7 @@ def test_data_that_cannot_be_read_is_reported_whichever_process_finds_it(model_f
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts CPU cores")
 def test_more_processes_than_cores_are_refused_before_any_starts(model_folder, question_file, tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "sft_main.py",
-            "--num_gpus=5000",
-            f"--train_file={question_file}",
-            "--report_to=none",
-            f"--model_name_or_path={model_folder('llama')}",
-            f"--output_dir={tmp_path / 'out'}",
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_on_processes(5000, data=question_file, model=model_folder("llama"), folder=tmp_path)
     assert done.returncode == 2
     assert "num_gpus is 5000, but this machine has no GPU and" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -7,11 +7,9 @@ import sys
 
 import psutil
 import pytest
-import torch
 
 from sft.processes import control_groups
 from sft.processes.device_memory import (
-    PeakMemory,
     available_memory_bytes,
     memory_for_copy,
     peak_memory_bytes,
@@ -22,12 +20,17 @@ from tests.support.paths import REPOSITORY
 
 
 def test_peak_memory_includes_what_was_freed_again():
-    before = used_memory_bytes("cpu")
-    with PeakMemory("cpu") as peak:
-        block = torch.ones(2**26)
-        del block
-    # A worker that has run many tests may reuse some of its own freed memory.
-    assert peak.peak_bytes >= before + 2**28 - 2**26
+    # In a process of its own: one that has run other tests reuses memory that these have freed.
+    code = (
+        "import torch; from sft.processes.device_memory import PeakMemory, used_memory_bytes\n"
+        "before = used_memory_bytes('cpu')\n"
+        "with PeakMemory('cpu') as peak:\n"
+        "    block = torch.ones(2**26)\n"
+        "    del block\n"
+        "assert peak.peak_bytes >= before + 2**28 - 2**24, (peak.peak_bytes, before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_peak_is_the_highest_so_far_and_never_falls():

@@ -35,7 +35,7 @@ def test_every_template_is_package_data():
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = settings["tool"]["setuptools"]["package-data"]["*"]
     folders = [path for path in (REPOSITORY / "sft").glob("**/templates") if path.is_dir()]
-    files = {path for folder in folders for path in folder.iterdir() if path.suffix in (".jinja", ".css")}
+    files = {path for folder in folders for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
     names = {path.name for path in files}
     assert {"report.html.jinja", "report.md.jinja", "report.css", "model_card.md.jinja"} <= names
     assert files <= {path for pattern in patterns for path in (REPOSITORY / "sft").glob(pattern)}

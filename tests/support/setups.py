@@ -49,4 +49,12 @@ def setup_of(
     prepared = prepare_model(config, model, tokenizer, FLOAT32, context, is_chat=data.is_chat)
     plan = resolve_batch_plan(training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=64)
     identity = identify_run(config, data, prepared, None)
-    return RunSetup(config, context, data, prepared, plan, NO_COPIES, identity)
+    return RunSetup(
+        config=config,
+        context=context,
+        data=data,
+        prepared=prepared,
+        plan=plan,
+        limits=NO_COPIES,
+        identity=identity,
+    )

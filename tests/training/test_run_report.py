@@ -45,7 +45,14 @@ def report_into(folder, prepared, *, rank=0):
         layout="padded",
     )
     setup = RunSetup(
-        config, DistributedContext(rank=rank), rows, prepared, plan, NO_COPIES, identity, command="python sft_main.py"
+        config=config,
+        context=DistributedContext(rank=rank),
+        data=rows,
+        prepared=prepared,
+        plan=plan,
+        limits=NO_COPIES,
+        identity=identity,
+        command="python sft_main.py",
     )
     return RunReport(setup, plan=lambda: plan, bad_steps=lambda: 0)
 
