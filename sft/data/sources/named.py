@@ -11,6 +11,7 @@ from huggingface_hub import constants, get_token
 from sft.common.errors import DataError
 from sft.common.hub_errors import hub_problem
 from sft.common.optional_packages import missing_package
+from sft.data.sources.arrow_values import ArrowValues
 from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS, Entries, RowBlock, entry_blocks
 from sft.data.sources.json_rows import checked_record
 
@@ -74,10 +75,11 @@ def read_dataset(dataset: "Dataset | IterableDataset", file: str) -> Iterator[tu
     Yields:
         A block of rows, and the share of the dataset read so far, 0 to 1 (0 if unknown).
     """
+    values = ArrowValues(None if dataset.features is None else dataset.features.arrow_schema)
     if not hasattr(dataset, "__len__"):
         # Count a row as 1 KiB, to get blocks of a moderate size.
         records = enumerate(_every_row(dataset), start=1)
-        entries = ((number, checked_record(record), number << 10) for number, record in records)
+        entries = ((number, checked_record(values(record)), number << 10) for number, record in records)
         yield from ((block, 0.0) for block, _ in entry_blocks(file, entries))
         return
     total = len(dataset)
@@ -87,7 +89,7 @@ def read_dataset(dataset: "Dataset | IterableDataset", file: str) -> Iterator[tu
         columns = dataset[start : start + rows_at_once]
         block = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         end = start + len(block)
-        checked = [checked_record(record) for record in block]
+        checked = [checked_record(values(record)) for record in block]
         yield Entries(file=file, lines=range(start + 1, end + 1), entries=checked), end / total
 
 

@@ -20,10 +20,11 @@ import pyarrow.parquet
 
 from sft.common.data_records import RowProblem
 from sft.common.errors import DataError
+from sft.data.sources.arrow_values import ArrowValues
 from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS, Entries, Entry, RowBlock, TextLines, entry_blocks, line_blocks
 from sft.data.sources.files import deciding_suffix, file_format
 from sft.data.sources.json_files import read_json, read_jsonl
-from sft.data.sources.json_rows import checked_record, short_line
+from sft.data.sources.json_rows import MAX_NESTING, checked_record, short_line
 from sft.data.sources.streams import DataFile, open_data_file
 
 _LARGEST_CSV_FIELD = min(sys.maxsize, 2**31 - 1)
@@ -111,13 +112,15 @@ def _read_parquet(file: DataFile) -> Iterator[tuple[RowBlock, float]]:
             names = parquet.schema_arrow.names
             if len(set(names)) < len(names):
                 raise DataError(f"{file.path}: duplicate column name: {', '.join(names)[:160]}.")
+            values = ArrowValues(parquet.schema_arrow, parse_json=True)
+            brackets = MAX_NESTING + 1 if values.parses_json else 0
             for batch in parquet.iter_batches(batch_size=MAX_ROWS):
                 rows_at_once = max(1, len(batch) * MAX_BYTES // max(batch.nbytes, MAX_BYTES))
                 for start in range(0, len(batch), rows_at_once):
                     records = batch.slice(start, rows_at_once).to_pylist()
                     lines = range(number + 1, number + len(records) + 1)
                     number += len(records)
-                    entries = [checked_record(record) for record in records]
+                    entries = [checked_record(values(record), num_brackets=brackets) for record in records]
                     block = Entries(file=file.name, lines=lines, entries=entries)
                     yield block, number / parquet.metadata.num_rows
         except (pyarrow.ArrowException, ValueError, OverflowError) as error:

@@ -114,6 +114,6 @@ def test_open_sources_reads_datasets_in_slices(tmp_path):
     records = [{"answers": [{"text": [str(number)]}], "more": {"x": None}} for number in range(1300)]
     datasets.Dataset.from_list(records).save_to_disk(str(tmp_path / "saved"))
     (source,) = open_sources(DataConfig(dataset_name=str(tmp_path / "saved"))).train
-    assert [row.record for row in rows_of(source)] == records
+    assert [row.record for row in rows_of(source)] == [{**record, "more": {}} for record in records]
     assert [chunk.num_rows for chunk in source.chunks()] == [512, 512, 276]
     assert [row.source.line for row in rows_of(source)] == list(range(1, 1301))
