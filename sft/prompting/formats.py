@@ -6,7 +6,7 @@ The format of a dataset is chosen once, by its columns: the first one in `FORMAT
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from sft.common.data_records import Conversation
 from sft.prompting.messages import (
     RowRefused,
     checked_text,
+    content_text,
     conversation_of,
     kind_of,
     openai_messages,
@@ -51,14 +52,13 @@ def format_named(name: str) -> RecordFormat:
 
 
 def _from_messages(record: Mapping[str, Any]) -> Conversation:
-    return conversation_of(openai_messages(record.get("messages")), "messages", _tools(record))
+    messages = openai_messages(record.get("messages"))
+    return conversation_of(_with_system(record, messages, "messages"), "messages", _tools(record))
 
 
 def _from_conversations(record: Mapping[str, Any]) -> Conversation:
     messages = sharegpt_messages(record.get("conversations"))
-    if record.get("system") and messages[0]["role"] != "system":
-        messages = (*_system(record), *messages)
-    return conversation_of(messages, "conversations", _tools(record))
+    return conversation_of(_with_system(record, messages, "conversations"), "conversations", _tools(record))
 
 
 def _from_squad(record: Mapping[str, Any]) -> Conversation:
@@ -80,9 +80,8 @@ def _from_prompt_completion(record: Mapping[str, Any]) -> Conversation:
             {**m, "train": False} if m["role"] == "assistant" else m
             for m in openai_messages(record.get("prompt"), "prompt")
         ]
-        return conversation_of(
-            (*prompt, *openai_messages(record.get("completion"), "completion")), "completion", _tools(record)
-        )
+        messages = (*_with_system(record, prompt, "prompt"), *openai_messages(record.get("completion"), "completion"))
+        return conversation_of(messages, "completion", _tools(record))
     return _exchange(record, text_field(record, "prompt"), text_field(record, "completion", answer=True))
 
 
@@ -105,7 +104,7 @@ FORMATS = (
     RecordFormat(
         name="messages",
         columns=frozenset({"messages"}),
-        optional=frozenset({"tools"}),
+        optional=frozenset({"system", "tools"}),
         convert=_from_messages,
         description='messages: [{"role": "user", "content": ...}, ...]',
     ),
@@ -166,8 +165,28 @@ def _exchange(record: Mapping[str, Any], prompt: str, answer: str) -> Conversati
 
 
 def _system(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    text = text_field(record, "system", required=False)
+    """The system turn of the column `system`: text, or a list of text parts."""
+    text = content_text({"content": record.get("system")}, "'system'", may_be_null=True)
     return ({"role": "system", "content": text},) if text.strip() else ()
+
+
+def _with_system(
+    record: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], name: str
+) -> Sequence[Mapping[str, Any]]:
+    """The messages after the system turn of the column `system`, which they may repeat.
+
+    Raises:
+        RowRefused: `two_system_prompts` if they begin with another system turn.
+    """
+    system = _system(record)
+    if not system or messages[0]["role"] != "system":
+        return (*system, *messages)
+    if messages[0]["content"].strip() != system[0]["content"].strip():
+        raise RowRefused(
+            "two_system_prompts",
+            f"the column 'system' and the system turn {name}[0] have different texts; keep one of them",
+        )
+    return messages
 
 
 def _tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:

@@ -86,6 +86,25 @@ def kind_of(value: Any) -> str:
     return {list: "a list", dict: "an object", str: "text", type(None): "null"}.get(type(value), type(value).__name__)
 
 
+def content_text(item: Mapping[str, Any], where: str, *, may_be_null: bool) -> str:
+    """The content of a message, as text or as a list of text parts.
+
+    Raises:
+        RowRefused: If it is missing and may not be, or is not text.
+    """
+    content = item.get("content")
+    if content is None:
+        if may_be_null:
+            return ""
+        reason = "empty_answer" if item.get("role") == "assistant" else "missing_field"
+        raise RowRefused(reason, f"{where} has no content")
+    if isinstance(content, str):
+        return checked_text(content, where)
+    if not isinstance(content, list | tuple):
+        raise RowRefused("wrong_type", f"{where}: content must be text or a list of parts, found {kind_of(content)}")
+    return checked_text("".join(_part_text(part, where) for part in content), where)
+
+
 def openai_messages(value: Any, name: str = "messages") -> tuple[Mapping[str, Any], ...]:
     """Convert `[{"role": ..., "content": ...}]`, with content as text or as a list of text parts.
 
@@ -172,7 +191,7 @@ def _openai_message(item: Any, where: str) -> Mapping[str, Any]:
     tool_calls = item.get("tool_calls")
     if not tool_calls and item.get("function_call") is not None:
         tool_calls = [item["function_call"]]  # the first form of a call in the OpenAI API
-    message: dict[str, Any] = {"role": role, "content": _content_text(item, where, may_be_null=bool(tool_calls))}
+    message: dict[str, Any] = {"role": role, "content": content_text(item, where, may_be_null=bool(tool_calls))}
     for key in _KEPT_KEYS:
         if item.get(key) is not None:
             if not isinstance(item[key], str):
@@ -197,7 +216,7 @@ def _sharegpt_message(item: Any, where: str) -> Mapping[str, Any]:
         raise RowRefused("unknown_role", f"{where}: from {_shown(item.get('from'))} is unknown; allowed: {allowed}")
     if role == "assistant" and item.get("tool_calls"):
         return _openai_message({**item, "role": role, "content": item.get("value")}, where)
-    content = _content_text({"content": item.get("value")}, where, may_be_null=False)
+    content = content_text({"content": item.get("value")}, where, may_be_null=False)
     own_role = "assistant" if role == "function_call" else role
     untrained = {"train": False} if _is_untrained(item, own_role, where) else {}
     if role != "function_call":
@@ -227,20 +246,6 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     if call.get("id") is not None:
         result["id"] = call["id"]
     return result
-
-
-def _content_text(item: Mapping[str, Any], where: str, *, may_be_null: bool) -> str:
-    content = item.get("content")
-    if content is None:
-        if may_be_null:
-            return ""
-        reason = "empty_answer" if item.get("role") == "assistant" else "missing_field"
-        raise RowRefused(reason, f"{where} has no content")
-    if isinstance(content, str):
-        return checked_text(content, where)
-    if not isinstance(content, list | tuple):
-        raise RowRefused("wrong_type", f"{where}: content must be text or a list of parts, found {kind_of(content)}")
-    return checked_text("".join(_part_text(part, where) for part in content), where)
 
 
 def _part_text(part: Any, where: str) -> str:

@@ -1,8 +1,11 @@
 """Record formats: their columns, and their records as conversations."""
 
+import json
+
 import pytest
 
 from sft.prompting.formats import FORMATS, find_format
+from sft.prompting.messages import RowRefused
 from sft.prompting.rendering import ChatRenderer, render_text
 from sft.prompting.templates import resolve_chat_template
 from tests.support.prompts import A, U, convert, decode_trained, tokenize, trained_texts
@@ -128,6 +131,65 @@ def test_formats_train_the_completion_alone_of_prompts_with_answers():
     conversation = convert({"prompt": [U, A, U], "completion": [A, U, A]})
     assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 3
     assert conversation.untrained == {1}
+
+
+S = {"role": "system", "content": "Be brief."}
+LISTS = {
+    "messages": lambda messages: {"messages": messages},
+    "conversations": lambda messages: {"conversations": [{"from": m["role"], "value": m["content"]} for m in messages]},
+    "prompt": lambda messages: {"prompt": messages[:-1], "completion": messages[-1:]},
+    "prompt as text": lambda messages: {"prompt": json.dumps(messages[:-1]), "completion": messages[-1:]},
+}
+
+
+@pytest.mark.parametrize("record_of", LISTS.values(), ids=LISTS)
+@pytest.mark.parametrize(
+    ("column", "own", "expected"),
+    [
+        ("Be brief.", [], "Be brief."),
+        ("Be brief.", [S], "Be brief."),
+        (" Be brief.\n", [S], "Be brief."),
+        ([{"type": "text", "text": "Be "}, {"text": "brief."}], [], "Be brief."),
+        (None, [S], "Be brief."),
+        (" ", [S], "Be brief."),
+        ("", [], None),
+        (None, [], None),
+        ("Be long.", [S], "two_system_prompts"),
+        ([{"text": "Be long."}], [S], "two_system_prompts"),
+        (3, [], "wrong_type"),
+        ({"text": "x"}, [], "wrong_type"),
+        ([{"type": "image_url"}], [], "wrong_type"),
+        ("\ud83d", [], "not_unicode"),
+    ],
+)
+def test_formats_take_the_system_turn_from_its_column(record_of, column, own, expected):
+    record = {**record_of([*own, U, A]), "system": column}
+    if expected in ("two_system_prompts", "wrong_type", "not_unicode"):
+        with pytest.raises(RowRefused) as caught:
+            convert(record)
+        assert caught.value.problem.reason == expected
+        assert "'system'" in caught.value.problem.message
+        return
+    systems = [message["content"] for message in convert(record).messages if message["role"] == "system"]
+    assert systems == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"question": "q", "answer": "a"},
+        {"input": "q", "output": "a"},
+        {"instruction": "q", "output": "a"},
+        {"prompt": "q", "completion": "a"},
+        {"context": "c", "question": "q", "answers": {"text": ["a"]}},
+        {"messages": [U, A]},
+        {"conversations": [U, A]},
+    ],
+    ids=lambda record: find_format(record).name,
+)
+def test_every_chat_format_reads_the_column_system(record):
+    assert "system" in find_format(record).optional
+    assert convert({**record, "system": "Be brief."}).messages[0] == S
 
 
 @pytest.mark.parametrize("key", ["messages", "conversations"])
