@@ -16,6 +16,7 @@ from sft.configuration.installed_transformers import training_arguments_fields
 from sft.configuration.keys import flat_keys, keys_of
 from sft.configuration.renamed import RENAMED, is_secret
 from sft.configuration.schema import NESTED_SECTIONS
+from sft.configuration.yaml_bounds import TOO_DEEP, OutOfBounds, YamlBounds
 
 COMMAND_LINE = "command line"
 _TEXT_TAG = "tag:yaml.org,2002:str"
@@ -79,7 +80,10 @@ def read_command_line_settings(arguments: Sequence[str]) -> Settings:
         values = [value] if equals else []
         while not equals and rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
-        node, problem = _command_line_node(key, values)
+        try:
+            node, problem = _command_line_node(key, values)
+        except RecursionError:
+            node, problem = None, TOO_DEEP
         if node is None:
             problems.append(f"{COMMAND_LINE}: {key}: {problem}.")
             invalid.append(key)
@@ -199,6 +203,7 @@ class _Collector:
         self.problems: list[str] = []
         self.invalid: list[str] = []
         self.first_nodes: dict[str, yaml.Node] = {}
+        self.bounds = YamlBounds()
 
     def add_entries(self, mapping: yaml.MappingNode, prefix: str = "") -> None:
         """Add each entry of a mapping as a setting."""
@@ -212,7 +217,7 @@ class _Collector:
             return
         section = value if key in NESTED_SECTIONS and isinstance(value, yaml.MappingNode) else None
         node = value if section is None else yaml.MappingNode(value.tag, [], value.start_mark, value.end_mark)
-        if not self._is_valid(key, node, ()):
+        if not (self._is_bounded(key, node) and self._is_valid(key, node)):
             self.invalid.append(key)
             return
         self.settings.append(Setting(key=key, node=node, origin=self.origin(key_node), origin_of=self.origin))
@@ -237,29 +242,34 @@ class _Collector:
             self.problems.append(f"{origin}: {key}: is given twice{where}. Keep one.")
         return first is not key_node
 
-    def _is_valid(self, key: str, node: yaml.Node, parents: tuple[yaml.Node, ...]) -> bool:
-        """Whether a value has only string keys, without duplicates, and standard types; problems are reported."""
-        if any(node is parent for parent in parents):
-            self.problems.append(f"{self.origin(node)}: {key}: refers to itself.")
+    def _is_bounded(self, key: str, node: yaml.Node) -> bool:
+        """Whether a value may be walked; a problem is reported."""
+        try:
+            self.bounds.check(key, node)
+        except OutOfBounds as error:
+            self.problems.append(f"{self.origin(error.node)}: {error}.")
             return False
+        return True
+
+    def _is_valid(self, key: str, node: yaml.Node) -> bool:
+        """Whether a value has only string keys, without duplicates, and standard types; problems are reported."""
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
             self.problems.append(f"{self.origin(node)}: {key}: the tag {node.tag!r} is not supported; remove it.")
             return False
-        parents = (*parents, node)
         first_nodes: dict[str, yaml.Node] = {}
         is_valid = True
         for number, entry in enumerate(() if isinstance(node, yaml.ScalarNode) else node.value):
             inner, value = entry if isinstance(node, yaml.MappingNode) else (None, entry)
             name = f"{key}[{number}]"
             if inner is not None:
-                name = f"{key}.{inner.value}"
                 if not self._is_plain_key(inner):
                     is_valid = False
                     continue
+                name = f"{key}.{inner.value}"
                 # Continue with the first of two equal keys, to find other problems.
                 self._is_duplicate(name, inner, first_nodes)
             # All entries are checked, to find all problems.
-            is_valid = self._is_valid(name, value, parents) and is_valid
+            is_valid = self._is_valid(name, value) and is_valid
         return is_valid
 
 
@@ -300,5 +310,5 @@ def _text_node(value: str) -> yaml.ScalarNode:
 def _yaml_node(value: str) -> yaml.Node:
     try:
         return yaml.compose(value, Loader=_Loader) or _text_node(value)
-    except (yaml.YAMLError, RecursionError):
+    except yaml.YAMLError:
         return _text_node(value)  # not YAML, so a string; coercion decides whether the key takes one

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from sft.common.errors import ConfigError
+from sft.configuration.yaml_bounds import load_bounded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +32,7 @@ def read_run_record(folder: str | Path) -> RunRecord:
         ConfigError: if one of them exists but cannot be read.
     """
     path = Path(folder)
-    settings = _mapping_in(path / "resolved_config.yaml", yaml.safe_load)
+    settings = _mapping_in(path / "resolved_config.yaml", load_bounded)
     summary = _mapping_in(path / "run_summary.json", json.loads)
     return RunRecord(folder=path if settings or summary else None, settings=settings, summary=summary)
 
@@ -41,7 +42,7 @@ def _mapping_in(path: Path, read: Any) -> Mapping[str, Any]:
         return {}
     try:
         found = read(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}. Repair or remove it.") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: expected a mapping, found {type(found).__name__}. Repair or remove it.")

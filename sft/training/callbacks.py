@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback
@@ -9,6 +10,9 @@ from transformers import TrainerCallback
 from sft.batching.order import RankBatchSampler
 from sft.processes.watchdog import SLOW, Watchdog
 from sft.reporting.metrics_log import MetricsLog
+
+HISTORY = 100
+"""Number of log events that a checkpoint keeps in `trainer_state.json`; `metrics.jsonl` has them all."""
 
 
 class OrderCallback(TrainerCallback):
@@ -57,7 +61,7 @@ class MissedEvaluationCallback(TrainerCallback):
 
 
 class RecordCallback(TrainerCallback):
-    """Writes every log event into `metrics.jsonl`."""
+    """Writes every log event into `metrics.jsonl`, and bounds Trainer's own list, which every checkpoint contains."""
 
     def __init__(self, metrics_log: MetricsLog | None):
         self._metrics_log = metrics_log
@@ -69,6 +73,19 @@ class RecordCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self._metrics_log is not None and logs is not None:
             self._metrics_log.write(state.global_step, logs)
+        state.log_history[:] = recent_events(state.log_history)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.log_history[:] = recent_events(state.log_history)  # of a checkpoint that kept them all
+
+
+def recent_events(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The last `HISTORY` events, and before them the last evaluation and the last training loss if they are older."""
+    recent = list(history[-HISTORY:])
+    for name in ("loss", "eval_loss"):
+        if not any(name in event for event in recent):
+            recent[:0] = [event for event in history[:-HISTORY] if name in event][-1:]
+    return recent
 
 
 class WatchCallback(TrainerCallback):
