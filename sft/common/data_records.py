@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # the annotations below cost nothing at run time: floor 0 imp
 
 IGNORED = -100
 """Label of tokens that are excluded from the loss, as in torch and transformers."""
+FEW_VALIDATION_ROWS = 10
+"""With fewer validation rows, single rows decide the loss, and sequence accuracy moves in steps of 10 % and more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +156,11 @@ class SplitReport:
     @property
     def num_dropped(self) -> int:
         return sum(self.rows_dropped.values())
+
+    @property
+    def is_too_small_to_judge(self) -> bool:
+        """Whether a loss or accuracy of these rows depends on single rows."""
+        return self.rows_used < FEW_VALIDATION_ROWS
 
     @property
     def supervised_share(self) -> float:

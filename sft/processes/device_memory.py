@@ -58,7 +58,10 @@ def reserved_memory_bytes(device: str) -> int | None:
 
 def peak_memory_bytes(device: str) -> int:
     """The most memory in use at a time so far: by tensors on a GPU, resident on CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else _peak_resident_bytes()
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts pages per processor and sums approximately: its peak may be slightly below the current value.
+    return max(_peak_resident_bytes(), used_memory_bytes(device))
 
 
 def memory_for_copy(device: str, budget_bytes: int | None, previous_bytes: int = 0) -> int:

@@ -117,12 +117,11 @@ class TrainingProgress:
         if mfu is not None:
             values["mfu"] = mfu
         device = self._context.device
-        held = values["memory_allocated_bytes"] = used_memory_bytes(device)
+        values["memory_allocated_bytes"] = used_memory_bytes(device)
         reserved, total = reserved_memory_bytes(device), total_memory_bytes(device)
         if reserved is not None:
             values["memory_reserved_bytes"] = reserved
-        # Linux counts pages per processor and sums approximately: its peak may be slightly below the current value.
-        values["peak_memory_bytes"] = max(peak_memory_bytes(device), held)
+        values["peak_memory_bytes"] = peak_memory_bytes(device)
         if total:
             values["memory_share"] = values["peak_memory_bytes"] / total
         values["cpu_utilization"] = self._cpu.read()

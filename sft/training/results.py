@@ -176,7 +176,7 @@ def _log_result(trainer: Any, result: TrainingResult, status: int) -> None:
         logger.info(line)
     logger.info(
         "Trained %d steps in %.0f s: %.1f examples/s, %s tokens/s, %s supervised tokens/s.",
-        result.steps,
+        result.steps - trainer.setup.first_step,  # the seconds are those since a resume
         result.seconds,
         result.examples_per_second,
         f"{result.tokens_per_second:,.0f}",

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from sft.common.text import size
 from tests.support import messages
 from tests.support.paths import REPOSITORY
 from tests.support.small_models import ARCHITECTURES
@@ -104,6 +105,12 @@ def assert_report_shows(run, summary):
     assert text.count("reference answer") == len(summary["samples"]) == 3
     for sample in summary["samples"]:
         assert sample["after"] in text
+    train = summary["train"]
+    speed, peak = f"{train['tokens_per_second']:,.0f} tokens/s", size(train["peak_memory_bytes"])
+    assert f" {speed}, {train['supervised_tokens_per_second']:,.0f} supervised tokens/s." in run.out
+    for shown in (text, markdown):
+        assert f" {speed}; peak memory {peak} of " in shown.replace("\\", "")
+        assert shown.count(peak) >= 2
 
 
 def test_main_metrics_file_has_a_step_and_known_names_in_each_line(run_sft):

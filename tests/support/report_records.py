@@ -139,7 +139,7 @@ def prompts():
 
 
 def records(**changed):
-    """A run that learned, of 100 steps, evaluated before, at 50 and at 100."""
+    """A run that learned, of 100 steps, evaluated before, at 25, at 50 and at 100."""
     values = {
         "name": "a-run",
         "status": "completed",
@@ -164,7 +164,9 @@ def records(**changed):
         "config_sha256": "c" * 64,
         "data_digests": {"train": "1" * 64, "validation": "2" * 64},
         "machine": machine(),
-        "events": in_order(falling(), [evaluation(0, 3.0), evaluation(50, 1.005), evaluation(100, 1.0)]),
+        "events": in_order(
+            falling(), [evaluation(0, 3.0), evaluation(25, 1.01), evaluation(50, 1.005), evaluation(100, 1.0)]
+        ),
         "prompts": prompts(),
         "command": "python sft_main.py --config_file my.yaml",
         "result": result(),

@@ -226,7 +226,7 @@ def _training_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
     if losses:
         yield "training loss", f"{losses[0]:.4f} first, {losses[-1]:.4f} last"
     yield from _speed_rows(records)
-    peak = result.peak_memory_bytes if result is not None else records.last_of("peak_memory_bytes")
+    peak = records.figure("peak_memory_bytes")
     if peak:
         yield "peak memory", size(round(peak))
     yield "skipped steps", f"{records.bad_steps:,}"
@@ -239,8 +239,8 @@ def _speed_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
         ("supervised tokens/s", "supervised_tokens_per_second", "{:,.0f}"),
     )
     for name, field, form in names:
-        value = getattr(records.result, field) if records.result is not None else records.mean_of(field)
-        if is_number(value):
+        value = records.figure(field)
+        if value is not None:
             yield name, form.format(value)
 
 

@@ -110,9 +110,40 @@ class ReportRecords:
         values = [event[name] for event in self.events if "loss" in event and is_number(event.get(name))]
         return sum(values) / len(values) if values else None
 
+    def num_of(self, name: str) -> int:
+        """How many training log events have a metric."""
+        return sum("loss" in event and is_number(event.get(name)) for event in self.events)
+
     def last_of(self, name: str) -> float | None:
         """The last logged value of a metric; None if it was never logged."""
         return next((event[name] for event in reversed(self.events) if is_number(event.get(name))), None)
+
+    def figure(self, name: str) -> float | None:
+        """A speed, utilization or peak of the whole run: the only source of each figure that is shown.
+
+        That of the result, which `run_summary.json` and the log show too; until there is one, the mean of what was
+        logged (of a peak the last). None if it is not known.
+        """
+        if self.result is not None:
+            value = getattr(self.result, name)
+            return value if is_number(value) else None
+        return self.last_of(name) if name == "peak_memory_bytes" else self.mean_of(name)
+
+    def tokens_at(self, step: int) -> float:
+        """Supervised tokens trained until a step, in proportion to the steps between two log events; steps if no event
+        has counts of tokens."""
+        counts = {0: 0.0} | {
+            event["step"]: event["supervised_tokens_seen"]
+            for event in self.events
+            if is_number(event.get("supervised_tokens_seen"))
+        }
+        if len(counts) == 1:
+            return step
+        known = sorted(counts)
+        after = next((each for each in known if each >= step), known[-1])
+        before = max((each for each in known if each < after), default=0)
+        share = (step - before) / (after - before) if after > before else 0.0
+        return counts[before] + share * (counts[after] - counts[before])
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sft.common.data_records import DataReport, SplitReport
+from sft.common.data_records import FEW_VALIDATION_ROWS, DataReport, SplitReport
 from sft.common.text import counted, note_text, percent, share_text
 from sft.reporting.report.records import ReportRecords
 from sft.reporting.report.verdicts.verdict import BAD, GOOD, WARN, Verdict, as_sentence
@@ -14,8 +14,8 @@ MANY_DROPPED = 0.1
 """Share of the rows read; if more are dropped, the run trains on a different data set than intended."""
 _RULE = (
     "Sound: no row is dropped, truncated inside its supervised tokens, duplicated, or in both training and validation "
-    f"data, and each row trains an end token. Not sound: leaked rows, more than {MANY_DROPPED:.0%} dropped, or no "
-    "trained end token at all."
+    f"data, each row trains an end token, and validation data has {FEW_VALIDATION_ROWS} rows or more. Not sound: "
+    f"leaked rows, more than {MANY_DROPPED:.0%} dropped, or no trained end token at all."
 )
 
 
@@ -35,8 +35,8 @@ def data_verdict(records: ReportRecords) -> Verdict:
     if not findings:
         state = GOOD
         sentence = (
-            f"Yes. All {records.data.rows_read:,} rows are used in full; there are no duplicates and no leakage, and "
-            "every row trains an end token."
+            f"Yes. All {records.data.rows_read:,} rows are used in full; there are no duplicates"
+            f"{' and no leakage' if records.data.validation is not None else ''}, and every row trains an end token."
         )
     elif serious:
         state, sentence = BAD, f"No: {'; '.join(serious)}."
@@ -72,6 +72,9 @@ def _findings(report: DataReport, rows_dropped_by_stream: int) -> Iterator[Findi
     names = ("training", "validation")
     for name, split in zip(names, report.splits, strict=False):
         yield from _split_findings(name, split)
+    validation = report.validation
+    if validation is not None and validation.is_too_small_to_judge:
+        yield Finding(text=f"only {counted(validation.rows_used, 'validation row')}, too few to judge by")
     if rows_dropped_by_stream:
         yield Finding(text=f"{counted(rows_dropped_by_stream, 'row')} of the stream dropped")
     if not report.is_complete:

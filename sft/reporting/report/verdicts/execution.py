@@ -7,9 +7,11 @@ from sft.reporting.report.records import COMPLETED, FAILED, RUNNING, ReportRecor
 from sft.reporting.report.verdicts.verdict import BAD, GOOD, UNKNOWN, WARN, Verdict, as_sentence
 
 MANY_SKIPPED = 0.01
-"""Share of the steps; more skipped ones than that are a problem of the run."""
+"""Share of the steps; more skipped ones than that are a problem of the run, but never a single one."""
 BUSY, IDLE = 0.6, 0.3
 """Utilization at or above which a device is well used, and below which it is idle."""
+FEWEST_SAMPLES = 3
+"""Logged utilizations of a GPU that a verdict takes: each is a sample of about a second. Of a CPU each is a mean."""
 LOW_MEMORY_USE = 0.5
 """Share of a GPU's memory; with a lower peak, a larger micro-batch fits."""
 
@@ -43,8 +45,12 @@ def skipped_steps_verdict(records: ReportRecords) -> Verdict:
     """Whether steps were skipped, and whether memory ran out."""
     skipped, steps = records.bad_steps, records.step
     shortages = sum(records.result.memory_shortages.values()) if records.result is not None else 0
-    state = GOOD if not skipped else BAD if skipped > MANY_SKIPPED * max(steps, 1) else WARN
+    state = GOOD if not skipped else BAD if skipped > max(MANY_SKIPPED * steps, 1) else WARN
     sentence = f"No. {counted(skipped, 'step')} skipped: loss or gradient was NaN or inf." if skipped else "Yes."
+    if not skipped and records.settings.get("deepspeed"):
+        state, sentence = UNKNOWN, "Not known: with deepspeed, steps with NaN or inf are not detected."
+    elif not steps:
+        state, sentence = UNKNOWN, "Not known: no step was trained yet."
     if shortages:
         sentence += f" Memory ran out {counted(shortages, 'time')}; the batch was computed again in smaller chunks."
     return Verdict(
@@ -53,7 +59,8 @@ def skipped_steps_verdict(records: ReportRecords) -> Verdict:
         sentence=sentence,
         figures=f"{skipped:,} of {counted(steps, 'step')} skipped ({percent(skipped, steps)}).",
         rule="A step whose loss or gradient is NaN or inf does not update the weights. More than "
-        f"{MANY_SKIPPED:.0%} of them is too many. Computing a batch in smaller chunks gives the same result.",
+        f"{MANY_SKIPPED:.0%} of them, and more than one, is too many. Not counted: steps that the loss scaler of "
+        "float16 skips. Computing a batch in smaller chunks gives the same result.",
     )
 
 
@@ -61,24 +68,32 @@ def hardware_verdict(records: ReportRecords) -> Verdict:
     """Whether the devices were busy."""
     machine = records.machine
     device = "GPU" if machine.has_gpu else "CPU"
-    share = records.mean_of("gpu_utilization" if machine.has_gpu else "cpu_utilization")
+    utilization = "gpu_utilization" if machine.has_gpu else "cpu_utilization"
+    share = records.mean_of(utilization)
     rule = (
         f"Mean logged {device} utilization of the first process: {BUSY:.0%} or more is well used, below {IDLE:.0%} is "
         "idle"
     )
-    if not machine.has_gpu:
+    if machine.has_gpu:
+        rule += f"; fewer than {FEWEST_SAMPLES} samples of it decide nothing"
+    else:
         rule += "; multiplied by the number of processes on this machine, relative to the cores they may use"
         share = share and min(share * machine.processes_here, 1.0)
-    speed, peak = records.mean_of("tokens_per_second"), records.last_of("peak_memory_bytes")
+    speed, peak = records.figure("tokens_per_second"), records.figure("peak_memory_bytes")
     figures = [f"{device} utilization {share:.0%}"] if share is not None else []
     figures += [f"{speed:,.0f} tokens/s"] if speed else []
     held = None
     if peak and machine.device_memory_bytes:
         held = peak / machine.device_memory_bytes
         figures.append(f"peak memory {size(round(peak))} of {size(machine.device_memory_bytes)} ({held:.0%})")
-    mfu = records.mean_of("mfu")
+    mfu = records.figure("mfu")
     figures += [f"MFU {mfu:.1%}"] if mfu is not None else []
     state, sentence = _utilization_verdict(device, share)
+    if machine.has_gpu and share is not None and records.num_of(utilization) < FEWEST_SAMPLES:
+        state, sentence = (
+            UNKNOWN,
+            f"Not known: fewer than {FEWEST_SAMPLES} samples of GPU utilization were logged.",
+        )
     if machine.has_gpu and held is not None and held < LOW_MEMORY_USE:
         sentence += " There is room for a larger micro-batch: set per_device_train_batch_size: auto."
     return Verdict(
@@ -106,20 +121,29 @@ def _utilization_verdict(device: str, share: float | None) -> tuple[str, str]:
 
 
 def answer_end_verdict(records: ReportRecords) -> Verdict | None:
-    """Whether the latest sample answers end with an end token; None where that was not recorded."""
-    latest = [prompt.answers[-1].ended for prompt in records.prompts if prompt.answers]
-    known = [ended for ended in latest if ended is not None]
+    """Whether the latest sample answers end with an end token; None where none was recorded after training began."""
+    latest = [prompt.answers[-1] for prompt in records.prompts if prompt.answers]
+    known = [answer.ended for answer in latest if answer.ended is not None and answer.step > 0]
     if not known:
         return None
     ended = sum(known)
     max_new_tokens = records.settings.get("sample_max_new_tokens")
     state = GOOD if ended == len(known) else WARN if ended else BAD
     sentences = {GOOD: "Yes. Every sample answer ends.", WARN: "Not always.", BAD: "No. No sample answer ends."}
+    train = records.data.train
+    trained = train.supervised_tokens / train.rows_used if train.rows_used else 0.0
+    if state != GOOD and max_new_tokens is not None and trained > max_new_tokens:
+        state = UNKNOWN
+        sentences[state] = (
+            f"Not known: the data trains {trained:,.0f} tokens per row on average, and sample answers are cut at "
+            f"{max_new_tokens}. Raise sample_max_new_tokens."
+        )
     return Verdict(
         question="Does it know when to stop?",
         state=state,
         sentence=sentences[state],
         figures=f"{ended} of {counted(len(known), 'sample answer')} ended with an end token.",
-        rule="The latest answer to each sample prompt must end with an end token within sample_max_new_tokens "
-        f"({max_new_tokens}).",
+        rule="The latest answer to each sample prompt after step 0 must end with an end token within "
+        f"sample_max_new_tokens ({max_new_tokens}). Where rows train more tokens than that on average, an answer that "
+        "is cut decides nothing.",
     )

@@ -9,7 +9,7 @@ import pytest
 from sft.common.run_records import SampleAnswer
 from sft.reporting.report.records import answers_of
 from sft.reporting.report.verdicts.verdict import BAD, GOOD, UNKNOWN, WARN
-from tests.support.report_records import GIB, machine, prompts, result, train_event
+from tests.support.report_records import GIB, data, machine, prompts, records, result, split, train_event
 from tests.support.verdicts import COMPLETE, HARDWARE, STEPS, STOPS, verdict_on
 
 
@@ -36,9 +36,17 @@ def test_completion_by_status(status, step, state, words):
     assert (found.state, words in found.sentence) == (state, True)
 
 
-@pytest.mark.parametrize(("bad", "state"), [(0, GOOD), (1, WARN), (2, BAD)])
-def test_skipped_steps(bad, state):
-    assert verdict_on(STEPS, bad_steps=bad).state == state
+@pytest.mark.parametrize(
+    ("bad", "step", "state"),
+    [(0, 100, GOOD), (1, 100, WARN), (2, 100, BAD), (1, 5, WARN), (2, 5, BAD), (3, 400, WARN), (0, 0, UNKNOWN)],
+)
+def test_skipped_steps(bad, step, state):
+    assert verdict_on(STEPS, bad_steps=bad, step=step).state == state
+
+
+def test_skipped_steps_are_not_known_with_deepspeed():
+    settings = {**records().settings, "deepspeed": "zero3.json"}
+    assert verdict_on(STEPS, settings=settings).state == UNKNOWN
 
 
 def test_skipped_steps_mention_that_memory_ran_out():
@@ -61,6 +69,11 @@ def test_hardware_mentions_unused_memory():
     assert "room for a larger micro-batch" in found.sentence
 
 
+def test_hardware_by_few_samples_of_a_gpu_is_not_known():
+    events = [train_event(step, 1.0, gpu_utilization=0.1) for step in (1, 2)]
+    assert verdict_on(HARDWARE, events=events, machine=machine(device="cuda:0")).state == UNKNOWN
+
+
 def test_hardware_counts_all_processes_of_a_cpu():
     events = [train_event(step, 1.0, cpu_utilization=0.24) for step in (1, 2)]
     assert verdict_on(HARDWARE, events=events).state == BAD
@@ -80,3 +93,17 @@ def test_answers_that_end_are_counted_by_the_latest():
     assert verdict_on(STOPS, prompts=(cut, prompt)).state == WARN
     unknown = answers_of([SampleAnswer(prompt="a", before="b", after="c")], 100)
     assert verdict_on(STOPS, prompts=unknown) is None
+
+
+def test_answers_before_training_say_nothing_about_the_trained_model():
+    (prompt,) = prompts()
+    assert verdict_on(STOPS, prompts=(replace(prompt, answers=prompt.answers[:1]),), status="running") is None
+
+
+@pytest.mark.parametrize(("supervised", "state"), [(800, BAD), (900, UNKNOWN)])
+def test_an_answer_that_is_cut_decides_nothing_where_answers_are_longer_than_samples(supervised, state):
+    """Of 100 rows, with samples of 8 tokens at most."""
+    (prompt,) = prompts()
+    cut = replace(prompt, answers=(*prompt.answers[:-1], replace(prompt.answers[-1], ended=False)))
+    found = verdict_on(STOPS, prompts=(cut,), data=data(train=split(supervised_tokens=supervised)))
+    assert (found.state, "sample_max_new_tokens" in found.sentence) == (state, state == UNKNOWN)
