@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
 import sys
 from collections.abc import Sequence
 
 from sft.commands.chat.options import MODEL_BEFORE_TRAINING, ChatOptions, Sampling
 from sft.common.errors import ConfigError, UserError
+from sft.common.standard_streams import guard_standard_streams
 from sft.configuration.command_line import OneLineParser, number
 from sft.processes.exit_records import print_problems
 from sft.processes.libraries import pause_garbage_collection, quiet_libraries, resume_garbage_collection
@@ -31,9 +30,6 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of the output has gone; Python would fail again when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def chat(options: ChatOptions) -> int:
@@ -50,9 +46,6 @@ def chat(options: ChatOptions) -> int:
     from sft.commands.chat.session import ChatSession, answer_once  # heavy
 
     resume_garbage_collection()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # characters that the terminal's encoding lacks
     responders = load_responders(options)
     if prompt is not None:
         answer_once(responders, prompt, options.system, options.sampling, sys.stdout)
@@ -129,5 +122,6 @@ def _read_stdin() -> str:
 
 
 if __name__ == "__main__":
+    guard_standard_streams()
     pause_garbage_collection()
     sys.exit(main(sys.argv[1:]))

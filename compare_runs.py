@@ -11,6 +11,7 @@ from sft.commands.compare.runs import ComparedRun, read_run, short_names
 from sft.commands.compare.text import comparison_lines
 from sft.common.errors import ConfigError, UserError
 from sft.common.optional_packages import missing_package
+from sft.common.standard_streams import guard_standard_streams, write_product
 from sft.configuration.command_line import OneLineParser
 from sft.processes.exit_records import print_problems
 from sft.reporting.curves import draw_comparison
@@ -34,10 +35,10 @@ def main(arguments: Sequence[str]) -> int:
             )
         lines = comparison_lines(compare(runs))
         lines += ["", _draw(runs, given.output)]
+        write_product("\n".join(lines) + "\n")
     except UserError as error:
         print_problems(error.problems)
         return error.exit_code
-    sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
@@ -64,4 +65,5 @@ def _draw(runs: Sequence[ComparedRun], path: str) -> str:
 
 
 if __name__ == "__main__":
+    guard_standard_streams()
     sys.exit(main(sys.argv[1:]))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from sft.checkpointing.publish import describe_full_disk
 from sft.commands.export.options import ExportOptions
 from sft.common.errors import ConfigError, ModelError, UserError
+from sft.common.standard_streams import continue_without_output, guard_standard_streams
 from sft.configuration.command_line import OneLineParser
 from sft.processes.exit_records import print_problems
 from sft.processes.libraries import pause_garbage_collection, quiet_libraries, resume_garbage_collection
@@ -39,6 +40,7 @@ def run_export(options: ExportOptions) -> None:
     Raises:
         UserError: if the model cannot be exported; a full disk is one of the reasons.
     """
+    continue_without_output()
     quiet_libraries()
 
     from sft.commands.export.export import export  # not at the top: it imports torch, which --help does without
@@ -99,5 +101,6 @@ def _parser() -> OneLineParser:
 
 
 if __name__ == "__main__":
+    guard_standard_streams()
     pause_garbage_collection()
     sys.exit(main(sys.argv[1:]))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
+    from sft.common.standard_streams import guard_standard_streams
     from sft.processes.first_signals import exit_on_signals
 
+    guard_standard_streams()
     exit_on_signals()  # the imports below take a while
 
 import logging
@@ -17,6 +19,7 @@ from config_manager import load_config
 from sft.checkpointing.output_lock import OutputLock
 from sft.checkpointing.publish import describe_full_disk
 from sft.common.errors import CheckpointError, UserError, located
+from sft.common.standard_streams import continue_without_output, write_product
 from sft.configuration.command_line import Command, InitOptions, read_command, read_init
 from sft.configuration.help import format_help
 from sft.configuration.schema import SFTConfig
@@ -65,11 +68,11 @@ logger = logging.getLogger("sft")
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns 0, 2 for a user's error, or 128 + the number of the signal that ended it."""
-    if not arguments or "--help" in arguments or "-h" in arguments:
-        print(f"{USAGE}\n{format_help()}")
-        return 0 if arguments else 2
     configure_logging()
     try:
+        if not arguments or "--help" in arguments or "-h" in arguments:
+            write_product(f"{USAGE}\n{format_help()}\n")
+            return 0 if arguments else 2
         if (options := read_init(arguments)) is not None:
             return _start(options)
     except UserError as error:
@@ -95,6 +98,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _start(options: InitOptions) -> int:
     """Writes a first configuration; asks on a terminal for what is not given."""
+    continue_without_output()
     try:
         quiet_libraries()
         from sft.commands.init.start import start  # imports transformers
@@ -111,8 +115,9 @@ def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
     """Start the processes of the run, or run as one of them."""
     config = load_config(command.config_file, command.overrides)
     if command.print_config:
-        print(config_with_origins(config))
+        write_product(f"{config_with_origins(config)}\n")
         return 0
+    continue_without_output()
     count, options = config.distributed.num_gpus or 1, command.launch
     if (count > 1 or options.nodes > 1 or options.max_restarts) and not is_launched() and not command.dry_run:
         where = f" on node {options.node_rank} of {options.nodes}" if options.nodes > 1 else ""

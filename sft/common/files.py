@@ -1,13 +1,17 @@
-"""Writing files so that no reader finds half of one, and values as strict JSON."""
+"""Writing files so that no reader finds half of one and no link is followed, and values as strict JSON."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from sft.common.errors import ConfigError
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -15,10 +19,72 @@ def write_text(path: str | Path, text: str) -> None:
 
     Unpaired surrogates, which have no UTF-8, are written as `\\ud800`. Inside JSON that is the standard escape.
     """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically. A symbolic link of that name is replaced, and what it points to stays as it is."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with open_new(temporary) as file:
+        file.write(content)
     os.replace(temporary, target)
+
+
+def open_new(path: Path) -> BinaryIO:
+    """Open a new file in place of a file or symbolic link of that name."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+    return path.open("xb")  # which never follows a link
+
+
+def open_to_append(path: str | Path) -> int:
+    """Open a file to read and append, created if it is missing; returns its descriptor.
+
+    Raises:
+        ConfigError: if it is a symbolic link, a pipe or a device.
+        OSError: if it cannot be opened.
+    """
+    refuse_link(path)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigError(f"{path}: is not a regular file. Remove it, or choose another folder.")
+    return descriptor
+
+
+def append(path: str | Path, text: str) -> None:
+    """Append a text as a whole, or nothing of it.
+
+    Raises:
+        ConfigError, OSError: as `open_to_append`, or if the disk is full.
+    """
+    rest = memoryview(text.encode("utf-8", "backslashreplace"))
+    descriptor = open_to_append(path)
+    try:
+        end = os.fstat(descriptor).st_size
+        try:
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except OSError:
+            os.ftruncate(descriptor, end)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def refuse_link(path: str | Path) -> None:
+    """Refuse to write where a symbolic link is: what it points to is not ours.
+
+    Raises:
+        ConfigError: if the path is a symbolic link itself. Folders above it may be.
+    """
+    if os.path.islink(path):
+        raise ConfigError(
+            f"{path}: is a symbolic link to {os.readlink(path)}, and nothing is written through links. Remove the "
+            "link, or choose another folder."
+        )
 
 
 def write_json(document: Mapping[str, Any], path: str | Path) -> None:

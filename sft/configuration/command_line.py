@@ -7,10 +7,11 @@ import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sft.common.errors import ConfigError
 from sft.common.machine_records import LaunchOptions
+from sft.common.standard_streams import write_product
 from sft.configuration.renamed import is_secret
 
 _DEFAULT_ROWS = (1, 2, 3)
@@ -51,6 +52,14 @@ class OneLineParser(argparse.ArgumentParser):
             formatter_class=formatter_class,
             allow_abbrev=False,
         )
+
+    def print_help(self, file: Any = None) -> None:
+        """Write the help to standard output.
+
+        Raises:
+            OutputLost: if it cannot be written.
+        """
+        write_product(self.format_help())
 
     def error(self, message: str) -> NoReturn:
         """Raise a ConfigError with argparse's message."""

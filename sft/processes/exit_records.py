@@ -104,6 +104,8 @@ def print_problems(problems: Sequence[str]) -> None:
     The process that finds a problem first makes the launcher end the others, perhaps before rank 0 has printed it. So
     processes that our launcher started record it, and the launcher prints it.
     """
+    if not problems:
+        return  # an `OutputLost` whose reader has gone
     if has_launcher():
         record_exit(2, problems)
     elif rank_of_this_process() == 0:

@@ -9,6 +9,8 @@ import os
 import signal
 from types import FrameType
 
+from sft.common.standard_streams import write_error
+
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
@@ -30,5 +32,5 @@ def restore_default_handlers() -> None:
 def _exit(number: int, frame: FrameType | None) -> None:
     """Exit without an exception: raised within an import, it could be mistaken for a missing package."""
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, f"Ended by {signal.Signals(number).name} during start-up.\n".encode())
+        write_error(f"Ended by {signal.Signals(number).name} during start-up.\n")
     os._exit(128 + number)

@@ -8,10 +8,14 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedWriter, TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
 from sft.common.errors import ConfigError, UserError
+from sft.common.files import open_to_append
+from sft.common.standard_streams import GuardedOutput
+from sft.common.text import printable
 from sft.processes.environment import rank_of_this_process
 
 
@@ -45,9 +49,12 @@ def rank_log(log_dir: str | None) -> Iterator[None]:
     root, path = logging.getLogger("sft"), Path(log_dir, f"rank-{rank_of_this_process()}.log")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a", encoding="utf-8")
+        descriptor = open_to_append(path)
     except OSError as error:
         raise ConfigError(f"command line: --log_dir: {path} cannot be written: {error.strerror}.") from None
+    raw = GuardedOutput(descriptor)
+    raw.announced_as = printable(str(path))
+    file = TextIOWrapper(BufferedWriter(raw), encoding="utf-8", errors="backslashreplace")
     handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     if rank_of_this_process():
@@ -68,3 +75,4 @@ def rank_log(log_dir: str | None) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         file.close()
+        os.close(descriptor)

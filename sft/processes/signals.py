@@ -16,6 +16,7 @@ from threading import Thread, Timer
 from types import FrameType
 from typing import Any, ClassVar, Self
 
+from sft.common.standard_streams import write_error
 from sft.processes.environment import rank_of_this_process
 from sft.processes.exit_records import record_exit
 
@@ -168,7 +169,7 @@ def _exit_now(number: int, line: str) -> None:
         sys.stdout.flush()
         # The cursor may be at the end of a line of progress.
         line = f"\n{line}" if os.isatty(2) else line
-        os.write(2, f"{line} Checkpoints saved before are complete.\n".encode())
+        write_error(f"{line} Checkpoints saved before are complete.\n")
     os._exit(status)
 
 

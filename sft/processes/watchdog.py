@@ -19,6 +19,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple, Self
 
+from sft.common.files import open_new
+from sft.common.standard_streams import write_error
 from sft.processes.exit_records import record_hang
 
 SLOW = 4
@@ -131,8 +133,8 @@ class Watchdog:
         path = self._folder / _REPORT.format(self._rank)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with path.open("w", encoding="utf-8") as file:
-                file.write(f"{line}\n")
+            with open_new(path) as file:
+                file.write(f"{line}\n".encode())
                 file.flush()
                 faulthandler.dump_traceback(file=file, all_threads=True)
             saved = f" Stacks: {path}."
@@ -141,7 +143,7 @@ class Watchdog:
                 faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
             saved = ""
         # Not with the logger: the thread that hangs may hold its lock.
-        os.write(2, f"{line}{saved} Resume from the last checkpoint with --resume_from_checkpoint auto.\n".encode())
+        write_error(f"{line}{saved} Resume from the last checkpoint with --resume_from_checkpoint auto.\n")
         record_hang(HUNG_STATUS)
         _end_workers(max(min(found_at + 2 * self._tick - time.time(), 2 * self._tick), 0))
         os._exit(HUNG_STATUS)

@@ -11,6 +11,7 @@ from sft.commands.chat.options import Sampling
 from sft.commands.chat.responder import Answer, Responder
 from sft.commands.chat.text_stream import escape_controls
 from sft.common.errors import UserError
+from sft.common.standard_streams import check_output
 from sft.common.text import counted
 
 logger = logging.getLogger("sft.chat")
@@ -169,6 +170,7 @@ def _writer(out: TextIO) -> Callable[[str], None]:
     def write(text: str) -> None:
         out.write(escape_controls(text) if is_terminal else text)
         out.flush()
+        check_output()  # an answer that nobody receives is not continued
 
     return write
 
