@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sft.common.files import special_kind
+
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 """Version of the manifest's format."""
@@ -44,6 +46,9 @@ def find_damage(folder: Path) -> list[str]:
     Every byte is read. Files that the manifest does not list are ignored.
     """
     path = folder / MANIFEST_FILE
+    kind = special_kind(path)
+    if kind is not None:
+        return [f"{MANIFEST_FILE} is {kind}, not a regular file"]
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["sha256"] != _own_digest(document):
@@ -62,6 +67,9 @@ def find_damage(folder: Path) -> list[str]:
 
 
 def _damage_of(path: Path, name: str, written: Mapping[str, Any]) -> str | None:
+    kind = special_kind(path)
+    if kind is not None:
+        return f"{name} is {kind}, not a regular file"
     try:
         size = path.stat().st_size
         if size != written["bytes"]:

@@ -1,4 +1,4 @@
-"""Writing files so that no reader finds half of one and no link is followed, and values as strict JSON."""
+"""Writing files so that no reader finds half of one and no link is followed; strict JSON; special files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,43 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sft.common.errors import ConfigError
+
+_SPECIAL = (
+    (stat.S_ISFIFO, "a FIFO (named pipe)"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+_INSTEAD = "Write its content to a file, and name that."
+
+
+def special_kind(path: str | Path) -> str | None:
+    """What a path is if it is neither a regular file nor a folder: `a FIFO (named pipe)`; None for any other path.
+
+    Reading one may wait forever, or never end. A path that cannot be inspected is not special: opening it reports why.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    return next((kind for is_kind, kind in _SPECIAL if is_kind(mode)), None)
+
+
+def special_file(*paths: str | Path) -> str | None:
+    """What is wrong with the first special file among paths, as a complete line; None if there is none."""
+    found = ((path, kind) for path in paths if (kind := special_kind(path)) is not None)
+    return next((f"{path}: is {kind}; only regular files are read. {_INSTEAD}" for path, kind in found), None)
+
+
+def special_file_in(folder: str | Path, names: Iterable[str] = ("*",)) -> str | None:
+    """`special_file` of everything directly inside a folder; None if it is not a folder on this machine."""
+    return special_file(*(path for name in names for path in sorted(Path(folder).glob(name))))
 
 
 def write_text(path: str | Path, text: str) -> None:

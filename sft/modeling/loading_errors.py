@@ -12,6 +12,7 @@ from huggingface_hub import constants, get_token
 from safetensors import SafetensorError
 
 from sft.common.errors import ModelError, one_line
+from sft.common.files import special_file_in
 from sft.common.hub_errors import hub_problem
 
 logger = logging.getLogger("sft.model")
@@ -26,9 +27,12 @@ def readable_loading_errors(what: str, path: str) -> Iterator[None]:
         path: a folder, or the name of a model on the Hub.
 
     Raises:
-        ModelError: instead of the library's error.
+        ModelError: instead of the library's error, or if a file in the folder is a FIFO or a device.
     """
     _log_hub_lookup(path)
+    special = special_file_in(path)
+    if special is not None:
+        raise ModelError(special)
     try:
         yield
     except Exception as error:

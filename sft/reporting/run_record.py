@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from sft.common.errors import ConfigError
+from sft.common.files import special_file
 from sft.configuration.yaml_bounds import load_bounded
 
 
@@ -38,6 +39,9 @@ def read_run_record(folder: str | Path) -> RunRecord:
 
 
 def _mapping_in(path: Path, read: Any) -> Mapping[str, Any]:
+    special = special_file(path)
+    if special is not None:
+        raise ConfigError(special)
     if not path.is_file():
         return {}
     try:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from sft.common.files import special_file
 from sft.common.optional_packages import is_installed, missing_package
 from sft.configuration.batch_sizes import AUTO
 from sft.configuration.checks.contradiction import Contradiction, current_directory
@@ -73,12 +74,16 @@ def _check_auto_sizes(config: SFTConfig, sharded_by: str) -> Iterator[Contradict
 
 def _check_deepspeed_file(name: str) -> Iterator[Contradiction]:
     path = Path(name)
+    special = special_file(path)
+    if special is not None:
+        yield Contradiction("deepspeed", special.removesuffix("."))
+        return
     if not path.is_file():
         yield Contradiction("deepspeed", f"no such file: {name!r} {current_directory()}.")
         return
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         yield Contradiction("deepspeed", f"{name} is not valid JSON: {' '.join(str(error).split())}.")
         return
     if not isinstance(document, dict):

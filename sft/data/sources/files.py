@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft.common.errors import DataError
+from sft.common.files import special_file, special_kind
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -54,7 +55,7 @@ def find_files(pattern: str, folder: str | None = None) -> list[Path]:
         folder: The folder that a relative pattern starts from; None for the working directory.
 
     Raises:
-        DataError: If there is no file, or a named file is of an unknown kind.
+        DataError: If there is no file, a named file is of an unknown kind, or one is a FIFO or a device.
     """
     path = Path(folder or ".") / pattern
     if "\0" in pattern:
@@ -63,21 +64,24 @@ def find_files(pattern: str, folder: str | None = None) -> list[Path]:
         if any(character in pattern for character in "*?[") and not path.exists():
             base = Path(path.anchor or ".")
             found = base.glob(str(path.relative_to(path.anchor)) if path.anchor else str(path))
-            files = sorted(file for file in found if file.is_file() and file_format(file))
+            files = sorted(file for file in found if file_format(file) and _is_readable(file))
         elif path.is_dir():
             files = sorted(
                 file
                 for file in path.rglob("*")
-                if file.is_file() and file_format(file) and not _is_hidden(file.relative_to(path))
+                if file_format(file) and _is_readable(file) and not _is_hidden(file.relative_to(path))
             )
-        elif file_format(path) is None:
+        elif file_format(path) is None and special_kind(path) is None:
             what = "unknown kind of file" if path.exists() else "no such file or folder"
             raise DataError(f"{path}: {what}. Supported: {_supported()}.")
         else:
-            return [path]
+            files = [path]
     except (OSError, ValueError, NotImplementedError) as error:
         # No permission to enter a folder, a name that is too long, or a glob such as `**x`.
         raise DataError(f"{str(path)[:200]}: {error.strerror if isinstance(error, OSError) else error}.") from None
+    special = special_file(*files)
+    if special is not None:
+        raise DataError(special)
     if not files:
         raise DataError(f"{path}: no data files found. Supported: {_supported()}.")
     return files
@@ -97,6 +101,11 @@ def group_by_split(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
     if "train" not in groups and "other" in groups:
         groups["train"] = groups.pop("other")
     return groups
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether it is a file. A special file is one too: it is reported, not skipped."""
+    return path.is_file() or special_kind(path) is not None
 
 
 def _is_hidden(path: Path) -> bool:

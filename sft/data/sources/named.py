@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import constants, get_token
 
 from sft.common.errors import DataError
+from sft.common.files import special_file_in
 from sft.common.hub_errors import hub_problem
 from sft.common.optional_packages import missing_package
 from sft.data.sources.arrow_values import ArrowValues
@@ -45,6 +46,9 @@ def load_splits(
             f"dataset_name {name!r} {missing_package('datasets')}. Or set train_file to read files."
         ) from None
     folder = Path(name).expanduser()
+    special = special_file_in(folder, ("**/*",))
+    if special is not None:
+        raise DataError(special)
     is_saved = is_saved_dataset(folder)
     try:
         if is_saved:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sft.common.errors import DataError
+from sft.common.files import special_file
 from sft.common.optional_packages import missing_package
 from sft.data.sources.json_rows import short_line
 
@@ -74,8 +75,11 @@ def open_data_file(path: Path) -> Iterator[DataFile]:
     """Open a data file for reading. Errors of reading inside the block become one line.
 
     Raises:
-        DataError: If the file does not exist or cannot be read.
+        DataError: If the file does not exist, is a special file (a FIFO, a device), or cannot be read.
     """
+    special = special_file(path)
+    if special is not None:
+        raise DataError(special)
     try:
         with path.open("rb", buffering=_BUFFER_BYTES) as raw:
             num_bytes = path.stat().st_size

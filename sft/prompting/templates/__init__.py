@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft.common.did_you_mean import did_you_mean
-from sft.common.errors import ConfigError
+from sft.common.errors import ConfigError, one_line
+from sft.common.files import special_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,8 +53,14 @@ def resolve_chat_template(setting: str, *, begins_with_bos: bool) -> str:
     if "{{" in setting or "{%" in setting:
         return setting
     path = Path(setting).expanduser()
+    special = special_file(path)
+    if special is not None:
+        raise ConfigError(f"chat_template: {special}")
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"chat_template: {path} cannot be read as UTF-8 text: {one_line(error)}.") from None
     names = shipped_template_names()
     raise ConfigError(
         f"chat_template: {setting!r} is neither a shipped template ({', '.join(names)}), nor a file, nor Jinja "
