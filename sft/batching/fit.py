@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import OutOfMemoryError
+from sft.common.device_errors import is_out_of_memory
 
 SPEED_TOLERANCE = 0.03
 """Sizes within this share of the best speed count as equally fast: the smallest of them is chosen."""
@@ -112,7 +112,9 @@ def _try_twice(size: int, measure: Callable[[int], Trial]) -> Trial:
     """The higher peak and the shorter time of two runs, the first of which warms up; no peak where memory ran out."""
     try:
         first, second = measure(size), measure(size)
-    except OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         return Trial(size=size, tokens=0, peak_bytes=None, seconds=0.0)
     return Trial(
         size=size,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sft.common.device_errors import reraise_device_error
 from sft.common.errors import one_line
 from sft.modeling.document_attention import UnsupportedAttention, isolated_documents
 
@@ -61,6 +62,7 @@ def find_obstacle(
     except UnsupportedAttention as obstacle:
         return str(obstacle)
     except Exception as error:  # a model's own code may fail in any way; the reason is logged
+        reraise_device_error(error)
         return f"fails with several documents in one row: {one_line(error)}"
     finally:
         model.train(was_training)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
+import logging
 from contextlib import nullcontext, redirect_stderr
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft.common.errors import ConfigError, ModelError, one_line
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig
+from sft.modeling.architecture import text_part_line, why_not_causal_lm
 from sft.modeling.loading_errors import readable_loading_errors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+logger = logging.getLogger("sft.model")
 
 
 def load_pretrained_model(
@@ -30,7 +34,7 @@ def load_pretrained_model(
     """Load the model, quantized and with adapters where the settings ask for it.
 
     Raises:
-        ModelError: if the model cannot be loaded, or lacks the target of an adapter.
+        ModelError: if the model is no causal language model, cannot be loaded, or lacks the target of an adapter.
         ConfigError: if `attn_implementation` cannot be used.
     """
     options: dict[str, Any] = {
@@ -48,7 +52,10 @@ def load_pretrained_model(
         options["quantization_config"] = bitsandbytes_config(quantization, precision)
         # Each process holds the full model on its own device; `auto` would split it over all (accelerate#2713).
         options["device_map"] = {"": context.device}
+    described = _check_architecture(config)
     model = _load_weights(config, options)
+    if described is not None and (line := text_part_line(described, model)):
+        logger.info(line)
     if config.gguf_file is not None:
         _clear_gguf_quantization(model)
     if quantization is not None:
@@ -61,6 +68,25 @@ def load_pretrained_model(
             # The frozen embedding's output requires no gradient, but the input of a checkpointed layer must.
             model.enable_input_require_grads()
     return model
+
+
+def _check_architecture(config: ModelConfig) -> "PretrainedConfig | None":
+    """The model's config.json; None if it cannot be read.
+
+    Raises:
+        ModelError: if it describes another kind of model than a causal language model.
+    """
+    try:
+        options = {"gguf_file": config.gguf_file} if config.gguf_file is not None else {}
+        found = AutoConfig.from_pretrained(
+            config.model_name_or_path, trust_remote_code=config.trust_remote_code, **options
+        )
+    except Exception:
+        return None  # loading the weights reports it, or finds the base model of adapters
+    problem = why_not_causal_lm(found)
+    if problem is not None:
+        raise ModelError(f"model_name_or_path: {config.model_name_or_path} {problem}")
+    return found
 
 
 def _load_weights(config: ModelConfig, options: dict[str, Any]) -> Any:

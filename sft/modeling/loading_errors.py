@@ -16,6 +16,7 @@ from sft.common.files import special_file_in
 from sft.common.hub_errors import hub_problem
 
 logger = logging.getLogger("sft.model")
+_LOADING_ERRORS = (OSError, ValueError, ImportError, KeyError, RuntimeError, MemoryError, SafetensorError)
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def readable_loading_errors(what: str, path: str) -> Iterator[None]:
         problem = None if Path(path).exists() else _hub_problem(error)
         if problem is not None:
             raise ModelError(f"{path}: {problem}") from error
-        if isinstance(error, OSError | ValueError | ImportError | KeyError | RuntimeError | SafetensorError):
+        if isinstance(error, _LOADING_ERRORS):
             raise ModelError(f"{path}: the {what} cannot be loaded: {one_line(error)}") from error
         raise
 

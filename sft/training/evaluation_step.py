@@ -11,6 +11,7 @@ import torch
 from sft.batching.chunks import next_num_chunks, split_rows
 from sft.batching.layout import FlatCollator, PaddedCollator
 from sft.batching.transfer import to_device
+from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import MemoryShortage
 
 logger = logging.getLogger("sft.train")
@@ -53,8 +54,10 @@ class EvaluationStep:
         while True:
             try:
                 return [(chunk, compute(chunk)) for chunk in self._chunks_of(batch)]
-            except torch.OutOfMemoryError:
-                pass  # the traceback's tensors are only freed after this block
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # The traceback's tensors are only freed after this block.
             self._split_further(batch)
 
     def _chunks_of(self, batch: Batch) -> Iterator[Batch]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sft.common.errors import ConfigError
+from sft.common.device_errors import is_out_of_memory
+from sft.common.errors import ConfigError, MemoryShortage, one_line
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import SFTConfig
 from sft.modeling.fitting import set_generation_defaults
@@ -43,20 +46,23 @@ def prepare_model(
 
     Raises:
         ConfigError: if a setting asks for what this model or device cannot do.
+        ModelError: if the model is not causal.
+        MemoryShortage: if the model alone does not fit.
     """
     size = footprint(model)
     logger.info(model_line(size, class_name(model), precision, config.quantization))
-    is_sharded = config.fsdp is not None and _shard_weights(model, config, precision, context)
-    layout = resolve_layout(
-        model,
-        config.model,
-        config.training,
-        precision,
-        context,
-        pad_token_id=tokenizer.pad_token_id,
-        max_seq_length=config.data.max_seq_length,
-        keep_device=is_sharded,
-    )
+    with _memory_shortage_in_one_line(context):
+        is_sharded = config.fsdp is not None and _shard_weights(model, config, precision, context)
+        layout = resolve_layout(
+            model,
+            config.model,
+            config.training,
+            precision,
+            context,
+            pad_token_id=tokenizer.pad_token_id,
+            max_seq_length=config.data.max_seq_length,
+            keep_device=is_sharded,
+        )
     logger.info(layout.describe())
     return PreparedModel(
         model=model,
@@ -71,6 +77,25 @@ def prepare_model(
 def with_micro_batch_size(prepared: PreparedModel, micro_batch_size: int) -> PreparedModel:
     """The same with a layout for micro-batches of this size, which determines their shape if it is fixed."""
     return replace(prepared, layout=prepared.layout.with_micro_batch_size(micro_batch_size))
+
+
+@contextmanager
+def _memory_shortage_in_one_line(context: DistributedContext) -> Iterator[None]:
+    """Context in which memory that runs out ends the run: nothing about the model can be concluded from it.
+
+    Raises:
+        MemoryShortage: in place of torch's error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryShortage(
+            f"Out of memory on {context.device} while the model was loaded there and tried on a few tokens, before any "
+            "training. Free the device, choose a smaller model, or reduce its weights with quantization_config or fsdp "
+            f"({one_line(error, 160)})."
+        ) from error
 
 
 def _shard_weights(

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import torch
-
-from sft.batching.layout import FlatCollator, PaddedCollator, model_inputs
-from sft.batching.prefixes import MIN_SHARED
-from sft.common.data_records import IGNORED
+from sft.batching.layout import FlatCollator, PaddedCollator
 from sft.common.errors import ConfigError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.document_attention import NAME as DOCUMENTS
-from sft.modeling.document_attention import UnsupportedAttention, isolated_documents
-from sft.modeling.isolation import find_obstacle, tolerance
-from sft.modeling.output_layer import OutputLayer, find_output_layer
+from sft.modeling.document_attention import UnsupportedAttention
+from sft.modeling.output_layer import OutputLayer
 from sft.processes.environment import uses_deepspeed
+from sft.training.model_trials import ModelTrials
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,12 +93,14 @@ def resolve_layout(
             be able to hold all of them.
 
     Raises:
+        ModelError: if the model is not causal.
         ConfigError: if a setting needs padding-free batches, and the model does not support them.
     """
     sharded = uses_deepspeed(training.passed_through.deepspeed)
     if not sharded and not keep_device and not getattr(model, "is_quantized", False):
         cast(Any, model).to(context.device)  # mypy loses the signature behind transformers' decorator
-    trial = _ModelTrials(model, precision)
+    trial = ModelTrials(model, precision)
+    trial.check_is_causal()
     wanted = [key for key in _KEYS if getattr(training, key) not in (False, None, "auto")]
     attention, obstacle = None, None
     if training.padding_free is not False:
@@ -149,72 +146,6 @@ def _obstacle_in_settings(training: TrainingConfig, *, sharded: bool) -> str | N
     if sharded:
         return "DeepSpeed shards the weights, which is untested with padding-free batches"
     return None
-
-
-class _ModelTrials:
-    """Runs the model on a few tokens, with the precision of its training."""
-
-    def __init__(self, model: "PreTrainedModel", precision: Precision):
-        self._model = model
-        self._mixed = precision.mixed
-
-    def obstacle(self, attention: str | None, max_seq_length: int) -> str | None:
-        """Why the model does not support padding-free batches; None if it does."""
-        with self._autocast():
-            found = find_obstacle(self._model, self._collate, attention, max_seq_length)
-        return found and f"the model {found}"
-
-    def can_share_prefixes(self) -> bool:
-        """Whether leading tokens that two documents share can be computed once.
-
-        Not with dropout: the same values would be dropped for both documents.
-        """
-        if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self._model.modules()):
-            return False
-        shared = list(range(3, 3 + MIN_SHARED))
-        documents = [[*shared, 1, 2], [*shared, 2]]
-        was_training = self._model.training
-        try:
-            with self._autocast(), torch.no_grad(), isolated_documents(self._model, DOCUMENTS):
-                self._model.train()  # dropout may also be a function, which no module reveals
-                outputs = [self._model(**self._collate(documents)).logits for _ in range(2)]
-                if not torch.equal(*outputs):
-                    return False
-                self._model.eval()
-                twice = self._model(**self._collate(documents)).logits[0].float()
-                once = self._model(**self._collate(documents, shares_prefixes=True)).logits[0].float()
-        except Exception:
-            return False  # the model does not pass the prefixes on to its attention, whatever the error
-        finally:
-            self._model.train(was_training)
-        expected = torch.cat([twice[: len(documents[0])], twice[-1:]])
-        return torch.allclose(once, expected, rtol=0, atol=tolerance(self._model) * float(expected.abs().max()))
-
-    def output_layer(self) -> torch.nn.Linear | None:
-        """The layer whose output is the logits; None if the logits are computed in another way."""
-        # Three tokens, because a product with one row may use a different kernel.
-        ids = torch.tensor([[1, 2, 3]], device=self._model.device)
-        was_training = self._model.training
-        self._model.eval()
-        try:
-            with self._autocast():
-                return find_output_layer(self._model, lambda: self._model(input_ids=ids))
-        except Exception:
-            return None  # the model rejects this call: its own logits are used
-        finally:
-            self._model.train(was_training)
-
-    def _autocast(self) -> Any:
-        if self._mixed == "no":
-            return nullcontext()
-        dtype = torch.bfloat16 if self._mixed == "bf16" else torch.float16
-        return torch.autocast(self._model.device.type, dtype=dtype)
-
-    def _collate(self, documents: Sequence[Sequence[int]], *, shares_prefixes: bool = False) -> dict[str, Any]:
-        rows = [{"input_ids": np.array(ids), "labels": np.full(len(ids), IGNORED)} for ids in documents]
-        batch = model_inputs(FlatCollator(0, shares_prefixes=shares_prefixes)(rows))
-        device = self._model.device
-        return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from sft.common.data_records import SamplePrompt
+from sft.common.device_errors import is_out_of_memory
 from sft.common.run_records import Answer, SampleAnswer
 from sft.modeling.answering import answer_prompts
 from sft.modeling.document_attention import attention_of, isolated_documents
@@ -101,8 +101,8 @@ class SampleAnswers(TrainerCallback):
                 answers = answer_prompts(
                     trainer.model, trainer.processing_class, self._prompts, self._eos_token_ids, self._max_new_tokens
                 )
-        except torch.OutOfMemoryError:
-            if trainer.is_sharded:
+        except (MemoryError, RuntimeError) as error:
+            if trainer.is_sharded or not is_out_of_memory(error):
                 raise  # the other processes wait in a collective operation
             logger.info(
                 "Out of memory while answering the sample prompts at step %d: training continues without these "

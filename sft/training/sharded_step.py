@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import MemoryShortage
 from sft.training.bad_steps import BadSteps
 
@@ -48,7 +49,9 @@ class ShardedStep:
         """
         try:
             self._losses.append(run(batch))
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise MemoryShortage(shortage_message(batch)) from None
         self._batches.append(batch)
         loss = torch.zeros_like(self._losses[-1])

@@ -12,6 +12,7 @@ from torch import distributed, nn
 from sft.batching.chunks import next_num_chunks, split_rows
 from sft.batching.layout import FlatCollator, PaddedCollator
 from sft.batching.transfer import to_device
+from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import MemoryShortage
 from sft.common.run_records import DistributedContext
 from sft.modeling.gradient_sum import sum_gradients
@@ -113,7 +114,9 @@ class StepGradient:
         try:
             for chunk in self._chunks_of(batch):
                 self._losses.append(run(chunk))
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             # The traceback's tensors are only freed after this block.
             self._is_out_of_memory = True
 

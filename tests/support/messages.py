@@ -35,10 +35,12 @@ RANK_KILLED = "The process of rank {rank} was killed by {signal}"
 RANK_LOG = "Its log: {path}"
 
 # modeling
+ENCODER_DECODER = "is an encoder-decoder model"
 DOCUMENTS_NOT_ISOLATED = "the model lets one document influence another"
 HUB_LOOKUP = "{name} is not a local folder: looking in the Hugging Face cache"
 LINEAR_LAYERS = "Its linear layers: {names}"
 NO_CONFIG = "no config.json in"
+NOT_CAUSAL = "is not causal"
 PACKED_ROW_FAILS = "the model fails with several documents in one row"
 
 # reporting

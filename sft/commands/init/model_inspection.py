@@ -16,6 +16,7 @@ from sft.commands.paths import looks_like_a_path
 from sft.common.did_you_mean import did_you_mean
 from sft.common.errors import ModelError, one_line
 from sft.common.run_records import ModelFootprint
+from sft.modeling.architecture import why_not_causal_lm
 from sft.modeling.footprint import footprint
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def inspect_model(name: str) -> ModelInfo:
     contains only its name and the problem.
 
     Raises:
-        ModelError: if the name is a local path without a model.
+        ModelError: if the name is a local path without a model, or the model is no causal language model.
     """
     folder = Path(name).expanduser()
     if folder.is_file():
@@ -45,6 +46,9 @@ def inspect_model(name: str) -> ModelInfo:
     config, problem = _load_config(name_or_path)
     if config is None:
         return ModelInfo(name=name, problem=problem)
+    other = why_not_causal_lm(config)
+    if other is not None:
+        raise ModelError(f"{name} {other}")
     info = ModelInfo(
         name=name,
         class_name=next(iter(config.architectures or ()), ""),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from transformers import T5Config
 
 from sft.commands.init.model_inspection import inspect_model
 from sft.common.errors import ModelError
+from tests.support import messages
 
 
 def test_inspect_model_counts_parameters_without_weights(model_folder):
@@ -22,3 +24,9 @@ def test_inspect_model_reports_a_missing_model():
     facts = inspect_model("nobody/nothing")
     assert facts.footprint is None
     assert "it is not in the Hub's cache, and was not found on the Hub" in facts.problem
+
+
+def test_inspect_model_refuses_an_encoder_decoder_model(tmp_path):
+    T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=messages.ENCODER_DECODER):
+        inspect_model(str(tmp_path))

@@ -1,0 +1,58 @@
+"""Is a model a causal language model, as far as its config.json tells? Asked before gigabytes of weights are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def why_not_causal_lm(config: "PretrainedConfig") -> str | None:
+    """What else the model is, after its name, and what to do; None if it can be loaded as a causal language model."""
+    name = architecture_name(config)
+    if getattr(config, "is_encoder_decoder", False):
+        return (
+            f"is an encoder-decoder model ({name}); only decoder-only (causal) language models can be trained here. "
+            "Choose one of those."
+        )
+    own_code = getattr(config, "auto_map", None) or {}
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in own_code:
+        return None
+    inputs = _other_inputs(config)
+    if inputs:
+        return (
+            f"is a multimodal model ({name}: {', '.join(inputs)} and text), which transformers does not load as a "
+            "causal language model, so it cannot be trained on text here. Choose a text-only model, for example the "
+            "language model that it was built from."
+        )
+    return (
+        f"is not a causal language model ({name}): transformers cannot load it with AutoModelForCausalLM. Choose a "
+        "decoder-only language model."
+    )
+
+
+def text_part_line(config: "PretrainedConfig", model: Any) -> str | None:
+    """A line for the log if only the text part of a multimodal model was loaded."""
+    inputs = _other_inputs(config)
+    if not inputs or not isinstance(model.config, type(config.get_text_config())) or config.get_text_config() is config:
+        return None
+    return (
+        f"{architecture_name(config)} is a multimodal model: only its text part, {type(model).__name__}, is loaded, "
+        f"trained and saved; the saved model has no part for {' or '.join(inputs)}."
+    )
+
+
+def architecture_name(config: "PretrainedConfig") -> str:
+    """The model's class by its config.json, else the type of model."""
+    return next(iter(getattr(config, "architectures", None) or ()), None) or config.model_type
+
+
+def _other_inputs(config: "PretrainedConfig") -> list[str]:
+    """What the model takes beside text, by the sections of its config.json: `vision`, `audio`."""
+    sections = {*getattr(config, "sub_configs", {}), *(key for key in vars(config) if key.endswith("_config"))}
+    return sorted(
+        name.removesuffix("_config") for name in sections if name.startswith(("vision", "audio", "image", "speech"))
+    )

@@ -1,0 +1,89 @@
+"""Is the model causal? Tried on a few tokens: no score may depend on a later token.
+
+Training predicts each token from those before it. A model that also sees the tokens after it (BERT and other encoders,
+XLNet) would copy the answers that it is trained on: its loss and accuracy would be perfect, its answers worthless.
+
+Shapes: `N` tokens, `h` hidden size, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from sft.common.device_errors import reraise_device_error
+from sft.common.errors import ModelError, one_line
+from sft.modeling.few_tokens import call_on, few_tokens
+
+logger = logging.getLogger("sft.model")
+_NUM_TOKENS = 9
+_LEAST_SHARE = 1e-5
+"""Smallest gradient of the last token that counts, as a share of the largest one: a masked token's is exactly zero, but
+for models that compute by Fourier transform; one of nine tokens that are seen has a share of 1e-3 and more."""
+
+
+def check_is_causal(model: Any) -> None:
+    """Run the model on a few tokens; their scores must not depend on the last of them.
+
+    Args:
+        model: on the device and in the types of training, under autocast if training uses it.
+
+    Raises:
+        ModelError: if they do.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        ids = torch.tensor([few_tokens(model, _NUM_TOKENS + 1)], device=model.device)
+        sees = _sees_last_token(model, ids)
+    except Exception as error:  # a model's own code may fail in any way
+        reraise_device_error(error)
+        logger.info("Whether the model is causal could not be tried: %s", one_line(error))
+        return
+    finally:
+        model.train(was_training)
+    if sees:
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        encoder = " (is_decoder is false)" if getattr(base.config, "is_decoder", None) is False else ""
+        raise ModelError(
+            f"model_name_or_path: {type(base).__name__} is not causal{encoder}: its score of a token depends on the "
+            "tokens after it, so it would learn to copy the answers, not to write them. Choose a decoder-only (causal) "
+            "language model."
+        )
+
+
+def _sees_last_token(model: Any, ids: torch.Tensor) -> bool:
+    """Whether scores at earlier positions depend on the last token; `ids` is `[1, N + 1]`, a substitute at its end."""
+    try:
+        return _gradient_reaches_last_token(model, ids[:, :-1])
+    except RuntimeError as error:
+        # Some models overwrite tensors that a backward pass needs, outside of training mode.
+        reraise_device_error(error)
+    changed = torch.cat([ids[:, :-2], ids[:, -1:]], dim=1)
+    with torch.no_grad():
+        before, after = _scores(model, ids[:, :-1]), _scores(model, changed)
+    moved, moved_last = (before - after)[:-1].abs().max(), (before - after)[-1].abs().max()
+    return bool(moved > 1e-2 * moved_last)
+
+
+def _gradient_reaches_last_token(model: Any, ids: torch.Tensor) -> bool:
+    embedded: list[torch.Tensor] = []
+
+    def keep(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1].clone()  # some models write into their embeddings
+
+    with model.get_input_embeddings().register_forward_hook(keep), torch.enable_grad():
+        scores = _scores(model, ids)
+        # A different weight for each score: a plain sum may cancel out after a norm.
+        weights = torch.linspace(-1, 1, scores.shape[1], device=scores.device)
+        (gradient,) = torch.autograd.grad((scores[:-1] * weights).sum(), embedded[0])
+    gradient = gradient.flatten(0, -2).float().abs()
+    return bool(gradient[-1].max() > _LEAST_SHARE * gradient.max())
+
+
+def _scores(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The logits, float32 `[N, V]`."""
+    return call_on(model, ids).logits[0].float()

@@ -1,0 +1,101 @@
+"""Trials on the loaded model: a few tokens show whether it is causal, and how its rows and its loss can be computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sft.batching.layout import FlatCollator, model_inputs
+from sft.batching.prefixes import MIN_SHARED
+from sft.common.data_records import IGNORED
+from sft.common.device_errors import reraise_device_error
+from sft.common.run_records import Precision
+from sft.modeling.causality import check_is_causal
+from sft.modeling.document_attention import NAME as DOCUMENTS
+from sft.modeling.document_attention import isolated_documents
+from sft.modeling.isolation import find_obstacle, tolerance
+from sft.modeling.output_layer import find_output_layer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class ModelTrials:
+    """Runs the model on a few tokens, with the precision of its training."""
+
+    def __init__(self, model: "PreTrainedModel", precision: Precision):
+        self._model = model
+        self._mixed = precision.mixed
+
+    def check_is_causal(self) -> None:
+        """Checks that no score depends on a later token.
+
+        Raises:
+            ModelError: if one does.
+        """
+        with self._autocast():
+            check_is_causal(self._model)
+
+    def obstacle(self, attention: str | None, max_seq_length: int) -> str | None:
+        """Why the model does not support padding-free batches; None if it does."""
+        with self._autocast():
+            found = find_obstacle(self._model, self._collate, attention, max_seq_length)
+        return found and f"the model {found}"
+
+    def can_share_prefixes(self) -> bool:
+        """Whether leading tokens that two documents share can be computed once.
+
+        Not with dropout: the same values would be dropped for both documents.
+        """
+        if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self._model.modules()):
+            return False
+        shared = list(range(3, 3 + MIN_SHARED))
+        documents = [[*shared, 1, 2], [*shared, 2]]
+        was_training = self._model.training
+        try:
+            with self._autocast(), torch.no_grad(), isolated_documents(self._model, DOCUMENTS):
+                self._model.train()  # dropout may also be a function, which no module reveals
+                outputs = [self._model(**self._collate(documents)).logits for _ in range(2)]
+                if not torch.equal(*outputs):
+                    return False
+                self._model.eval()
+                twice = self._model(**self._collate(documents)).logits[0].float()
+                once = self._model(**self._collate(documents, shares_prefixes=True)).logits[0].float()
+        except Exception as error:
+            reraise_device_error(error)
+            return False  # the model does not pass the prefixes on to its attention, whatever the error
+        finally:
+            self._model.train(was_training)
+        expected = torch.cat([twice[: len(documents[0])], twice[-1:]])
+        return torch.allclose(once, expected, rtol=0, atol=tolerance(self._model) * float(expected.abs().max()))
+
+    def output_layer(self) -> torch.nn.Linear | None:
+        """The layer whose output is the logits; None if the logits are computed in another way."""
+        # Three tokens, because a product with one row may use a different kernel.
+        ids = torch.tensor([[1, 2, 3]], device=self._model.device)
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            with self._autocast():
+                return find_output_layer(self._model, lambda: self._model(input_ids=ids))
+        except Exception as error:
+            reraise_device_error(error)
+            return None  # the model rejects this call: its own logits are used
+        finally:
+            self._model.train(was_training)
+
+    def _autocast(self) -> Any:
+        if self._mixed == "no":
+            return nullcontext()
+        dtype = torch.bfloat16 if self._mixed == "bf16" else torch.float16
+        return torch.autocast(self._model.device.type, dtype=dtype)
+
+    def _collate(self, documents: Sequence[Sequence[int]], *, shares_prefixes: bool = False) -> dict[str, Any]:
+        rows = [{"input_ids": np.array(ids), "labels": np.full(len(ids), IGNORED)} for ids in documents]
+        batch = model_inputs(FlatCollator(0, shares_prefixes=shares_prefixes)(rows))
+        device = self._model.device
+        return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}

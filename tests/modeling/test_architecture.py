@@ -1,0 +1,65 @@
+"""Models of another kind than causal language models are named by their config.json, before weights are read."""
+
+from __future__ import annotations
+
+import pytest
+import transformers as t
+
+from sft.common.errors import ModelError
+from sft.common.run_records import DistributedContext, Precision
+from sft.configuration.schema import ModelConfig
+from sft.modeling.architecture import text_part_line, why_not_causal_lm
+from sft.modeling.loading import load_pretrained_model
+from tests.support import messages
+from tests.support.small_models import build_model
+
+ENCODER_DECODER = [t.T5Config, t.BartConfig, t.WhisperConfig, t.MarianConfig, t.PegasusConfig, t.T5GemmaConfig]
+MULTIMODAL = {
+    t.Qwen2VLConfig: "vision",
+    t.LlavaConfig: "vision",
+    t.PaliGemmaConfig: "vision",
+    t.Qwen2AudioConfig: "audio",
+    t.CLIPConfig: "vision",
+}
+OTHER = [t.DistilBertConfig, t.ViTConfig, t.ModernBertConfig]
+CAUSAL = [t.LlamaConfig, t.GPT2Config, t.MixtralConfig, t.MambaConfig, t.Gemma3Config, t.Llama4Config, t.BertConfig]
+
+
+@pytest.mark.parametrize("kind", ENCODER_DECODER)
+def test_an_encoder_decoder_model_is_refused_before_its_weights_are_read(kind, tmp_path):
+    kind(architectures=["TheirModel"]).save_pretrained(tmp_path)
+    config = ModelConfig(model_name_or_path=str(tmp_path))
+    with pytest.raises(ModelError, match=rf"^model_name_or_path: .* {messages.ENCODER_DECODER} \(TheirModel\)"):
+        load_pretrained_model(config, None, None, Precision(weights="float32", mixed="no"), DistributedContext())
+
+
+@pytest.mark.parametrize(("kind", "takes"), MULTIMODAL.items())
+def test_a_multimodal_model_without_a_causal_text_part_is_named(kind, takes):
+    problem = why_not_causal_lm(kind(architectures=["TheirModel"]))
+    assert problem is not None
+    assert problem.startswith(f"is a multimodal model (TheirModel: {takes} and text), which transformers does not load")
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_another_model_is_named_by_its_class_or_type(kind):
+    assert why_not_causal_lm(kind()).startswith(f"is not a causal language model ({kind().model_type})")
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_a_model_that_transformers_loads_as_causal_is_accepted(kind):
+    assert why_not_causal_lm(kind()) is None
+
+
+def test_a_model_with_its_own_code_is_accepted():
+    assert why_not_causal_lm(t.ViTConfig(auto_map={"AutoModelForCausalLM": "modeling.Their"})) is None
+
+
+def test_a_text_part_that_is_loaded_alone_is_reported():
+    model = build_model("llama")
+    described = t.LlavaConfig(text_config=model.config, architectures=["LlavaForConditionalGeneration"])
+    assert text_part_line(described, model) == (
+        "LlavaForConditionalGeneration is a multimodal model: only its text part, LlamaForCausalLM, is loaded, trained "
+        "and saved; the saved model has no part for vision."
+    )
+    assert text_part_line(model.config, model) is None
