@@ -152,9 +152,10 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     context = _start_process(config, command)
     # torch and transformers take seconds to import: `--help` and a configuration error do not wait for them.
     from data_handler import prepare_data
-    from model_manager import load_model, load_tokenizer, resolve_precision
+    from model_manager import load_model, load_tokenizer
     from sft.training.arguments import build_training_arguments
     from sft.training.batch_size_trials import memory_limits, resolve_batches
+    from sft.training.decided_precision import decide_precision
     from sft.training.dry_run import DryRun, check_data, show_preflight
     from sft.training.model_preparation import prepare_model, with_micro_batch_size
     from sft.training.output_folder import claim_output, find_resume_point, prepare_output
@@ -164,7 +165,8 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     claim_output(config, context, lock, is_dry_run=command.dry_run)
     resume = find_resume_point(config)
     config = with_saved_run_name(config, resume)
-    precision = resolve_precision(config.model, config.training, context, adapters_only=config.lora is not None)
+    actual = replace(context, world_size=1) if command.dry_run else context  # a dry run represents all processes
+    precision = decide_precision(config, actual, resume)
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(
         config.data,
@@ -182,7 +184,6 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     )
     if not len(data.train):
         return show_preflight(dry_run)
-    actual = replace(context, world_size=1) if command.dry_run else context  # a dry run represents all processes
     model = load_model(config, tokenizer, precision, actual)
     prepared = prepare_model(config, model, tokenizer, precision, actual, is_chat=data.is_chat)
     plan = resolve_batches(config, data, prepared, context, actual=actual, limits=limits, resume=resume)

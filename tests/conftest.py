@@ -126,7 +126,7 @@ def run_sft(
             "logging_steps": 1,
             "report_to": "none",
             "sample_max_new_tokens": 4,
-            "bf16": False,  # auto would measure this machine
+            "bf16": False,
         }
         arguments = [f"--{key}={value}" for key, value in (defaults | settings).items() if value is not None]
         status = run_command([*arguments, *extra], draws_curves=draws_curves)

@@ -30,6 +30,8 @@ class Precision:
     """Type of the (unquantized) weights in memory: `float32`, `bfloat16`, `float16`."""
     mixed: str
     """Autocast: `bf16`, `fp16` or `no`."""
+    reason: str = field(default="", compare=False)
+    """Where the choice comes from: a setting, the kind of device, the checkpoint that the run resumes from."""
 
 
 class PackPattern(Protocol):

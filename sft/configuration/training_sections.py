@@ -101,8 +101,8 @@ class TrainingConfig:
     """Mixed precision in float16. auto: on GPUs without bfloat16 support."""
 
     bf16: bool | Literal["auto"] = "auto"
-    """Mixed precision in bfloat16. auto: on GPUs that support it, and on a CPU where a short benchmark shows a clear
-    speedup (single process only)."""
+    """Mixed precision in bfloat16. auto: if all GPUs of the run support it; never on CPU, where it takes more memory. A
+    resumed run keeps the precision of its checkpoint."""
 
     share_prefixes: bool = True
     """Compute leading tokens that rows of a micro-batch have in common (such as a system prompt) only once. The results

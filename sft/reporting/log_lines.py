@@ -71,15 +71,20 @@ def model_line(
 ) -> str:
     """The model, its parameters and data types."""
     share = percent(footprint.num_trainable_parameters, footprint.num_parameters)
-    autocast = {"no": "no mixed precision", "bf16": "bfloat16 mixed precision", "fp16": "float16 mixed precision"}
     weights = f"{precision.weights} weights"
     if quantization is not None:
         kind = f"4-bit ({quantization.bnb_4bit_quant_type})" if quantization.load_in_4bit else "8-bit"
         weights = f"{kind} base weights ({precision.weights} where not quantized), float32 adapters"
     return (
         f"Model: {class_name}, {footprint.num_parameters:,} parameters, "
-        f"{footprint.num_trainable_parameters:,} trainable ({share}); {weights}, {autocast[precision.mixed]}."
+        f"{footprint.num_trainable_parameters:,} trainable ({share}); {weights}, {mixed_text(precision)}."
     )
+
+
+def mixed_text(precision: Precision) -> str:
+    """`bfloat16 mixed precision`, with the reason for it."""
+    names = {"no": "no mixed precision", "bf16": "bfloat16 mixed precision", "fp16": "float16 mixed precision"}
+    return f"{names[precision.mixed]} ({precision.reason})" if precision.reason else names[precision.mixed]
 
 
 def plan_line(plan: BatchPlan, device: str) -> str:

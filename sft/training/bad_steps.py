@@ -157,7 +157,7 @@ class BadSteps(TrainerCallback):
             raise TrainingError(
                 f"max_bad_steps: the loss or gradient was NaN or inf in {self._consecutive} consecutive steps, up to "
                 f"step {step}. Their updates were skipped, so checkpoints do not contain them. Lower learning_rate, "
-                f"check the rows{f' ({locations})' if locations else ''}, or compute in bf16 or float32."
+                f"check the rows{f' ({locations})' if locations else ''}, or start a new run in bf16 or float32."
             )
 
     def _describe_rows(self, rows: Sequence[int]) -> str:

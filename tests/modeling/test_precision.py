@@ -8,8 +8,7 @@ import torch
 from sft.common.errors import ConfigError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
-from sft.modeling import precision as precision_module
-from sft.modeling.precision import resolve_precision
+from sft.modeling.precision import ON_CPU, resolve_precision
 
 CPU, GPU = DistributedContext(), DistributedContext(device="cuda:0")
 
@@ -41,22 +40,29 @@ def test_resolve_precision_keeps_frozen_weights_small_on_a_gpu(monkeypatch, has_
     assert resolve_precision(model, TrainingConfig(), GPU, adapters_only=True).weights == weights
 
 
-@pytest.mark.parametrize(("is_faster", "mixed"), [(False, "no"), (True, "bf16")])
-def test_resolve_precision_on_cpu_keeps_weights_in_float32(monkeypatch, is_faster, mixed):
-    monkeypatch.setattr(precision_module, "is_bfloat16_faster_on_cpu", lambda: is_faster)
-    model = ModelConfig(model_name_or_path="m")
-    expected = Precision(weights="float32", mixed=mixed)
-    assert resolve_precision(model, TrainingConfig(), CPU, adapters_only=True) == expected
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    ("bf16", "mixed", "reason"),
+    [("auto", "no", ON_CPU), (True, "bf16", "bf16: true"), (False, "no", "bf16: false")],
+)
+def test_resolve_precision_on_cpu_depends_on_the_settings_alone(bf16, mixed, reason, world_size):
+    context = DistributedContext(world_size=world_size)
+    precision = resolve_precision(
+        ModelConfig(model_name_or_path="m"), TrainingConfig(bf16=bf16), context, adapters_only=True
+    )
+    assert precision == Precision(weights="float32", mixed=mixed)
+    assert precision.reason == reason
+
+
+def test_resolve_precision_refuses_float16_on_cpu():
     with pytest.raises(ConfigError, match="fp16: true needs a GPU"):
-        resolve_precision(model, TrainingConfig(fp16=True), CPU, adapters_only=False)
+        resolve_precision(ModelConfig(model_name_or_path="m"), TrainingConfig(fp16=True), CPU, adapters_only=False)
 
 
-@pytest.mark.parametrize(("float32", "bfloat16", "faster"), [(1.0, 0.5, True), (1.0, 0.8, False), (1.0, 2.0, False)])
-def test_bfloat16_on_cpu_needs_to_be_clearly_faster(monkeypatch, float32, bfloat16, faster):
-    seconds = {torch.float32: float32, torch.bfloat16: bfloat16}
-    monkeypatch.setattr(precision_module, "_best_seconds", seconds.get)
-    assert precision_module.is_bfloat16_faster_on_cpu() is faster
-
-
-def test_best_seconds_measures_both_types():
-    assert all(precision_module._best_seconds(dtype) > 0 for dtype in (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize(("all_have", "expected"), [(True, ("bfloat16", "bf16")), (False, ("float16", "fp16"))])
+def test_resolve_precision_follows_the_gpus_of_all_processes(monkeypatch, all_have, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    precision = resolve_precision(
+        ModelConfig(model_name_or_path="m"), TrainingConfig(), GPU, adapters_only=True, all_have_bfloat16=all_have
+    )
+    assert (precision.weights, precision.mixed) == expected
