@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from sft.commands.compare.comparison import compare
 from sft.commands.compare.runs import ComparedRun, read_run, short_names
 from sft.commands.compare.text import comparison_lines
-from sft.common.errors import ConfigError, UserError
+from sft.common.errors import ConfigError, UserError, one_line
 from sft.common.optional_packages import missing_package
 from sft.common.standard_streams import guard_standard_streams, write_product
 from sft.configuration.command_line import OneLineParser
@@ -56,11 +57,16 @@ def _draw(runs: Sequence[ComparedRun], path: str) -> str:
     """Draw the curves of all runs into one image. Returns the line for the terminal."""
     rows_per_step = {run.name: run.find("batch_plan", "global_batch_size") for run in runs}
     try:
-        draw_comparison({run.name: run.events for run in runs}, path, rows_per_step)
+        # A link that the user names is followed: the file that it points to is replaced.
+        draw_comparison({run.name: run.events for run in runs}, os.path.realpath(path), rows_per_step)
     except OSError as error:
-        raise ConfigError(f"command line: --output: {path} cannot be written: {error.strerror}.") from None
+        raise ConfigError(
+            f"command line: --output: {path} cannot be written: {error.strerror or one_line(error)}."
+        ) from None
     except ImportError:
         return f"The curves were not drawn: this {missing_package('matplotlib')}."
+    except Exception as error:
+        return f"The curves were not drawn: {type(error).__name__}: {one_line(error)}"
     return f"Curves: {path}"
 
 

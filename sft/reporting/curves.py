@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.common.files import write_bytes
 from sft.common.text import printable
 
 if TYPE_CHECKING:
@@ -13,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAIN_COLOUR, EVAL_COLOUR = "#3465a4", "#cc4c02"
+_LONGEST_LABEL = 100
+"""Characters of a run's name that are drawn."""
 _LOG_FROM = 20
 """Ratio of the largest to the smallest loss from which a plot of several runs uses a log scale."""
 _COMPARED = (
@@ -32,8 +39,13 @@ def draw_curves(events: Events, path: str | Path, title: str) -> None:
     Raises:
         ImportError: if matplotlib, which is optional, is not installed.
     """
+    with _plain_text():
+        write_bytes(path, _curves(events, title))
+
+
+def _curves(events: Events, title: str) -> bytes:
     figure = _new_figure(height=7)
-    figure.suptitle(title)
+    figure.suptitle(_shortened(title))
     panels = figure.subplots(2, 2)
     loss, accuracy, rate, norm = panels.ravel()
     _plot(loss, events, "loss", "training", TRAIN_COLOUR)
@@ -50,7 +62,7 @@ def draw_curves(events: Events, path: str | Path, title: str) -> None:
         _finish_panel(panel, name, "step")
         if panel.get_legend_handles_labels()[0]:
             panel.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    return _as_png(figure)
 
 
 def draw_comparison(runs: Mapping[str, Events], path: str | Path, rows_per_step: Mapping[str, int | None]) -> None:
@@ -65,13 +77,17 @@ def draw_comparison(runs: Mapping[str, Events], path: str | Path, rows_per_step:
     Raises:
         ImportError: if matplotlib, which is optional, is not installed.
     """
-    from matplotlib import colormaps  # optional, and slow to import
+    with _plain_text() as matplotlib:
+        write_bytes(
+            path, _comparison(runs, rows_per_step, matplotlib.colormaps["tab10" if len(runs) <= 10 else "turbo"])
+        )
 
+
+def _comparison(runs: Mapping[str, Events], rows_per_step: Mapping[str, int | None], colours: Any) -> bytes:
     figure = _new_figure(height=7.5)
     known = [rows_per_step.get(name) for name in runs]
     by_rows = None not in known and len(set(known)) > 1
     panels = figure.subplots(2, 2).ravel()
-    colours = colormaps["tab10" if len(runs) <= 10 else "turbo"]
     for panel, (field, title, marker) in zip(panels, _COMPARED, strict=True):
         for index, (name, events) in enumerate(runs.items()):
             factor = rows_per_step[name] if by_rows else 1
@@ -86,7 +102,29 @@ def draw_comparison(runs: Mapping[str, Events], path: str | Path, rows_per_step:
     names = [label for name in runs if (label := _label(name)) in lines]
     if names:
         figure.legend([lines[name] for name in names], names, loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=110)
+    return _as_png(figure)
+
+
+@contextmanager
+def _plain_text() -> Iterator[Any]:
+    """matplotlib; within the context text is drawn as it is (`$` begins no formula), and warnings are not shown."""
+    import matplotlib  # optional, and slow to import
+
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+            warnings.simplefilter("ignore")  # characters that the font lacks, for example
+            yield matplotlib
+    finally:
+        logger.setLevel(level)
+
+
+def _as_png(figure: "Figure") -> bytes:
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()
 
 
 def _new_figure(height: float) -> "Figure":
@@ -124,5 +162,10 @@ def _finish_panel(panel: "Axes", title: str, x_label: str) -> None:
 
 
 def _label(name: str) -> str:
-    """A label that matplotlib neither parses as a formula nor hides for a leading underscore."""
-    return "\u200b" + printable(name).replace("$", r"\$")
+    """A label that matplotlib does not hide for a leading underscore."""
+    return "\u200b" + _shortened(name)
+
+
+def _shortened(name: str) -> str:
+    text = printable(name)
+    return text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 4] + " ..."

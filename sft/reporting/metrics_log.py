@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.files import json_safe, write_text
+from sft.reporting.line_log import LineLog
 
 
 class MetricsLog:
@@ -32,14 +33,17 @@ class MetricsLog:
         if num_evaluations is not None:
             kept = [line for line in kept if line not in evaluations[num_evaluations:]]
         self._written_until = resume_step if resume_step is not None and kept else 0
+        self._known = [set(line) for line in kept if line["step"] == resume_step and "eval_loss" not in line]
+        """The keys of each event of that step that is in the file; evaluations are counted instead."""
         write_text(self.path, "".join(_as_line(line) for line in kept))
+        self._lines = LineLog(self.path)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append an event, unless its step is before the one that the run resumes from: that event is in the file."""
-        if step < self._written_until:
+        """Append an event, unless it is in the file: it is of the step that the run resumes from, or before."""
+        event = {"step": step, **values}
+        if step < self._written_until or (step == self._written_until and event.keys() in self._known):
             return
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(_as_line({"step": step, **values}))
+        self._lines.append(_as_line(event))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

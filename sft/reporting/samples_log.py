@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.files import write_text
+from sft.reporting.line_log import LineLog
 from sft.reporting.metrics_log import read_metrics
 
 
@@ -22,6 +23,7 @@ class SamplesLog:
                 with an empty file.
         """
         self.path = Path(path)
+        self._lines = LineLog(self.path)
         if not self.path.is_file():
             self._known = set()
             return
@@ -40,8 +42,7 @@ class SamplesLog:
         new = [line for line in lines if (line["step"], line["prompt"]) not in self._known]
         self._known |= {(line["step"], line["prompt"]) for line in new}
         if new:
-            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
-                stream.write(_as_text(new))
+            self._lines.append(_as_text(new))
         return new
 
 

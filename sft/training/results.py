@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sft.checkpointing.checkpoints import list_checkpoints
 from sft.checkpointing.final_model import model_staging_folder, publish_model, write_model
+from sft.common.errors import one_line
 from sft.common.files import write_json
 from sft.common.optional_packages import missing_package
 from sft.common.run_records import EvaluationResult, TrainingResult
@@ -27,6 +28,9 @@ from sft.training.stopping import StopCallback
 
 logger = logging.getLogger("sft")
 METRICS = tuple(field.name for field in dataclasses.fields(EvaluationResult))
+WITHOUT_SUMMARY_STATUS = 2
+"""The exit status of a run whose model is saved, but not `run_summary.json`."""
+_T = TypeVar("_T")
 TRACKED_RESULTS = ("status", "train", "eval_before", "eval_after", "samples_ended", "bad_steps", "memory_shortages")
 """Entries of the summary that trackers show at the end."""
 
@@ -105,22 +109,43 @@ def save_and_report(training: Any, result: TrainingResult, report: RunReport) ->
 
 
 def _report(training: Any, result: TrainingResult, report: RunReport, status: int) -> int:
-    """Pushes the model if that is set, writes the records, and logs the result; returns the exit status."""
+    """Writes the records, pushes the model if that is set, and logs the result; returns the exit status.
+
+    The summary comes first, and is written again with what the later steps found out. No failure of one step, such as a
+    picture that cannot be drawn, ends the others.
+    """
     trainer, setup = training.trainer, training.trainer.setup
-    pushed = None
-    if status == 0 and trainer.pushes_to_hub:
-        name = Path(setup.config.training.output_dir).absolute().name
+    output = Path(setup.config.training.output_dir)
+    is_pushing = status == 0 and trainer.pushes_to_hub
+    pushed = "not finished" if is_pushing else None
+    summary = _write_summary(training, result, pushed)
+    if is_pushing:
+        name = output.absolute().name
         is_pushed = trainer.hub.push_model(lambda: trainer.create_model_card(model_name=name))
         status = 0 if is_pushed else NOT_PUSHED_STATUS
         pushed = trainer.hub.problem or "sent"
-    _write_records(training, result, pushed)
+    picture = output / "training_curves.png"
+    title = setup.config.logging.run_name or str(output)
+    curves = _attempt(picture, lambda: _draw_curves(output / "metrics.jsonl", picture, title))
+    training.trackers.finish(result.steps, {name: summary[name] for name in TRACKED_RESULTS if name in summary}, curves)
+    if (pushed, training.trackers.problems()) != (summary.get("push_to_hub"), summary.get("trackers")):
+        summary = _write_summary(training, result, pushed)
     report.finish(result)
     if result.status == "completed":
-        _log_result(trainer, result, status)
-        return status
+        _attempt("the result", lambda: _log_result(trainer, result, status))
+        return status if summary else status or WITHOUT_SUMMARY_STATUS
     logger.info("Stopped at step %d of %d, saved in %s.", result.steps, setup.plan.total_steps, result.last_checkpoint)
     logger.info("Resume with: %s --resume_from_checkpoint auto", setup.command)
     return status
+
+
+def _attempt(what: str | Path, write: Callable[[], _T]) -> _T | None:
+    """One of the steps after training; an error becomes a line of the log, since the model is saved."""
+    try:
+        return write()
+    except Exception as error:
+        logger.warning("%s cannot be written: %s: %s", what, type(error).__name__, one_line(error))
+        return None
 
 
 def _save_model(trainer: Any) -> None:
@@ -136,31 +161,31 @@ def _save_model(trainer: Any) -> None:
         write_model(output, partial(save_final_model, trainer.model, trainer.processing_class, weights=weights))
 
 
-def _write_records(training: Any, result: TrainingResult, pushed: str | None) -> None:
-    """Writes the curves and the summary, and finishes the trackers."""
-    trainer, trackers, setup = training.trainer, training.trackers, training.trainer.setup
-    output = Path(setup.config.training.output_dir)
-    curves = _draw_curves(output, setup.config.logging.run_name or str(output))
-    summary = build_summary(
-        result,
-        setup.data.report,
-        trainer.current_plan(),
-        setup.identity.configuration_sha256,
-        setup.context.device,
-        data_digests=dataclasses.asdict(setup.identity.data),
-    )
-    summary |= {"trackers": trackers.problems(), "push_to_hub": pushed}
-    write_json(summary, output / "run_summary.json")
-    trackers.finish(result.steps, {name: summary[name] for name in TRACKED_RESULTS}, curves)
-    if trackers.problems() != summary["trackers"]:
-        write_json({**summary, "trackers": trackers.problems()}, output / "run_summary.json")
+def _write_summary(training: Any, result: TrainingResult, pushed: str | None) -> dict[str, Any]:
+    """Writes `run_summary.json`; returns its contents, or {} if it cannot be written."""
+    trainer, setup = training.trainer, training.trainer.setup
+    path = Path(setup.config.training.output_dir, "run_summary.json")
+
+    def write() -> dict[str, Any]:
+        summary = build_summary(
+            result,
+            setup.data.report,
+            trainer.current_plan(),
+            setup.identity.configuration_sha256,
+            setup.context.device,
+            data_digests=dataclasses.asdict(setup.identity.data),
+        )
+        summary |= {"trackers": training.trackers.problems(), "push_to_hub": pushed}
+        write_json(summary, path)
+        return summary
+
+    return _attempt(path, write) or {}
 
 
-def _draw_curves(output: Path, title: str) -> Path | None:
+def _draw_curves(metrics: Path, picture: Path, title: str) -> Path | None:
     """Draws `training_curves.png`; returns its path, or None if matplotlib is missing, which is logged."""
-    picture = output / "training_curves.png"
     try:
-        draw_curves(read_metrics(output / "metrics.jsonl"), picture, title)
+        draw_curves(read_metrics(metrics), picture, title)
     except ImportError:
         missing = missing_package("matplotlib")
         logger.info("%s was not drawn: this %s. %s shows the curves.", picture, missing, HTML_FILE)

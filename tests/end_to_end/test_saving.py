@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 
@@ -163,3 +164,40 @@ def test_a_checkpoint_that_cannot_be_copied_is_written_and_logged(short_run, mon
     assert "The state could not be copied (DefaultCPUAllocator: can't allocate memory)" in run.out
     for step in (2, 4, 6):
         assert find_damage(run.output_dir / f"checkpoint-{step}") == []
+
+
+def test_a_picture_a_report_and_a_tracker_that_fail_do_not_end_the_run(short_run, monkeypatch):
+    from sft.reporting.trackers.tensorboard import TensorBoardTracker
+    from sft.training import results, run_report
+
+    def fail(*_, **__):
+        raise ValueError("unexpected\nin two lines")
+
+    for owner, name in (
+        (results, "read_metrics"),
+        (results, "sample_lines"),
+        (run_report, "find_facts"),
+        (TensorBoardTracker, "finish"),
+    ):
+        monkeypatch.setattr(owner, name, fail)
+    run = short_run(report_to="tensorboard", max_steps=2)
+    assert run.status == 0, run.err
+    assert "Traceback" not in run.out + run.err
+    assert (run.output_dir / "config.json").is_file()
+    summary = json.loads((run.output_dir / "run_summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert "unexpected" in summary["trackers"]["tensorboard"]
+    for what in ("training_curves.png", "report.html", "the result"):
+        assert f"{what} cannot be written" in run.out
+
+
+def test_a_summary_that_cannot_be_written_ends_a_run_that_has_saved_its_model(short_run, monkeypatch):
+    from sft.training import results
+
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "write_json", no_room)
+        run = short_run(max_steps=2)
+    assert run.status == results.WITHOUT_SUMMARY_STATUS
+    assert "run_summary.json cannot be written" in run.out
+    for name in ("config.json", "report.html", "training_curves.png"):
+        assert (run.output_dir / name).is_file()
