@@ -15,6 +15,8 @@ from sft.common.optional_packages import missing_package
 from sft.common.standard_streams import guard_standard_streams, write_product
 from sft.configuration.command_line import OneLineParser
 from sft.processes.exit_records import print_problems
+from sft.processes.logs import configure_logging
+from sft.processes.output import safe_text
 from sft.reporting.curves import draw_comparison
 
 DESCRIPTION = """\
@@ -24,6 +26,7 @@ and memory, and one image with the curves of all runs. Warns about results that 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command. Returns the exit code: 0; 2 for a user error."""
+    configure_logging()
     parser = OneLineParser(prog="python compare_runs.py", description=DESCRIPTION)
     parser.add_argument("runs", nargs="+", metavar="FOLDER", help="output_dir of a run; two or more")
     parser.add_argument("--output", default="compared_runs.png", metavar="FILE.png", help="path of the image")
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
             )
         lines = comparison_lines(compare(runs))
         lines += ["", _draw(runs, given.output)]
-        write_product("\n".join(lines) + "\n")
+        write_product(safe_text("\n".join(lines) + "\n"))
     except UserError as error:
         print_problems(error.problems)
         return error.exit_code

@@ -34,6 +34,7 @@ from sft.processes.libraries import (
     skip_final_garbage_collection,
 )
 from sft.processes.logs import configure_logging, rank_log
+from sft.processes.output import ask, print_errors, print_line, safe_text
 from sft.processes.signals import Interrupted, InterruptOnSignal, StopRequest, ignore_signals, signal_name
 from sft.processes.watchdog import Watchdog
 
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
             is_reported = record_exit(interrupted.exit_code)
             if rank_of_this_process() == 0 and not is_reported:
                 name = signal_name(interrupted.number)
-                print(f"Ended by {name} before or after training: there was no checkpoint to save.", file=sys.stderr)
+                print_errors([f"Ended by {name} before or after training: there was no checkpoint to save."])
             return interrupted.exit_code
 
 
@@ -105,9 +106,9 @@ def _start(options: InitOptions) -> int:
         from sft.processes.first_signals import restore_default_handlers
 
         restore_default_handlers()
-        return start(options, input if sys.stdin.isatty() else None, print, load_config)
+        return start(options, ask if sys.stdin.isatty() else None, print_line, load_config)
     except (KeyboardInterrupt, EOFError):
-        print("\nNothing was written.", file=sys.stderr)
+        print_errors(["", "Nothing was written."])
         return 130
 
 
@@ -115,7 +116,7 @@ def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
     """Start the processes of the run, or run as one of them."""
     config = load_config(command.config_file, command.overrides)
     if command.print_config:
-        write_product(f"{config_with_origins(config)}\n")
+        write_product(safe_text(f"{config_with_origins(config)}\n"))
         return 0
     continue_without_output()
     count, options = config.distributed.num_gpus or 1, command.launch

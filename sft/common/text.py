@@ -33,6 +33,13 @@ def printable(text: str) -> str:
     return "".join(escaped(character) for character in text) if not text.isascii() or not text.isprintable() else text
 
 
+def visible(text: str) -> str:
+    """The text of several lines with the same escapes as `printable`, except for line breaks and tabs."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(character if character in "\n\t" else escaped(character) for character in text)
+
+
 def escaped(character: str) -> str:
     """The character, or its escape sequence if it is not printable."""
     if unicodedata.category(character) not in _UNPRINTABLE:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
 
 from sft.common.did_you_mean import did_you_mean, find_closest
 from sft.common.errors import ConfigError
+from sft.common.secrets import HIDDEN, hide, hide_value, looks_secret
 from sft.configuration.batch_sizes import with_auto_sizes
 from sft.configuration.checks.contradiction import Contradiction
 from sft.configuration.checks.find import find_contradictions
@@ -26,7 +27,7 @@ from sft.configuration.reading import (
     takes_mapping,
     with_entry,
 )
-from sft.configuration.renamed import HINTS, MANAGED, RENAMED, WITHOUT_EFFECT, converted_node, is_secret
+from sft.configuration.renamed import HINTS, MANAGED, RENAMED, WITHOUT_EFFECT, converted_node
 from sft.configuration.schema import (
     FLAT_SECTIONS,
     NESTED_SECTIONS,
@@ -55,9 +56,14 @@ class ConfigBuilder:
         """Current name of a key -> the old name under which it was given."""
         self.problems: list[str] = []
         self.notices: list[str] = []
+        self.secrets: set[str] = set()
+        """Values that no message may quote."""
 
-    def add(self, settings: Sequence[Setting], problems: Sequence[str], invalid: Sequence[str]) -> None:
+    def add(
+        self, settings: Sequence[Setting], problems: Sequence[str], invalid: Sequence[str], secrets: Iterable[str]
+    ) -> None:
         """Add settings, which override those added before."""
+        self.secrets.update(secrets)
         self.problems += problems
         self.failed.update(invalid)
         given_here: dict[str, Setting] = {}
@@ -111,7 +117,8 @@ class ConfigBuilder:
             self.problems.append(f"{origin}: {self._name_of(contradiction.key)}: {contradiction.message}")
         if self.problems:
             raise ConfigError(*self.problems_in_order())
-        return dataclasses.replace(config, notices=(*self.notices, *find_notices(config)))
+        notices = (*self.notices, *find_notices(config))
+        return dataclasses.replace(config, notices=tuple(hide(notice, self.secrets) for notice in notices))
 
     def _follows_from_a_failure(self, contradiction: Contradiction) -> bool:
         """Whether a contradiction involves a key that was already reported as invalid.
@@ -133,8 +140,8 @@ class ConfigBuilder:
             self.written.pop(setting.key, None)
             return setting
         node = converted_node(renamed, setting.node)
-        is_shown = isinstance(node, yaml.ScalarNode) and not is_secret(renamed.name)
-        value = f"{renamed.name}: {node.value}" if is_shown else renamed.name
+        is_shown = isinstance(node, yaml.ScalarNode) and not looks_secret(renamed.name)
+        value = f"{renamed.name}: {hide_value(node.value)}" if is_shown else renamed.name
         self.notices.append(f"{setting.origin}: {setting.key} is called {renamed.name} here; using {value}.")
         self.written[renamed.name] = setting.key
         return dataclasses.replace(setting, key=renamed.name, node=node)
@@ -228,18 +235,20 @@ class ConfigBuilder:
                 self.origins[key] = setting.origin
                 try:
                     extra[key] = coerce(field.annotation, setting.node)
+                    if HIDDEN in str(extra[key]):
+                        self._report(setting, f"a secret in it is masked ({HIDDEN}), as in records; write the secret")
                 except CoercionError as error:
                     self._report(setting, str(error))
         return extra
 
     def problems_in_order(self) -> list[str]:
-        """Problems without duplicates, ordered by line; those of the command line last."""
+        """Problems without duplicates and secrets, ordered by line; those of the command line last."""
 
         def position(problem: str) -> tuple[bool, int]:
             line = re.match(r".*?:(\d+): ", problem)
             return problem.startswith(f"{COMMAND_LINE}:"), int(line.group(1)) if line else 0
 
-        return sorted(dict.fromkeys(self.problems), key=position)
+        return [hide(problem, self.secrets) for problem in sorted(dict.fromkeys(self.problems), key=position)]
 
 
 def _without_none_tracker(logging: LoggingConfig) -> LoggingConfig:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from sft.common.secrets import SHOWN_CHARACTERS, hide_value
 from sft.common.text import counted
 from sft.configuration.rules import CommaSeparated, IsPath, Range, StepLimit, WholeOrShare
 
@@ -95,7 +96,8 @@ def found(node: yaml.Node) -> str:
         return "a mapping"
     if _is_null(node):
         return "null" if node.value else "no value"
-    text = node.value if len(node.value) <= 60 else node.value[:57] + "..."
+    shown = hide_value(node.value)
+    text = shown if len(shown) <= 60 else shown[:SHOWN_CHARACTERS] + "..."
     return repr(text)
 
 
@@ -108,7 +110,7 @@ def plain_value(node: yaml.Node) -> Any:
     if node.tag in _READ_BY_YAML:
         try:
             return yaml.SafeLoader("").construct_object(node)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, IndexError):
             raise CoercionError(f"{found(node)} does not match its tag {node.tag!r}; remove the tag") from None
     # YAML requires a dot in 5.0e-5.
     return float(node.value) if _EXPONENT.fullmatch(node.value) else node.value

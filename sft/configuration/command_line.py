@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from sft.common.errors import ConfigError
 from sft.common.machine_records import LaunchOptions
+from sft.common.secrets import hide, hide_value, looks_secret, secrets_in_arguments
 from sft.common.standard_streams import write_product
-from sft.configuration.renamed import is_secret
 
 _DEFAULT_ROWS = (1, 2, 3)
 """Training rows that a dry run shows."""
@@ -52,6 +53,12 @@ class OneLineParser(argparse.ArgumentParser):
             formatter_class=formatter_class,
             allow_abbrev=False,
         )
+        self._arguments: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; errors do not quote secrets."""
+        self._arguments = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
 
     def print_help(self, file: Any = None) -> None:
         """Write the help to standard output.
@@ -67,7 +74,7 @@ class OneLineParser(argparse.ArgumentParser):
         option = message.partition(":")[0].partition("/")[0]
         example = _EXAMPLES.get(option) if message.endswith("expected one argument") else None
         hint = f", as in {example}" if example else "" if ", found " in message else ". --help lists all options"
-        raise ConfigError(f"command line: {message}{hint}.")
+        raise ConfigError(hide(f"command line: {message}{hint}.", secrets_in_arguments(self._arguments)))
 
 
 def number(kind: type[int] | type[float], lowest: float, highest: float = math.inf) -> Callable[[str], float]:
@@ -241,6 +248,11 @@ def _true_or_false(text: str) -> bool:
     return text.lower() == "true"
 
 
+def _without_nested_secrets(argument: str) -> str:
+    """The argument with masked secrets in a mapping or `name=value` list. Text, such as a prompt, is left as it is."""
+    return argument if " " in argument and "{" not in argument else hide_value(argument)
+
+
 def _command_to_repeat(arguments: Sequence[str]) -> str:
     """The command as shown to the user and written to files: without secrets and without resuming."""
     kept: list[str] = []
@@ -248,11 +260,11 @@ def _command_to_repeat(arguments: Sequence[str]) -> str:
     for argument in arguments:
         if argument.startswith("--"):
             key = argument[2:].partition("=")[0].replace("-", "_")
-            is_omitted = key == "resume_from_checkpoint" or is_secret(key)
+            is_omitted = key == "resume_from_checkpoint" or looks_secret(key)
             if not is_omitted:
-                kept.append(argument)
+                kept.append(_without_nested_secrets(argument))
             # What follows `--key=value` is not a value of this option, but an error that is reported elsewhere.
             is_omitted = is_omitted and "=" not in argument
         elif not is_omitted:
-            kept.append(argument)
+            kept.append(_without_nested_secrets(argument))
     return shlex.join(["python", "sft_main.py", *kept])

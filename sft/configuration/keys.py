@@ -13,8 +13,6 @@ from sft.configuration.schema import FLAT_SECTIONS
 
 NOT_KEYS = {"extra_training_arguments"}
 """Fields of a section that have no key of their own name."""
-SECRETS = {"hub_token"}
-"""Keys whose values are never shown, logged or saved."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from sft.common.text import counted
+from sft.common.text import counted, printable, visible
 from sft.configuration.batch_sizes import AUTO, with_accumulation
 from sft.configuration.keys import keys_of
 from sft.configuration.reading import COMMAND_LINE
@@ -67,7 +67,7 @@ def _origin(key: str, config: SFTConfig) -> str:
     if origin is None:
         return _default(key, config)
     file, _, line = origin.rpartition(":")
-    where = origin if origin == COMMAND_LINE else f"{file} line {line}"
+    where = origin if origin == COMMAND_LINE else f"{printable(file)} line {line}"
     return f"{where}, given as {config.written[key]}" if key in config.written else where
 
 
@@ -93,6 +93,8 @@ def _default(key: str, config: SFTConfig) -> str:
 def _scalar(value: Any) -> str:
     """A value as YAML on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False)
+    if visible(text) != text:  # YAML's own escapes, which are read back
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False)
     text = text.removesuffix("\n").removesuffix("\n...")
     if "\n" in text:  # quotes keep a string of several lines on one
         text = yaml.safe_dump(value, default_style='"', width=10**9).strip()

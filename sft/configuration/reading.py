@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
@@ -12,10 +12,11 @@ from yaml.scanner import ScannerError
 
 from sft.common.errors import ConfigError
 from sft.common.files import special_file
+from sft.common.secrets import hide, looks_secret, secrets_in_arguments, secrets_in_text
 from sft.configuration.coercion import NULL_TAG, alternatives, describe, record_type
 from sft.configuration.installed_transformers import training_arguments_fields
 from sft.configuration.keys import flat_keys, keys_of
-from sft.configuration.renamed import RENAMED, is_secret
+from sft.configuration.renamed import RENAMED
 from sft.configuration.schema import NESTED_SECTIONS
 from sft.configuration.yaml_bounds import TOO_DEEP, OutOfBounds, YamlBounds
 
@@ -43,6 +44,8 @@ class Settings(NamedTuple):
     problems: list[str]
     invalid: list[str]
     """Keys whose value is malformed: reported in `problems`, not in `settings`."""
+    secrets: set[str]
+    """Values of keys with a secret name, which no message may quote."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -55,20 +58,26 @@ def read_yaml_settings(path: str) -> Settings:
     Raises:
         ConfigError: if the file is missing, is not UTF-8 text, or is not valid YAML.
     """
-    root = _compose(_read_text(path), path)
+    text = _read_text(path)
+    secrets = secrets_in_text(text)
+    try:
+        root = _compose(text, path)
+    except ConfigError as error:
+        raise ConfigError(*(hide(problem, secrets) for problem in error.problems)) from None
     if root is None:
-        return Settings([], [], [])
+        return Settings([], [], [], secrets)
     if not isinstance(root, yaml.MappingNode):
         kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single string"
         raise ConfigError(f"{path}:1: expected lines like `learning_rate: 1e-4`, found {kind}.")
     collector = _Collector(lambda node: f"{path}:{node.start_mark.line + 1}")
     collector.add_entries(root)
-    return Settings(collector.settings, collector.problems, collector.invalid)
+    secrets |= {value for setting in collector.settings for value in _secrets_inside(setting.key, setting.node)}
+    return Settings(collector.settings, collector.problems, collector.invalid, secrets)
 
 
 def read_command_line_settings(arguments: Sequence[str]) -> Settings:
     """Read settings from `--key value`, `--key=value` and `--switch` (true). Later ones override earlier ones."""
-    settings, problems, invalid = given = Settings([], [], [])
+    settings, problems, invalid, secrets = given = Settings([], [], [], secrets_in_arguments(arguments))
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -94,7 +103,20 @@ def read_command_line_settings(arguments: Sequence[str]) -> Settings:
         settings += collector.settings
         problems += collector.problems
         invalid += collector.invalid
+    secrets.update(value for setting in settings for value in _secrets_inside(setting.key, setting.node))
     return given
+
+
+def _secrets_inside(name: str, node: yaml.Node) -> Iterator[str]:
+    """The texts under secret names, in a value without circles."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _secrets_inside(name if looks_secret(name) else str(key.value), value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _secrets_inside(name, item)
+    elif looks_secret(name):
+        yield node.value
 
 
 def declared_type(key: str) -> Any:
@@ -291,7 +313,7 @@ def _command_line_node(key: str, values: Sequence[str]) -> tuple[yaml.Node | Non
             return yaml.ScalarNode(_TEXT_TAG, "true"), ""
         return None, f"requires a value: {describe(declared_type(key))}"
     if len(values) > 1 and not list_types and not is_free:
-        shown = "" if is_secret(key) else f": {' '.join(values)}"
+        shown = "" if looks_secret(key) else f": {' '.join(values)}"
         return None, f"takes one value, found {len(values)}{shown}. Quote values that contain spaces"
     items_are_strings = list_types == [list[str]] and str not in choices
     if len(values) > 1:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import yaml
 
 from sft.configuration.coercion import FALSE_WORDS, TRUE_WORDS
-from sft.configuration.keys import SECRETS
 
 
 class Renamed(NamedTuple):
@@ -171,11 +170,6 @@ HINTS: dict[str, str] = {
     "fsdp.fsdp_reshard_after_forward": "fsdp.reshard_after_forward",
 }
 """Other trainers' names of keys -> ours. Only suggested, not translated, because meanings differ in detail."""
-
-
-def is_secret(key: str) -> bool:
-    """Whether the value of a key must not be shown, under its current or an old name."""
-    return key in SECRETS or (key in RENAMED and RENAMED[key].name in SECRETS)
 
 
 def converted_node(renamed: Renamed, node: yaml.Node) -> yaml.Node:

@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
-from sft.configuration.keys import SECRETS, keys_of
+from sft.common.secrets import hide_addresses, looks_secret, without_secrets
+from sft.common.text import visible
+from sft.configuration.keys import keys_of
 from sft.configuration.printing import yaml_with_origins
 from sft.configuration.schema import (
     FLAT_SECTIONS,
@@ -23,7 +25,10 @@ def config_to_yaml(config: SFTConfig) -> str:
     `load_config` reads it back to an equal configuration.
     """
     values = config_values(config)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    if visible(text) != text:  # YAML's own escapes, which are read back
+        text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
+    return text
 
 
 def config_values(config: SFTConfig) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def config_values(config: SFTConfig) -> dict[str, Any]:
         section = getattr(config, section_name)
         values.update(_plain(section))
     extra = config.training.extra_training_arguments
-    values.update({name: value for name, value in extra.items() if name not in SECRETS})
+    values.update({name: without_secrets(value) for name, value in extra.items() if not looks_secret(name)})
     for yaml_key, (section_name, _) in NESTED_SECTIONS.items():
         values[yaml_key] = _plain(getattr(config, section_name))
     return values
@@ -45,7 +50,9 @@ def _plain(value: Any) -> Any:
         return {name: _plain(getattr(value, name)) for name in keys_of(type(value))}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    return dict(value) if isinstance(value, dict) else value
+    if isinstance(value, str):
+        return hide_addresses(value)
+    return without_secrets(value) if isinstance(value, dict) else value
 
 
 def config_sha256(config: SFTConfig) -> str:

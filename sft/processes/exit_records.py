@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from sft.processes.environment import (
     num_restarts,
     rank_of_this_process,
 )
+from sft.processes.output import print_errors
 
 _EXITED, _HUNG = "left", "hung"
 """Suffixes of the files."""
@@ -109,7 +109,7 @@ def print_problems(problems: Sequence[str]) -> None:
     if has_launcher():
         record_exit(2, problems)
     elif rank_of_this_process() == 0:
-        sys.stderr.write("\n".join(problems) + "\n")
+        print_errors(problems)
 
 
 def _error_file() -> Path:

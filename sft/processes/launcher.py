@@ -31,6 +31,7 @@ from sft.common.machine_records import LaunchOptions
 from sft.processes.environment import default_launch_id, prepare_children
 from sft.processes.exit_records import ExitRecord, num_hangs_recorded, read_exit_records
 from sft.processes.libraries import resume_garbage_collection
+from sft.processes.output import print_errors
 
 HUNG_STATUSES = (128 + signal.SIGALRM, -signal.SIGALRM) if hasattr(signal, "SIGALRM") else (142,)
 """Exit statuses of a process that the watchdog ended (`sft.processes.watchdog`)."""
@@ -202,7 +203,7 @@ def _exit_status(
     """
     for record in records.values():
         if record.exit_status == 2:
-            sys.stderr.write("".join(f"{line}\n" for line in record.problems))
+            print_errors(record.problems)
             return 2
     # Processes that the launcher ended because another had failed have SIGTERM, or lost their peers a little later.
     died = [(rank, failure) for rank, failure in failures.items() if failure.local_rank not in records]
@@ -213,9 +214,11 @@ def _exit_status(
         if failure.exitcode in HUNG_STATUSES:
             how = "hung, or waited for a process that hung (hang_timeout_seconds)"
         log = f" Its log: {Path(options.log_dir, f'rank-{rank}.log')}." if options.log_dir else ""
-        sys.stderr.write(
-            f"The process of rank {rank} {how}, so the other processes were ended too.{log} "
-            "Resume from the last checkpoint with --resume_from_checkpoint auto.\n"
+        print_errors(
+            [
+                f"The process of rank {rank} {how}, so the other processes were ended too.{log} "
+                "Resume from the last checkpoint with --resume_from_checkpoint auto."
+            ]
         )
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     status = max((record.exit_status for record in records.values()), default=0)

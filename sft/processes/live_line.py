@@ -16,7 +16,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sft.common.text import columns, printable
+from sft.common.text import columns
+from sft.processes.output import safe_line
 
 _DEFAULT_WIDTH = 80
 
@@ -78,8 +79,8 @@ class LiveLine:
         self._shown = line
         self.start().update(Text(line, no_wrap=True, overflow="crop"), refresh=True)
 
-    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        """A table as text without colour, at most as wide as the terminal.
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+        """The lines of a table as text without colour, at most as wide as the terminal.
 
         Args:
             title: the line above it.
@@ -90,10 +91,10 @@ class LiveLine:
         for number, name in enumerate(header):
             table.add_column(name, justify="right" if number else "left")
         for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
+            table.add_row(*(Text(safe_line(cell)) for cell in row))
         text = StringIO()
         Console(file=text, width=self._columns(), no_color=True).print(table)
-        return "\n".join([printable(title), *(f"  {line}".rstrip() for line in text.getvalue().splitlines())])
+        return [safe_line(title), *(f"  {line}".rstrip() for line in text.getvalue().splitlines())]
 
     def clear(self) -> None:
         """Erase the line and end the redirection."""
@@ -107,8 +108,8 @@ def fitted(parts: Sequence[str], width: int) -> str:
 
     Characters that would act on the terminal are written out (`\\x1b`).
     """
-    line = printable(parts[0])[: max(width, 0)] if parts else ""
-    for part in map(printable, parts[1:]):
+    line = safe_line(parts[0])[: max(width, 0)] if parts else ""
+    for part in map(safe_line, parts[1:]):
         if columns(line) + 2 + columns(part) <= width:
             line += f"  {part}"
     return line

@@ -15,8 +15,8 @@ from typing import TextIO
 from sft.common.errors import ConfigError, UserError
 from sft.common.files import open_to_append
 from sft.common.standard_streams import GuardedOutput
-from sft.common.text import printable
 from sft.processes.environment import rank_of_this_process
+from sft.processes.output import SafeFormatter, safe_line, safe_text, show_crashes_safely
 
 
 def configure_logging(stream: TextIO | None = None) -> None:
@@ -25,10 +25,11 @@ def configure_logging(stream: TextIO | None = None) -> None:
     Args:
         stream: default: standard output.
     """
+    show_crashes_safely()
     root = logging.getLogger("sft")
     root.handlers.clear()
     handler = logging.StreamHandler(stream or sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(SafeFormatter("%(message)s"))
     root.addHandler(handler)
     root.propagate = False
     root.setLevel(logging.INFO if rank_of_this_process() == 0 else logging.CRITICAL)
@@ -53,10 +54,10 @@ def rank_log(log_dir: str | None) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"command line: --log_dir: {path} cannot be written: {error.strerror}.") from None
     raw = GuardedOutput(descriptor)
-    raw.announced_as = printable(str(path))
+    raw.announced_as = safe_line(str(path))
     file = TextIOWrapper(BufferedWriter(raw), encoding="utf-8", errors="backslashreplace")
     handler = logging.StreamHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(SafeFormatter("%(asctime)s %(message)s"))
     if rank_of_this_process():
         root.handlers.clear()
         root.setLevel(logging.INFO)
@@ -66,11 +67,11 @@ def rank_log(log_dir: str | None) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        file.write("\n".join(error.problems) + "\n")
+        file.writelines(f"{safe_line(problem)}\n" for problem in error.problems)
         raise
     except Exception:
         if rank_of_this_process() == 0:  # the other ranks' standard error is the file
-            file.write(traceback.format_exc())
+            file.write(safe_text(traceback.format_exc()))
         raise
     finally:
         root.removeHandler(handler)

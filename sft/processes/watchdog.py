@@ -21,6 +21,7 @@ from typing import NamedTuple, Self
 
 from sft.common.files import open_new
 from sft.common.standard_streams import write_error
+from sft.common.text import printable
 from sft.processes.exit_records import record_hang
 
 SLOW = 4
@@ -143,7 +144,8 @@ class Watchdog:
                 faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
             saved = ""
         # Not with the logger: the thread that hangs may hold its lock.
-        write_error(f"{line}{saved} Resume from the last checkpoint with --resume_from_checkpoint auto.\n")
+        line = printable(f"{line}{saved} Resume from the last checkpoint with --resume_from_checkpoint auto.")
+        write_error(f"{line}\n")
         record_hang(HUNG_STATUS)
         _end_workers(max(min(found_at + 2 * self._tick - time.time(), 2 * self._tick), 0))
         os._exit(HUNG_STATUS)

@@ -92,8 +92,9 @@ def show_preflight(dry_run: DryRun, prepared: PreparedModel | None = None, plan:
         The exit status: 0 if a run would be sound, 2 if not.
     """
     shown = _gather_preflight(dry_run, prepared, plan)
-    for line in preflight_lines(shown, colour=sys.stdout.isatty()):
-        logger.info(line)
+    is_coloured = sys.stdout.isatty()
+    for line in preflight_lines(shown, colour=is_coloured):
+        logger.info(line, extra={"is_coloured": is_coloured})
     data = dry_run.data
     rows_read = sum(source.rows_read for source in data.report.train.sources)
     found = {preview.number for preview in data.previews}

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from sft.common.errors import ConfigError, one_line
 from sft.common.hub_errors import LOGIN
+from sft.common.secrets import hide
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -61,7 +62,7 @@ class HubPushes:
         try:
             created = HfApi(token=self._token).create_repo(name, private=arguments.hub_private_repo, exist_ok=True)
         except HFValidationError as error:
-            raise ConfigError(f"hub_model_id: {name}: {one_line(error)}") from error
+            raise ConfigError(f"hub_model_id: {name}: {self._reason(error)}") from error
         except LocalTokenNotFoundError as error:
             raise ConfigError(f"push_to_hub: no token was found to push {name}: {LOGIN}.") from error
         except HfHubHTTPError as error:
@@ -71,7 +72,7 @@ class HubPushes:
                     f"hub_model_id: the Hub rejected {name} ({status}): for a token with write access, {LOGIN}."
                 ) from error
             if status in (400, 404):
-                raise ConfigError(f"hub_model_id: the Hub rejected {name}: {one_line(error)}") from error
+                raise ConfigError(f"hub_model_id: the Hub rejected {name}: {self._reason(error)}") from error
             return self._record_problem(error)
         except Exception as error:  # from httpx, requests, the system: no reason not to train
             return self._record_problem(error)
@@ -131,8 +132,12 @@ class HubPushes:
             return self._record_problem(error)
         return True
 
+    def _reason(self, error: BaseException, longest: int = 400) -> str:
+        """The library's message, without the token, which may be part of it."""
+        return hide(one_line(error, longest), [self._token] if self._token else [])
+
     def _record_problem(self, error: BaseException) -> bool:
-        self.problem = f"{type(error).__name__}: {one_line(error, longest=200)}"
+        self.problem = f"{type(error).__name__}: {self._reason(error, longest=200)}"
         if not self._is_problem_logged:
             logger.info("push_to_hub: cannot push to the Hub (%s). Training continues.", self.problem)
         self._is_problem_logged = True

@@ -85,7 +85,8 @@ class DisplayCallback(TrainerCallback):
             else:
                 header = ["", "value", *(["change"] if self._previous_evaluation else [])]
                 rows = evaluation_rows(logs, self._previous_evaluation)
-                logger.info(self.line.table(f"validation at step {state.global_step}", header, rows))
+                for line in self.line.table(f"validation at step {state.global_step}", header, rows):
+                    logger.info(line)
             self._previous_evaluation = dict(logs)
 
     def _interval(self, strategy: Any, steps: float | None) -> int | None:

@@ -120,7 +120,7 @@ def test_lines_of_a_terminal_fit_into_60_columns():
     assert rows[0] == ["loss", "0.5000", "-0.2500"]
     assert rows[2] == ["token accuracy", "90.0%", "-10.0%"]
     assert all(len(row) == 2 for row in evaluation_rows(logs, None))
-    table = LiveLine(io.StringIO(), width=60).table("validation at step 50", ["", "value", "change"], rows).split("\n")
+    table = LiveLine(io.StringIO(), width=60).table("validation at step 50", ["", "value", "change"], rows)
     assert table[0] == "validation at step 50"
     assert table[1].split() == ["value", "change"]
     assert table[4].split() == ["token", "accuracy", "90.0%", "-10.0%"]

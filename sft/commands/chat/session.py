@@ -9,10 +9,9 @@ from typing import Any, TextIO
 
 from sft.commands.chat.options import Sampling
 from sft.commands.chat.responder import Answer, Responder
-from sft.commands.chat.text_stream import escape_controls
 from sft.common.errors import UserError
 from sft.common.standard_streams import check_output
-from sft.common.text import counted
+from sft.common.text import counted, visible
 
 logger = logging.getLogger("sft.chat")
 
@@ -168,7 +167,7 @@ def _writer(out: TextIO) -> Callable[[str], None]:
     is_terminal = out.isatty()
 
     def write(text: str) -> None:
-        out.write(escape_controls(text) if is_terminal else text)
+        out.write(visible(text) if is_terminal else text)
         out.flush()
         check_output()  # an answer that nobody receives is not continued
 

@@ -1,21 +1,14 @@
-"""Streams tokens as text, and makes text safe to show on a terminal."""
+"""Streams tokens as text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from sft.common.text import escaped
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _INCOMPLETE_CHARACTER = "\N{REPLACEMENT CHARACTER}"
-
-
-def escape_controls(text: str) -> str:
-    """Escape characters that a terminal would act on or hide; newlines and tabs are kept."""
-    return "".join(character if character in "\n\t" else escaped(character) for character in text)
 
 
 class TextStream:

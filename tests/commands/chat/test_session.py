@@ -15,7 +15,7 @@ import pytest
 from sft.commands.chat.options import Sampling
 from sft.commands.chat.responder import Responder
 from sft.commands.chat.session import ChatSession, answer_once
-from sft.commands.chat.text_stream import escape_controls
+from sft.common.text import visible
 from tests.support.paths import REPOSITORY
 from tests.support.saved_models import ESCAPE, QUESTION, greedy_answer, loaded, save_endless_model
 
@@ -45,7 +45,7 @@ def test_control_characters_are_escaped_on_a_terminal_only(tmp_path):
         def isatty(self):
             return True
 
-    assert escape_controls("a\tb\n\x1b[31m\r\u202e\x07") == "a\tb\n\\x1b[31m\\r\\u202e\\x07"
+    assert visible("a\tb\n\x1b[31m\r\u202e\x07") == "a\tb\n\\x1b[31m\\r\\u202e\\x07"
     model, tokenizer = loaded(save_endless_model(tmp_path))
     responder = Responder(model.eval(), tokenizer, name="model", is_chat=True)
     for out, expected in ((Terminal(), "\\x1b[31mred" * 2 + "\n"), (io.StringIO(), ESCAPE * 2 + "\n")):
