@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from config_manager import load_config
 from sft.checkpointing.output_lock import OutputLock
 from sft.checkpointing.publish import describe_full_disk
-from sft.common.errors import CheckpointError, UserError, located
+from sft.common.errors import CheckpointError, ConfigError, UserError, located
 from sft.common.standard_streams import continue_without_output, write_product
+from sft.configuration.checks.machine import find_machine_notices, find_machine_problems
 from sft.configuration.command_line import Command, InitOptions, read_command, read_init
 from sft.configuration.help import format_help
 from sft.configuration.schema import SFTConfig
@@ -34,6 +35,7 @@ from sft.processes.libraries import (
     skip_final_garbage_collection,
 )
 from sft.processes.logs import configure_logging, rank_log
+from sft.processes.machine import look_at_machine
 from sft.processes.output import ask, print_errors, print_line, safe_text
 from sft.processes.signals import Interrupted, InterruptOnSignal, StopRequest, ignore_signals, signal_name
 from sft.processes.watchdog import Watchdog
@@ -119,13 +121,14 @@ def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
         write_product(safe_text(f"{config_with_origins(config)}\n"))
         return 0
     continue_without_output()
+    config = _checked_on_machine(config, command)
     count, options = config.distributed.num_gpus or 1, command.launch
     if (count > 1 or options.nodes > 1 or options.max_restarts) and not is_launched() and not command.dry_run:
         where = f" on node {options.node_rank} of {options.nodes}" if options.nodes > 1 else ""
         logger.info("num_gpus is %d: starting %d processes (torchrun)%s.", count, count, where)
         from sft.processes.launcher import launch_processes  # imports torch
 
-        return launch_processes(count, __file__, arguments, options)
+        return launch_processes(count, __file__, arguments, options, use_cpu=config.training.passed_through.use_cpu)
     with rank_log(options.log_dir):
         quiet_libraries()
         try:
@@ -140,6 +143,16 @@ def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
             raise CheckpointError(
                 f"{problem}. Checkpoints are untouched: free disk space, then set resume_from_checkpoint: auto."
             ) from error
+
+
+def _checked_on_machine(config: SFTConfig, command: Command) -> SFTConfig:
+    """Refuses what cannot work on this machine, before processes are started and torch is imported; adds notices."""
+    machine = look_at_machine(asks_bfloat16=config.training.bf16 is True, asks_compiler=config.training.torch_compile)
+    problems = list(find_machine_problems(config, machine, is_dry_run=command.dry_run))
+    if problems:
+        raise located(ConfigError(*problems), config.origins)
+    notices = find_machine_notices(config, machine, nodes=command.launch.nodes)
+    return replace(config, notices=(*config.notices, *notices))
 
 
 def _watchdog(config: SFTConfig, command: Command) -> Watchdog:

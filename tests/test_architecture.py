@@ -27,6 +27,7 @@ LIGHT = (
             "heap",
             "libraries",
             "logs",
+            "machine",
             "signals",
             "terminal",
             "watchdog",

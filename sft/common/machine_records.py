@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +83,40 @@ class Environment:
     def needed_disk_bytes(self) -> int:
         """Peak disk usage, final model included."""
         return self.checkpoints_at_once * self.checkpoint_bytes + self.final_model_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineFacts:
+    """What is known about the machine of this process before torch is imported."""
+
+    most_gpus: int | None
+    """GPUs that torch can find at most; 0: there certainly is none; None: not known."""
+    num_cores: int
+    """CPU cores that this process may use."""
+    is_launched: bool = False
+    """Whether a launcher such as torchrun started this process."""
+    world_size: int = 1
+    """Processes that the launcher started on all machines; 1 without one."""
+    processes_here: int = 1
+    """Those of them on this machine."""
+    lacks_bfloat16: bool = False
+    """Whether none of the GPUs supports bfloat16; False if that is not known."""
+    missing_to_compile: Mapping[bool, str | None] = field(default_factory=dict)
+    """What torch.compile needs and does not find, on CPU (False) and on a GPU (True); None for nothing."""
+
+
+def too_many_processes(count: int, gpus: int | None, cores: int) -> str | None:
+    """Why `count` processes cannot run: there is one for each GPU, without GPUs one for each core; None if they can.
+
+    Args:
+        count: processes on this machine.
+        gpus: at most; None if not known.
+        cores: that this process may use.
+    """
+    if gpus is None or count <= (gpus or cores) or count == 1:
+        return None
+    found = f"{gpus} GPUs" if gpus else f"no GPU and {cores} CPU cores"
+    return f"this machine has {found}; start at most {gpus or cores}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 
-_DISTRIBUTIONS = {"pynvml": "nvidia-ml-py", "comet_ml": "comet-ml"}
+_DISTRIBUTIONS = {
+    "pynvml": "nvidia-ml-py",
+    "comet_ml": "comet-ml",
+    "flash_attn": "flash-attn",
+    "flash_attn_interface": "flash-attn-3",
+    "galore_torch": "galore-torch",
+    "apollo_torch": "apollo-torch",
+    "liger_kernel": "liger-kernel",
+    "lomo_optim": "lomo-optim",
+    "optimi": "torch-optimi",
+    "torchdistx": "git+https://github.com/pytorch/torchdistx",
+    "apex": "git+https://github.com/NVIDIA/apex",
+}
 """Name of the import -> what `pip install` calls it, where the two differ."""
 
 

@@ -19,6 +19,14 @@ class PassedThrough:
         return bool(self.fields.get("use_cpu", False))
 
     @property
+    def tf32(self) -> bool:
+        return bool(self.fields.get("tf32", False))
+
+    @property
+    def optim_target_modules(self) -> Any | None:
+        return self.fields.get("optim_target_modules")
+
+    @property
     def data_seed(self) -> int | None:
         return self.fields.get("data_seed")
 

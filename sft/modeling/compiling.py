@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 from torch import nn
@@ -21,21 +20,14 @@ def compile_layers(model: nn.Module, *, has_fixed_shape: bool, **options: Any) -
         options: of `torch.compile`: `backend`, `mode`.
 
     Raises:
-        ConfigError: if there is no C++ compiler, or the model has no repeated layers.
+        ConfigError: if the model has no repeated layers.
     """
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    if on_cpu and options.get("backend", "inductor") == "inductor" and not _has_compiler():
-        raise ConfigError("torch_compile: on CPU it needs a C++ compiler (g++), and none was found. Remove the key.")
     layers = repeated_layers(model)
     if not layers:
         raise ConfigError(f"torch_compile: {type(model).__name__} has no repeated layers to compile. Remove the key.")
     for layer in layers:
         layer.compile(dynamic=False if has_fixed_shape else None, **options)
     return len(layers)
-
-
-def _has_compiler() -> bool:
-    return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:

@@ -7,6 +7,7 @@ Light modules, which import neither torch nor transformers (the entries import t
 - `exit_records`: exit statuses and problems that processes record for the launcher
 - `watchdog`: ends a process that hangs
 - `logs`, `libraries`, `terminal`: the log, quiet libraries, whether there is a terminal to draw on
+- `machine`: GPUs, cores and compilers that this machine certainly lacks
 - `heap`, `control_groups`: the C library's heap, memory limits of the system
 
 Modules that import torch or rich:

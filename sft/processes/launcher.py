@@ -27,8 +27,8 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sft.common.errors import ConfigError, one_line
-from sft.common.machine_records import LaunchOptions
-from sft.processes.environment import default_launch_id, prepare_children
+from sft.common.machine_records import LaunchOptions, too_many_processes
+from sft.processes.environment import default_launch_id, num_usable_cores, prepare_children
 from sft.processes.exit_records import ExitRecord, num_hangs_recorded, read_exit_records
 from sft.processes.libraries import resume_garbage_collection
 from sft.processes.output import print_errors
@@ -41,7 +41,9 @@ NODES_WAIT_SECONDS = 900
 """How long the first node waits for the last: schedulers may start nodes minutes apart."""
 
 
-def launch_processes(num_processes: int, script: str, arguments: Sequence[str], options: LaunchOptions) -> int:
+def launch_processes(
+    num_processes: int, script: str, arguments: Sequence[str], options: LaunchOptions, *, use_cpu: bool = False
+) -> int:
     """Run `script` in several processes of this machine and wait for them.
 
     Returns:
@@ -53,10 +55,9 @@ def launch_processes(num_processes: int, script: str, arguments: Sequence[str], 
             reached, or the port is in use.
     """
     resume_garbage_collection()
-    cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()
-    if num_processes > max(gpus, cores if gpus == 0 else 0):
-        found = f"{gpus} GPUs" if gpus else f"no GPU and {cores} CPU cores"
-        raise ConfigError(f"num_gpus is {num_processes}, but this machine has {found}; start at most {gpus or cores}.")
+    problem = too_many_processes(num_processes, 0 if use_cpu else torch.cuda.device_count(), num_usable_cores())
+    if problem is not None:
+        raise ConfigError(f"num_gpus is {num_processes}, but {problem}")
     if options.nodes > 1:
         check_rendezvous(options)
     for name in list(logging.root.manager.loggerDict):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from sft.common.files import special_file
 from sft.common.optional_packages import is_installed, missing_package
@@ -55,6 +56,8 @@ def check_deepspeed(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction("deepspeed", f"{missing_package('deepspeed')}, or use fsdp: {{}} instead.")
     if isinstance(setting, str):
         yield from _check_deepspeed_file(setting)
+    else:
+        yield from _check_deepspeed_settings(setting, "")
     if config.quantization is not None:
         yield Contradiction(
             "deepspeed", "cannot be combined with quantization_config: quantized weights cannot be sharded; choose one."
@@ -89,9 +92,22 @@ def _check_deepspeed_file(name: str) -> Iterator[Contradiction]:
     if not isinstance(document, dict):
         yield Contradiction("deepspeed", f"{name} must contain a JSON object with DeepSpeed's settings.")
         return
+    yield from _check_deepspeed_settings(document, f"{name}: ")
+
+
+def _check_deepspeed_settings(document: Any, where: str) -> Iterator[Contradiction]:
+    """Check DeepSpeed's settings, from a file or given in place.
+
+    Args:
+        document: the settings.
+        where: the file, to begin the message with; empty without one.
+    """
+    if not isinstance(document, Mapping):
+        yield Contradiction("deepspeed", "must be a JSON file's name, or a mapping of DeepSpeed's settings.")
+        return
     zero = document.get("zero_optimization")
-    if isinstance(zero, dict) and zero.get("stage") == 3 and zero.get(GATHER_ON_SAVE) is not True:
+    if isinstance(zero, Mapping) and zero.get("stage") == 3 and zero.get(GATHER_ON_SAVE) is not True:
         yield Contradiction(
             "deepspeed",
-            f"{name}: ZeRO stage 3 requires {GATHER_ON_SAVE}: true; without it only shards of the model can be saved.",
+            f"{where}ZeRO stage 3 requires {GATHER_ON_SAVE}: true; without it only shards of the model can be saved.",
         )
