@@ -52,6 +52,10 @@ class Conversation:
     text: str | None = None
     untrained: frozenset[int] = frozenset()
     """Indices of assistant messages that the row excludes from training."""
+    other_keys: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Index of a message -> its further keys, which only a chat template may read."""
+    unread_keys: tuple[str, ...] = ()
+    """Keys of its messages that nothing reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +66,8 @@ class RenderedText:
     trained_spans: tuple[tuple[int, int], ...]
     notes: tuple[str, ...] = ()
     """What the template omitted from the text: `thoughts_left_out`, `tools_left_out`, ..."""
+    unread_keys: tuple[str, ...] = ()
+    """Keys of its messages that neither the program nor the template reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +76,28 @@ class DroppedRow:
 
     source: RowSource
     problem: RowProblem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedRows:
+    """Used rows that have something in common, by its name, and the first of them."""
+
+    name: str
+    rows: int
+    examples: tuple[RowSource, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowRemarks:
+    """What used rows contain that a user may not expect, each kind by name. A held-out validation split has none: its
+    rows are counted with the training rows."""
+
+    unread_keys: tuple[NamedRows, ...] = ()
+    """Message keys that neither the program nor the chat template reads."""
+    control_tokens: tuple[NamedRows, ...] = ()
+    """Control tokens (`<|im_end|>`) in contents."""
+    split_tokens: tuple[NamedRows, ...] = ()
+    """Tokens with supervised and other characters, which are trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +161,7 @@ class SplitReport:
     """Used rows with a supervised end token (of the tokenizer or the chat template)."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """Note of the renderer -> used rows with this note (see `RenderedText.notes`)."""
+    remarks: RowRemarks = RowRemarks()
     tokens: int = 0
     supervised_tokens: int = 0
     longest_row: int = 0

@@ -86,8 +86,8 @@ class DataConfig:
     tokens counts as a bad row, see `on_bad_rows`). drop: skip and count them. error: stop and list the first ten."""
 
     train_on: Literal["all", "last"] = "all"
-    """Which assistant turns of a row are trained: all, or only the last. A message with `"train": false` or
-    `"weight": 0` is never trained."""
+    """Which assistant turns of a row are trained: all, or only the last. A message with `"train": false`,
+    `"loss": false` or `"weight": 0` is never trained."""
 
     add_end_token: bool = False
     """Append the tokenizer's end token to the last answer of a row if the chat template does not end it with one."""

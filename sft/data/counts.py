@@ -10,6 +10,7 @@ import numpy as np
 from sft.common.data_records import DataReport, LengthReport, SourceReport, SplitReport
 from sft.data.dropped import DroppedRows
 from sft.data.prepared import Split
+from sft.data.remarks import CountedRemarks
 from sft.data.rows import NOTE_FLAGS
 from sft.data.store import LOST_END, LOST_PROMPT, TRAINED_END, PreparedRows, RowColumns
 
@@ -31,7 +32,7 @@ def count_data(
         epoch_rows: The training rows as often as an epoch takes them.
         validation: The validation rows, if there are any.
         has_own_validation: Whether the validation rows come from sources of their own. Otherwise they were held out of
-            the training rows, and the dropped rows count as training rows.
+            the training rows, and the dropped rows, and remarks on rows, count as training rows.
     """
     train_report = _count_split(train, epoch_rows, with_dropped=True)
     if validation is None:
@@ -58,9 +59,10 @@ def locate_row(train: Split, epoch_rows: PreparedRows, row: int) -> str:
 
 def _count_split(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) -> SplitReport:
     rows, columns = split.rows, split.rows.columns()
-    dropped = DroppedRows()
+    dropped, remarks = DroppedRows(), CountedRemarks()
     for source in split.prepared if with_dropped else ():
         dropped.update(source.dropped)
+        remarks.update(source.remarks)
     dropped_lengths = np.repeat(*np.asarray([*dropped.full_lengths.items()], dtype=np.int64).reshape(-1, 2).T)
     lost_end, lost_prompt = _count(columns, LOST_END), _count(columns, LOST_PROMPT)
     lost_answer = dropped.too_long["answer"]
@@ -79,6 +81,7 @@ def _count_split(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) 
         rows_that_lose_only_prompt=lost_prompt + dropped.too_long["prompt"],
         rows_with_trained_end=_count(columns, TRAINED_END),
         notes={note: count for note, flag in NOTE_FLAGS.items() if (count := _count(columns, flag))},
+        remarks=remarks.records(),
         tokens=int(lengths.sum()),
         supervised_tokens=int(columns.num_supervised.sum(dtype=np.int64)),
         longest_row=int(lengths.max(initial=0)),

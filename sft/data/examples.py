@@ -77,8 +77,9 @@ def _as_prompt(conversation: Conversation) -> SamplePrompt:
         words = conversation.text.split()
         return SamplePrompt(text=" ".join(words[: max(1, min(8, len(words) // 2))]))
     last = max(index for index, message in enumerate(conversation.messages) if message["role"] == "assistant")
+    others = conversation.other_keys
     return SamplePrompt(
-        messages=conversation.messages[:last],
+        messages=tuple({**message, **others.get(i, {})} for i, message in enumerate(conversation.messages[:last])),
         tools=conversation.tools,
         reference=conversation.messages[last]["content"],
     )

@@ -20,12 +20,14 @@ from sft.data.cache import content_key, find_or_make
 from sft.data.dropped import DroppedRows
 from sft.data.prepared import PreparedSource
 from sft.data.progress import PreparationProgress
+from sft.data.remarks import CountedRemarks
 from sft.data.rows import RowPreparer
 from sft.data.source_format import SAMPLED_ROWS, find_source_format, list_columns
 from sft.data.sources.load import Source
 from sft.data.store import RowWriter, StoredRows
 from sft.data.workers import prepare_chunks
 from sft.processes.environment import num_usable_cores, user_cache_folder
+from sft.prompting.control_tokens import ControlTokens
 from sft.prompting.formats import RecordFormat, format_named
 from sft.prompting.rendering import ChatRenderer
 from sft.prompting.templates import PLAIN, set_chat_template
@@ -119,7 +121,9 @@ class SourcePreparation:
                 truncate=self.config.on_too_long == "truncate",
                 end_token_ids=None if renderer is None else renderer.end_token_ids(),
             )
-            self._preparers[key] = RowPreparer(record_format, source.columns, tokenizer, renderer)
+            self._preparers[key] = RowPreparer(
+                record_format, source.columns, tokenizer, renderer, ControlTokens(self._tokenizer)
+            )
         return self._preparers[key]
 
     @cached_property
@@ -145,7 +149,7 @@ class SourcePreparation:
         """Prepare the rows of a source into an empty folder."""
         record_format, chunks = find_source_format(source)
         preparer = self.preparer(source, record_format)
-        dropped = DroppedRows()
+        dropped, remarks = DroppedRows(), CountedRemarks()
         seen: set[str] = set()
         rows_read = 0
         with (
@@ -158,6 +162,7 @@ class SourcePreparation:
                     columns = dataclasses.replace(prepared.columns, number=prepared.columns.number + rows_read)
                     writer.write(prepared.input_ids, prepared.labels, prepared.lengths, columns)
                 dropped.update(prepared.dropped)
+                remarks.update(prepared.remarks)
                 rows_read += prepared.rows_read
                 seen |= prepared.seen_columns
                 progress.show(rows_read, chunk.share_read)
@@ -167,6 +172,7 @@ class SourcePreparation:
             "rows_read": rows_read,
             "unused_columns": sorted(renamed - record_format.columns - record_format.optional),
             "dropped": dropped.to_json(),
+            "remarks": remarks.to_json(),
         }
         (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
@@ -190,6 +196,7 @@ class SourcePreparation:
             rows=StoredRows(folder / "rows.arrow"),
             rows_read=report["rows_read"],
             dropped=DroppedRows.from_json(report["dropped"]),
+            remarks=CountedRemarks.from_json(report["remarks"]),
             unused_columns=unused_columns,
         )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sft.common.data_records import RowSource
 from sft.data.dropped import DroppedRows
+from sft.data.remarks import CountedRemarks
 from sft.data.sources.load import Source
 from sft.data.store import PreparedRows, StoredRows
 from sft.prompting.formats import RecordFormat
@@ -13,7 +14,7 @@ from sft.prompting.formats import RecordFormat
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedSource:
-    """A source whose usable rows are on disk, and the counts of its dropped rows."""
+    """A source whose usable rows are on disk, and the counts of its rows."""
 
     name: str
     files: tuple[str, ...]
@@ -22,6 +23,7 @@ class PreparedSource:
     rows: StoredRows
     rows_read: int
     dropped: DroppedRows
+    remarks: CountedRemarks
     unused_columns: tuple[str, ...]
 
     def location(self, row: int) -> RowSource:

@@ -12,6 +12,7 @@ import numpy as np
 from sft.common.data_records import Conversation, RawRow, RenderedText, RowPreview
 from sft.data.digest import conversation_digest
 from sft.data.dropped import DroppedRows
+from sft.data.remarks import CountedRemarks
 from sft.data.sources.load import Chunk
 from sft.data.store import (
     CONTENT_LEFT_OUT,
@@ -23,6 +24,7 @@ from sft.data.store import (
     TRAINED_END,
     RowColumns,
 )
+from sft.prompting.control_tokens import ControlTokens
 from sft.prompting.formats import RecordFormat
 from sft.prompting.messages import RowRefused
 from sft.prompting.rendering import ChatRenderer, render_text
@@ -47,6 +49,7 @@ class PreparedChunk:
     columns: RowColumns
     rows_read: int
     dropped: DroppedRows
+    remarks: CountedRemarks
     seen_columns: frozenset[str]
 
 
@@ -59,6 +62,7 @@ class RowPreparer:
         columns: Mapping[str, str],
         tokenizer: RowTokenizer,
         renderer: ChatRenderer | None,
+        control_tokens: ControlTokens,
     ):
         """
         Args:
@@ -66,10 +70,12 @@ class RowPreparer:
             columns: Column name of the source -> our name.
             tokenizer: Tokenizes rendered rows.
             renderer: Renders conversations; None for a format of plain text.
+            control_tokens: Finds control tokens in conversations.
         """
         self._format = record_format
         self._columns = columns
         self._tokenize = tokenizer
+        self._control_tokens = control_tokens
         self._render_all: Callable[[Sequence[Conversation]], list[RenderedText | RowRefused]] = (
             _render_texts if renderer is None else renderer.render_all
         )
@@ -84,11 +90,14 @@ class RowPreparer:
             rendered[rendered_numbers[index]] = refusal
         used: list[int] = []
         texts: list[RenderedText] = []
-        dropped = DroppedRows()
+        dropped, remarks = DroppedRows(), CountedRemarks()
         for number, (row, outcome) in enumerate(zip(rows, rendered, strict=True)):
             if isinstance(outcome, RowRefused):
                 dropped.add(row.source, outcome)
             else:
+                split = tokens.split_tokens.get(len(used), ())
+                for kind, names in self.remarks(cast(Conversation, conversations[number]), outcome, split).items():
+                    remarks.add(row.source, kind, names)
                 used.append(number)
                 texts.append(outcome)
         return PreparedChunk(
@@ -106,6 +115,7 @@ class RowPreparer:
             ),
             rows_read=len(rows),
             dropped=dropped,
+            remarks=remarks,
             seen_columns=frozenset(chain.from_iterable(row.record for row in rows if row.record is not None)),
         )
 
@@ -118,6 +128,16 @@ class RowPreparer:
             row if isinstance(row, RowRefused) else (cast(Conversation, conversation), cast(RenderedText, text), row)
             for conversation, text, row in zip(conversations, rendered, tokens, strict=True)
         ]
+
+    def remarks(
+        self, conversation: Conversation, text: RenderedText, split_tokens: Sequence[str]
+    ) -> dict[str, Sequence[str]]:
+        """Field of `CountedRemarks` -> names under which a usable row is counted."""
+        return {
+            "unread_keys": text.unread_keys,
+            "control_tokens": self._control_tokens(conversation, text.text),
+            "split_tokens": [repr(token) for token in split_tokens],
+        }
 
     def convert(self, row: RawRow) -> Conversation:
         """The conversation of a raw row.

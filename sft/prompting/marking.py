@@ -13,14 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft.prompting.messages import RowRefused
+from sft.prompting.messages import THOUGHTS, RowRefused
 
 _FIRST, _LAST = 0xF0000, 0x10FFFD
 """Supplementary private use areas A and B."""
 _MARKS = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 _CLOSED_THOUGHTS = "</think>"
-THOUGHTS = ("reasoning_content", "thinking")
-"""Keys of a message that hold its thoughts, separate from its content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

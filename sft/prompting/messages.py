@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sft.common.data_records import Conversation, RowProblem
@@ -23,9 +23,18 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "function_call": "function_call",
 }
-_TRAIN_KEYS: dict[str, dict[Any, bool]] = {"train": {True: True, False: False}, "weight": {1: True, 0: False}}
-"""Keys that set whether a message is trained -> their allowed values."""
-_KEPT_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking")
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a message that hold its thoughts, separate from its content: names of different engines for the same."""
+_TRAIN_KEYS: dict[str, tuple[tuple[type, ...], str]] = {
+    "train": ((bool,), "true or false"),
+    "loss": ((bool, int, float), "true or false"),
+    "weight": ((int, float), "1 or 0"),
+}
+"""Keys that set whether a message is trained -> the types of their values 1 and 0, and what is allowed."""
+_KEPT_KEYS = ("tool_call_id", "name", *THOUGHTS)
+_READ_KEYS = {"role", "content", "tool_calls", "function_call", *_KEPT_KEYS, *_TRAIN_KEYS}
+_OTHER, _UNREAD = "other keys", "unread keys"
+"""Entries of a converted message, until the conversation is complete: as in `Conversation`."""
 
 
 class RowRefused(Exception):
@@ -139,14 +148,19 @@ def conversation_of(
         if not turn["content"].strip() and not turn.get("tool_calls") and turn.get("train", True):
             raise RowRefused("empty_answer", f"{name} has an empty assistant message")
     untrained = frozenset(i for i, message in enumerate(messages) if not message.get("train", True))
-    if untrained:
-        messages = [{key: value for key, value in message.items() if key != "train"} for message in messages]
-    return Conversation(messages=tuple(messages), tools=tools, untrained=untrained)
+    others = {i: message[_OTHER] for i, message in enumerate(messages) if _OTHER in message}
+    unread = dict.fromkeys(key for message in messages for key in message.get(_UNREAD, ()))
+    if untrained or others or unread:
+        own = ("train", _OTHER, _UNREAD)
+        messages = [{key: value for key, value in message.items() if key not in own} for message in messages]
+    return Conversation(
+        messages=tuple(messages), tools=tools, untrained=untrained, other_keys=others, unread_keys=tuple(unread)
+    )
 
 
 def _is_untrained(item: Mapping[str, Any], role: str, where: str) -> bool:
-    """Whether `train` or `weight` excludes a message from training."""
-    settings = [_train_setting(item, key, allowed, where) for key, allowed in _TRAIN_KEYS.items()]
+    """Whether `train`, `loss` or `weight` excludes a message from training."""
+    settings = [_train_setting(item, key, where) for key in _TRAIN_KEYS]
     if True in settings and role != "assistant":
         raise RowRefused(
             "wrong_type", f"{where}: only assistant messages can be trained; this one has the role {role!r}"
@@ -154,15 +168,15 @@ def _is_untrained(item: Mapping[str, Any], role: str, where: str) -> bool:
     return False in settings and role == "assistant"
 
 
-def _train_setting(item: Mapping[str, Any], key: str, allowed: Mapping[Any, bool], where: str) -> bool | None:
+def _train_setting(item: Mapping[str, Any], key: str, where: str) -> bool | None:
     """Whether a message is trained according to one of its keys; None if the key is missing."""
     value = item.get(key)
     if value is None:
         return None
-    if not isinstance(value, bool | int | float) or isinstance(value, bool) != (key == "train") or value not in allowed:
-        choices = " or ".join(str(choice).lower() for choice in allowed)
+    types, choices = _TRAIN_KEYS[key]
+    if type(value) not in types or value not in (0, 1):
         raise RowRefused("wrong_type", f"{where}: {key} must be {choices}, found {_shown(value)}")
-    return allowed[value]
+    return bool(value)
 
 
 def _list_of(value: Any, name: str, what: str = "messages") -> list[Any]:
@@ -198,35 +212,85 @@ def _openai_message(item: Any, where: str) -> Mapping[str, Any]:
                 raise RowRefused("wrong_type", f"{where}: {key} must be text, found {kind_of(item[key])}")
             message[key] = checked_text(item[key], f"{where}.{key}")
     if tool_calls:
-        calls = _list_of(tool_calls, f"{where}.tool_calls", "calls")
-        message["tool_calls"] = [_tool_call(call, f"{where}.tool_calls") for call in calls]
-    if ("train" in item or "weight" in item) and _is_untrained(item, role, where):
-        message["train"] = False
+        tool_calls = _list_of(tool_calls, f"{where}.tool_calls", "calls")
+        message["tool_calls"] = [_tool_call(call, f"{where}.tool_calls") for call in tool_calls]
+    if len(item) > 2:
+        _check_thoughts(message, where)
+        if _is_untrained(item, role, where):
+            message["train"] = False
+        others = {key: value for key, value in item.items() if key not in _READ_KEYS and value is not None}
+        if item.get("tool_calls") and item.get("function_call") is not None:
+            others["function_call"] = item["function_call"]
+        if others:
+            message[_OTHER] = others
+    if not isinstance(item.get("content"), str) or tool_calls:
+        unread = [*_unread_in_parts(item.get("content")), *_unread_in_calls(tool_calls or ())]
+        if unread:
+            message[_UNREAD] = unread
     return message
+
+
+def _check_thoughts(message: Mapping[str, Any], where: str) -> None:
+    """Refuse thoughts that differ under two names."""
+    given = [key for key in THOUGHTS if message.get(key, "").strip()]
+    if len({message[key].strip() for key in given}) > 1:
+        names = " and ".join(given)
+        raise RowRefused("two_thoughts", f"{where}: {names} are names of the same, and their texts differ; keep one")
+
+
+def _unread_in_parts(content: Any) -> Iterator[str]:
+    """Keys of content parts that nothing reads."""
+    for part in content if isinstance(content, list | tuple) else ():
+        if isinstance(part, Mapping):
+            yield from (f"content[].{key}" for key in part if key not in ("type", "text") and part[key] is not None)
+
+
+def _unread_in_calls(calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Keys of tool calls that nothing reads."""
+    for call in calls:
+        function = call.get("function")
+        known: tuple[str, ...] = ("id", "type", "function")
+        if isinstance(function, Mapping):
+            names = (key for key in function if key not in ("name", "arguments") and function[key] is not None)
+            yield from (f"tool_calls[].function.{key}" for key in names)
+        else:
+            known = (*known, "name", "arguments")
+        yield from (f"tool_calls[].{key}" for key in call if key not in known and call[key] is not None)
 
 
 def _sharegpt_message(item: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(item, Mapping):
         raise RowRefused("wrong_type", f"{where} must be an object with from and value, found {kind_of(item)}")
-    if "from" not in item and "role" in item:
+    if item.get("from") is None and "role" in item:
         return _openai_message(item, where)
     role = _SHAREGPT_ROLES.get(str(item.get("from")).lower())
     if role is None:
         allowed = ", ".join(_SHAREGPT_ROLES)
         raise RowRefused("unknown_role", f"{where}: from {_shown(item.get('from'))} is unknown; allowed: {allowed}")
-    if role == "assistant" and item.get("tool_calls"):
-        return _openai_message({**item, "role": role, "content": item.get("value")}, where)
-    content = content_text({"content": item.get("value")}, where, may_be_null=False)
-    own_role = "assistant" if role == "function_call" else role
-    untrained = {"train": False} if _is_untrained(item, own_role, where) else {}
-    if role != "function_call":
-        return {"role": role, "content": content, **untrained}
+    value = item.get("value")
+    converted = {key: inner for key, inner in item.items() if key not in ("from", "value")}
+    has_calls = role == "assistant" and (item.get("tool_calls") or item.get("function_call") is not None)
+    if role == "function_call":
+        call = _parsed_call(content_text({"content": value}, where, may_be_null=False), where)
+        converted |= {"role": "assistant", "content": "", "tool_calls": call if isinstance(call, list) else [call]}
+    elif value is None and not has_calls:
+        raise RowRefused("missing_field", f"{where} has no content")
+    else:
+        converted |= {"role": role, "content": value}
+    message = dict(_openai_message(converted, where))
+    hidden = ["content"] if item.get("content") not in (None, value) else []
+    if _SHAREGPT_ROLES.get(str(item.get("role", item["from"])).lower()) != role:
+        hidden.append("role")
+    if hidden:
+        message[_UNREAD] = [*message.get(_UNREAD, ()), *hidden]
+    return message
+
+
+def _parsed_call(text: str, where: str) -> Any:
     try:
-        call = json.loads(content)
+        return json.loads(text)
     except (ValueError, RecursionError):
         raise RowRefused("wrong_type", f"{where}: a function_call's value must be JSON") from None
-    calls = call if isinstance(call, list) else [call]
-    return {"role": "assistant", "content": "", "tool_calls": [_tool_call(call, where) for call in calls], **untrained}
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sft.common.data_records import Conversation, RenderedText
+from sft.prompting.message_keys import MessageKeys, with_thoughts
 from sft.prompting.messages import RowRefused, checked_text
 from sft.prompting.shapes import Shapes
 from sft.prompting.template import ChatTemplate
@@ -46,6 +47,7 @@ class ChatRenderer:
         """
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer)
+        self._keys = MessageKeys(self._template)
         self._shapes = Shapes()
         self._only_last_turn = only_last_turn
         self._added_end = tokenizer.eos_token if add_end_token and not self.end_marker.strip() else ""
@@ -80,6 +82,7 @@ class ChatRenderer:
 
     def render_all(self, conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:
         """Render many conversations, which is faster. A refused one yields its refusal."""
+        conversations = [self._keys.offer(conversation) for conversation in conversations]
         plain = [index for index, conversation in enumerate(conversations) if not conversation.tools]
         texts: list[str | RowRefused | None] = [None] * len(conversations)
         for index, rendered in zip(
@@ -100,7 +103,8 @@ class ChatRenderer:
 
     def render_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
         """The text of a prompt, which ends where the model has to answer."""
-        return self._template.apply(messages, tools, add_generation_prompt=True)
+        given = [with_thoughts(message) for message in messages]
+        return self._template.apply(given, tools, add_generation_prompt=True)
 
     def _with_trained_spans(self, conversation: Conversation, text: str) -> RenderedText:
         """The rendered text with its trained spans: here it is decided which characters are trained."""
@@ -120,7 +124,9 @@ class ChatRenderer:
             if chosen[-1] == len(messages) - 1:
                 spans[-1] = (spans[-1][0], len(text) + len(self._added_end))
             text += self._added_end
-        return RenderedText(text=text, trained_spans=tuple(spans), notes=turns.notes)
+        return RenderedText(
+            text=text, trained_spans=tuple(spans), notes=turns.notes, unread_keys=conversation.unread_keys
+        )
 
     def _trained_turns(self, conversation: Conversation) -> list[int]:
         """Indices of the messages to train.

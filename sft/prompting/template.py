@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from jinja2 import TemplateError
 
 from sft.common.errors import ConfigError
+from sft.prompting.control_tokens import special_tokens
 from sft.prompting.messages import RowRefused
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ class ChatTemplate:
         """
         self._tokenizer = tokenizer
         self._contents_are_parts = False
-        added = tokenizer.added_tokens_decoder.values()
-        specials = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)} - {""}
-        known = [re.escape(token) for token in sorted(specials, key=len, reverse=True)]
+        self.source = str(tokenizer.chat_template)
+        """Its program text; of several templates, all."""
+        known = [re.escape(token) for token in sorted(special_tokens(tokenizer), key=len, reverse=True)]
         self._special_token = re.compile("|".join(known) or "(?!)")
         self._marker = re.compile("|".join([*known, _TAG]))
         self._atom = re.compile("|".join([*known, _TAG, _BRACKETS, r"\w+"]))

@@ -9,7 +9,7 @@ Shapes: `T` tokens of a row, `R` rows, `N` tokens of all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ class TokenizedRow:
     """Whether truncation removed supervised tokens: the model does not learn the end of the answer from this row."""
     has_trained_end: bool
     """Whether one of the tokens that end an answer is trained."""
+    split_tokens: tuple[str, ...] = ()
+    """Texts of the tokens of which only a part is in a trained span. The whole token is trained."""
 
     @property
     def was_truncated(self) -> bool:
@@ -76,6 +78,8 @@ class TokenizedRows:
     has_trained_end: np.ndarray
     refusals: Mapping[int, RowRefused]
     """Index among the given rows -> why that row is not included."""
+    split_tokens: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Index among the included rows -> as in `TokenizedRow`; rows without any are left out."""
 
     def split(self) -> list[TokenizedRow | RowRefused]:
         """Each given row by itself, or why it was refused. Copies, so that keeping one does not keep all in memory."""
@@ -88,6 +92,7 @@ class TokenizedRows:
                 full_length=int(self.full_length[row]),
                 lost_end=bool(self.lost_end[row]),
                 has_trained_end=bool(self.has_trained_end[row]),
+                split_tokens=self.split_tokens.get(row, ()),
             )
             for row, (begin, stop) in enumerate(bounds)
         )
@@ -126,14 +131,16 @@ class RowTokenizer:
     def __call__(self, rows: Sequence[RenderedText]) -> TokenizedRows:
         """Tokenize and label all rows."""
         tokens = self._encode([row.text for row in rows])
-        return self._select(tokens, self._is_trained(tokens, rows))
+        trained, split = self._is_trained(tokens, rows)
+        selected = self._select(tokens, trained)
+        return replace(selected, split_tokens=self._split_texts(tokens, rows, split, selected.refusals))
 
     def segments(self, row: RenderedText) -> tuple[Segment, ...]:
         """The text of a row up to where it is truncated, split where training begins and ends according to labels."""
         tokens = self._encode([row.text])
         limit, text = self._max_seq_length, row.text
         starts, ends = tokens.starts[:limit], tokens.ends[:limit]
-        trained = self._is_trained(tokens, [row])[:limit]
+        trained = self._is_trained(tokens, [row])[0][:limit]
         # An added end-of-text token has no characters in the text.
         is_added = starts >= len(text)
         kept = len(text) if len(tokens.starts) <= limit else int(ends.max(initial=0))
@@ -150,8 +157,11 @@ class RowTokenizer:
             segments.append(Segment(text=self._tokenizer.eos_token, trained=True))
         return tuple(segments)
 
-    def _is_trained(self, tokens: TokenOffsets, rows: Sequence[RenderedText]) -> np.ndarray:
-        """Which tokens are trained, bool `[N]`: those that overlap a trained span, and the end of a plain text."""
+    def _is_trained(self, tokens: TokenOffsets, rows: Sequence[RenderedText]) -> tuple[np.ndarray, np.ndarray]:
+        """Which tokens are trained, bool `[N]`: those that overlap a trained span, and the end of a plain text.
+
+        Second, which of them also have characters outside of it, bool `[N]`.
+        """
         text_ends = np.cumsum([len(row.text) for row in rows], dtype=np.int64)
         characters = np.zeros(text_ends[-1] if rows else 0, dtype=bool)
         for row, text_end in zip(rows, text_ends.tolist(), strict=True):
@@ -159,10 +169,29 @@ class RowTokenizer:
             for start, end in row.trained_spans:
                 characters[begin + start : begin + end] = True
         before = _counts_before(characters)
-        trained = before[tokens.ends] > before[tokens.starts]
+        num_trained = before[tokens.ends] - before[tokens.starts]
+        trained = num_trained > 0
+        split = trained & (num_trained < tokens.ends - tokens.starts)
         if not self._is_chat and self._tokenizer.eos_token_id is not None:
             trained[np.cumsum(tokens.lengths) - 1] = True
-        return trained
+        return trained, split
+
+    def _split_texts(
+        self, tokens: TokenOffsets, rows: Sequence[RenderedText], split: np.ndarray, refusals: Mapping[int, RowRefused]
+    ) -> dict[int, tuple[str, ...]]:
+        """`TokenizedRows.split_tokens`, of the tokens that truncation keeps."""
+        stops = np.cumsum(tokens.lengths)
+        begins = stops - tokens.lengths
+        text_begins = np.cumsum([0, *(len(row.text) for row in rows)])
+        index = np.cumsum([row not in refusals for row in range(len(rows))]) - 1
+        found: dict[int, tuple[str, ...]] = {}
+        for token in np.flatnonzero(split).tolist():
+            row = int(np.searchsorted(stops, token, side="right"))
+            if row not in refusals and token - begins[row] < self._max_seq_length:
+                begin = int(text_begins[row])
+                text = rows[row].text[tokens.starts[token] - begin : tokens.ends[token] - begin]
+                found[int(index[row])] = (*found.get(int(index[row]), ()), text)
+        return found
 
     def _select(self, tokens: TokenOffsets, trained: np.ndarray) -> TokenizedRows:
         """Truncate rows that are too long, refuse those that leave nothing to train, and label the rest."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.common.data_records import Conversation
-from sft.prompting.marking import PLACEMENTS, THOUGHTS, FoundMark, Mark, Marker, MarkPlacement, answer_in
-from sft.prompting.messages import RowRefused
+from sft.prompting.marking import PLACEMENTS, FoundMark, Mark, Marker, MarkPlacement, answer_in
+from sft.prompting.messages import THOUGHTS, RowRefused
 from sft.prompting.template import ChatTemplate, common_length
 
 Span = tuple[int, int]

@@ -11,6 +11,7 @@ from typing import Any
 from sft.common.data_records import DataReport, RowSource, SplitReport
 from sft.common.files import json_safe
 from sft.common.run_records import BatchPlan, TrainingResult
+from sft.reporting.remarks import remark_counts
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "bitsandbytes")
 _TRAIN_FIELDS = (
@@ -135,6 +136,7 @@ def split_counts(split: SplitReport) -> dict[str, Any]:
         "rows_that_lose_only_prompt": split.rows_that_lose_only_prompt,
         "rows_with_trained_end": split.rows_with_trained_end,
         "notes": dict(split.notes),
+        **remark_counts(split.remarks),
         "tokens": split.tokens,
         "supervised_tokens": split.supervised_tokens,
         "longest_row": split.longest_row,

@@ -116,6 +116,11 @@ def test_formats_read_only_columns_that_they_name():
         ([{"weight": 0.0}, {"weight": None}], {1}),
         ([{"train": True, "weight": 0}, {"train": False, "weight": 0}], {1, 3}),
         ([{}, {"train": False, "content": ""}], {3}),
+        ([{"loss": False}, {"loss": True}], {1}),
+        ([{"loss": 0}, {"loss": 1}], {1}),
+        ([{"loss": 0.0}, {"loss": 1.0}], {1}),
+        ([{"loss": None}, {"loss": False, "train": True}], {3}),
+        ([{"loss": True, "weight": 0}, {"loss": True, "train": False}], {1, 3}),
     ],
 )
 @pytest.mark.parametrize("name", ["messages", "conversations"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sft.common.data_records import FEW_VALIDATION_ROWS, DataReport, SplitReport
 from sft.common.text import counted, note_text, percent, share_text
+from sft.reporting.remarks import remark_lines
 from sft.reporting.report.records import ReportRecords
 from sft.reporting.report.verdicts.verdict import BAD, GOOD, WARN, Verdict, as_sentence
 
@@ -105,3 +106,5 @@ def _split_findings(name: str, split: SplitReport) -> Iterator[Finding]:
         yield Finding(text=counted(split.duplicates, f"duplicate {name} row"))
     for note, count in split.notes.items():
         yield Finding(text=f"{name}: {note_text(note, count)}")
+    for _, text in remark_lines(split.remarks):
+        yield Finding(text=f"{name}: {text}")

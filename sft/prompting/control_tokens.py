@@ -1,0 +1,56 @@
+"""Control tokens in the data itself: a text that contains `<|im_end|>` becomes the token, not these characters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sft.common.data_records import Conversation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
+    """The texts of a tokenizer's control tokens."""
+    added = tokenizer.added_tokens_decoder.values()
+    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)} - {""}
+
+
+class ControlTokens:
+    """Finds the control tokens of a tokenizer in conversations."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        tokens = sorted(special_tokens(tokenizer), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+        self._first = {token[0] for token in tokens}
+        self._begin, self._end = tokenizer.bos_token or "", tokenizer.eos_token or ""
+
+    def __call__(self, conversation: Conversation, text: str) -> tuple[str, ...]:
+        """The control tokens that the strings of a conversation contain, in order.
+
+        Args:
+            conversation: The conversation. A plain text may begin and end with the tokens for that.
+            text: The text that it renders to; a token that the template leaves out does not count.
+        """
+        if conversation.text is not None:
+            parts: Iterator[str] = iter([conversation.text.removeprefix(self._begin).removesuffix(self._end)])
+        else:
+            parts = _strings((conversation.messages, conversation.tools))
+        found: dict[str, None] = {}
+        for part in parts:
+            if any(character in part for character in self._first):
+                found.update(dict.fromkeys(self._pattern.findall(part)))
+        return tuple(token for token in found if token in text)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings(inner)

@@ -1,0 +1,44 @@
+"""Remarks on used rows (`RowRemarks`) as lines and for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sft.common.data_records import NamedRows, RowRemarks
+from sft.common.text import counted, first_of
+
+SHOWN_NAMES = 8
+
+
+def remark_lines(remarks: RowRemarks) -> Iterator[tuple[str, str]]:
+    """For each kind of remark a label, and its names with their first rows, without a full stop."""
+    if remarks.unread_keys:
+        yield "keys", f"keys of messages that are not used: {_named(remarks.unread_keys)}"
+    if remarks.control_tokens:
+        names = _named(remarks.control_tokens)
+        yield "control", f"control tokens in the data, which the model receives as tokens, not as text: {names}"
+    if remarks.split_tokens:
+        names = _named(remarks.split_tokens)
+        yield "edges", f"tokens across the edge of the supervised text, trained as a whole: {names}"
+
+
+def remark_counts(remarks: RowRemarks) -> dict[str, dict[str, Any]]:
+    """All remarks, ready for JSON."""
+    kinds = {
+        "unread_message_keys": remarks.unread_keys,
+        "control_tokens": remarks.control_tokens,
+        "split_tokens": remarks.split_tokens,
+    }
+    return {
+        kind: {rows.name: {"rows": rows.rows, "examples": list(map(str, rows.examples))} for rows in named}
+        for kind, named in kinds.items()
+    }
+
+
+def _named(named: Sequence[NamedRows]) -> str:
+    shown = (
+        f"{rows.name} ({counted(rows.rows, 'row')}: {first_of(map(str, rows.examples), rows.rows)})"
+        for rows in named[:SHOWN_NAMES]
+    )
+    return first_of(shown, len(named))
