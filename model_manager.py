@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from transformers import set_seed
 
+from sft.checkpointing.resume_point import ResumePoint
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import SFTConfig
 from sft.modeling.fitting import fit_to_tokenizer
 from sft.modeling.loading import load_pretrained_model
 from sft.modeling.precision import resolve_precision
 from sft.modeling.saving import save_final_model
+from sft.modeling.text_path import report_unused_modules
 from sft.modeling.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -26,7 +28,12 @@ __all__ = ["load_model", "load_tokenizer", "resolve_precision", "save_final_mode
 
 
 def load_model(
-    config: SFTConfig, tokenizer: "PreTrainedTokenizerBase", precision: Precision, context: DistributedContext
+    config: SFTConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    precision: Precision,
+    context: DistributedContext,
+    *,
+    resume: ResumePoint | None = None,
 ) -> "PreTrainedModel":
     """Load the model, quantize it, add adapters, and fit it to the tokenizer, as configured.
 
@@ -35,10 +42,12 @@ def load_model(
         tokenizer: as `load_tokenizer` returns it.
         precision: as `resolve_precision` returns it.
         context: this process; a quantized model is loaded onto its device.
+        resume: the checkpoint to resume from: adapters are on the same modules as its own.
 
     Raises:
-        ModelError: if the model cannot be loaded, an adapter's target is not in it, or rows are longer than its
-            learned positions.
+        ModelError: if the model is no causal language model or cannot be loaded, an adapter's target is not in it, or
+            rows are longer than its learned positions.
+        ConfigError: if such adapters cannot be added to this model.
     """
     set_seed(config.training.seed)  # adapters and new embeddings start from random numbers
     model = load_pretrained_model(
@@ -48,6 +57,9 @@ def load_model(
         precision,
         context,
         gradient_checkpointing=config.training.gradient_checkpointing,
+        adapters_from=resume.path if resume is not None else None,
     )
+    if config.lora is None:
+        report_unused_modules(model)
     fit_to_tokenizer(model, tokenizer, config.data.max_seq_length, adapters_only=config.lora is not None)
     return model

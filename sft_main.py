@@ -198,7 +198,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     )
     if not len(data.train):
         return show_preflight(dry_run)
-    model = load_model(config, tokenizer, precision, actual)
+    model = load_model(config, tokenizer, precision, actual, resume=resume)
     prepared = prepare_model(config, model, tokenizer, precision, actual, is_chat=data.is_chat)
     plan = resolve_batches(config, data, prepared, context, actual=actual, limits=limits, resume=resume)
     prepared = with_micro_batch_size(prepared, plan.per_device_train_batch_size)

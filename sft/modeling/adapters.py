@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from sft.common.errors import ModelError
+from sft.common.errors import ConfigError, ModelError, one_line
 from sft.configuration.schema import LoRAConfig
 
 ALL_LINEAR = "all-linear"
 
 
-def add_adapters(model: Any, lora: LoRAConfig) -> Any:
+def add_adapters(model: Any, lora: LoRAConfig, *, excluded: str | list[str] | None = None) -> Any:
     """Add adapters to the layers that the settings name, and freeze everything else.
+
+    Args:
+        model: without adapters.
+        lora: the settings.
+        excluded: modules that get none, as peft takes them: names, or an expression that they match.
 
     Raises:
         ModelError: if a name matches no layer.
+        ConfigError: if peft cannot add such adapters to this model.
     """
+    modules = {name: module for name, module in model.named_modules() if not _is_excluded(name, excluded)}
     linear_layers: dict[str, nn.Module] = {
         name: module
-        for name, module in model.named_modules()
+        for name, module in modules.items()
         if isinstance(module, nn.Linear | Conv1D) and module is not model.get_output_embeddings()
     }
-    targets = _resolve_targets(model, lora.target_modules, linear_layers)
-    _check_modules_to_save(model, lora.modules_to_save or [])
+    targets = _resolve_targets(model, lora.target_modules, list(modules), linear_layers)
+    _check_modules_to_save(model, lora.modules_to_save or [], list(modules))
     targeted = [linear_layers[name] for name in targets if name in linear_layers]
     config = LoraConfig(
+        exclude_modules=excluded,
         r=lora.r,
         lora_alpha=cast(int, lora.lora_alpha),  # peft accepts fractions too
         target_modules=ALL_LINEAR if lora.target_modules == [ALL_LINEAR] else lora.target_modules,
@@ -42,18 +54,62 @@ def add_adapters(model: Any, lora: LoRAConfig) -> Any:
         # GPT-2's Conv1D stores its weight transposed.
         fan_in_fan_out=bool(targeted) and all(isinstance(module, Conv1D) for module in targeted),
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise _as_config_error(error, lora, linear_layers) from error
 
 
-def _resolve_targets(model: Any, wanted: Sequence[str], linear_layers: dict[str, nn.Module]) -> list[str]:
-    """The full names of the layers that get an adapter.
+def exclusion_of(unused: Sequence[str]) -> str | None:
+    """An expression that matches these modules and everything in them, for `add_adapters`; None for no module."""
+    return rf"({'|'.join(map(re.escape, unused))})(\..*)?" if unused else None
+
+
+def saved_exclusion(checkpoint: Path) -> tuple[bool, str | list[str] | None]:
+    """Whether a folder has adapters, and the modules that were excluded when they were made."""
+    file = checkpoint / "adapter_config.json"
+    if not file.is_file():
+        return False, None
+    return True, json.loads(file.read_text(encoding="utf-8")).get("exclude_modules")
+
+
+def _as_config_error(error: Exception, lora: LoRAConfig, linear_layers: Iterable[str]) -> ConfigError:
+    """peft's error as one line that begins with the key that it is about."""
+    text = one_line(error).rstrip(".")
+    for field in dataclasses.fields(lora):
+        value = getattr(lora, field.name)
+        if (
+            field.default is not dataclasses.MISSING
+            and value != field.default
+            and re.search(rf"\b{field.name}\b", text)
+        ):
+            shown, wanted = (str(each).lower() if isinstance(each, bool) else each for each in (value, field.default))
+            where = "the experts of this model, which are one parameter" if "ParamWrapper" in text else "this model"
+            return ConfigError(
+                f"lora_config.{field.name}: {shown} is not possible with adapters on {where} ({text}). "
+                f"Write {field.name}: {wanted}, or name other layers in target_modules."
+            )
+    available = ", ".join(sorted({name.rpartition(".")[2] for name in linear_layers}))
+    return ConfigError(f"lora_config.target_modules: {text}. The model's linear layers: {available}.")
+
+
+def _is_excluded(name: str, excluded: str | list[str] | None) -> bool:
+    """Whether peft excludes a module of this name."""
+    if isinstance(excluded, str):
+        return re.fullmatch(excluded, name) is not None
+    return any(name == each or name.endswith("." + each) for each in excluded or [])
+
+
+def _resolve_targets(
+    model: Any, wanted: Sequence[str], names: Sequence[str], linear_layers: dict[str, nn.Module]
+) -> list[str]:
+    """The full names of the layers that get an adapter; `names` are those of the modules that may get one.
 
     Raises:
         ModelError: if a name matches no layer, which peft would ignore silently.
     """
     if list(wanted) == [ALL_LINEAR]:
         return list(linear_layers)
-    names = [name for name, _ in model.named_modules()]
     matches = {target: [name for name in names if name == target or name.endswith("." + target)] for target in wanted}
     missing = [target for target, found in matches.items() if not found]
     if missing or not wanted:
@@ -65,8 +121,7 @@ def _resolve_targets(model: Any, wanted: Sequence[str], linear_layers: dict[str,
     return [name for found in matches.values() for name in found]
 
 
-def _check_modules_to_save(model: Any, wanted: list[str]) -> None:
-    names = [name for name, _ in model.named_modules()]
+def _check_modules_to_save(model: Any, wanted: list[str], names: Sequence[str]) -> None:
     missing = [target for target in wanted if not any(name == target or name.endswith("." + target) for name in names)]
     if missing:
         last_parts = {name.rpartition(".")[2] for name in names}

@@ -21,7 +21,7 @@ def why_not_causal_lm(config: "PretrainedConfig") -> str | None:
     own_code = getattr(config, "auto_map", None) or {}
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in own_code:
         return None
-    inputs = _other_inputs(config)
+    inputs = other_inputs(config)
     if inputs:
         return (
             f"is a multimodal model ({name}: {', '.join(inputs)} and text), which transformers does not load as a "
@@ -36,7 +36,7 @@ def why_not_causal_lm(config: "PretrainedConfig") -> str | None:
 
 def text_part_line(config: "PretrainedConfig", model: Any) -> str | None:
     """A line for the log if only the text part of a multimodal model was loaded."""
-    inputs = _other_inputs(config)
+    inputs = other_inputs(config)
     if not inputs or not isinstance(model.config, type(config.get_text_config())) or config.get_text_config() is config:
         return None
     return (
@@ -50,7 +50,7 @@ def architecture_name(config: "PretrainedConfig") -> str:
     return next(iter(getattr(config, "architectures", None) or ()), None) or config.model_type
 
 
-def _other_inputs(config: "PretrainedConfig") -> list[str]:
+def other_inputs(config: "PretrainedConfig") -> list[str]:
     """What the model takes beside text, by the sections of its config.json: `vision`, `audio`."""
     sections = {*getattr(config, "sub_configs", {}), *(key for key in vars(config) if key.endswith("_config"))}
     return sorted(

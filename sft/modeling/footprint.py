@@ -18,7 +18,7 @@ def footprint(model: "PreTrainedModel") -> ModelFootprint:
     embedding: Any = model.get_input_embeddings()
     output = model.get_output_embeddings()
     is_tied = output is not None and getattr(output, "weight", None) is embedding.weight
-    parameters = [(parameter, _unpacked_count(parameter)) for parameter in model.parameters()]
+    parameters = [(parameter, unpacked_count(parameter)) for parameter in model.parameters()]
     return ModelFootprint(
         num_parameters=sum(count for _, count in parameters),
         num_trainable_parameters=sum(count for parameter, count in parameters if parameter.requires_grad),
@@ -33,7 +33,7 @@ def footprint(model: "PreTrainedModel") -> ModelFootprint:
     )
 
 
-def _unpacked_count(parameter: Any) -> int:
+def unpacked_count(parameter: Any) -> int:
     """Number of weights in a parameter; bitsandbytes packs two 4-bit weights into a byte."""
     state = getattr(parameter, "quant_state", None)
     shape = getattr(state, "shape", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from contextlib import nullcontext, redirect_stderr
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,8 +31,11 @@ def load_pretrained_model(
     context: DistributedContext,
     *,
     gradient_checkpointing: bool = False,
+    adapters_from: Path | None = None,
 ) -> "PreTrainedModel":
     """Load the model, quantized and with adapters where the settings ask for it.
+
+    Adapters are put on the same modules as those of the checkpoint `adapters_from`, which is to be resumed.
 
     Raises:
         ModelError: if the model is no causal language model, cannot be loaded, or lacks the target of an adapter.
@@ -61,9 +65,9 @@ def load_pretrained_model(
     if quantization is not None:
         model = prepare_quantized_model(model)
     if lora is not None:
-        from sft.modeling.adapters import add_adapters  # imports peft too
+        from sft.modeling.text_adapters import add_text_adapters  # imports peft too
 
-        model = add_adapters(model, lora)
+        model = add_text_adapters(model, lora, resumed=adapters_from)
         if gradient_checkpointing:
             # The frozen embedding's output requires no gradient, but the input of a checkpointed layer must.
             model.enable_input_require_grads()
@@ -76,13 +80,14 @@ def _check_architecture(config: ModelConfig) -> "PretrainedConfig | None":
     Raises:
         ModelError: if it describes another kind of model than a causal language model.
     """
-    try:
-        options = {"gguf_file": config.gguf_file} if config.gguf_file is not None else {}
-        found = AutoConfig.from_pretrained(
-            config.model_name_or_path, trust_remote_code=config.trust_remote_code, **options
-        )
-    except Exception:
-        return None  # loading the weights reports it, or finds the base model of adapters
+    options = {"gguf_file": config.gguf_file} if config.gguf_file is not None else {}
+    with readable_loading_errors("model", config.model_name_or_path):
+        try:
+            found = AutoConfig.from_pretrained(
+                config.model_name_or_path, trust_remote_code=config.trust_remote_code, **options
+            )
+        except Exception:
+            return None  # loading the weights reports it, or finds the base model of adapters
     problem = why_not_causal_lm(found)
     if problem is not None:
         raise ModelError(f"model_name_or_path: {config.model_name_or_path} {problem}")

@@ -42,6 +42,7 @@ LINEAR_LAYERS = "Its linear layers: {names}"
 NO_CONFIG = "no config.json in"
 NOT_CAUSAL = "is not causal"
 PACKED_ROW_FAILS = "the model fails with several documents in one row"
+TEXT_DOES_NOT_REACH = "Text does not reach"
 
 # reporting
 PREFLIGHT_OK = "OK: training would start."

@@ -1,0 +1,39 @@
+"""Adapters on the part of a model that text passes through, and lines about what they leave frozen."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sft.configuration.schema import LoRAConfig
+from sft.modeling.adapters import ALL_LINEAR, add_adapters, exclusion_of, saved_exclusion
+from sft.modeling.frozen_weights import adapter_lines
+from sft.modeling.text_path import try_text_path, unused_line
+
+logger = logging.getLogger("sft.model")
+
+
+def add_text_adapters(model: Any, lora: LoRAConfig, *, resumed: Path | None = None) -> Any:
+    """Add adapters to the layers that the settings name, but for modules that a row of text does not reach.
+
+    Args:
+        model: without adapters.
+        lora: the settings.
+        resumed: a checkpoint to be resumed: its adapters stay where they are.
+
+    Raises:
+        ModelError: if a name matches no layer.
+        ConfigError: if peft cannot add such adapters to this model.
+    """
+    path = try_text_path(model)
+    unused = path.unused
+    excluded: str | list[str] | None = exclusion_of([*unused, *path.unsuited])
+    if resumed is not None:
+        is_saved, saved = saved_exclusion(resumed)
+        excluded = saved if is_saved else excluded
+    line = unused_line(model, unused, adapters=excluded is not None)
+    model = add_adapters(model, lora, excluded=excluded)
+    for each in filter(None, [line, *adapter_lines(model, unused, all_linear=lora.target_modules == [ALL_LINEAR])]):
+        logger.info(each)
+    return model
