@@ -213,12 +213,13 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
         limits=limits,
         identity=identity,
         resume=resume,
+        lock=lock,
         command=command.to_repeat,
     )
     arguments = build_training_arguments(setup, actual)
     if command.dry_run:
         return show_preflight(dry_run, prepared, plan)
-    prepare_output(setup, lock)
+    prepare_output(setup)
     return _train_and_save(setup, arguments, watchdog)
 
 

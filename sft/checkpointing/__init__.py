@@ -6,7 +6,8 @@
 - `resume_point`: `ResumePoint`, the checkpoint to resume from
 - `checkpoints`: `resolve_checkpoint`, and moving an earlier run's files aside
 - `same_run`: whether a run may resume from a checkpoint
-- `output_lock`: `OutputLock`, one run at a time in an output folder
+- `output_lock`: `OutputLock`, one run at a time in an output folder, and whether that folder is still there
+- `own_paths`: whether a file or folder of a run is a link
 
 The package only handles files and JSON documents; its callers save models, optimizers and trainers.
 """

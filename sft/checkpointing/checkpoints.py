@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from sft.common.errors import ConfigError
 logger = logging.getLogger("sft.train")
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_OWN_FILES = (
+OWN_FILES = (
     "metrics.jsonl",
     "samples.jsonl",
     "run_summary.json",
@@ -27,13 +28,13 @@ _OWN_FILES = (
     "report.md",
     "hang-rank-*.txt",
 )
+"""Files of a run besides its checkpoints and the final model; patterns."""
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoint folders of a run in the order of steps, damaged ones included."""
-    folder = Path(output_dir)
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and _CHECKPOINT.fullmatch(path.name)]
-    return sorted(found, key=checkpoint_step)
+    """The checkpoint folders of a run in the order of steps, damaged ones and links included."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
+    return sorted((path for path in found if path.is_dir() or path.is_symlink()), key=checkpoint_step)
 
 
 def resolve_checkpoint(setting: bool | str | None, output_dir: str) -> ResumePoint | None:
@@ -47,7 +48,7 @@ def resolve_checkpoint(setting: bool | str | None, output_dir: str) -> ResumePoi
     if setting is None or setting is False:
         return None
     if isinstance(setting, str) and setting != "auto":
-        point, problems = _inspect(Path(setting))
+        point, problems = _inspect(_named_checkpoint(Path(setting)))
         if point is None:
             what = f"cannot be resumed from: {'; '.join(problems)}" if problems else "is not named checkpoint-STEP"
             raise ConfigError(f"resume_from_checkpoint: {setting} {what}. {_existing(output_dir)}")
@@ -66,12 +67,21 @@ def resolve_checkpoint(setting: bool | str | None, output_dir: str) -> ResumePoi
     )
 
 
+def _named_checkpoint(path: Path) -> Path:
+    """The checkpoint itself where a link of another name, such as `latest`, points to it."""
+    target = Path(os.path.realpath(path))
+    return target if _CHECKPOINT.fullmatch(target.name) and not _CHECKPOINT.fullmatch(path.name) else path
+
+
 def _inspect(checkpoint: Path) -> tuple[ResumePoint | None, list[str]]:
     """A checkpoint with its manifest, or None and why it cannot be resumed from ([] if only its name is wrong)."""
     problems = find_damage(checkpoint)
     if problems or not _CHECKPOINT.fullmatch(checkpoint.name):
         return None, problems
     point = ResumePoint.read(checkpoint)
+    saved_at = point.manifest.get("step", point.step)
+    if saved_at != point.step:
+        return None, [f"it was saved at step {saved_at}, so its name must be checkpoint-{saved_at}"]
     if point.manifest.get("save_only_model"):
         return None, ["it contains only weights (save_only_model)"]
     return point, []
@@ -128,6 +138,12 @@ def check_writable(output_dir: str | Path) -> None:
         ConfigError: naming `output_dir`.
     """
     folder = Path(output_dir).absolute()
+    dangling = next((path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()), None)
+    if dangling is not None:
+        raise ConfigError(
+            f"output_dir: {dangling} is a link to {os.readlink(dangling)}, which does not exist. Create that folder, "
+            "or remove the link."
+        )
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         raise ConfigError(f"output_dir: {there} is a file; choose a folder.")
@@ -145,7 +161,7 @@ def set_aside_earlier_run(output_dir: str | Path) -> Path | None:
     """
     folder = Path(output_dir)
     return _move_aside(
-        folder, [*list_checkpoints(folder), *(path for name in _OWN_FILES for path in sorted(folder.glob(name)))]
+        folder, [*list_checkpoints(folder), *(path for name in OWN_FILES for path in sorted(folder.glob(name)))]
     )
 
 
@@ -162,11 +178,17 @@ def set_aside_later_checkpoints(output_dir: str | Path, resume_point: ResumePoin
 def _move_aside(folder: Path, paths: Sequence[Path]) -> Path | None:
     if not paths:
         return None
-    number = 1 + len(list(folder.glob("earlier-run-*")))
+    taken = (re.fullmatch(r"earlier-run-(\d+)", path.name) for path in folder.glob("earlier-run-*"))
+    number = max((int(match.group(1)) for match in taken if match), default=0) + 1
     target = folder / f"earlier-run-{number}"
     target.mkdir()
     for path in paths:
-        path.rename(target / path.name)
+        if path.is_symlink():
+            # Moved, a relative link would point elsewhere.
+            (target / path.name).symlink_to(Path(os.path.realpath(folder), os.readlink(path)))
+            path.unlink()
+        else:
+            path.rename(target / path.name)
     return target
 
 

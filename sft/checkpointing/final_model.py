@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sft.checkpointing.publish import UNFINISHED
-from sft.common.files import flush_to_disk
+from sft.common.files import flush_to_disk, refuse_link
 
 _MODEL = ("config.json", ("model*.safetensors", "model*.safetensors.index.json"))
 _ADAPTERS = ("adapter_config.json", ("adapter_model*.safetensors", "adapter_model*.bin"))
@@ -61,6 +61,8 @@ def publish_model(staging: Path, target: Path) -> None:
         for path in target.glob(pattern):
             path.unlink()
     for name in sorted(files, key=lambda name: name.as_posix() == config_file):
+        if name.parent != Path():
+            refuse_link(target / name.parent)
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if name.as_posix() == config_file:
             flush_to_disk(target)

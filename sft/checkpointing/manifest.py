@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def find_damage(folder: Path) -> list[str]:
 
     Every byte is read. Files that the manifest does not list are ignored.
     """
+    if folder.is_symlink() and not folder.exists():
+        return [f"it is a link to {os.readlink(folder)}, which does not exist"]
     path = folder / MANIFEST_FILE
     kind = special_kind(path)
     if kind is not None:

@@ -15,7 +15,7 @@ from typing import Any
 from sft.checkpointing.checkpoints import list_checkpoints
 from sft.checkpointing.manifest import write_manifest
 from sft.checkpointing.resume_point import checkpoint_step
-from sft.common.files import flush_to_disk
+from sft.common.files import flush_to_disk, refuse_link
 
 logger = logging.getLogger("sft.train")
 UNFINISHED = ".unfinished"
@@ -47,7 +47,8 @@ def publish(staging: Path, target: Path, entries: Mapping[str, Any]) -> None:
 def rotate(output_dir: Path, *, limit: int | None, best_step: int | None) -> None:
     """Delete the oldest checkpoints beyond a limit, but never the best or the newest one.
 
-    Each is renamed first: a process that dies while deleting leaves no partial checkpoint under its name.
+    Each is renamed first: a process that dies while deleting leaves no partial checkpoint under its name. Of a link,
+    only the link is deleted.
     """
     checkpoints = list_checkpoints(output_dir)
     kept = [path for path in checkpoints if checkpoint_step(path) == best_step or path == checkpoints[-1]]
@@ -55,6 +56,11 @@ def rotate(output_dir: Path, *, limit: int | None, best_step: int | None) -> Non
     surplus = len(checkpoints) - max(limit, len(kept)) if limit else 0
     for path in others[:surplus]:
         try:
+            if path.is_symlink():
+                target = os.path.realpath(path)
+                path.unlink()
+                logger.info("%s is a link, so only the link was deleted; %s is still there.", path, target)
+                continue
             doomed = output_dir / UNFINISHED / f"deleted-{path.name}"
             doomed.parent.mkdir(exist_ok=True)
             os.rename(path, doomed)
@@ -68,6 +74,7 @@ def rotate(output_dir: Path, *, limit: int | None, best_step: int | None) -> Non
 def clear_unfinished(output_dir: str | Path) -> None:
     """Remove what a killed process had not finished writing or deleting."""
     folder = Path(output_dir, UNFINISHED)
+    refuse_link(folder)
     if folder.is_dir():
         if any(folder.glob("checkpoint-*")):
             logger.info("Removed a checkpoint that an earlier run had not finished from %s.", output_dir)

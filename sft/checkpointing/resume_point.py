@@ -41,5 +41,6 @@ class ResumePoint:
         return self.manifest.get("batch_plan")
 
     def is_in(self, output_dir: str | Path) -> bool:
-        """Whether the checkpoint is one of this output folder."""
-        return self.path.resolve().parent == Path(output_dir).resolve()
+        """Whether the checkpoint is one of this output folder, or what a link there points to."""
+        there = Path(output_dir, self.name)
+        return there.is_dir() and there.samefile(self.path)

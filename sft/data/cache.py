@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sft.common.errors import DataError
-from sft.common.files import flush_to_disk
+from sft.common.files import flush_to_disk, refuse_link
 
 logger = logging.getLogger("sft.data")
 UNUSED_DAYS = 30
@@ -59,6 +59,7 @@ def find_or_make(folder: Path, key: str, make: Callable[[Path], None]) -> tuple[
         if _exists(entry):
             return entry, True
         lock_file = folder / f"{key}.lock"
+        refuse_link(lock_file)
         lock = FileLock(str(lock_file))
         _wait_for(lock)
         try:
@@ -102,6 +103,7 @@ def _make_if_missing(entry: Path, make: Callable[[Path], None]) -> bool:
         return True
     _delete_unused(entry.parent)
     unfinished = entry.with_name(f"{entry.name}.unfinished")
+    refuse_link(unfinished)
     shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
     unfinished.mkdir()
     try:
@@ -118,7 +120,7 @@ def _make_if_missing(entry: Path, make: Callable[[Path], None]) -> bool:
 def _delete_unused(folder: Path) -> None:
     old = [path for path in folder.iterdir() if _ENTRY_NAME.fullmatch(path.name) and _is_old(path)]
     for path in old:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ def make_adapters_portable(
     peft_config = model.peft_config["default"]
     named = peft_config.base_model_name_or_path
     if gguf_file is not None:
-        base = Path(output_dir, "base_model").resolve()
+        base = Path(os.path.realpath(output_dir), "base_model")
         peft_config.base_model_name_or_path = str(base)
         if not (base / "config.json").is_file():
             logger.info("Saving the base model as safetensors in %s: adapters cannot name a GGUF file as base.", base)

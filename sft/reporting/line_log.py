@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from sft.common.errors import UserError, one_line
@@ -14,8 +15,14 @@ logger = logging.getLogger("sft.train")
 class LineLog:
     """Appends lines to a file. Those that cannot be written are kept, and written before the next ones."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, check: Callable[[], None] | None = None):
+        """
+        Args:
+            path: the file.
+            check: raises a UserError while nothing must be written.
+        """
         self.path = Path(path)
+        self._check = check
         self._unwritten = ""
         self._problem: str | None = None
 
@@ -23,6 +30,8 @@ class LineLog:
         """Append lines, each with its line break."""
         self._unwritten += lines
         try:
+            if self._check is not None:
+                self._check()
             append(self.path, self._unwritten)
         except (OSError, UserError) as error:
             problem = one_line(error)

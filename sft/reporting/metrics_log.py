@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ from sft.reporting.line_log import LineLog
 class MetricsLog:
     """Appends log events to a file. A resumed run continues after the step that it resumes from."""
 
-    def __init__(self, path: str | Path, *, resume_step: int | None = None, num_evaluations: int | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        resume_step: int | None = None,
+        num_evaluations: int | None = None,
+        check: Callable[[], None] | None = None,
+    ):
         """
         Args:
             path: the file.
@@ -22,6 +29,7 @@ class MetricsLog:
                 with an empty file.
             num_evaluations: evaluations at that step to keep, as the checkpoint counted them; later ones are repeated.
                 None: all.
+            check: see `LineLog`.
         """
         self.path = Path(path)
         kept: list[dict[str, Any]] = []
@@ -36,7 +44,7 @@ class MetricsLog:
         self._known = [set(line) for line in kept if line["step"] == resume_step and "eval_loss" not in line]
         """The keys of each event of that step that is in the file; evaluations are counted instead."""
         write_text(self.path, "".join(_as_line(line) for line in kept))
-        self._lines = LineLog(self.path)
+        self._lines = LineLog(self.path, check)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append an event, unless it is in the file: it is of the step that the run resumes from, or before."""

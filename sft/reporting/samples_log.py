@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ from sft.reporting.metrics_log import read_metrics
 class SamplesLog:
     """Appends answers to a file. A resumed run continues after the step that it resumes from, without duplicates."""
 
-    def __init__(self, path: str | Path, *, resume_step: int | None = None):
+    def __init__(self, path: str | Path, *, resume_step: int | None = None, check: Callable[[], None] | None = None):
         """
         Args:
             path: the file; created with the first answer.
             resume_step: keep the lines up to this step and remove later ones, which will be written again; None: start
                 with an empty file.
+            check: see `LineLog`.
         """
         self.path = Path(path)
-        self._lines = LineLog(self.path)
+        self._lines = LineLog(self.path, check)
         if not self.path.is_file():
             self._known = set()
             return

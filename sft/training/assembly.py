@@ -105,11 +105,11 @@ def open_metrics_log(setup: RunSetup) -> MetricsLog | None:
         return None
     path = Path(setup.config.training.output_dir, "metrics.jsonl")
     if setup.resume is None:
-        return MetricsLog(path)
+        return MetricsLog(path, check=setup.check_output)
     step = setup.resume.step
     known = TrainerState.load_from_json(str(setup.resume.path / TRAINER_STATE_NAME)).log_history
     num_evaluations = sum("eval_loss" in event and event["step"] == step for event in known)
-    return MetricsLog(path, resume_step=step, num_evaluations=num_evaluations)
+    return MetricsLog(path, resume_step=step, num_evaluations=num_evaluations, check=setup.check_output)
 
 
 def open_stream(setup: RunSetup) -> MicroBatchStream | None:

@@ -27,6 +27,7 @@ from sft.processes.agreement import agree_on_problem
 from sft.processes.device_memory import memory_for_copy
 from sft.processes.environment import trackers_take_checkpoints
 from sft.training.hub_pushes import HubPushes
+from sft.training.output_folder import confirm_output
 from sft.training.resuming_trainer import OPTIMIZER, SCHEDULER, ResumingTrainer
 from sft.training.run_identity import BeforeTraining
 from sft.training.run_setup import RunSetup
@@ -107,6 +108,7 @@ class CheckpointedTrainer(ResumingTrainer):
         if step == self._saved_step:
             return  # this step is saved already
         self.finish_saving()
+        self.confirm_output()
         unfinished = Path(self._get_output_dir(trial), f"checkpoint-{step}")
         target = self.output_dir / f"checkpoint-{step}"
         is_last = self.control.should_training_stop or step >= self.state.max_steps
@@ -124,6 +126,22 @@ class CheckpointedTrainer(ResumingTrainer):
             self.finish_saving()
         if self.pushes_to_hub and self.is_world_process_zero():
             self.hub.push_checkpoint(target, step)
+
+    def confirm_output(self) -> None:
+        """Confirms that the output folder is still that of this run. A collective operation.
+
+        Raises:
+            CheckpointError: on all processes, if nothing must be saved in it.
+        """
+        problem = None
+        if self.context.is_main_process:
+            try:
+                confirm_output(self.setup)
+            except CheckpointError as error:
+                problem = one_line(error, longest=2000)
+        problem = agree_on_problem(problem, self.context, self._control_group)
+        if problem is not None:
+            raise CheckpointError(problem)
 
     def _has_room_for_copies(self) -> bool:
         """Whether main memory has room for a copy of what is saved."""
@@ -203,7 +221,7 @@ class CheckpointedTrainer(ResumingTrainer):
             problem = describe_disk_error(error, self.output_dir)
             if problem is None:
                 raise
-            self._failures.append(problem)
+            self._failures.append(problem + (self.setup.lock.whereabouts() if self.setup.lock is not None else ""))
 
     def _check_all_saved(self, step: int) -> None:
         problem = agree_on_problem(self._failures[0] if self._failures else None, self.context, self._control_group)

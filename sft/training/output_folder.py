@@ -12,9 +12,11 @@ from sft.checkpointing.checkpoints import (
     set_aside_later_checkpoints,
 )
 from sft.checkpointing.output_lock import OutputLock
+from sft.checkpointing.own_paths import check_own_paths
 from sft.checkpointing.publish import clear_unfinished
 from sft.checkpointing.resume_point import ResumePoint
-from sft.common.errors import ConfigError
+from sft.common.errors import ConfigError, one_line
+from sft.common.files import write_text
 from sft.common.run_records import DistributedContext
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_to_yaml
@@ -28,12 +30,14 @@ CONFIG_FILE = "resolved_config.yaml"
 
 
 def claim_output(config: SFTConfig, context: DistributedContext, lock: OutputLock, *, is_dry_run: bool) -> None:
-    """Checks that the output folder can be written and that no other run writes to it.
+    """Checks that the output folder can be written, contains no links to write through, and that no other run uses it.
 
     Raises:
-        ConfigError: if either does not hold.
+        ConfigError: if any of that does not hold.
     """
     check_writable(config.training.output_dir)
+    if context.is_main_process:
+        check_own_paths(config.training.output_dir, _folders_inside(config))
     if is_dry_run:
         remove_earlier_report(config, context)
     elif context.is_main_process:
@@ -60,7 +64,14 @@ def find_resume_point(config: SFTConfig) -> ResumePoint | None:
     return resolve_checkpoint(setting, output_dir)
 
 
-def prepare_output(setup: RunSetup, lock: OutputLock) -> None:
+def _folders_inside(config: SFTConfig) -> list[str]:
+    """Names of the folders in the output folder that trackers and adapters of a GGUF file write."""
+    logs, trackers = config.logging, config.logging.report_to
+    folders = ["logs"] * ("tensorboard" in trackers and logs.logging_dir is None) + ["wandb"] * ("wandb" in trackers)
+    return folders + ["base_model"] * (config.model.gguf_file is not None)
+
+
+def prepare_output(setup: RunSetup) -> None:
     """Creates the output folder, moves an earlier run out of the way, and writes the resolved configuration.
 
     Raises:
@@ -72,13 +83,15 @@ def prepare_output(setup: RunSetup, lock: OutputLock) -> None:
     output = Path(config.training.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock.take(output)
+        if setup.lock is not None:
+            setup.lock.take(output)
         clear_unfinished(output)
         resumed = resume if resume is not None and resume.is_in(output) else None
         moved_to = set_aside_earlier_run(output) if resumed is None else set_aside_later_checkpoints(output, resumed)
-        (output / CONFIG_FILE).write_text(_header() + config_to_yaml(config), encoding="utf-8")
+        _write_configuration(config)
     except OSError as error:
-        raise ConfigError(f"output_dir: {output} cannot be written: {error.strerror}.") from None
+        problem = error.strerror or one_line(error)
+        raise ConfigError(f"output_dir: {output} cannot be written: {problem}.") from None
     if moved_to is not None and resumed is not None:
         logger.info("Checkpoints after %s were moved to %s.", resumed.name, moved_to)
     elif moved_to is not None:
@@ -89,6 +102,20 @@ def prepare_output(setup: RunSetup, lock: OutputLock) -> None:
         config.training.output_dir,
         gguf_file=config.model.gguf_file,
     )
+
+
+def confirm_output(setup: RunSetup) -> None:
+    """Confirms in the main process that the run still has its folder (see `OutputLock.confirm`).
+
+    Raises:
+        CheckpointError: if nothing must be saved in it.
+    """
+    if setup.lock is not None and setup.lock.confirm():
+        _write_configuration(setup.config)
+
+
+def _write_configuration(config: SFTConfig) -> None:
+    write_text(Path(config.training.output_dir, CONFIG_FILE), _header() + config_to_yaml(config))
 
 
 def _header() -> str:

@@ -100,6 +100,7 @@ def save_and_report(training: Any, result: TrainingResult, report: RunReport) ->
     trainer = training.trainer
     completed = result.status == "completed"
     if completed:
+        trainer.confirm_output()
         _save_model(trainer)
     status = 0 if completed else 128 + result.stopped_by
     if trainer.context.is_main_process:

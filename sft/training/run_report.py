@@ -93,6 +93,7 @@ class RunReport(TrainerCallback):
         if not self._setup.context.is_main_process:
             return
         try:
+            self._setup.check_output()
             self._records = self._records or self._first_records()
             facts = find_facts(self._updated(self._records, known))
             write_text(self._output / HTML_FILE, report_html(facts))

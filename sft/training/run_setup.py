@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sft.checkpointing.output_lock import OutputLock
 from sft.checkpointing.resume_point import ResumePoint
 from sft.common.data_records import TrainingData
 from sft.common.machine_records import MemoryLimits
@@ -27,8 +28,15 @@ class RunSetup:
     identity: RunIdentity
     resume: ResumePoint | None = None
     """The checkpoint to resume from; None for a fresh start."""
+    lock: OutputLock | None = None
+    """On the output folder; taken by the main process."""
     command: str = ""
     """The command line, without the option that resumes: printed where a run stopped."""
+
+    def check_output(self) -> None:
+        """See `OutputLock.check`."""
+        if self.lock is not None:
+            self.lock.check()
 
     @property
     def first_step(self) -> int:

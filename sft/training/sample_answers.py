@@ -175,7 +175,7 @@ def build_samples(trainer: EvaluatingTrainer, trackers: Trackers) -> SampleAnswe
     log = None
     if setup.context.is_main_process:
         resume_step = setup.resume.step if setup.resume is not None else None
-        log = SamplesLog(trainer.output_dir / "samples.jsonl", resume_step=resume_step)
+        log = SamplesLog(trainer.output_dir / "samples.jsonl", resume_step=resume_step, check=setup.check_output)
     samples = SampleAnswers(
         trainer,
         setup.data.sample_prompts,

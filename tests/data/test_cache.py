@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sft.common.errors import DataError
+from sft.common.errors import ConfigError, DataError
 from sft.data.cache import UNUSED_DAYS, content_key, find_or_make
+from tests.support import messages
 from tests.support.paths import REPOSITORY
 
 KEY = content_key({"a": 1})
@@ -44,6 +45,28 @@ def test_find_or_make_makes_once(tmp_path):
     assert (entry, was_there, content_of(entry)) == (tmp_path / "new" / "cache" / KEY, False, "first")
     again, was_there = find_or_make(tmp_path / "new" / "cache", KEY, fill("second"))
     assert (again, was_there, content_of(again)) == (entry, True, "first")
+
+
+@pytest.mark.parametrize("suffix", [".lock", ".unfinished"])
+@pytest.mark.parametrize("target", ["precious.txt", "precious", "nowhere"])
+def test_the_cache_writes_through_no_link(tmp_path, suffix, target):
+    (tmp_path / "precious.txt").write_text("precious")
+    (tmp_path / "precious").mkdir()
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / f"{KEY}{suffix}").symlink_to(tmp_path / target)
+    with pytest.raises(ConfigError, match=messages.LINK):
+        find_or_make(cache, KEY, fill())
+    assert (tmp_path / "precious.txt").read_text() == "precious"
+    assert not list((tmp_path / "precious").iterdir())
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_cache_that_is_a_link_is_the_folder_that_it_points_to(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "cache").symlink_to("real")
+    find_or_make(tmp_path / "cache", KEY, fill())
+    assert content_of(tmp_path / "real" / KEY) == "whole"
 
 
 MAKER = """

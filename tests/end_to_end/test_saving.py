@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import threading
+import time
 
 import pytest
 import torch
@@ -201,3 +202,44 @@ def test_a_summary_that_cannot_be_written_ends_a_run_that_has_saved_its_model(sh
     assert "run_summary.json cannot be written" in run.out
     for name in ("config.json", "report.html", "training_curves.png"):
         assert (run.output_dir / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "line"),
+    [("rename", 0, "was renamed to"), ("replace", 2, "is no longer the folder in which this run began")],
+)
+def test_an_output_folder_that_is_renamed_loses_nothing(short_run, monkeypatch, change, status, line):
+    from sft.reporting.metrics_log import MetricsLog
+
+    write, changed = MetricsLog.write, []
+
+    def change_after_three_steps(log, step, values):
+        write(log, step, values)
+        output = log.path.parent
+        if step == 3 and not changed:
+            while not (output / "checkpoint-2").exists():  # written in the background
+                time.sleep(0.01)
+            output.rename(output.with_name("renamed"))
+            changed.append(output)
+            if change == "replace":
+                output.mkdir()
+                (output / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr(MetricsLog, "write", change_after_three_steps)
+    run = short_run(logging_steps=1)
+    renamed = run.output_dir.with_name("renamed")
+    assert run.status == status, run.err
+    assert line in run.out + run.err
+    assert "Traceback" not in run.out + run.err
+    assert find_damage(renamed / "checkpoint-2") == []
+    assert str(renamed / "checkpoint-2") in run.out + run.err
+    if change == "replace":
+        assert run.err.count("\n") == 1
+        assert [path.name for path in run.output_dir.iterdir()] == ["notes.txt"]
+        return
+    assert find_damage(run.output_dir / "checkpoint-6") == []
+    for name in ("config.json", "run_summary.json", "report.html", "resolved_config.yaml"):
+        assert (run.output_dir / name).is_file()
+    events = [event["step"] for event in run.metrics if "loss" in event]
+    assert events == [4, 5, 6]
+    assert len((renamed / "metrics.jsonl").read_text().splitlines()) >= 3

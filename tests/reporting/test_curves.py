@@ -31,7 +31,7 @@ def test_draw_curves_writes_a_png_even_without_data(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], "中文 \x1b[31m", "\udcff", "long " * 1000])
 def test_any_name_is_drawn_as_it_is_and_nothing_appears_on_the_terminal(tmp_path, name, capfd, caplog, recwarn):
     draw_curves(EVENTS, tmp_path / "a.png", name)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

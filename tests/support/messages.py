@@ -16,6 +16,7 @@ RESUMING_FROM = "Resuming from {path}"
 
 # common
 MISSING_PACKAGE = "requires the package {name}: pip install {name}"
+LINK = "nothing is written through links"
 
 # data
 EMPTY_ANSWER = "'answer' is empty (empty_answer)"

@@ -27,7 +27,8 @@ def resolve_output(output: str | None, model: str, *, is_merged: bool) -> Path:
         path = name.with_name(name.name + ("-merged" if is_merged else "-export"))
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise ConfigError(f"command line: --output: {path} already exists. Name a new folder.")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    path = Path(os.path.realpath(path))  # a link is what it points to
+    parent = next(folder for folder in path.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(
             f"command line: --output: {parent} is not a folder that this user can write to; name another folder."
