@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from sft.common.data_records import Conversation, RawRow, RenderedText, RowPreview
+from sft.common.errors import ConfigError
 from sft.data.digest import conversation_digest
 from sft.data.dropped import DroppedRows
 from sft.data.remarks import CountedRemarks
@@ -171,14 +172,22 @@ class RowPreparer:
     def _render(
         self, rows: Sequence[RawRow]
     ) -> tuple[list[Conversation | RowRefused], list[RenderedText | RowRefused]]:
-        """The conversation and the text of each row, or why there is none."""
+        """The conversation and the text of each row, or why there is none.
+
+        Raises:
+            ConfigError: If the chat template takes more than it may.
+        """
         conversations: list[Conversation | RowRefused] = []
         for row in rows:
             try:
                 conversations.append(self.convert(row))
             except RowRefused as refusal:
                 conversations.append(refusal)
-        return conversations, _map_unrefused(self._render_all, conversations)
+        try:
+            return conversations, _map_unrefused(self._render_all, conversations)
+        except ConfigError as error:
+            # The chat template took more time or memory than it may.
+            raise ConfigError(f"{error} It happened in {rows[0].source} to {rows[-1].source}.") from None
 
 
 def _render_texts(conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:

@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 
 from sft.common.errors import ConfigError
 from sft.prompting.control_tokens import special_tokens
+from sft.prompting.limits import check_length, template_limits
 from sft.prompting.messages import RowRefused
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ _ERRORS = (
     LookupError,
     AttributeError,
     ArithmeticError,
-    RecursionError,
+    RuntimeError,
+    SyntaxError,
+    AssertionError,
 )
 """Templates are third-party programs: any of these exceptions is about the conversation that they received."""
 
@@ -49,7 +52,7 @@ class ChatTemplate:
             tokenizer: A tokenizer with a chat template.
 
         Raises:
-            ConfigError: If the template cannot render a question and an answer.
+            ConfigError: If the template cannot render a question and an answer within the limits.
         """
         self._tokenizer = tokenizer
         self._contents_are_parts = False
@@ -59,25 +62,26 @@ class ChatTemplate:
         self._special_token = re.compile("|".join(known) or "(?!)")
         self._marker = re.compile("|".join([*known, _TAG]))
         self._atom = re.compile("|".join([*known, _TAG, _BRACKETS, r"\w+"]))
-        self.tail, before = self._find_tail()
-        """The text that it writes after a last answer."""
-        between = self._after_probe([*before, _QUESTION, _ANSWER, {"role": "user", "content": _NEXT}])
-        between = between.partition(_NEXT)[0]
-        self._openings = self._find_openings(before)
-        asked, prompt, answered = self._around_question(before)
-        self.next_header = self._find_next_header(between, asked, prompt)
-        """The part of the tail that begins another answer: some templates end every conversation like a prompt."""
-        asked_common = common_length(asked.removesuffix(self.next_header), prompt, 0)
-        answered_common = common_length(answered, prompt, 0)
-        header_start = self.last_boundary(prompt, 0, asked_common)
-        self.header = prompt[header_start : self.last_boundary(prompt, 0, answered_common)]
-        """The text that begins an answer, both in a prompt and in a conversation."""
-        self.end_marker = ""
-        tail = self.tail.removesuffix(self.next_header)
-        self.end_marker = tail[: self.end_in(tail)] if tail.strip() else ""
-        """The part of the tail that ends the answer (`<|im_end|>`); empty if there is none."""
-        self.end_by_opener = "" if self.end_marker else self.marker_at(between.lstrip(), 0)
-        """If there is no end marker: the marker that begins the next turn, and so ends an answer."""
+        with template_limits(tokenizer):
+            self.tail, before = self._find_tail()
+            """The text that it writes after a last answer."""
+            between = self._after_probe([*before, _QUESTION, _ANSWER, {"role": "user", "content": _NEXT}])
+            between = between.partition(_NEXT)[0]
+            self._openings = self._find_openings(before)
+            asked, prompt, answered = self._around_question(before)
+            self.next_header = self._find_next_header(between, asked, prompt)
+            """The part of the tail that begins another answer: some templates end every conversation like a prompt."""
+            asked_common = common_length(asked.removesuffix(self.next_header), prompt, 0)
+            answered_common = common_length(answered, prompt, 0)
+            header_start = self.last_boundary(prompt, 0, asked_common)
+            self.header = prompt[header_start : self.last_boundary(prompt, 0, answered_common)]
+            """The text that begins an answer, both in a prompt and in a conversation."""
+            self.end_marker = ""
+            tail = self.tail.removesuffix(self.next_header)
+            self.end_marker = tail[: self.end_in(tail)] if tail.strip() else ""
+            """The part of the tail that ends the answer (`<|im_end|>`); empty if there is none."""
+            self.end_by_opener = "" if self.end_marker else self.marker_at(between.lstrip(), 0)
+            """If there is no end marker: the marker that begins the next turn, and so ends an answer."""
 
     def apply(self, messages: Messages, tools: Sequence[Any] | None, *, add_generation_prompt: bool = False) -> str:
         """The text of a conversation.
@@ -97,6 +101,8 @@ class ChatTemplate:
             texts = self._tokenizer.apply_chat_template(
                 [self._plain(messages) for messages in conversations], tokenize=False, add_generation_prompt=False
             )
+            for messages, text in zip(conversations, texts, strict=True):
+                check_length(self._tokenizer, text, messages, None)
             return cast("list[str | RowRefused]", texts)
         except _ERRORS:
             results: list[str | RowRefused] = []
@@ -170,6 +176,7 @@ class ChatTemplate:
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )
+        check_length(self._tokenizer, cast(str, text), messages, tools)
         return cast(str, text)
 
     def _plain(self, messages: Messages) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from sft.common.errors import ConfigError
 from sft.common.text import size
 from sft.configuration.schema import QuantizationConfig
 from sft.modeling.fitting import set_generation_defaults
+from sft.prompting.limits import render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +86,7 @@ def _model_card(saved: SavedModel, tokenizer: "PreTrainedTokenizerBase", name: s
     example = None
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
-        example = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        example = render_chat(tokenizer, turns)
     run_folder, path = saved.record.folder, Path(saved.name_or_path)
     checkpoints = [] if run_folder is None else [checkpoint.absolute() for checkpoint in list_checkpoints(run_folder)]
     facts = CardFacts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sft.prompting.limits import render_chat
 from sft.reporting.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -38,4 +39,4 @@ def _render(pair: tuple[str, str], tokenizer: "PreTrainedTokenizerBase") -> str:
     if not tokenizer.chat_template:
         return f"{question} {answer}"
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False))
+    return render_chat(tokenizer, turns)
