@@ -13,11 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sft.common.data_records import Conversation, RenderedText
-<<<<<<< HEAD
-from sft.prompting.message_keys import MessageKeys, with_thoughts
-=======
 from sft.prompting.limits import template_limits
->>>>>>> 602acc9 (Chat templates are limited in processor time, memory and length of text)
+from sft.prompting.message_keys import MessageKeys, with_thoughts
 from sft.prompting.messages import RowRefused, checked_text
 from sft.prompting.shapes import Shapes
 from sft.prompting.template import ChatTemplate
@@ -85,20 +82,15 @@ class ChatRenderer:
         return result
 
     def render_all(self, conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:
-<<<<<<< HEAD
-        """Render many conversations, which is faster. A refused one yields its refusal."""
-        conversations = [self._keys.offer(conversation) for conversation in conversations]
-=======
         """Render many conversations, which is faster. A refused one yields its refusal.
 
         Raises:
             ConfigError: If the template takes more than it may (`sft/prompting/limits.py`).
         """
         with template_limits(self._tokenizer, [conversation.messages for conversation in conversations]):
-            return self._render_all(conversations)
+            return self._render_all([self._keys.offer(conversation) for conversation in conversations])
 
     def _render_all(self, conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:
->>>>>>> 602acc9 (Chat templates are limited in processor time, memory and length of text)
         plain = [index for index, conversation in enumerate(conversations) if not conversation.tools]
         texts: list[str | RowRefused | None] = [None] * len(conversations)
         for index, rendered in zip(
@@ -119,13 +111,9 @@ class ChatRenderer:
 
     def render_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
         """The text of a prompt, which ends where the model has to answer."""
-<<<<<<< HEAD
-        given = [with_thoughts(message) for message in messages]
-        return self._template.apply(given, tools, add_generation_prompt=True)
-=======
         with template_limits(self._tokenizer, [messages]):
-            return self._template.apply(messages, tools, add_generation_prompt=True)
->>>>>>> 602acc9 (Chat templates are limited in processor time, memory and length of text)
+            given = [with_thoughts(message) for message in messages]
+            return self._template.apply(given, tools, add_generation_prompt=True)
 
     def _with_trained_spans(self, conversation: Conversation, text: str) -> RenderedText:
         """The rendered text with its trained spans: here it is decided which characters are trained."""
