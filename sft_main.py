@@ -202,7 +202,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     prepared = prepare_model(config, model, tokenizer, precision, actual, is_chat=data.is_chat)
     plan = resolve_batches(config, data, prepared, context, actual=actual, limits=limits, resume=resume)
     prepared = with_micro_batch_size(prepared, plan.per_device_train_batch_size)
-    identity = identify_run(config, data, prepared, resume)
+    identity = identify_run(config, data, prepared, context.device, resume)
     check_resume(resume, identity, plan)
     setup = RunSetup(
         config=config,

@@ -165,7 +165,7 @@ def trainer_of(config: Any, context: Any, data: Any, prepared: Any) -> Any:
         prepared=prepared,
         plan=plan,
         limits=MemoryLimits(budget_bytes=0, process_bytes=0),
-        identity=identify_run(config, data, prepared, None),
+        identity=identify_run(config, data, prepared, context.device),
     )
     Path(config.training.output_dir).mkdir(parents=True, exist_ok=True)
     return build_trainer(setup, build_training_arguments(setup, context))

@@ -12,7 +12,7 @@ from typing import Any
 
 from sft.checkpointing.manifest import find_damage
 from sft.checkpointing.resume_point import ResumePoint, checkpoint_step
-from sft.checkpointing.same_run import find_changes
+from sft.checkpointing.same_run import find_changes, find_other_environment
 from sft.common.errors import ConfigError
 
 logger = logging.getLogger("sft.train")
@@ -108,7 +108,7 @@ def check_same_run(
 
     Args:
         resume_point: the checkpoint.
-        entries: `configuration` and `data` of this run, as in a manifest.
+        entries: `configuration`, `data` and `environment` of this run, as in a manifest.
         plan: the batch plan of this run, as in a manifest.
         world_size: the number of processes of this run.
 
@@ -120,6 +120,7 @@ def check_same_run(
         raise ConfigError(*refused)
     if allowed:
         logger.info("Changed since %s: %s.", resume_point.name, "; ".join(allowed))
+    _log_other_environment(resume_point, entries.get("environment") or {})
     before = resume_point.manifest.get("world_size")
     if before != world_size:
         logger.info(
@@ -128,6 +129,25 @@ def check_same_run(
             resume_point.name,
             before,
             world_size,
+        )
+
+
+def _log_other_environment(resume_point: ResumePoint, environment: Mapping[str, Any]) -> None:
+    """Logs in one line what computes this run and did not compute the one that saved the checkpoint."""
+    saved = resume_point.manifest.get("environment")
+    if saved is None:
+        logger.info(
+            "%s does not record the threads, CPU and library versions that computed it. If they are others, sums are "
+            "rounded differently.",
+            resume_point.name,
+        )
+        return
+    changes = find_other_environment(saved, environment)
+    if changes:
+        logger.info(
+            "Computed otherwise than %s: %s. Sums may be rounded differently, and random numbers (dropout) may differ.",
+            resume_point.name,
+            "; ".join(changes),
         )
 
 

@@ -29,6 +29,15 @@ STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 """Schedules whose state contains the learning rate itself."""
 IGNORED_KEYS = ("output_dir", "resume_from_checkpoint", "data_cache_dir")
 """Paths, which do not change what is trained."""
+ENVIRONMENT_NAMES = {
+    "num_threads": "threads",
+    "cpu": "CPU",
+    "gpu": "GPU",
+    "instruction_set": "CPU instructions",
+    "reuses_freed_memory": "reuse of freed memory",
+}
+"""What the entries of an environment are called in a message, where that is not their key."""
+UNSET = "unset"
 
 
 def find_changes(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -61,6 +70,26 @@ def find_changes(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, A
         refused += _data_problems(name, saved.get("data") or {}, now.get("data") or {}, allowed)
     refused += _plan_problems(name, saved.get("batch_plan"), now.get("batch_plan"))
     return refused, allowed
+
+
+def find_other_environment(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What computes this run and did not compute the one that saved a checkpoint, each `name before -> now`.
+
+    Args:
+        saved: the `environment` of its manifest (`sft.common.machine_records.ComputeEnvironment`).
+        now: of this run.
+    """
+    changes = []
+    for key in saved.keys() & now.keys():
+        before, after = saved[key], now[key]
+        if not isinstance(before, Mapping):
+            before, after = {ENVIRONMENT_NAMES.get(key, key): before}, {ENVIRONMENT_NAMES.get(key, key): after}
+        changes += [
+            f"{name} {_shown(before.get(name, UNSET))} -> {_shown(after.get(name, UNSET))}"
+            for name in before.keys() | after.keys()
+            if before.get(name, UNSET) != after.get(name, UNSET)
+        ]
+    return sorted(changes)
 
 
 def _why_refused(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:

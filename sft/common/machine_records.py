@@ -120,6 +120,31 @@ def too_many_processes(count: int, gpus: int | None, cores: int) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ComputeEnvironment:
+    """What the sums of a run are computed by, on its first process: elsewhere they may be rounded differently.
+
+    Checkpoints keep it, and a run that is resumed elsewhere logs what differs (see `sft.checkpointing.same_run`).
+    """
+
+    device: str
+    """`cpu`, `cuda` or `mps`."""
+    gpu: str | None
+    """Its name; None on CPU."""
+    cpu: str
+    """The vendor's name of the CPU."""
+    instruction_set: str
+    """The widest vector instructions that torch uses on it: `AVX2`, `AVX512`, ..."""
+    num_threads: int
+    """Threads that a sum is split over."""
+    versions: Mapping[str, str]
+    """Of the libraries that affect results."""
+    variables: Mapping[str, str]
+    """Environment variables that choose other kernels, as far as they are set."""
+    reuses_freed_memory: bool
+    """Whether the heap keeps freed memory: affects memory and speed, not the results."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchOptions:
     """How the processes of a run are started: command-line options, since they describe machines, not the run."""
 

@@ -17,6 +17,18 @@ LAUNCHER_VARIABLE = "SFT_LAUNCHER"
 _PR_SET_PDEATHSIG = 1
 """Option of Linux's `prctl`: the signal that this process receives when its parent ends (linux/prctl.h)."""
 
+_KERNEL_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+
 
 def is_launched() -> bool:
     """Whether a launcher (torchrun, srun with its variables) started this process."""
@@ -119,6 +131,11 @@ def is_set(name: str) -> bool:
 def num_usable_cores() -> int:
     """CPU cores that this process may use: a scheduler such as SLURM may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def kernel_variables() -> dict[str, str]:
+    """The environment variables that make libraries compute with other kernels, as far as they are set."""
+    return {name: os.environ[name] for name in _KERNEL_VARIABLES if name in os.environ}
 
 
 def user_cache_folder() -> Path:

@@ -28,7 +28,7 @@ def reuse_freed_memory(wanted: bool | Literal["auto"], device: str) -> bool:
         wanted: `auto` means on CPU only; on a GPU activations are not on this heap.
         device: of this process.
     """
-    if wanted is False or (wanted == "auto" and device != "cpu"):
+    if not _is_wanted(wanted, device):
         return False
     mallopt = _mallopt()
     done = mallopt is not None and all(
@@ -40,10 +40,19 @@ def reuse_freed_memory(wanted: bool | Literal["auto"], device: str) -> bool:
     return done
 
 
+def keeps_freed_memory(wanted: bool | Literal["auto"], device: str) -> bool:
+    """Whether `reuse_freed_memory` has an effect: it is requested or suits the device, and the C library is glibc."""
+    return _is_wanted(wanted, device) and _mallopt() is not None
+
+
 def release_freed_memory() -> None:
     """Return free heap memory to the system, once; does nothing if the C library is not glibc."""
     if _mallopt() is not None:
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_wanted(wanted: bool | Literal["auto"], device: str) -> bool:
+    return wanted is True or (wanted == "auto" and device == "cpu")
 
 
 def _mallopt() -> Callable[[int, int], int] | None:

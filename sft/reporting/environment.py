@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from sft.common.machine_records import Environment
+from sft.common.machine_records import ComputeEnvironment, Environment
 from sft.common.run_records import DistributedContext, ModelFootprint
 from sft.processes.device_memory import total_memory_bytes
-from sft.processes.environment import num_processes_here, num_usable_cores
+from sft.processes.environment import kernel_variables, num_processes_here, num_usable_cores
 from sft.reporting.report.records import Machine
 from sft.reporting.summary import installed_versions
 
@@ -64,6 +64,25 @@ def describe_machine(context: DistributedContext) -> Machine:
         processes_here=num_processes_here(context.world_size),
         system=platform.platform(),
         versions=installed_versions(),
+    )
+
+
+def compute_environment(device: str, *, reuses_freed_memory: bool) -> ComputeEnvironment:
+    """What this process computes by.
+
+    Args:
+        device: of this process.
+        reuses_freed_memory: whether the heap keeps freed memory.
+    """
+    return ComputeEnvironment(
+        device=device.partition(":")[0],
+        gpu=None if device == "cpu" else device_name(device),
+        cpu=device_name("cpu"),
+        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        num_threads=torch.get_num_threads(),
+        versions=installed_versions(),
+        variables=kernel_variables(),
+        reuses_freed_memory=reuses_freed_memory,
     )
 
 

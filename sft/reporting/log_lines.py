@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sft.common.data_records import DataReport, SplitReport
+from sft.common.machine_records import ComputeEnvironment
 from sft.common.run_records import BatchPlan, EvaluationResult, ModelFootprint, Precision, SampleAnswer
 from sft.common.text import change_text, counted, first_of, note_text, percent, printable, share_text
 from sft.configuration.schema import QuantizationConfig
@@ -112,10 +113,11 @@ def batch_text(plan: BatchPlan) -> str:
     )
 
 
-def output_line(device_name: str, output_dir: str, logging_dir: str | None) -> str:
+def output_line(environment: ComputeEnvironment, output_dir: str, logging_dir: str | None) -> str:
     """The device, the output folder, and how to watch the run."""
+    device = environment.gpu or f"{environment.cpu}, {counted(environment.num_threads, 'thread')}"
     watch = f" Watch it with: tensorboard --logdir {logging_dir}" if logging_dir else ""
-    return f"Device: {device_name}. Output: {output_dir}.{watch}"
+    return f"Device: {device}. Output: {output_dir}.{watch}"
 
 
 def trial_line(what: str, size: int, unit: str, tried: Sequence[int], peak_bytes: int | None, budget_bytes: int) -> str:

@@ -17,7 +17,6 @@ from sft.modeling.compiling import compile_layers
 from sft.processes.environment import tensorboard_folder
 from sft.processes.signals import StopRequest
 from sft.processes.terminal import live_terminal
-from sft.reporting.environment import device_name
 from sft.reporting.log_lines import output_line
 from sft.reporting.metrics_log import MetricsLog
 from sft.reporting.trackers.install import Trackers, install_trackers
@@ -87,7 +86,7 @@ def add_display(trainer: EvaluatingTrainer) -> DisplayCallback | None:
         return None
     has_tensorboard = "tensorboard" in (trainer.args.report_to or ())
     logging_dir = tensorboard_folder() if has_tensorboard else None
-    logger.info(output_line(device_name(setup.context.device), str(trainer.args.output_dir), logging_dir))
+    logger.info(output_line(setup.identity.environment, str(trainer.args.output_dir), logging_dir))
     display = DisplayCallback(
         trainer.progress,
         first_step=setup.first_step,

@@ -24,7 +24,7 @@ from sft.common.errors import CheckpointError, one_line
 from sft.modeling.sharded_state import gather_optimizer_state, gather_weights, save_shards
 from sft.modeling.state_copy import copy_to_memory, state_bytes
 from sft.processes.agreement import agree_on_problem
-from sft.processes.device_memory import memory_for_copy
+from sft.processes.device_memory import memory_for_copy, peak_memory_bytes
 from sft.processes.environment import trackers_take_checkpoints
 from sft.training.hub_pushes import HubPushes
 from sft.training.output_folder import confirm_output
@@ -84,6 +84,7 @@ class CheckpointedTrainer(ResumingTrainer):
             "step": self.state.global_step,
             "world_size": self.context.world_size,
             "save_only_model": self.args.save_only_model,
+            "peak_memory_bytes": peak_memory_bytes(self.context.device),
             **self.setup.identity.as_manifest(),
             **self.before.as_manifest(),
         }

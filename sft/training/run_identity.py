@@ -11,11 +11,14 @@ from sft.checkpointing.checkpoints import check_same_run, check_steps_are_left
 from sft.checkpointing.resume_point import ResumePoint
 from sft.common.data_records import TrainingData
 from sft.common.files import json_safe
+from sft.common.machine_records import ComputeEnvironment
 from sft.common.run_records import Answer, BatchPlan, EvaluationResult, Precision
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_sha256, config_values
 from sft.data.digest import rows_digest
 from sft.data.store import PreparedRows
+from sft.processes.heap import keeps_freed_memory
+from sft.reporting.environment import compute_environment
 from sft.reporting.summary import plan_entries
 from sft.training.prepared_model import PreparedModel
 
@@ -41,6 +44,7 @@ class RunIdentity:
     precision: Precision
     layout: str
     """`padding-free` or `padded`."""
+    environment: ComputeEnvironment
 
     def as_manifest(self) -> dict[str, Any]:
         """The part of a checkpoint's manifest that describes the run, ready for JSON."""
@@ -64,7 +68,7 @@ class BeforeTraining:
 
 
 def identify_run(
-    config: SFTConfig, data: TrainingData, prepared: PreparedModel, resume: ResumePoint | None
+    config: SFTConfig, data: TrainingData, prepared: PreparedModel, device: str, resume: ResumePoint | None = None
 ) -> RunIdentity:
     """The identity of the run that is about to start.
 
@@ -72,6 +76,7 @@ def identify_run(
         config: the whole configuration.
         data: the prepared rows.
         prepared: the model; its precision and layout are part of the identity.
+        device: of this process.
         resume: the checkpoint to resume from. In the same output folder, trackers continue the same run.
     """
     known_id = None
@@ -89,6 +94,9 @@ def identify_run(
         wandb_run_id=known_id or uuid.uuid4().hex[:8],
         precision=prepared.precision,
         layout=prepared.layout.name,
+        environment=compute_environment(
+            device, reuses_freed_memory=keeps_freed_memory(config.training.reuse_freed_memory, device)
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from sft.checkpointing.checkpoints import (
 )
 from sft.checkpointing.manifest import write_manifest
 from sft.checkpointing.resume_point import ResumePoint
-from sft.checkpointing.same_run import find_changes
+from sft.checkpointing.same_run import find_changes, find_other_environment
 from tests.support import messages
 from tests.support.checkpoints import make_checkpoint
 
@@ -31,6 +31,16 @@ SETTINGS = {
     "lr_scheduler_type": "linear",
 }
 DATA = {"train": "digest", "train_rows": 24, "validation": "another"}
+ENVIRONMENT = {
+    "device": "cpu",
+    "gpu": None,
+    "cpu": "A",
+    "instruction_set": "AVX512",
+    "num_threads": 1,
+    "versions": {"torch": "2.13.0", "peft": "0.21.2"},
+    "variables": {},
+    "reuses_freed_memory": True,
+}
 PLAN = {"global_batch_size": 4, "packs": None}
 
 
@@ -92,10 +102,52 @@ def test_find_changes_refuses_other_data_and_another_step_size():
     assert changes(data={"validation": "other"}) == ([], ["the validation data"])
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("num_threads", 2, "threads 1 -> 2"),
+        ("cpu", "B", "CPU A -> B"),
+        ("instruction_set", "AVX2", "CPU instructions AVX512 -> AVX2"),
+        ("device", "cuda", "device cpu -> cuda"),
+        ("gpu", "H100", "GPU null -> H100"),
+        ("reuses_freed_memory", False, "reuse of freed memory True -> False"),
+        ("versions", {"torch": "2.11.0", "peft": "0.21.2"}, "torch 2.13.0 -> 2.11.0"),
+        ("versions", {"torch": "2.13.0"}, "peft 0.21.2 -> unset"),
+        ("versions", {"torch": "2.13.0", "peft": "0.21.2", "x": "1"}, "x unset -> 1"),
+        ("variables", {"ONEDNN_MAX_CPU_ISA": "AVX2"}, "ONEDNN_MAX_CPU_ISA unset -> AVX2"),
+    ],
+)
+def test_find_other_environment_names_each_difference(key, value, line):
+    assert find_other_environment(ENVIRONMENT, ENVIRONMENT) == []
+    assert find_other_environment(ENVIRONMENT, ENVIRONMENT | {key: value}) == [line]
+
+
+def test_find_other_environment_sorts_and_ignores_entries_of_another_version():
+    now = ENVIRONMENT | {"num_threads": 2, "cpu": "B", "new": 1}
+    assert find_other_environment(ENVIRONMENT | {"old": 1}, now) == ["CPU A -> B", "threads 1 -> 2"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "expected"),
+    [
+        (ENVIRONMENT, ENVIRONMENT, None),
+        (ENVIRONMENT, ENVIRONMENT | {"num_threads": 2, "cpu": "B"}, ": CPU A -> B; threads 1 -> 2."),
+        (None, ENVIRONMENT, "checkpoint-6 does not record the threads"),
+    ],
+)
+def test_check_same_run_logs_another_environment_in_one_line(tmp_path, caplog, saved, now, expected):
+    manifest = {"configuration": SETTINGS, "data": DATA, "world_size": 1, "environment": saved}
+    point = ResumePoint(path=tmp_path / "checkpoint-6", step=6, manifest=manifest)
+    with caplog.at_level("INFO", "sft.train"):
+        check_same_run(point, {"configuration": SETTINGS, "data": DATA, "environment": now}, PLAN, 1)
+    assert len(caplog.messages) == (expected is not None)
+    assert expected is None or expected in caplog.text
+
+
 def test_check_same_run_logs_another_number_of_processes(tmp_path, caplog):
     checkpoint = make_checkpoint(tmp_path, 6)
-    write_manifest(checkpoint, {"configuration": SETTINGS, "data": DATA, "batch_plan": PLAN, "world_size": 2})
-    facts = {"configuration": SETTINGS, "data": DATA}
+    facts = {"configuration": SETTINGS, "data": DATA, "environment": ENVIRONMENT}
+    write_manifest(checkpoint, {**facts, "batch_plan": PLAN, "world_size": 2})
     with caplog.at_level("INFO", "sft.train"):
         check_same_run(ResumePoint.read(checkpoint), facts, PLAN, 2)
         assert caplog.messages == []

@@ -48,7 +48,7 @@ def setup_of(
     config = config_of(training)
     prepared = prepare_model(config, model, tokenizer, FLOAT32, context, is_chat=data.is_chat)
     plan = resolve_batch_plan(training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=64)
-    identity = identify_run(config, data, prepared, None)
+    identity = identify_run(config, data, prepared, context.device)
     return RunSetup(
         config=config,
         context=context,

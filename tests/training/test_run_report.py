@@ -12,6 +12,7 @@ from sft.common.data_records import TrainingData
 from sft.common.run_records import BatchPlan, DistributedContext
 from sft.configuration.values import config_sha256, config_values
 from sft.modeling.footprint import footprint
+from sft.reporting.environment import compute_environment
 from sft.training.run_identity import DataDigests, RunIdentity
 from sft.training.run_report import RunReport
 from sft.training.run_setup import RunSetup
@@ -43,6 +44,7 @@ def report_into(folder, prepared, *, rank=0):
         wandb_run_id="",
         precision=FLOAT32,
         layout="padded",
+        environment=compute_environment("cpu", reuses_freed_memory=False),
     )
     setup = RunSetup(
         config=config,
