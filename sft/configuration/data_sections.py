@@ -69,8 +69,8 @@ class DataConfig:
     files are used; file names that contain train, valid, dev, eval or test assign them to splits."""
 
     train_file: PathText | None = None
-    """Training data: a file (JSON, JSONL, CSV, TXT, Parquet; optionally .gz or .zst), a glob (*.jsonl), or a folder,
-    whose files are assigned to splits as for `dataset_path`."""
+    """Training data: a file (JSON, JSONL, CSV, TXT, Parquet; optionally .gz or .zst), a glob (*.jsonl), or a folder:
+    one written by `save_to_disk`, or one whose files are assigned to splits as for `dataset_path`."""
 
     validation_file: PathText | None = None
     """Validation data, in the same forms as `train_file`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from pathlib import Path
@@ -109,9 +109,7 @@ def open_sources(config: DataConfig) -> OpenedSources:
     train = tuple(source for one in opened for source in one.train)
     validation = tuple(source for one in opened for source in one.validation)
     if config.validation_file is not None:
-        files = find_files(config.validation_file, config.dataset_path)
-        entry = DatasetSource(path=config.validation_file, columns=config.dataset_columns)
-        validation = (_source(entry, files),)
+        validation = (_open_validation(config.validation_file, config),)
     trained = {file for source in train for file in source.files}
     validation = tuple(source for source in validation if config.validation_file or not trained & set(source.files))
     used = trained | {file for source in validation for file in source.files}
@@ -130,29 +128,63 @@ def _only_entry(config: DataConfig) -> DatasetSource:
     )
 
 
+def _open_validation(name: str, config: DataConfig) -> Source:
+    """The source that `validation_file` names."""
+    entry = DatasetSource(path=name, columns=config.dataset_columns)
+    folder = Path(config.dataset_path or ".") / name
+    if not is_saved_dataset(folder):
+        return _source(entry, find_files(name, config.dataset_path))
+    splits = load_splits(str(folder), None, None, key="validation_file")
+    split = _split_meant(splits, "validation") or _split_meant(splits, "test")
+    if split is None and len(splits) > 1:
+        raise DataError(f"validation_file: {folder} has no split 'validation'. Splits: {', '.join(splits)}.")
+    split = split or next(iter(splits))
+    return _source(replace(entry, path=None, name=str(folder)), split, dataset=splits[split])
+
+
 def _open(entry: DatasetSource, config: DataConfig, finds_validation: bool) -> OpenedSources:
     """The split that an entry asks for, and the validation split next to training data if `finds_validation`."""
     if entry.name is None:
         base = config.dataset_path if config.train_file is not None else None
+        folder = Path(base or ".") / str(entry.path)
+        if is_saved_dataset(folder):
+            key = "path" if config.datasets else "dataset_path" if config.train_file is None else "train_file"
+            return _open_dataset(replace(entry, path=None, name=str(folder)), config, finds_validation, key)
         # All files of a glob are taken, except under `dataset_path`, where a glob is treated like a folder.
         split_by_name = config.train_file is None and not config.datasets
         return _open_files(entry, base, finds_validation, split_by_name=split_by_name)
     folder = Path(entry.name).expanduser()
     if folder.is_dir() and not is_saved_dataset(folder) and entry.config is None:
         return _open_files(replace(entry, path=str(folder)), None, finds_validation)
-    splits = load_splits(entry.name, entry.config, entry.split, streaming=config.streaming)
-    wanted = entry.split or "train"
-    if wanted not in splits:
-        raise DataError(f"{entry.name}: no split {wanted!r}. Splits: {', '.join(splits)}.")
+    return _open_dataset(entry, config, finds_validation, "dataset_name")
+
+
+def _open_dataset(entry: DatasetSource, config: DataConfig, finds_validation: bool, key: str) -> OpenedSources:
+    """Open a dataset of the `datasets` library, which `key` of the settings names."""
+    name = str(entry.name)
+    splits = load_splits(name, entry.config, entry.split, streaming=config.streaming, key=key)
+    wanted = entry.split if entry.split in splits else _split_meant(splits, entry.split or "train")
+    if wanted is None:
+        raise DataError(f"{name}: no split {entry.split or 'train'!r}. Splits: {', '.join(splits)}.")
     validation: tuple[Source, ...] = ()
+    beside = _split_meant(splits, "validation")
     # The rows of a streamed dataset are not stored, but validation data is read repeatedly.
-    if finds_validation and not config.streaming and wanted == "train" and "validation" in splits:
-        validation = (_source(_unweighted(entry), "validation", dataset=splits["validation"]),)
+    if finds_validation and not config.streaming and wanted == _split_meant(splits, "train") and beside is not None:
+        validation = (_source(_unweighted(entry), beside, dataset=splits[beside]),)
     return OpenedSources(
         train=(_source(entry, wanted, dataset=splits[wanted]),),
         validation=validation,
-        unused=tuple(f"{entry.name}[{split}]" for split in splits),
+        unused=tuple(f"{name}[{split}]" for split in splits),
     )
+
+
+def _split_meant(splits: Iterable[str], wanted: str) -> str | None:
+    """The split of that name, or the only one whose name means the same (`dev` for `validation`)."""
+    if wanted in splits:
+        return wanted
+    meant = SPLIT_WORDS.get(wanted)
+    same = [split for split in splits if meant is not None and SPLIT_WORDS.get(split.lower()) == meant]
+    return same[0] if len(same) == 1 else None
 
 
 def _open_files(
@@ -168,6 +200,12 @@ def _open_files(
     """
     path = Path(base or ".") / str(entry.path)
     files = find_files(str(entry.path), base)
+    saved = sorted({str(file.parent) for file in files if is_saved_dataset(file.parent)})
+    if saved:
+        raise DataError(
+            f"{path}: contains datasets that `save_to_disk` wrote ({', '.join(saved[:5])}). Give the folder of one of "
+            "them (in validation_file that of another), or an entry of datasets for each."
+        )
     is_folder = path.is_dir() or (split_by_name and not path.is_file())
     groups = group_by_split(files, path) if is_folder or entry.split else {"train": files}
     wanted = SPLIT_WORDS.get(entry.split or "train", str(entry.split))

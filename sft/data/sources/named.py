@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether a folder was written by `Dataset.save_to_disk`."""
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    """Whether a folder was written by `save_to_disk` of a `Dataset` or a `DatasetDict`."""
+    if (folder / "dataset_dict.json").is_file():
+        return True
+    return (folder / "state.json").is_file() and (
+        (folder / "dataset_info.json").is_file() or any(folder.glob("*.arrow"))
+    )
 
 
 def load_splits(
-    name: str, configuration: str | None, split: str | None, *, streaming: bool = False
+    name: str, configuration: str | None, split: str | None, *, streaming: bool = False, key: str = "dataset_name"
 ) -> "dict[str, Dataset | IterableDataset]":
     """Load the splits of a dataset by name. For a slice (`train[:10%]`), only that slice, under this name.
 
@@ -35,6 +39,7 @@ def load_splits(
         configuration: Name of a configuration of the dataset.
         split: A split, or a slice of one.
         streaming: Read rows lazily from their location, without storing them.
+        key: The key of the settings that names it, for messages.
 
     Raises:
         DataError: If it cannot be loaded, in one line.
@@ -42,9 +47,8 @@ def load_splits(
     try:
         import datasets  # an optional package
     except ImportError:
-        raise DataError(
-            f"dataset_name {name!r} {missing_package('datasets')}. Or set train_file to read files."
-        ) from None
+        instead = " Or set train_file to read files." if key == "dataset_name" else ""
+        raise DataError(f"{key} {name!r} {missing_package('datasets')}.{instead}") from None
     folder = Path(name).expanduser()
     special = special_file_in(folder, ("**/*",))
     if special is not None:
@@ -60,15 +64,14 @@ def load_splits(
     except Exception as error:
         problem = None if folder.exists() else _hub_problem(error)
         if problem is not None:
-            raise DataError(f"dataset_name {name!r}: {problem}") from None
+            raise DataError(f"{key} {name!r}: {problem}") from None
         if isinstance(error, OSError):
-            raise DataError(f"dataset_name {name!r}: cannot be read: {_first_line(error)}") from None
+            raise DataError(f"{key} {name!r}: cannot be read: {_first_line(error)}") from None
         if isinstance(error, ValueError | LookupError | RuntimeError | datasets.exceptions.DatasetsError):
             # For example an unknown or missing configuration name (with a list of the known ones), an unknown split in
             # a slice, or a dataset that is a script, which the library refuses to run.
-            raise DataError(
-                f"dataset_name {name!r}, dataset_config_name {configuration!r}: {_first_line(error)}"
-            ) from None
+            which = f", dataset_config_name {configuration!r}" if key == "dataset_name" else ""
+            raise DataError(f"{key} {name!r}{which}: {_first_line(error)}") from None
         raise
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 

@@ -1,5 +1,6 @@
 """Datasets of the `datasets` library."""
 
+import json
 import re
 
 import datasets
@@ -117,3 +118,88 @@ def test_open_sources_reads_datasets_in_slices(tmp_path):
     assert [row.record for row in rows_of(source)] == [{**record, "more": {}} for record in records]
     assert [chunk.num_rows for chunk in source.chunks()] == [512, 512, 276]
     assert [row.source.line for row in rows_of(source)] == list(range(1, 1301))
+
+
+def saved(folder, *splits):
+    """A saved dataset: without splits a `Dataset`, otherwise a `DatasetDict`. Row i of split i is its only row."""
+    made = datasets.Dataset.from_list(ROWS)
+    whole = datasets.DatasetDict({split: made.select([i % 2]) for i, split in enumerate(splits)}) if splits else made
+    whole.save_to_disk(str(folder))
+    return str(folder)
+
+
+def opened_files(opened):
+    return [source.files for source in opened.train], [source.files for source in opened.validation]
+
+
+@pytest.mark.parametrize("key", ["train_file", "dataset_path", "dataset_name", "path", "name", "relative"])
+@pytest.mark.parametrize(
+    ("splits", "train", "validation"),
+    [
+        ((), "train", None),
+        (("train",), "train", None),
+        (("train", "validation", "test"), "train", "validation"),
+        (("training", "dev"), "training", "dev"),
+        (("train", "val"), "train", "val"),
+        (("train", "test"), "train", None),
+    ],
+)
+def test_open_sources_reads_a_saved_dataset_under_every_key(tmp_path, key, splits, train, validation):
+    folder = saved(tmp_path / "made", *splits)
+    config = {
+        "path": DataConfig(datasets=[DatasetSource(path=folder)]),
+        "name": DataConfig(datasets=[DatasetSource(name=folder)]),
+        "relative": DataConfig(dataset_path=str(tmp_path), train_file="made"),
+    }.get(key) or DataConfig(**{key: folder})
+    opened = open_sources(config)
+    expected = [(f"{folder}[{validation}]",)] if validation else []
+    assert opened_files(opened) == ([(f"{folder}[{train}]",)], expected)
+    assert [row.record for row in rows_of(opened.train[0])] == (ROWS[:1] if splits else ROWS)
+    if validation:
+        assert [row.record for row in rows_of(opened.validation[0])] == ROWS[1:]
+    assert opened.unused == tuple(f"{folder}[{split}]" for split in splits if split not in (train, validation))
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        ((), "train"),
+        (("train",), "train"),
+        (("train", "validation", "test"), "validation"),
+        (("train", "test"), "test"),
+        (("train", "dev"), "dev"),
+        (("eval",), "eval"),
+        (("held_out",), "held_out"),
+    ],
+)
+def test_validation_file_may_be_a_saved_dataset(tmp_path, splits, expected):
+    _write(tmp_path, train=2)
+    own = tmp_path / "train.jsonl"
+    folder = saved(tmp_path / "made", *splits)
+    opened = open_sources(DataConfig(train_file=str(own), validation_file=folder))
+    assert opened_files(opened)[1] == [(f"{folder}[{expected}]",)]
+    relative = open_sources(DataConfig(dataset_path=str(tmp_path), train_file="train.jsonl", validation_file="made"))
+    assert opened_files(relative)[1] == [(f"{folder}[{expected}]",)]
+
+
+def test_open_sources_names_what_a_saved_dataset_lacks(tmp_path):
+    several = saved(tmp_path / "several", "train", "odd", "even")
+    with pytest.raises(DataError, match=r"has no split 'validation'\. Splits: train, odd, even\."):
+        open_sources(DataConfig(train_file=several, validation_file=several))
+    with pytest.raises(DataError, match=r"no split 'test'\. Splits: train, odd, even\."):
+        open_sources(DataConfig(datasets=[DatasetSource(path=several, split="test")]))
+    with pytest.raises(DataError, match=r"contains datasets that `save_to_disk` wrote .*several"):
+        open_sources(DataConfig(train_file=str(tmp_path)))
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "dataset_dict.json").write_text("{")
+    for key in ("train_file", "validation_file"):
+        with pytest.raises(DataError, match=rf"^{key} '.*torn'") as caught:
+            open_sources(DataConfig(**{"train_file": several, key: str(tmp_path / "torn")}))
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_open_sources_does_not_take_a_folder_with_a_state_for_a_saved_dataset(tmp_path):
+    _write(tmp_path, train=2)
+    own = tmp_path / "train.jsonl"
+    (tmp_path / "state.json").write_text(json.dumps(ROWS))
+    assert str(own) in open_sources(DataConfig(train_file=str(tmp_path))).train[0].files
