@@ -16,6 +16,7 @@ import argparse
 import logging
 import math
 import random
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ import torch
 from tiny_corpus import Document, generate
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sft.modeling.saved_folder import finish_saved_folder
 
 logger = logging.getLogger("build_tiny_model")
 
@@ -358,9 +363,10 @@ def build(recipe: Recipe, output_dir: Path) -> float:
     model.half().float()  # The held-out loss is that of the stored, rounded weights.
     loss = held_out_loss(model, held_out_rows)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model.generation_config = GenerationConfig(max_new_tokens=64, do_sample=False, **ids)
+    model.generation_config = GenerationConfig(do_sample=False, **ids)
     model.half().save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+    finish_saved_folder(output_dir)
     (output_dir / "README.md").write_text(model_card(model, recipe, loss), encoding="utf-8")
     logger.info("held-out loss %.4f; saved to %s", loss, output_dir)
     return loss

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("sft.model")
+SPECIAL_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def fit_to_tokenizer(
@@ -50,9 +51,11 @@ def fit_to_tokenizer(
             )
         logger.info("The tokenizer has %d tokens, the model %d: adding new embeddings.", len(tokenizer), rows)
         model.resize_token_embeddings(len(tokenizer))
-    for special in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        # Trainer would do the same, with a warning.
-        setattr(model.config, special, getattr(tokenizer, special))
+    for name in SPECIAL_TOKEN_IDS:
+        ours, theirs = getattr(tokenizer, name), getattr(model.config, name, None)
+        # A token that the tokenizer does not define may still mean something to the model and to other programs.
+        if ours is not None and ours != theirs and not (isinstance(theirs, list) and ours in theirs):
+            setattr(model.config, name, ours)
 
 
 def set_generation_defaults(
@@ -65,7 +68,8 @@ def set_generation_defaults(
     generation = model.generation_config
     generation.eos_token_id = ends  # a list, as some versions of Trainer make it one
     generation.pad_token_id = tokenizer.pad_token_id
-    generation.bos_token_id = tokenizer.bos_token_id
+    if tokenizer.bos_token_id is not None:
+        generation.bos_token_id = tokenizer.bos_token_id
     if not generation.do_sample and (generation.temperature, generation.top_p, generation.top_k) != (None, None, None):
         # `save_pretrained` rejects sampling parameters without sampling.
         generation.temperature = generation.top_p = generation.top_k = None

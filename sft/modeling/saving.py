@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sft.modeling.saved_folder import finish_saved_folder
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,6 +56,7 @@ def save_final_model(
     if hasattr(model, "peft_config"):
         model.generation_config.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+    finish_saved_folder(output_dir)
 
 
 def _save_base_of_adapters(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
@@ -66,3 +69,4 @@ def _save_base_of_adapters(model: Any, tokenizer: "PreTrainedTokenizerBase", fol
     }
     base.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
+    finish_saved_folder(folder)

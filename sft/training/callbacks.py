@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from sft.batching.order import RankBatchSampler
+from sft.modeling.fitting import SPECIAL_TOKEN_IDS
 from sft.processes.watchdog import SLOW, Watchdog
 from sft.reporting.metrics_log import MetricsLog
 
@@ -35,6 +36,22 @@ class OrderCallback(TrainerCallback):
         if self._sampler is None:
             # Trainer counts from where the resumed stream starts.
             state.epoch = state.global_step / self._steps_per_epoch
+
+
+class SpecialTokensCallback(TrainerCallback):
+    """Keeps the special tokens of the model's configurations: Trainer aligns them with the tokenizer once more.
+
+    transformers 5.17 clears those that the tokenizer does not define, and keeps one end token of several.
+    """
+
+    def __init__(self, model: Any):
+        self._configurations = (model.config, model.generation_config)
+        self._kept = [[getattr(each, name, None) for name in SPECIAL_TOKEN_IDS] for each in self._configurations]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for configuration, kept in zip(self._configurations, self._kept, strict=True):
+            for name, value in zip(SPECIAL_TOKEN_IDS, kept, strict=True):
+                setattr(configuration, name, value)
 
 
 class MissedEvaluationCallback(TrainerCallback):

@@ -21,11 +21,13 @@ from transformers import TrainingArguments
 
 from sft.checkpointing.publish import UNFINISHED, describe_disk_error, publish, rotate
 from sft.common.errors import CheckpointError, one_line
+from sft.modeling.saved_folder import finish_saved_folder
 from sft.modeling.sharded_state import gather_optimizer_state, gather_weights, save_shards
 from sft.modeling.state_copy import copy_to_memory, state_bytes
 from sft.processes.agreement import agree_on_problem
 from sft.processes.device_memory import memory_for_copy, peak_memory_bytes
 from sft.processes.environment import trackers_take_checkpoints
+from sft.training.callbacks import SpecialTokensCallback
 from sft.training.hub_pushes import HubPushes
 from sft.training.output_folder import confirm_output
 from sft.training.resuming_trainer import OPTIMIZER, SCHEDULER, ResumingTrainer
@@ -61,6 +63,7 @@ class CheckpointedTrainer(ResumingTrainer):
             processing_class=setup.prepared.tokenizer,
             **kwargs,
         )
+        self.add_callback(SpecialTokensCallback(setup.prepared.model))
         if self.pushes_to_hub and self.is_world_process_zero():
             self.hub.open()
         fsdp = setup.config.fsdp
@@ -302,12 +305,13 @@ class CheckpointedTrainer(ResumingTrainer):
         self._to_write.append(lambda: self._save_folder(output_dir, weights))
 
     def _save_folder(self, output_dir: str | None, state_dict: dict | None) -> None:
-        """Trainer's own saving, with tied weights once."""
+        """Trainer's own saving, with tied weights once, then what makes the files readable elsewhere."""
         if state_dict is not None and self.is_deepspeed_enabled:
             # In DeepSpeed's copies a tied output layer looks like a second tensor; it would be saved twice.
             tied = getattr(self.model, "all_tied_weights_keys", None) or {}
             state_dict = {name: tensor for name, tensor in state_dict.items() if tied.get(name) not in state_dict}
         super()._save(output_dir, state_dict)
+        finish_saved_folder(output_dir or str(self.args.output_dir))
 
 
 def _try_to_copy(state: Any) -> Any | None:

@@ -144,6 +144,12 @@ def test_a_second_run_into_the_same_folder_is_refused(short_run, tmp_path):
     assert short_run().status == 0
 
 
+def finished_config(folder):
+    entries = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert entries["tokenizer_class"] == "PreTrainedTokenizerFast"
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
 def test_no_file_holds_a_token_and_no_checkpoint_a_pickle_that_could_run(short_run):
     run = short_run(hub_token="hf_a_secret_of_mine", report_to="tensorboard")
     assert run.status == 0, run.err
@@ -156,6 +162,10 @@ def test_no_file_holds_a_token_and_no_checkpoint_a_pickle_that_could_run(short_r
         with safe_globals():
             torch.load(path, weights_only=True)
     assert not list(run.output_dir.rglob("*.bin"))
+    # Every folder that another program may load is finished, before its digests were computed.
+    for folder in (run.output_dir, *run.output_dir.glob("checkpoint-*")):
+        assert finished_config(folder)["rope_theta"] == 10_000.0
+        assert folder == run.output_dir or find_damage(folder) == []
 
 
 def test_rotation_keeps_the_best_and_its_name_in_the_state(run_sft):

@@ -6,6 +6,7 @@ import pytest
 
 from sft.common.errors import ModelError
 from sft.modeling.fitting import fit_to_tokenizer, set_generation_defaults
+from sft.training.callbacks import SpecialTokensCallback
 from tests.support.small_models import VOCABULARY, build_model, build_tokenizer
 
 
@@ -35,3 +36,27 @@ def test_set_generation_defaults_ends_answers_at_the_end_of_a_turn():
     model = build_model("llama")
     assert set_generation_defaults(model, two_ends, is_chat=True) == [2, 0]
     assert model.generation_config.eos_token_id == [2, 0]
+
+
+def test_special_tokens_stay_as_the_base_has_them_unless_the_tokenizer_says_otherwise():
+    model, tokenizer = build_model("llama"), build_tokenizer()
+    assert tokenizer.bos_token_id is None
+    model.config.eos_token_id = [5, 2]
+    model.generation_config.bos_token_id = 0
+    fit_to_tokenizer(model, tokenizer, 64, adapters_only=False)
+    set_generation_defaults(model, tokenizer, is_chat=True)
+    assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (0, [5, 2], 0)
+    assert (model.generation_config.bos_token_id, model.generation_config.max_new_tokens) == (0, None)
+    other = build_tokenizer(eos_token="<|endoftext|>", bos_token="<|im_start|>")
+    other.pad_token = "<|im_end|>"
+    fit_to_tokenizer(model, other, 64, adapters_only=False)
+    assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, 0, 2)
+
+
+def test_what_trainer_changes_when_it_aligns_special_tokens_is_restored():
+    model = build_model("llama")
+    callback = SpecialTokensCallback(model)
+    for configuration in (model.config, model.generation_config):  # as transformers 5.17 does
+        configuration.bos_token_id = configuration.eos_token_id = None
+    callback.on_train_begin(None, None, None)
+    assert (model.config.bos_token_id, model.config.eos_token_id, model.generation_config.eos_token_id) == (0, 2, 2)
