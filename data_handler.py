@@ -65,6 +65,8 @@ def prepare_data(
 
     preparation = SourcePreparation(config, tokenizer, on_progress)
     train, validation = prepare_splits(preparation, sources, seed)
+    if config.unanswerable is not None and not any(source.record_format.has_unanswerable for source in train.prepared):
+        logger.info("unanswerable has no effect: no training source is in the format squad.")
     epoch_rows = rows_of_epoch(train, seed)
     report = count_data(train, epoch_rows, validation, has_own_validation=bool(sources.validation))
     stream = None

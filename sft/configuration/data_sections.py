@@ -19,6 +19,9 @@ RECORD_FORMATS = (
 )
 """Allowed values of `format`. The package `prompting`, which this one cannot import, defines what they mean."""
 
+SKIP = "skip"
+"""The value of `unanswerable` that is not an answer."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetSource:
@@ -113,6 +116,10 @@ class DataConfig:
     on_bad_rows: Literal["error", "skip"] = "error"
     """What to do with rows that cannot be used (invalid JSON, empty answer, ...). error: stop and list the first ten.
     skip: skip them and count them by reason."""
+
+    unanswerable: str | None = None
+    """Questions without an answer in the `squad` format (SQuAD 2.0). skip: skip and count them. Any other text, such as
+    "I don't know.", is trained as their answer. Default: they are rows that cannot be used, see `on_bad_rows`."""
 
     max_bad_row_share: WholeShare = 0.1
     """With `on_bad_rows: skip`: stop if more than this share of the rows of a split is skipped."""

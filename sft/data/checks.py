@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from sft.common.data_records import DataReport, SplitReport
+from sft.configuration.data_sections import SKIP
 from sft.configuration.schema import DataConfig
+from sft.prompting.formats import UNANSWERABLE
 
 LISTED_ROWS = 10
 """Dropped rows of a split that are listed."""
+_ANSWER_THEM = (
+    "For questions without an answer, set unanswerable: skip, which skips and counts them, or unanswerable: and "
+    'the text to train as their answer, such as "I don\'t know.".'
+)
 
 
 def find_problems(report: DataReport, config: DataConfig) -> list[str]:
@@ -16,6 +22,7 @@ def find_problems(report: DataReport, config: DataConfig) -> list[str]:
     problems: list[str] = []
     for name, split in zip(("train", "validation"), report.splits, strict=False):
         problems += _split_problems(name, split, config)
+    problems += _unanswerable(report, config)
     train = report.train
     if train.rows_used and not train.rows_with_trained_end:
         problems.append(_end_never_trained(train, config))
@@ -38,7 +45,14 @@ def find_problems(report: DataReport, config: DataConfig) -> list[str]:
 
 def stops_run(reason: str, config: DataConfig) -> bool:
     """Whether a single row dropped for this reason stops a run."""
+    if reason == UNANSWERABLE and config.unanswerable == SKIP:
+        return False
     return (config.on_too_long if reason == "too_long" else config.on_bad_rows) == "error"
+
+
+def is_dropped_on_request(reason: str, config: DataConfig) -> bool:
+    """Whether rows dropped for this reason do not count as bad: a setting asks for it."""
+    return reason == "too_long" or (reason == UNANSWERABLE and config.unanswerable == SKIP)
 
 
 def bad_row_lines(report: DataReport, config: DataConfig) -> list[str]:
@@ -46,6 +60,7 @@ def bad_row_lines(report: DataReport, config: DataConfig) -> list[str]:
     lines = []
     for split in report.splits:
         bad = _stopping(split, config)
+        bad.pop(UNANSWERABLE, None)  # one line names them all
         rows = [row for row in split.dropped_examples if row.problem.reason in bad]
         lines += [f"{row.source}: {row.problem.message} ({row.problem.reason})." for row in rows[:LISTED_ROWS]]
         if sum(bad.values()) > LISTED_ROWS:
@@ -56,6 +71,7 @@ def bad_row_lines(report: DataReport, config: DataConfig) -> list[str]:
 def _split_problems(name: str, split: SplitReport, config: DataConfig) -> Iterator[str]:
     bad = _stopping(split, config)
     too_long = bad.pop("too_long", 0)
+    unanswerable = bad.pop(UNANSWERABLE, 0)
     if too_long:
         assert split.lengths is not None  # too long rows were tokenized
         yield (
@@ -70,12 +86,12 @@ def _split_problems(name: str, split: SplitReport, config: DataConfig) -> Iterat
             f"{count:,} of {split.rows_read:,} {name} rows cannot be used ({_counted(bad)}). Fix them{longer}, or set "
             "on_bad_rows to skip, which drops and counts them."
         )
-    elif split.rows_used == 0:
+    elif split.rows_used == 0 and not unanswerable:
         yield (
             f"{split.files[0]}: none of its {split.rows_read:,} rows can be used, so there is no supervised token: "
             f"{_counted(split.rows_dropped)}."
         )
-    else:
+    elif not unanswerable:
         yield from _too_many_dropped(name, split, config)
 
 
@@ -85,15 +101,28 @@ def _stopping(split: SplitReport, config: DataConfig) -> dict[str, int]:
 
 
 def _too_many_dropped(name: str, split: SplitReport, config: DataConfig) -> Iterator[str]:
-    # Rows dropped for their length are dropped on request.
-    dropped = {reason: count for reason, count in split.rows_dropped.items() if reason != "too_long"}
+    dropped = {
+        reason: count for reason, count in split.rows_dropped.items() if not is_dropped_on_request(reason, config)
+    }
     count = sum(dropped.values())
     if count / split.rows_read > config.max_bad_row_share:
         yield (
             f"{count:,} of {split.rows_read:,} {name} rows ({count / split.rows_read:.1%}) are dropped "
             f"({_counted(dropped)}): more than max_bad_row_share {config.max_bad_row_share:g} allows. Fix the data or "
-            "raise max_bad_row_share."
+            f"raise max_bad_row_share.{f' {_ANSWER_THEM}' if UNANSWERABLE in dropped else ''}"
         )
+
+
+def _unanswerable(report: DataReport, config: DataConfig) -> Iterator[str]:
+    """One line for all questions without an answer that stop a run: there are many of them, all meant."""
+    found = []
+    for name, split in zip(("train", "validation"), report.splits, strict=False):
+        count = _stopping(split, config).get(UNANSWERABLE, 0)
+        rows = [row.source for row in split.dropped_examples if row.problem.reason == UNANSWERABLE]
+        if count:
+            found.append(f"{count:,} of {split.rows_read:,} {name} rows (the first is {rows[0]})")
+    if found:
+        yield f"{' and '.join(found)} are questions without an answer (unanswerable). {_ANSWER_THEM}"
 
 
 def _end_never_trained(split: SplitReport, config: DataConfig) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft.common.errors import DataError
+from sft.configuration.data_sections import SKIP
 from sft.configuration.schema import DataConfig
 from sft.data.cache import content_key, find_or_make
 from sft.data.dropped import DroppedRows
@@ -28,7 +29,7 @@ from sft.data.store import RowWriter, StoredRows
 from sft.data.workers import prepare_chunks
 from sft.processes.environment import num_usable_cores, user_cache_folder
 from sft.prompting.control_tokens import ControlTokens
-from sft.prompting.formats import RecordFormat, format_named
+from sft.prompting.formats import RecordFormat, format_named, with_answer_to_unanswerable
 from sft.prompting.rendering import ChatRenderer
 from sft.prompting.templates import PLAIN, set_chat_template
 from sft.prompting.tokenizing import RowTokenizer
@@ -121,6 +122,8 @@ class SourcePreparation:
                 truncate=self.config.on_too_long == "truncate",
                 end_token_ids=None if renderer is None else renderer.end_token_ids(),
             )
+            answer = None if self.config.unanswerable == SKIP else self.config.unanswerable
+            record_format = with_answer_to_unanswerable(record_format, answer)
             self._preparers[key] = RowPreparer(
                 record_format, source.columns, tokenizer, renderer, ControlTokens(self._tokenizer)
             )
@@ -213,6 +216,7 @@ class SourcePreparation:
                 "truncate": config.on_too_long == "truncate",
                 "train_on": config.train_on,
                 "add_end_token": config.add_end_token,
+                "unanswerable": None if config.unanswerable == SKIP else config.unanswerable,
                 **self._tokenizer_key,
                 "code": _code_digest(),
                 "versions": {name: version(name) for name in ("tokenizers", "transformers", "jinja2")},

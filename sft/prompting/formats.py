@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from sft.common.data_records import Conversation
@@ -22,6 +24,9 @@ from sft.prompting.messages import (
     text_field,
 )
 
+UNANSWERABLE = "unanswerable"
+"""Reason of a refusal: a question without an answer."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordFormat:
@@ -35,6 +40,8 @@ class RecordFormat:
     convert: Callable[[Mapping[str, Any]], Conversation]
     """Converts a record to a conversation; raises RowRefused."""
     description: str
+    has_unanswerable: bool = False
+    """Whether rows may be questions without an answer."""
 
     @property
     def is_chat(self) -> bool:
@@ -44,6 +51,13 @@ class RecordFormat:
 def find_format(columns: Collection[str]) -> RecordFormat | None:
     """The format of a dataset with these columns, or None."""
     return next((known for known in FORMATS if known.columns <= set(columns)), None)
+
+
+def with_answer_to_unanswerable(record_format: RecordFormat, answer: str | None) -> RecordFormat:
+    """The format with an answer to questions that have none; unchanged if all of its questions have one."""
+    if answer is None or not record_format.has_unanswerable:
+        return record_format
+    return replace(record_format, convert=partial(_from_squad, unanswerable=answer))
 
 
 def format_named(name: str) -> RecordFormat:
@@ -61,9 +75,15 @@ def _from_conversations(record: Mapping[str, Any]) -> Conversation:
     return conversation_of(_with_system(record, messages, "conversations"), "conversations", _tools(record))
 
 
-def _from_squad(record: Mapping[str, Any]) -> Conversation:
+def _from_squad(record: Mapping[str, Any], unanswerable: str | None = None) -> Conversation:
+    """A question about a context. `unanswerable` is the answer if the row says that the context has none."""
     context, question = text_field(record, "context"), text_field(record, "question")
-    return _exchange(record, f"{context}\n\n{question}", _squad_answer(record.get("answers")))
+    answers = _squad_answers(record.get("answers"))
+    if isinstance(answers, list | tuple) and not answers:
+        if unanswerable is None:
+            raise RowRefused(UNANSWERABLE, "'answers' is empty: the question has no answer in its context (SQuAD 2.0)")
+        return _exchange(record, f"{context}\n\n{question}", unanswerable)
+    return _exchange(record, f"{context}\n\n{question}", _first_answer(answers))
 
 
 def _from_alpaca(record: Mapping[str, Any]) -> Conversation:
@@ -121,6 +141,7 @@ FORMATS = (
         optional=frozenset({"system"}),
         convert=_from_squad,
         description="context + question + answers",
+        has_unanswerable=True,
     ),
     RecordFormat(
         name="alpaca",
@@ -204,17 +225,21 @@ def _tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
     return tuple(tools) or None
 
 
-def _squad_answer(answers: Any) -> str:
-    """The first answer of SQuAD's `{"text": [...]}`. A list of texts or of such objects is accepted too."""
-    if isinstance(answers, Mapping):
-        answers = answers.get("text")
+def _squad_answers(answers: Any) -> Any:
+    """The texts of SQuAD's `{"text": [...]}`; a list of texts or of such objects is accepted too."""
     if isinstance(answers, str):
-        answers = [answers]
-    if answers is None or (isinstance(answers, list | tuple) and not answers):
-        raise RowRefused("empty_answer", "'answers' contains no answer")
+        with suppress(ValueError, RecursionError):  # CSV keeps the object as JSON text
+            parsed = json.loads(answers)
+            answers = parsed if isinstance(parsed, dict | list) else answers
+    return answers.get("text") if isinstance(answers, Mapping) else answers
+
+
+def _first_answer(answers: Any) -> str:
     first = answers[0] if isinstance(answers, list | tuple) else answers
     if isinstance(first, Mapping):
         first = first.get("text")
+    if first is None:
+        raise RowRefused("empty_answer", "'answers' contains no answer")
     if not isinstance(first, str):
         raise RowRefused("wrong_type", f"'answers' must contain text, found {kind_of(first)}")
     if not first.strip():

@@ -14,7 +14,7 @@ from sft.common.data_records import DroppedRow
 from sft.common.errors import DataError
 from sft.common.run_records import DistributedContext
 from sft.configuration.schema import DataConfig
-from sft.data.checks import stops_run
+from sft.data.checks import is_dropped_on_request, stops_run
 
 logger = logging.getLogger("sft.train")
 LOGGED_DROPS = 10
@@ -29,15 +29,21 @@ class StreamDrops:
     @classmethod
     def for_data(cls, config: DataConfig) -> "StreamDrops":
         """By the same rules as for stored rows."""
-        return cls(stops_run=partial(stops_run, config=config), max_share=config.max_bad_row_share)
+        return cls(
+            stops_run=partial(stops_run, config=config),
+            is_on_request=partial(is_dropped_on_request, config=config),
+            max_share=config.max_bad_row_share,
+        )
 
-    def __init__(self, *, stops_run: Callable[[str], bool], max_share: float):
+    def __init__(self, *, stops_run: Callable[[str], bool], is_on_request: Callable[[str], bool], max_share: float):
         """
         Args:
             stops_run: whether a single row that is dropped for this reason ends the run.
+            is_on_request: whether rows dropped for this reason do not count as bad.
             max_share: of the rows read: if more are dropped, the run ends (after the first `MIN_SLOTS_FOR_SHARE` rows).
         """
         self._stops_run = stops_run
+        self._is_on_request = is_on_request
         self._max_share = max_share
         self.counts: Counter[str] = Counter()
         """Reason -> rows, of all processes."""
@@ -58,13 +64,14 @@ class StreamDrops:
         if stopping:
             raise DataError(
                 *(f"{line}." for line in stopping),
-                "Fix the rows, or set on_bad_rows: skip (on_too_long: drop) to skip and count them.",
+                "Fix the rows, or set on_bad_rows: skip (on_too_long: drop; unanswerable: skip) to skip and count "
+                "them.",
             )
         for line in lines[: max(LOGGED_DROPS - self.counts.total(), 0)]:
             logger.info("dropped  %s.", line)
         self._read += slots
         self.counts.update(row.problem.reason for row in dropped)
-        bad = self.counts.total() - self.counts["too_long"]
+        bad = sum(count for reason, count in self.counts.items() if not self._is_on_request(reason))
         if self._read >= MIN_SLOTS_FOR_SHARE and bad / self._read > self._max_share:
             raise DataError(
                 f"{bad:,} of the {self._read:,} rows streamed so far are dropped ({bad / self._read:.1%}): more than "

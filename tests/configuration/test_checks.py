@@ -172,6 +172,13 @@ def test_load_config_rejects_a_missing_model_folder(folder, name):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        *(
+            (
+                f"train_file: train.jsonl\nunanswerable: {given}\n",
+                f':3: unanswerable: {found!r} is neither skip nor a text to answer, like "I don\'t know.".',
+            )
+            for given, found in (("''", ""), ("' '", " "), ("drop", "drop"), ("Skip", "Skip"), ("error", "error"))
+        ),
         ("datasets:\n", ":2: datasets: expected a list of mappings, found no value."),
         ("datasets: []\n", ": train_file: no training data; set train_file, dataset_path, dataset_name or datasets."),
         ("datasets:\n  - weight: 2\n", ":3: datasets[0]: no data source; set path or name."),

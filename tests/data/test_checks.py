@@ -7,7 +7,7 @@ import pytest
 from sft.configuration.schema import DataConfig, DatasetSource
 from sft.data.checks import bad_row_lines, find_problems
 from tests.support import messages
-from tests.support.data_files import long_rows, pairs, prepare, texts, write
+from tests.support.data_files import answers, long_rows, pairs, prepare, texts, write
 from tests.support.small_models import build_tokenizer
 
 
@@ -115,3 +115,60 @@ def test_find_problems_of_a_weight_that_selects_no_row(tmp_path, tokenizer):
         f"datasets[0].weight: with 0.1, an epoch takes none of the 4 rows of {file}. Raise the weight or remove "
         "the source."
     ]
+
+
+def squad(question, *texts):
+    return {
+        "context": "It is 7.",
+        "question": question,
+        "answers": {"text": list(texts), "answer_start": [6] * len(texts)},
+    }
+
+
+SQUAD_ROWS = [squad("What?", "7"), squad("Who?"), squad("What is it?", "7", "seven"), squad("When?"), squad("Where?")]
+
+
+@pytest.mark.parametrize(
+    ("unanswerable", "on_bad_rows", "share", "num_used", "num_dropped", "problem"),
+    [
+        (None, "error", 0.1, 2, 3, "3 of 5 train rows (the first is {file}:2) are questions without an answer"),
+        (None, "skip", 0.1, 2, 3, "more than max_bad_row_share 0.1 allows"),
+        (None, "skip", 1.0, 2, 3, None),
+        ("skip", "error", 0.1, 2, 3, None),
+        ("skip", "skip", 0.0, 2, 3, None),
+        ("I don't know.", "error", 0.1, 5, 0, None),
+    ],
+)
+def test_questions_without_an_answer_are_named_skipped_or_answered(
+    tmp_path, tokenizer, unanswerable, on_bad_rows, share, num_used, num_dropped, problem
+):
+    file = write(tmp_path / "a.jsonl", SQUAD_ROWS)
+    config = DataConfig(train_file=file, unanswerable=unanswerable, on_bad_rows=on_bad_rows, max_bad_row_share=share)
+    data = prepare(config, tokenizer)
+    train = data.report.train
+    assert (train.rows_used, train.rows_dropped) == (num_used, {"unanswerable": num_dropped} if num_dropped else {})
+    trained = answers(tokenizer, data.train)
+    assert trained == (["7", unanswerable, "7", unanswerable, unanswerable] if num_used == 5 else ["7", "7"])
+    problems = [*bad_row_lines(data.report, config), *find_problems(data.report, config)]
+    assert len(problems) == (problem is not None)
+    if problem is not None:
+        assert problem.format(file=file) in problems[0]
+        assert "unanswerable: skip" in problems[0]
+        assert "I don't know." in problems[0]
+
+
+def test_questions_without_an_answer_of_both_splits_are_one_line(tmp_path, tokenizer):
+    rows = [*SQUAD_ROWS, {"context": "c", "question": "q", "answers": {"text": [""]}}]
+    config = DataConfig(
+        train_file=write(tmp_path / "a.jsonl", rows), validation_file=write(tmp_path / "v.jsonl", rows[:2])
+    )
+    report = prepare(config, tokenizer).report
+    (line,) = [line for line in find_problems(report, config) if "without an answer" in line]
+    assert f"3 of 6 train rows (the first is {tmp_path}/a.jsonl:2) and 1 of 2 validation rows (" in line
+    assert [line.split(": ")[0] for line in bad_row_lines(report, config)] == [f"{tmp_path}/a.jsonl:6"]
+
+
+def test_unanswerable_without_such_questions_is_noted(tmp_path, tokenizer, caplog):
+    with caplog.at_level("INFO", logger="sft.data"):
+        prepare(DataConfig(train_file=write(tmp_path / "a.jsonl", pairs(2)), unanswerable="skip"), tokenizer)
+    assert "unanswerable has no effect: no training source is in the format squad." in caplog.messages

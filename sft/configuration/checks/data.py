@@ -9,7 +9,11 @@ from pathlib import Path
 
 from sft.common.did_you_mean import did_you_mean
 from sft.configuration.checks.contradiction import Contradiction, current_directory
+from sft.configuration.data_sections import SKIP
 from sft.configuration.schema import RECORD_FORMATS, DatasetSource, SFTConfig
+
+_LIKE_ACTIONS = {"skip", "drop", "error", "ignore", "keep", "truncate", "remove", "true", "false", "none", "null"}
+"""Words that are meant as an action, not as an answer."""
 
 
 def check_data(config: SFTConfig) -> Iterator[Contradiction]:
@@ -24,6 +28,9 @@ def check_data(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction("dataset_config_name", "requires dataset_name.")
     if data.validation_file and data.validation_split:
         yield Contradiction("validation_split", "conflicts with validation_file; choose one.")
+    answer = data.unanswerable
+    if answer is not None and (not answer.strip() or (answer != SKIP and answer.strip().lower() in _LIKE_ACTIONS)):
+        yield Contradiction("unanswerable", f'{answer!r} is neither skip nor a text to answer, like "I don\'t know.".')
     yield from _check_files(config)
     yield from _check_datasets(config)
     yield from _check_streaming(config)
