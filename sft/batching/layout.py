@@ -84,13 +84,15 @@ class SupervisedRows(TorchDataset[Row]):
 class PaddedCollator:
     """Pads rows on the right to the longest one.
 
-    Returns `input_ids` and `attention_mask` int64 `[B, T]`. `kept_columns` int64 `[K]` are the columns in which any row
+    Returns `input_ids` and `attention_mask` int64 `[B, T]`, and `position_ids` alike where they are asked for: 0 in
+    padding. `kept_columns` int64 `[K]` are the columns in which any row
     has a supervised position, `kept_positions` int64 `[S]` the supervised positions counted through these columns
     alone: for a model whose logits must be taken as it returns them.
     """
 
-    def __init__(self, pad_token_id: int):
+    def __init__(self, pad_token_id: int, *, with_positions: bool = False):
         self.pad_token_id = pad_token_id
+        self.with_positions = with_positions
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         width = max(len(row["input_ids"]) for row in rows)
@@ -104,9 +106,11 @@ class PaddedCollator:
         supervision = _supervision(rows, starts, num_computed=input_ids.size)
         columns, indices = np.unique(supervision["label_positions"].numpy() % width, return_inverse=True)
         row_starts = supervision["target_rows"].numpy() * len(columns)
+        positions = {"position_ids": torch.from_numpy(attention_mask * np.arange(width))} if self.with_positions else {}
         return {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(attention_mask),
+            **positions,
             **supervision,
             "kept_columns": torch.from_numpy(columns),
             "kept_positions": torch.from_numpy(row_starts + indices),

@@ -14,10 +14,11 @@ from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import SFTConfig
 from sft.modeling.fitting import set_generation_defaults
 from sft.modeling.footprint import footprint
+from sft.modeling.rope_by_row import unknown_rope
 from sft.modeling.sharding import shard_weights
 from sft.reporting.log_lines import model_line
 from sft.training.prepared_model import PreparedModel, class_name
-from sft.training.row_layout import resolve_layout
+from sft.training.row_layout import RowLayout, resolve_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,6 +65,8 @@ def prepare_model(
             keep_device=is_sharded,
         )
     logger.info(layout.describe())
+    for line in _rope_lines(model, layout, config.data.max_seq_length):
+        logger.info(line)
     return PreparedModel(
         model=model,
         tokenizer=tokenizer,
@@ -77,6 +80,21 @@ def prepare_model(
 def with_micro_batch_size(prepared: PreparedModel, micro_batch_size: int) -> PreparedModel:
     """The same with a layout for micro-batches of this size, which determines their shape if it is fixed."""
     return replace(prepared, layout=prepared.layout.with_micro_batch_size(micro_batch_size))
+
+
+def _rope_lines(model: "PreTrainedModel", layout: RowLayout, max_seq_length: int) -> Iterator[str]:
+    """What rotary positions that depend on the length of a row mean for the run."""
+    if layout.own_rope is not None:
+        yield (
+            f"RoPE depends on the length of a row ({layout.own_rope}): each row gets the positions of its own length, "
+            "as alone, whatever its batch; shared leading tokens are not computed once."
+        )
+    kind = unknown_rope(model, max_seq_length)
+    if kind is not None:
+        yield (
+            f"RoPE of the kind {kind} is computed by the model's own code: if it depends on the longest row of a "
+            "batch, training and evaluation depend on the batch sizes."
+        )
 
 
 @contextmanager

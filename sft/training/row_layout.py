@@ -14,6 +14,7 @@ from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.document_attention import NAME as DOCUMENTS
 from sft.modeling.document_attention import UnsupportedAttention
 from sft.modeling.output_layer import OutputLayer
+from sft.modeling.rope_by_row import give_rows_their_own_rope
 from sft.processes.environment import uses_deepspeed
 from sft.training.model_trials import ModelTrials
 
@@ -33,6 +34,8 @@ class RowLayout:
     attention: str | None
     """Name of the attention implementation during training and evaluation; None keeps the model's own."""
     output: OutputLayer
+    own_rope: str | None = None
+    """The kind of RoPE that each row gets by its own length; None where RoPE does not depend on it."""
     obstacle: str | None = None
     """Why rows are padded, as a clause; None if batches are padding-free, or if padding was requested."""
 
@@ -99,6 +102,7 @@ def resolve_layout(
     sharded = uses_deepspeed(training.passed_through.deepspeed)
     if not sharded and not keep_device and not getattr(model, "is_quantized", False):
         cast(Any, model).to(context.device)  # mypy loses the signature behind transformers' decorator
+    own_rope = give_rows_their_own_rope(model, max_seq_length)
     trial = ModelTrials(model, precision)
     trial.check_is_causal()
     wanted = [key for key in _KEYS if getattr(training, key) not in (False, None, "auto")]
@@ -112,22 +116,27 @@ def resolve_layout(
             advice = "Remove the key." if obstacle.startswith("the model") else "Choose one."
             raise ConfigError(f"{wanted[0]}: padding-free batches are not possible: {obstacle}. {advice}")
     is_padding_free = training.padding_free is not False and obstacle is None
-    collator: FlatCollator | PaddedCollator = PaddedCollator(pad_token_id)
+    collator: FlatCollator | PaddedCollator = PaddedCollator(pad_token_id, with_positions=own_rope is not None)
     evaluation_collator = collator
     if is_padding_free:
-        shares = training.share_prefixes and attention == DOCUMENTS and trial.can_share_prefixes()
+        shares = training.share_prefixes and attention == DOCUMENTS and own_rope is None and trial.can_share_prefixes()
         collator = evaluation_collator = FlatCollator(pad_token_id, shares_prefixes=shares)
         if training.torch_compile:
-            # A compiled layer treats the maximal length as a constant, and would be recompiled for other prefixes.
-            pack = training.tokens_per_batch or (max_seq_length if training.packing else None)
-            collator = FlatCollator(pad_token_id, fixed_tokens=pack, max_seq_length=max_seq_length)
+            collator = _collator_for_compiled_layers(training, pad_token_id, max_seq_length)
     return RowLayout(
         collator=collator,
         evaluation_collator=evaluation_collator,
         attention=attention if is_padding_free else None,
         output=OutputLayer(model, None if sharded else trial.output_layer()),
+        own_rope=own_rope,
         obstacle=obstacle,
     )
+
+
+def _collator_for_compiled_layers(training: TrainingConfig, pad_token_id: int, max_seq_length: int) -> FlatCollator:
+    """A compiled layer treats the maximal length as a constant, and would be recompiled for other prefixes."""
+    pack = training.tokens_per_batch or (max_seq_length if training.packing else None)
+    return FlatCollator(pad_token_id, fixed_tokens=pack, max_seq_length=max_seq_length)
 
 
 def _attention(requested: str | None) -> tuple[str | None, str | None]:

@@ -45,6 +45,8 @@ class RunIdentity:
     layout: str
     """`padding-free` or `padded`."""
     environment: ComputeEnvironment
+    own_rope: str | None = None
+    """The kind of RoPE that each row gets by its own length; None in older checkpoints too."""
 
     def as_manifest(self) -> dict[str, Any]:
         """The part of a checkpoint's manifest that describes the run, ready for JSON."""
@@ -97,6 +99,7 @@ def identify_run(
         environment=compute_environment(
             device, reuses_freed_memory=keeps_freed_memory(config.training.reuse_freed_memory, device)
         ),
+        own_rope=prepared.layout.own_rope,
     )
 
 
