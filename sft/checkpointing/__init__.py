@@ -1,6 +1,7 @@
 """Checkpoints: their manifest, publishing, rotation, and resuming from them. Imports neither torch nor transformers.
 
 - `manifest`: `write_manifest`, `read_manifest`, `find_damage`
+- `named_files`: `named_files_of`, a checkpoint without files that its manifest does not name
 - `publish`: `publish`, `rotate`, `clear_unfinished`, and the messages for disk errors
 - `final_model`: publishing the final model in the output folder
 - `resume_point`: `ResumePoint`, the checkpoint to resume from

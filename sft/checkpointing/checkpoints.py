@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +16,7 @@ from sft.checkpointing.same_run import find_changes, find_other_environment
 from sft.common.errors import ConfigError
 
 logger = logging.getLogger("sft.train")
+FindUnreadable = Callable[[ResumePoint], list[str]]
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 OWN_FILES = (
@@ -37,10 +38,17 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     return sorted((path for path in found if path.is_dir() or path.is_symlink()), key=checkpoint_step)
 
 
-def resolve_checkpoint(setting: bool | str | None, output_dir: str) -> ResumePoint | None:
+def resolve_checkpoint(
+    setting: bool | str | None, output_dir: str, find_unreadable: FindUnreadable | None = None
+) -> ResumePoint | None:
     """The checkpoint that `resume_from_checkpoint` selects; None for a fresh start. Changes nothing on disk.
 
     Newer checkpoints that are damaged are skipped, with a log line each.
+
+    Args:
+        setting: the value of `resume_from_checkpoint`.
+        output_dir: where checkpoints are looked for.
+        find_unreadable: what the libraries cannot read of an undamaged checkpoint, file by file.
 
     Raises:
         ConfigError: if one is required and there is none without damage.
@@ -48,13 +56,13 @@ def resolve_checkpoint(setting: bool | str | None, output_dir: str) -> ResumePoi
     if setting is None or setting is False:
         return None
     if isinstance(setting, str) and setting != "auto":
-        point, problems = _inspect(_named_checkpoint(Path(setting)))
+        point, problems = _inspect(_named_checkpoint(Path(setting)), find_unreadable)
         if point is None:
             what = f"cannot be resumed from: {'; '.join(problems)}" if problems else "is not named checkpoint-STEP"
             raise ConfigError(f"resume_from_checkpoint: {setting} {what}. {_existing(output_dir)}")
         return point
     for path in reversed(list_checkpoints(output_dir)):
-        point, problems = _inspect(path)
+        point, problems = _inspect(path, find_unreadable)
         if point is not None:
             return point
         for problem in problems:
@@ -73,7 +81,7 @@ def _named_checkpoint(path: Path) -> Path:
     return target if _CHECKPOINT.fullmatch(target.name) and not _CHECKPOINT.fullmatch(path.name) else path
 
 
-def _inspect(checkpoint: Path) -> tuple[ResumePoint | None, list[str]]:
+def _inspect(checkpoint: Path, find_unreadable: FindUnreadable | None) -> tuple[ResumePoint | None, list[str]]:
     """A checkpoint with its manifest, or None and why it cannot be resumed from ([] if only its name is wrong)."""
     problems = find_damage(checkpoint)
     if problems or not _CHECKPOINT.fullmatch(checkpoint.name):
@@ -84,7 +92,8 @@ def _inspect(checkpoint: Path) -> tuple[ResumePoint | None, list[str]]:
         return None, [f"it was saved at step {saved_at}, so its name must be checkpoint-{saved_at}"]
     if point.manifest.get("save_only_model"):
         return None, ["it contains only weights (save_only_model)"]
-    return point, []
+    unreadable = find_unreadable(point) if find_unreadable is not None else []
+    return (None, unreadable) if unreadable else (point, [])
 
 
 def check_steps_are_left(resume_point: ResumePoint | None, total_steps: int) -> None:

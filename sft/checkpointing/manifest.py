@@ -12,11 +12,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sft.common.errors import CheckpointError, one_line
 from sft.common.files import special_kind
+from sft.common.outside_files import check_shape, read_json, reason
+from sft.common.shapes import NUMBER, Each
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 """Version of the manifest's format."""
+_SHAPE = {
+    "step": int,
+    "files!": Each({"bytes!": int, "sha256!": str}),
+    "configuration": {"run_name": str, "model_name_or_path": str, "lr_scheduler_type": str},
+    "data": {"train": str, "train_rows": int, "validation": str},
+    "batch_plan": {
+        "per_device_train_batch_size": int,
+        "per_device_eval_batch_size": int,
+        "gradient_accumulation_steps": int,
+        "world_size": int,
+        "global_batch_size!": int,
+        "parts": int,
+        "packs": dict,
+        "asked": dict,
+    },
+    "world_size": int,
+    "wandb_run_id": str,
+    "trained_on": [NUMBER],
+    "means": {
+        "first_step!": int,
+        "logged_at!": int,
+        "loss_until_log!": NUMBER,
+        "losses_since_log!": [NUMBER],
+        "tokens_since_log!": NUMBER,
+        "hits_since_log!": int,
+    },
+    "eval_before": dict.fromkeys(("loss!", "perplexity!", "token_accuracy!", "sequence_accuracy!"), NUMBER),
+    "samples_before": Each({"text!": str, "ended!": bool}),
+    "save_only_model": bool,
+}
+"""What is read of a manifest when a run resumes. Other versions may write more."""
 
 
 def write_manifest(folder: Path, entries: Mapping[str, Any]) -> None:
@@ -38,38 +72,52 @@ def write_manifest(folder: Path, entries: Mapping[str, Any]) -> None:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a checkpoint in which `find_damage` found nothing."""
-    return json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    return _read(folder)
 
 
 def find_damage(folder: Path) -> list[str]:
     """The damage of a checkpoint, file by file: `model.safetensors has 10 bytes instead of 20`; [] if there is none.
 
-    Every byte is read. Files that the manifest does not list are ignored.
+    Every byte is read of the files that the manifest names. Others are ignored here, and not read on resume (see
+    `sft.checkpointing.named_files`).
     """
     if folder.is_symlink() and not folder.exists():
         return [f"it is a link to {os.readlink(folder)}, which does not exist"]
-    path = folder / MANIFEST_FILE
-    kind = special_kind(path)
+    if not os.path.lexists(folder / MANIFEST_FILE):
+        return [f"{MANIFEST_FILE} is missing: the checkpoint was not finished"]
+    kind = special_kind(folder / MANIFEST_FILE)
     if kind is not None:
         return [f"{MANIFEST_FILE} is {kind}, not a regular file"]
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["sha256"] != _own_digest(document):
-            return [f"{MANIFEST_FILE} is damaged"]
-        files = document["files"]
-    except FileNotFoundError:
-        return [f"{MANIFEST_FILE} is missing: the checkpoint was not finished"]
-    except OSError as error:
-        return [f"{MANIFEST_FILE} cannot be read ({error.strerror or error})"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return [f"{MANIFEST_FILE} is damaged"]
-    if document["format"] != FORMAT:
-        return [f"{MANIFEST_FILE} has format {document['format']}, but this version reads format {FORMAT}"]
-    found = (_damage_of(folder / name, name, written) for name, written in files.items())
+        files = _read(folder)["files"]
+    except CheckpointError as error:
+        return list(error.problems)
+    found = (_damage_of(folder, name, written) for name, written in files.items())
     return [problem for problem in found if problem is not None]
 
 
-def _damage_of(path: Path, name: str, written: Mapping[str, Any]) -> str | None:
+def _read(folder: Path) -> dict[str, Any]:
+    """Read and check a manifest.
+
+    Raises:
+        CheckpointError: if it cannot be read, was changed, or was written by a version whose manifests have another
+            format or shape.
+    """
+    document = read_json(folder / MANIFEST_FILE, CheckpointError, name=MANIFEST_FILE)
+    if document.get("sha256") != _own_digest(document):
+        raise CheckpointError(f"{MANIFEST_FILE} is damaged")
+    if document.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{MANIFEST_FILE} has format {one_line(document.get('format'), 40)}, but this version reads format {FORMAT}"
+        )
+    check_shape(document, CheckpointError, _SHAPE, MANIFEST_FILE)
+    return document
+
+
+def _damage_of(folder: Path, name: str, written: Mapping[str, Any]) -> str | None:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return f"{MANIFEST_FILE} names {name}, which is not a file of the checkpoint"
+    path = folder / name
     kind = special_kind(path)
     if kind is not None:
         return f"{name} is {kind}, not a regular file"
@@ -81,8 +129,8 @@ def _damage_of(path: Path, name: str, written: Mapping[str, Any]) -> str | None:
             return f"{name} does not match its checksum in {MANIFEST_FILE} (sha256)"
     except FileNotFoundError:
         return f"{name} is missing"
-    except OSError as error:
-        return f"{name} cannot be read ({error.strerror or error})"
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        return f"{name} cannot be read ({reason(error)})"
     return None
 
 

@@ -52,7 +52,7 @@ def find_changes(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, A
         The reasons why it must not be resumed from, a line each; and the allowed changes, each `key before -> now`.
     """
     name = checkpoint.name
-    before, after = _flat(saved.get("configuration", {})), _flat(now.get("configuration", {}))
+    before, after = _flat(saved.get("configuration") or {}), _flat(now.get("configuration", {}))
     refused, allowed = [], []
     for key in sorted(before.keys() & after.keys()):
         if before[key] == after[key] or key in IGNORED_KEYS:
@@ -139,7 +139,7 @@ def _data_problems(name: str, before: Mapping[str, Any], now: Mapping[str, Any],
 def _plan_problems(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
     if before is None or now is None or before["global_batch_size"] == now["global_batch_size"]:
         return []
-    size, unit = before["global_batch_size"], "rows" if before["packs"] is None else "packs"
+    size, unit = before["global_batch_size"], "rows" if before.get("packs") is None else "packs"
     return [
         f"resume_from_checkpoint: {name} was trained with {size} {unit} a step, and this run has "
         f"{now['global_batch_size']}; it would continue at the wrong position in the data. Choose "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from sft.checkpointing.checkpoints import list_checkpoints
 from sft.commands.paths import looks_like_a_path
 from sft.common.errors import ConfigError, ModelError
+from sft.common.outside_files import read_json
 from sft.configuration.schema import QuantizationConfig
 from sft.modeling.loading_errors import readable_loading_errors
 from sft.reporting.run_record import RunRecord, read_run_record
@@ -111,7 +111,7 @@ def _adapter_settings_in(folder: Path) -> Mapping[str, Any] | None:
     if folder.is_file():
         raise ModelError(f"{folder} is a file. Name the folder that contains the model.")
     if (folder / "adapter_config.json").is_file():
-        return _read_adapter_settings(folder / "adapter_config.json")
+        return read_json(folder / "adapter_config.json", ModelError)
     checkpoints = [path for path in list_checkpoints(folder) if _is_model_folder(path)]
     has_weights = any(any(folder.glob(pattern)) for pattern in _WEIGHT_FILES)
     if (folder / "config.json").is_file() and (has_weights or not checkpoints):
@@ -135,17 +135,7 @@ def _is_model_folder(folder: Path) -> bool:
 def _adapter_settings_on_hub(name: str) -> Mapping[str, Any] | None:
     with readable_loading_errors("model", name):
         path = find_adapter_config_file(name)
-    return _read_adapter_settings(Path(path)) if path is not None else None
-
-
-def _read_adapter_settings(path: Path) -> Mapping[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read: {error}.") from None
-    if not isinstance(settings, dict):
-        raise ModelError(f"{path}: expected an object, found {type(settings).__name__}.")
-    return settings
+    return read_json(path, ModelError) if path is not None else None
 
 
 def _base_of(settings: Mapping[str, Any], folder: Path) -> str:

@@ -63,7 +63,7 @@ def located(error: UserError, origins: Mapping[str, str]) -> UserError:
     return type(error)(*map(with_origin, error.problems))
 
 
-def one_line(error: BaseException, longest: int = 400) -> str:
+def one_line(error: object, longest: int = 400) -> str:
     """A library's error message as a single line of at most `longest` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= longest else text[: longest - 4] + " ..."

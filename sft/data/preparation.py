@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft.common.errors import DataError
+from sft.common.outside_files import outside_file
 from sft.configuration.data_sections import SKIP
 from sft.configuration.schema import DataConfig
 from sft.data.cache import content_key, find_or_make
@@ -181,14 +182,17 @@ class SourcePreparation:
 
     def _load(self, source: Source, folder: Path, split: str, remark: str) -> PreparedSource:
         """Load the prepared rows in a folder and log what they are."""
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        record_format = format_named(report["format_name"])
+        damaged = f"{folder} (prepared data) cannot be read; delete it, and it is made again"
+        with outside_file(damaged, DataError):
+            report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            rows, dropped = StoredRows(folder / "rows.arrow"), DroppedRows.from_json(report["dropped"])
+            record_format, rows_read = format_named(report["format_name"]), int(report["rows_read"])
+            unused_columns, remarks = tuple(report["unused_columns"]), CountedRemarks.from_json(report["remarks"])
         if record_format.is_chat:
             self._ensure_chat_template()
         more = f" and {len(source.files) - 3} more" if len(source.files) > 3 else ""
         files = ", ".join(source.files[:3]) + more
         logger.info("%s: %s, read as %s%s.", split.capitalize(), files, record_format.description, remark)
-        unused_columns = tuple(report["unused_columns"])
         if unused_columns:
             logger.info("%s: unused columns: %s.", split.capitalize(), list_columns(unused_columns))
         return PreparedSource(
@@ -196,10 +200,10 @@ class SourcePreparation:
             files=source.files,
             weight=source.weight,
             record_format=record_format,
-            rows=StoredRows(folder / "rows.arrow"),
-            rows_read=report["rows_read"],
-            dropped=DroppedRows.from_json(report["dropped"]),
-            remarks=CountedRemarks.from_json(report["remarks"]),
+            remarks=remarks,
+            rows=rows,
+            rows_read=rows_read,
+            dropped=dropped,
             unused_columns=unused_columns,
         )
 

@@ -8,7 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.files import json_safe, write_text
+from sft.common.json_lines import read_and_log_dropped, read_json_lines
+from sft.common.shapes import NUMBER
 from sft.reporting.line_log import LineLog
+
+_NUMBERS = (
+    "epoch",
+    "loss",
+    "eval_loss",
+    "perplexity",
+    "eval_perplexity",
+    "token_accuracy",
+    "eval_token_accuracy",
+    "eval_sequence_accuracy",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+    "supervised_tokens_seen",
+)
+METRICS_SHAPE = {"step!": int, **dict.fromkeys(_NUMBERS, NUMBER)}
+"""What is read of an event; it has more."""
 
 
 class MetricsLog:
@@ -33,10 +52,9 @@ class MetricsLog:
         """
         self.path = Path(path)
         kept: list[dict[str, Any]] = []
-        if resume_step is not None and self.path.is_file():
-            kept = [
-                line for line in read_metrics(self.path) if line["step"] <= resume_step and "train_runtime" not in line
-            ]
+        if resume_step is not None and self.path.exists():
+            found = read_and_log_dropped(self.path, METRICS_SHAPE)
+            kept = [line for line in found if line["step"] <= resume_step and "train_runtime" not in line]
         evaluations = [line for line in kept if line["step"] == resume_step and "eval_loss" in line]
         if num_evaluations is not None:
             kept = [line for line in kept if line not in evaluations[num_evaluations:]]
@@ -55,14 +73,8 @@ class MetricsLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The events of a metrics file; an incomplete last line of a killed process is skipped."""
-    events = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events
+    """The events of a metrics file, without lines that a killed process has torn."""
+    return read_json_lines(path, METRICS_SHAPE)[0]
 
 
 def _as_line(event: Mapping[str, Any]) -> str:

@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft.common.errors import ConfigError
 from sft.common.files import special_file
+from sft.common.outside_files import MAX_DEPTH, check_shape, outside_file
+from sft.common.shapes import NUMBER, Each, is_too_deep
 from sft.configuration.yaml_bounds import load_bounded
+
+_SCORES = dict.fromkeys(("loss", "perplexity", "token_accuracy", "sequence_accuracy"), NUMBER)
+_SOURCE = {"name!": str, "format_name!": str, "rows_read!": int, "rows_used!": int, "rows_dropped": Each(int)}
+_SPLIT = {"rows_used": int, "tokens": int, "supervised_tokens": int, "sources": [_SOURCE]}
+_SUMMARY = {
+    "status": str,
+    "device": str,
+    "bad_steps": int,
+    "versions": Each(str),
+    "batch_plan": {"world_size": int, "global_batch_size": int},
+    "train": {
+        **dict.fromkeys(("steps", "peak_memory_bytes"), int),
+        **dict.fromkeys(("seconds", "examples_per_second", "tokens_per_second"), NUMBER),
+    },
+    "eval_before": _SCORES,
+    "eval_after": _SCORES,
+    "data": {"train": _SPLIT, "validation": _SPLIT, "digests": {"train": str, "validation": str}},
+    "samples": [{"prompt": str, "before": str, "after": str}],
+}
+"""What is read of `run_summary.json`; it has more."""
+_SETTINGS = {
+    "model_name_or_path": str,
+    "dataset_name": str,
+    "datasets": list,
+    "lora_config": dict,
+    "quantization_config": {
+        **dict.fromkeys(("load_in_4bit", "load_in_8bit", "bnb_4bit_use_double_quant"), bool),
+        **dict.fromkeys(("bnb_4bit_quant_type", "bnb_4bit_compute_dtype"), str),
+    },
+}
+"""What is read of `resolved_config.yaml`; it has more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,21 +64,23 @@ def read_run_record(folder: str | Path) -> RunRecord:
         ConfigError: if one of them exists but cannot be read.
     """
     path = Path(folder)
-    settings = _mapping_in(path / "resolved_config.yaml", load_bounded)
-    summary = _mapping_in(path / "run_summary.json", json.loads)
+    settings = _mapping_in(path / "resolved_config.yaml", load_bounded, _SETTINGS)
+    summary = _mapping_in(path / "run_summary.json", json.loads, _SUMMARY)
     return RunRecord(folder=path if settings or summary else None, settings=settings, summary=summary)
 
 
-def _mapping_in(path: Path, read: Any) -> Mapping[str, Any]:
+def _mapping_in(path: Path, read: Callable[[str], Any], shape: Any) -> Mapping[str, Any]:
     special = special_file(path)
     if special is not None:
         raise ConfigError(special)
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        found = read(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}. Repair or remove it.") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: expected a mapping, found {type(found).__name__}. Repair or remove it.")
+        with outside_file(f"{path}: cannot be read", ConfigError):
+            found = read(path.read_bytes().decode("utf-8"))
+            if is_too_deep(found, MAX_DEPTH):
+                raise RecursionError
+        check_shape(found, ConfigError, shape, str(path))
+    except ConfigError as error:
+        raise ConfigError(*(f"{problem}. Repair or remove it." for problem in error.problems)) from error
     return found

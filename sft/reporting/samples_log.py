@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.files import write_text
+from sft.common.json_lines import read_and_log_dropped
 from sft.reporting.line_log import LineLog
-from sft.reporting.metrics_log import read_metrics
+
+SAMPLES_SHAPE = {"step!": int, "prompt!": str, "answer!": str, "ended": bool, "reference": str}
 
 
 class SamplesLog:
@@ -25,12 +27,13 @@ class SamplesLog:
         """
         self.path = Path(path)
         self._lines = LineLog(self.path, check)
-        if not self.path.is_file():
+        if not self.path.exists():
             self._known = set()
             return
         kept = []
         if resume_step is not None:
-            kept = [line for line in read_metrics(self.path) if line["step"] <= resume_step]
+            found = read_and_log_dropped(self.path, SAMPLES_SHAPE)
+            kept = [line for line in found if line["step"] <= resume_step]
         self._known = {(line["step"], line["prompt"]) for line in kept}
         write_text(self.path, _as_text(kept))
 

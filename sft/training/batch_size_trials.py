@@ -32,6 +32,15 @@ MOST_ROWS = 1024
 """Largest micro-batch to try where no global batch size limits it."""
 MOST_EVALUATION_ROWS = 256
 """Larger evaluation batches are no faster anywhere."""
+_REUSED = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "global_batch_size",
+    "parts",
+)
+"""What a resumed run takes from the batch plan of a checkpoint."""
 
 
 def resolve_batches(
@@ -96,7 +105,7 @@ def _can_reuse(
     saved: Mapping[str, Any], training: TrainingConfig, asked: dict[str, Any], context: DistributedContext
 ) -> bool:
     """Whether a checkpoint's plan is reused; logged where sizes were found by trial."""
-    if saved["asked"] != asked:
+    if saved.get("asked") != asked or any(saved.get(name) is None for name in _REUSED):
         return False
     if saved["world_size"] == context.world_size:
         if AUTO in asked.values() or saved["parts"] > 1:

@@ -24,6 +24,7 @@ from sft.modeling.saving import make_adapters_portable
 from sft.processes.environment import launch_id, num_restarts
 from sft.training.dry_run import remove_earlier_report
 from sft.training.run_setup import RunSetup
+from sft.training.saved_state import find_unreadable
 
 logger = logging.getLogger("sft.train")
 CONFIG_FILE = "resolved_config.yaml"
@@ -55,13 +56,13 @@ def find_resume_point(config: SFTConfig) -> ResumePoint | None:
         # Checkpoints of another launch are still here if this one died before it moved them.
         record = Path(output_dir, CONFIG_FILE)
         is_ours = record.is_file() and record.read_text(encoding="utf-8").startswith(_header())
-        newest = resolve_checkpoint("auto", output_dir) if is_ours else None
+        newest = resolve_checkpoint("auto", output_dir, find_unreadable) if is_ours else None
         logger.info(
             "A process died: restarted, %s.", f"resuming from {newest.path}" if newest else "from the beginning"
         )
         if newest is not None:
             return newest
-    return resolve_checkpoint(setting, output_dir)
+    return resolve_checkpoint(setting, output_dir, find_unreadable)
 
 
 def _folders_inside(config: SFTConfig) -> list[str]:

@@ -11,7 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from sft.checkpointing.manifest import find_damage
+from sft.checkpointing.named_files import named_files_of
 from sft.common.errors import CheckpointError
+from sft.common.outside_files import outside_file
 from sft.common.run_records import DistributedContext
 from sft.modeling.sharded_state import (
     load_full_optimizer_state,
@@ -51,6 +53,8 @@ class ResumingTrainer(Trainer):
         """For what processes agree on in main memory; None for one process."""
         self.resume_step = 0
         """The step that training resumes after."""
+        self.resumed_from = Path()
+        """The checkpoint that training resumes from."""
         self.has_best_weights = False
         """Whether the best checkpoint was loaded at the end."""
 
@@ -73,18 +77,27 @@ class ResumingTrainer(Trainer):
         """Whether our own code loads the checkpoint: the model is sharded, or was when it was saved."""
         return self.is_sharded or num_shards(Path(checkpoint)) > 0
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains; of a checkpoint, only the files that its manifest names are read."""
+        if not isinstance(resume_from_checkpoint, str):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        self.resumed_from = Path(resume_from_checkpoint)
+        with named_files_of(self.resumed_from) as folder:
+            return super().train(str(folder), *args, **kwargs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Loads a checkpoint's weights.
 
         Raises:
-            CheckpointError: if the checkpoint lacks trained weights.
+            CheckpointError: if they cannot be loaded into the model, or trained weights are missing.
         """
-        if not self._loads_itself(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         folder = Path(resume_from_checkpoint)
-        load = load_weight_shards if num_shards(folder) else load_full_weights
-        missing = load(folder, self.model)
+        with outside_file(f"resume_from_checkpoint: the weights in {folder} cannot be loaded", CheckpointError):
+            if not self._loads_itself(resume_from_checkpoint):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                return
+            load = load_weight_shards if num_shards(folder) else load_full_weights
+            missing = load(folder, self.model)
         if missing:
             raise CheckpointError(
                 f"resume_from_checkpoint: {folder} lacks {len(missing)} trained weights, for example {missing[0]}: it "
@@ -101,10 +114,12 @@ class ResumingTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Loads the state of optimizer and schedule; changed settings keep the values of this run."""
         set_now = [dict(group) for group in self.optimizer.param_groups] if self.optimizer is not None else []
-        if checkpoint is not None and self._loads_itself(checkpoint):
-            self._load_sharded_state(Path(checkpoint))
-        else:
-            super()._load_optimizer_and_scheduler(checkpoint)
+        problem = f"resume_from_checkpoint: the state of optimizer and schedule in {checkpoint} cannot be loaded"
+        with outside_file(problem, CheckpointError):
+            if checkpoint is not None and self._loads_itself(checkpoint):
+                self._load_sharded_state(Path(checkpoint))
+            else:
+                super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not isinstance(self.lr_scheduler, LambdaLR) or self.is_deepspeed_enabled:
             return
         for number, (group, new) in enumerate(zip(self.optimizer.param_groups, set_now, strict=True)):
@@ -115,7 +130,7 @@ class ResumingTrainer(Trainer):
             factor = self.lr_scheduler.lr_lambdas[number](self.lr_scheduler.last_epoch)
             group["initial_lr"] = self.lr_scheduler.base_lrs[number] = base
             group["lr"] = base * factor
-        best = Path(checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
+        best = self.resumed_from.with_name(f"checkpoint-{self.state.best_global_step}")
         if self.state.best_global_step and best.is_dir():
             self.state.best_model_checkpoint = str(best)  # the folder may have been moved
 
@@ -133,10 +148,15 @@ class ResumingTrainer(Trainer):
                 problem,
             )
             return
-        if self._loads_itself(best):
-            self._load_from_checkpoint(best)
-        else:
-            super()._load_best_model()
+        with named_files_of(Path(best)) as folder:
+            self.state.best_model_checkpoint = str(folder)
+            try:
+                if self._loads_itself(str(folder)):
+                    self._load_from_checkpoint(str(folder))
+                else:
+                    super()._load_best_model()
+            finally:
+                self.state.best_model_checkpoint = best
         self.has_best_weights = True
 
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, cast
 
 from sft.checkpointing.checkpoints import check_same_run, check_steps_are_left
@@ -107,7 +107,7 @@ def with_saved_run_name(config: SFTConfig, resume: ResumePoint | None) -> SFTCon
     """The configuration with the resumed run's name, where no name is set now."""
     if config.logging.run_name is not None or resume is None or not resume.is_in(config.training.output_dir):
         return config
-    name = resume.manifest.get("configuration", {}).get("run_name")
+    name = (resume.manifest.get("configuration") or {}).get("run_name")
     return replace(config, logging=replace(config.logging, run_name=name))
 
 
@@ -130,14 +130,19 @@ def saved_before_training(resume: ResumePoint | None, identity: RunIdentity) -> 
     if resume is None:
         return BeforeTraining()
     saved = resume.manifest
-    base = saved.get("configuration", {}).get("model_name_or_path")
+    base = (saved.get("configuration") or {}).get("model_name_or_path")
     if base != identity.configuration["model_name_or_path"]:
         return BeforeTraining()
     evaluation = saved.get("eval_before")
-    if evaluation is None or saved["data"]["validation"] != identity.data.validation:
+    if evaluation is None or (saved.get("data") or {}).get("validation") != identity.data.validation:
         evaluation = None
     answers = saved.get("samples_before") or {}
     return BeforeTraining(
-        evaluation=evaluation and EvaluationResult(**evaluation),
-        answers={prompt: Answer(**answer) for prompt, answer in answers.items()},
+        evaluation=evaluation and _known_fields(EvaluationResult, evaluation),
+        answers={prompt: _known_fields(Answer, answer) for prompt, answer in answers.items()},
     )
+
+
+def _known_fields(record: Any, saved: Mapping[str, Any]) -> Any:
+    """A record from what a checkpoint keeps of it; another version may have more fields."""
+    return record(**{field.name: saved[field.name] for field in fields(record)})

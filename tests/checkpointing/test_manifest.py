@@ -9,7 +9,7 @@ import pytest
 
 from sft.checkpointing.manifest import MANIFEST_FILE, find_damage, read_manifest, write_manifest
 from tests.support import messages
-from tests.support.checkpoints import COMPLETE, make_checkpoint
+from tests.support.checkpoints import COMPLETE, make_checkpoint, rewrite_manifest
 
 
 def damage(path: Path, how: str) -> None:
@@ -63,3 +63,63 @@ def test_find_damage_refuses_a_manifest_of_another_format(tmp_path):
     document["sha256"] = "0"
     (path / MANIFEST_FILE).write_text(json.dumps(document))
     assert find_damage(path) == ["manifest.json is damaged"]
+    rewrite_manifest(path, format=[2])
+    assert find_damage(path) == ["manifest.json has format [2], but this version reads format 1"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b'{"a":' * 100_000, b"[]", b"5", b"null", b'"x"', b"", b"\xff\xfe{}", b"{}", b'{"sha256": {}}'],
+)
+def test_find_damage_survives_any_content_of_a_manifest(tmp_path, content):
+    path = make_checkpoint(tmp_path, 7)
+    (path / MANIFEST_FILE).write_bytes(content)
+    (problem,) = find_damage(path)
+    assert problem.startswith(MANIFEST_FILE)
+
+
+def _nested(levels: int) -> dict:
+    return {"a": _nested(levels - 1)} if levels else {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": None},
+        {"files": []},
+        {"files": {"optimizer.pt": None}},
+        {"files": {"optimizer.pt": {"bytes": "12", "sha256": "x"}}},
+        {"files": {"optimizer.pt": {"bytes": 12}}},
+        {"files": {"/dev/null": {"bytes": 0, "sha256": "x"}}},
+        {"files": {"../checkpoint-7/optimizer.pt": {"bytes": 12, "sha256": "x"}}},
+        {"files": {"a\0b": {"bytes": 0, "sha256": "x"}}},
+        {"files": {"\ud800": {"bytes": 0, "sha256": "x"}}},
+        {"configuration": []},
+        {"configuration": {"run_name": 5}},
+        {"configuration": {"lr_scheduler_type": ["x"]}},
+        {"configuration": _nested(100)},
+        {"data": "x"},
+        {"data": {"train_rows": "x"}},
+        {"batch_plan": [1]},
+        {"batch_plan": {"global_batch_size": "8"}},
+        {"world_size": "2"},
+        {"trained_on": {}},
+        {"means": {"first_step": 0}},
+        {"eval_before": {"loss": "x"}},
+        {"samples_before": {"prompt": "x"}},
+        {"wandb_run_id": 5},
+        {"save_only_model": "no"},
+    ],
+    ids=lambda changes: str(changes)[:50],
+)
+def test_find_damage_finds_entries_of_another_shape(tmp_path, changes):
+    path = make_checkpoint(tmp_path, 7)
+    rewrite_manifest(path, **changes)
+    (problem,) = find_damage(path)
+    assert MANIFEST_FILE in problem or problem.startswith(("a\0b", "\ud800"))
+
+
+def test_find_damage_accepts_entries_of_a_newer_version(tmp_path):
+    path = make_checkpoint(tmp_path, 7)
+    rewrite_manifest(path, newer={"a": [[]]}, configuration={"newer_key": [1]}, batch_plan=None)
+    assert find_damage(path) == []

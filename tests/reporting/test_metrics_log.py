@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 
 import pytest
@@ -88,3 +90,19 @@ def test_lines_that_cannot_be_written_are_kept_and_written_later(tmp_path, fault
     write(4)
     assert steps() == [2, 3, 4]
     assert before.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"step": 4, "prompt": "caf\xc3', b'{"step": 4', b"[" * 9_999, b"null\n", b"\x00\x00"]
+)
+def test_logs_resume_after_a_torn_last_line(tmp_path, torn, caplog):
+    good = {"step": 1, "prompt": "a\u2028b", "answer": "c", "loss": 2.0}
+    for log in (MetricsLog, SamplesLog):
+        path = tmp_path / f"{log.__name__}.jsonl"
+        path.write_bytes(json.dumps(good, ensure_ascii=False).encode() + b"\n" + torn)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="sft.train"):
+            log(path, resume_step=2)
+        assert [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] == [good]
+        (line,) = caplog.messages
+        assert line.startswith(f"{path}:2 is not a complete line")

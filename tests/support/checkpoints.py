@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from sft.checkpointing.manifest import read_manifest, write_manifest
+from sft.checkpointing.manifest import MANIFEST_FILE, read_manifest, write_manifest
 
 COMPLETE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "model.safetensors")
 
@@ -55,3 +56,12 @@ def make_checkpoint(folder: Path, step: int, files: tuple[str, ...] | list[str] 
     for name in set(COMPLETE) - set(files):
         (path / name).unlink()
     return path
+
+
+def rewrite_manifest(checkpoint: Path, **changes: Any) -> None:
+    """Change entries of a manifest, with a checksum that is correct: as another version might have written it."""
+    path = checkpoint / MANIFEST_FILE
+    document = json.loads(path.read_text()) | changes
+    document.pop("sha256", None)
+    document["sha256"] = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(document))

@@ -14,6 +14,8 @@ NOT_RECORDED = "not recorded"
 UNFINISHED = "unfinished"
 IGNORED_SETTINGS = {"output_dir", "logging_dir"}
 """Settings that differ between any two runs."""
+_MAX_DROPPED_LINES = 3
+"""Lines of a damaged log that are named for each run."""
 _DIGEST_LENGTH = 12
 """Characters of a digest that are shown."""
 
@@ -180,6 +182,7 @@ def _last_training_loss(run: ComparedRun) -> float | None:
 
 def _warnings(runs: Sequence[ComparedRun]) -> list[str]:
     warnings = [problem for problem in (_validation_problem(runs), _machine_problem(runs)) if problem]
+    warnings += [sentence for run in runs for sentence in run.dropped_lines[:_MAX_DROPPED_LINES]]
     without_summary = [run.name for run in runs if not run.summary]
     if without_summary:
         warnings.append(f"{', '.join(without_summary)}: no run_summary.json: still running, or killed.")

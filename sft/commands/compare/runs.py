@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.errors import ConfigError
-from sft.reporting.metrics_log import read_metrics
+from sft.common.json_lines import read_json_lines
+from sft.reporting.metrics_log import METRICS_SHAPE
 from sft.reporting.report.records import is_number
 from sft.reporting.run_record import read_run_record
 
@@ -24,6 +25,8 @@ class ComparedRun:
     """`run_summary.json`."""
     events: Sequence[Mapping[str, Any]] = ()
     """`metrics.jsonl`."""
+    dropped_lines: Sequence[str] = ()
+    """A sentence for each line of it that cannot be read."""
 
     def find(self, *keys: str) -> Any:
         """Return a value of the summary by its keys; None if there is no such key."""
@@ -56,12 +59,14 @@ def read_run(folder: str | Path, name: str | None = None) -> ComparedRun:
             f"command line: '{folder}' contains no run (neither run_summary.json nor metrics.jsonl). Name the "
             "output_dir of a run."
         )
-    try:
-        events = [event for event in read_metrics(metrics) if "step" in event] if metrics.is_file() else []
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{metrics}: cannot be read: {error}. Repair the file, or move it away.") from None
-    settings = _flatten(record.settings)
-    return ComparedRun(name=name or str(folder), settings=settings, summary=record.summary, events=events)
+    events, dropped = read_json_lines(metrics, METRICS_SHAPE) if metrics.is_file() else ([], [])
+    return ComparedRun(
+        name=name or str(folder),
+        settings=_flatten(record.settings),
+        summary=record.summary,
+        events=events,
+        dropped_lines=dropped,
+    )
 
 
 def short_names(folders: Sequence[str]) -> list[str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from sft.common.data_records import DataReport
+from sft.common.json_lines import read_json_lines
 from sft.common.run_records import BatchPlan, ModelFootprint, SampleAnswer, TrainingResult
+from sft.reporting.samples_log import SAMPLES_SHAPE
 
 RUNNING, COMPLETED, INTERRUPTED, FAILED = "running", "completed", "interrupted", "failed"
 
@@ -171,24 +172,14 @@ def read_answers(path: str | Path) -> tuple[AnsweredPrompt, ...]:
         return ()
     answers: dict[str, dict[int, StepAnswer]] = {}
     references: dict[str, str | None] = {}
-    for line in _lines(path):
-        prompt, step = str(line["prompt"]), int(line["step"])
+    for line in read_json_lines(path, SAMPLES_SHAPE)[0]:
+        prompt, step = line["prompt"], line["step"]
         references[prompt] = line.get("reference")
-        answers.setdefault(prompt, {})[step] = StepAnswer(step=step, text=str(line["answer"]), ended=line.get("ended"))
+        answers.setdefault(prompt, {})[step] = StepAnswer(step=step, text=line["answer"], ended=line.get("ended"))
     return tuple(
         AnsweredPrompt(prompt=prompt, reference=references[prompt], answers=tuple(v for _, v in sorted(found.items())))
         for prompt, found in answers.items()
     )
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and {"prompt", "step", "answer"} <= line.keys():
-            yield line
 
 
 def answers_of(samples: Sequence[SampleAnswer], last_step: int) -> tuple[AnsweredPrompt, ...]:

@@ -1,0 +1,43 @@
+"""Only the files that a checkpoint's manifest names are read: others may have been put there by anyone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sft.checkpointing.manifest import MANIFEST_FILE, read_manifest
+
+logger = logging.getLogger("sft.train")
+_MOST_SHOWN = 5
+
+
+@contextmanager
+def named_files_of(checkpoint: Path) -> Iterator[Path]:
+    """A folder with exactly the files that the manifest names, for a library that reads whatever it finds.
+
+    It is the checkpoint itself if there are no others, else a temporary folder of links, with a line in the log.
+
+    Args:
+        checkpoint: one in which `find_damage` found nothing.
+    """
+    named = read_manifest(checkpoint)["files"]
+    found = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if not path.is_dir()}
+    others = sorted(found - named.keys() - {MANIFEST_FILE})
+    if not others:
+        yield checkpoint
+        return
+    more = f" and {len(others) - _MOST_SHOWN} more" if len(others) > _MOST_SHOWN else ""
+    logger.info("%s: not read, as %s does not name them: %s%s.", checkpoint, MANIFEST_FILE, _shown(others), more)
+    with TemporaryDirectory(prefix="named-files-") as folder:
+        view = Path(folder, checkpoint.name)
+        for name in [*named, MANIFEST_FILE]:
+            (view / name).parent.mkdir(parents=True, exist_ok=True)
+            (view / name).symlink_to((checkpoint / name).absolute())
+        yield view
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_SHOWN]).encode("utf-8", "backslashreplace").decode("utf-8")
