@@ -12,8 +12,8 @@ from sft.prompting.formats import UNANSWERABLE
 LISTED_ROWS = 10
 """Dropped rows of a split that are listed."""
 _ANSWER_THEM = (
-    "For questions without an answer, set unanswerable: skip, which skips and counts them, or unanswerable: and "
-    'the text to train as their answer, such as "I don\'t know.".'
+    'For questions without an answer, set unanswerable: skip to skip and count them, or unanswerable: "I don\'t know." '
+    "(any text) to train that answer."
 )
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from sft.common.errors import ModelError, one_line
 from sft.common.files import special_file_in
 from sft.common.hub_errors import hub_problem
+from sft.common.hub_names import full_name_hint
 
 logger = logging.getLogger("sft.model")
 _LOADING_ERRORS = (OSError, ValueError, ImportError, KeyError, RuntimeError, MemoryError, SafetensorError)
@@ -38,10 +39,11 @@ def readable_loading_errors(what: str, path: str) -> Iterator[None]:
         yield
     except Exception as error:
         problem = None if Path(path).exists() else _hub_problem(error)
+        hint = "" if Path(path).exists() else full_name_hint(path, "model")
         if problem is not None:
-            raise ModelError(f"{path}: {problem}") from error
+            raise ModelError(f"{path}: {problem}{hint}") from error
         if isinstance(error, _LOADING_ERRORS):
-            raise ModelError(f"{path}: the {what} cannot be loaded: {one_line(error)}") from error
+            raise ModelError(f"{path}: the {what} cannot be loaded: {one_line(error)}{hint}") from error
         raise
 
 

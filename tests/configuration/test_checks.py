@@ -196,6 +196,16 @@ def test_load_config_rejects_a_missing_model_folder(folder, name):
             "load a dataset from the Hugging Face Hub, use name.",
         ),
         (
+            "datasets: squad\n",
+            ":2: datasets[0].path: no such file or folder: 'squad' (current directory: {folder}). To load the dataset "
+            "from the Hugging Face Hub, use name: rajpurkar/squad.",
+        ),
+        (
+            "train_file: gsm8k\n",
+            ":2: train_file: no such file or folder: 'gsm8k' (current directory: {folder}). To load the dataset from "
+            "the Hugging Face Hub, set dataset_name: openai/gsm8k.",
+        ),
+        (
             "datasets:\n  - name: x\n    format: zzz\n",
             ":4: datasets[0].format: unknown format 'zzz'. Allowed: messages, "
             "conversations, squad, alpaca, prompt_completion, question_answer, input_output, text.",

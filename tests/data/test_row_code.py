@@ -12,7 +12,9 @@ NOT_DECIDING = {
     "common/errors.py": "exceptions",
     "common/files.py": "writes files to disk",
     "common/hub_errors.py": "words of error messages",
+    "common/hub_names.py": "words of error messages",
     "common/optional_packages.py": "words of error messages",
+    "common/secrets.py": "masks secrets in messages",
     "common/text.py": "widths of lines on a terminal",
     "configuration/model_sections.py": "settings of the model",
     "configuration/passed_through.py": "names of TrainingArguments",
@@ -21,6 +23,7 @@ NOT_DECIDING = {
     "configuration/training_sections.py": "settings of the training",
     "processes/environment.py": "number of cores, cache folder, threads of the tokenizer",
     "processes/live_line.py": "draws the progress",
+    "processes/output.py": "standard output and error",
     "processes/terminal.py": "whether the progress is drawn",
 }
 """Modules that the preparation of rows reaches, and why they do not decide what a row becomes."""

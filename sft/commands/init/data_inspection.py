@@ -17,6 +17,7 @@ from sft.commands.paths import looks_like_a_path
 from sft.common.data_records import Conversation, RawRow, RowProblem
 from sft.common.did_you_mean import did_you_mean
 from sft.common.errors import DataError, UserError
+from sft.common.hub_names import full_name_hint
 from sft.configuration.schema import DataConfig
 from sft.data.source_format import RENAMING_HINT, find_source_format
 from sft.data.sources.files import SPLIT_WORDS
@@ -55,7 +56,8 @@ def inspect_data(name: str, tokenizer_file: str | None) -> DataInfo:
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not looks_like_a_path(name) and not path.parent.is_dir():
             return DataInfo(name=name, key="dataset_name")
         siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"no file or folder {name!r}.{did_you_mean(path.name, siblings)}")
+        hint = did_you_mean(path.name, siblings) or full_name_hint(name, "dataset")
+        raise DataError(f"no file or folder {name!r}.{hint}")
     opened = open_sources(DataConfig(train_file=str(path)))
     source, record_format, chunks = _with_format(opened.train[0])
     counts = _RowCounts(record_format, source.columns, _token_counter(tokenizer_file))

@@ -15,6 +15,7 @@ from sft.commands.init.findings import ModelInfo
 from sft.commands.paths import looks_like_a_path
 from sft.common.did_you_mean import did_you_mean
 from sft.common.errors import ModelError, one_line
+from sft.common.hub_names import full_name_hint
 from sft.common.run_records import ModelFootprint
 from sft.modeling.architecture import why_not_causal_lm
 from sft.modeling.footprint import footprint
@@ -75,7 +76,12 @@ def _load_config(name_or_path: str) -> tuple["PretrainedConfig | None", str]:
             return AutoConfig.from_pretrained(name_or_path, local_files_only=local_files_only), ""
         except (OSError, ValueError, KeyError) as error:
             problem = one_line(error, 160)
-    return None, problem if is_local else "it is not in the Hub's cache, and was not found on the Hub"
+    return None, problem if is_local else _not_found(name_or_path)
+
+
+def _not_found(name: str) -> str:
+    hint = full_name_hint(name, "model").rstrip(".")
+    return f"it is not in the Hub's cache, and was not found on the Hub{'.' if hint else ''}{hint}"
 
 
 def _footprint_of(config: "PretrainedConfig") -> ModelFootprint:

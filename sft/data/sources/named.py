@@ -11,6 +11,7 @@ from huggingface_hub import constants, get_token
 from sft.common.errors import DataError
 from sft.common.files import special_file_in
 from sft.common.hub_errors import hub_problem
+from sft.common.hub_names import full_name_hint
 from sft.common.optional_packages import missing_package
 from sft.data.sources.arrow_values import ArrowValues
 from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS, Entries, RowBlock, entry_blocks
@@ -63,15 +64,16 @@ def load_splits(
             loaded = datasets.load_dataset(name, configuration, streaming=streaming)
     except Exception as error:
         problem = None if folder.exists() else _hub_problem(error)
+        hint = "" if folder.exists() else full_name_hint(name, "dataset")
         if problem is not None:
-            raise DataError(f"{key} {name!r}: {problem}") from None
+            raise DataError(f"{key} {name!r}: {problem}{hint}") from None
         if isinstance(error, OSError):
-            raise DataError(f"{key} {name!r}: cannot be read: {_first_line(error)}") from None
+            raise DataError(f"{key} {name!r}: cannot be read: {_first_line(error)}{hint}") from None
         if isinstance(error, ValueError | LookupError | RuntimeError | datasets.exceptions.DatasetsError):
             # For example an unknown or missing configuration name (with a list of the known ones), an unknown split in
             # a slice, or a dataset that is a script, which the library refuses to run.
             which = f", dataset_config_name {configuration!r}" if key == "dataset_name" else ""
-            raise DataError(f"{key} {name!r}{which}: {_first_line(error)}") from None
+            raise DataError(f"{key} {name!r}{which}: {_first_line(error)}{hint}") from None
         raise
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
