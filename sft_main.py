@@ -21,6 +21,7 @@ from sft.checkpointing.publish import describe_full_disk
 from sft.common.errors import CheckpointError, ConfigError, UserError, located
 from sft.common.standard_streams import continue_without_output, write_product
 from sft.configuration.checks.machine import find_machine_notices, find_machine_problems
+from sft.configuration.checks.steps import find_early_problems
 from sft.configuration.command_line import Command, InitOptions, read_command, read_init
 from sft.configuration.help import format_help
 from sft.configuration.schema import SFTConfig
@@ -149,6 +150,8 @@ def _checked_on_machine(config: SFTConfig, command: Command) -> SFTConfig:
     """Refuses what cannot work on this machine, before processes are started and torch is imported; adds notices."""
     machine = look_at_machine(asks_bfloat16=config.training.bf16 is True, asks_compiler=config.training.torch_compile)
     problems = list(find_machine_problems(config, machine, is_dry_run=command.dry_run))
+    if not command.dry_run:  # which lists them with its other findings
+        problems += [finding.line for finding in find_early_problems(config)]
     if problems:
         raise located(ConfigError(*problems), config.origins)
     notices = find_machine_notices(config, machine, nodes=command.launch.nodes)
@@ -170,7 +173,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     from sft.training.arguments import build_training_arguments
     from sft.training.batch_size_trials import memory_limits, resolve_batches
     from sft.training.decided_precision import decide_precision
-    from sft.training.dry_run import DryRun, check_data, show_preflight
+    from sft.training.dry_run import DryRun, check_data, check_run, show_preflight
     from sft.training.model_preparation import prepare_model, with_micro_batch_size
     from sft.training.output_folder import claim_output, find_resume_point, prepare_output
     from sft.training.run_identity import check_resume, identify_run, with_saved_run_name
@@ -217,6 +220,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
         command=command.to_repeat,
     )
     arguments = build_training_arguments(setup, actual)
+    dry_run = check_run(dry_run, setup, arguments, is_dry_run=command.dry_run)
     if command.dry_run:
         return show_preflight(dry_run, prepared, plan)
     prepare_output(setup)

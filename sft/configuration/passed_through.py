@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,22 @@ class PassedThrough:
     @property
     def optim_target_modules(self) -> Any | None:
         return self.fields.get("optim_target_modules")
+
+    @property
+    def eval_delay(self) -> float:
+        """Steps or epochs (see `eval_strategy`) before which nothing is evaluated during training."""
+        return self.fields.get("eval_delay") or 0
+
+    @property
+    def lr_scheduler_kwargs(self) -> Mapping[str, Any]:
+        """Options of the schedule; empty if they are given as text that is not a JSON object."""
+        given = self.fields.get("lr_scheduler_kwargs") or {}
+        if isinstance(given, str):
+            try:
+                given = json.loads(given)
+            except ValueError:
+                given = {}
+        return given if isinstance(given, Mapping) else {}
 
     @property
     def data_seed(self) -> int | None:

@@ -31,16 +31,12 @@ def fit_to_tokenizer(
     Raises:
         ModelError: if rows are longer than the model's learned positions, or tokens have no embedding.
     """
-    config = model.config.get_text_config()
     positions = num_learned_positions(model)
     if positions is not None and max_seq_length > positions:
         raise ModelError(
             f"max_seq_length is {max_seq_length} but {_class_name(model)} has {positions} learned positions. "
             f"Write max_seq_length: {positions} or less."
         )
-    limit = getattr(config, "max_position_embeddings", None)
-    if positions is None and limit is not None and max_seq_length > limit:
-        logger.info("Note: max_seq_length %d exceeds the model's %d positions.", max_seq_length, limit)
     embedding: Any = model.get_input_embeddings()
     rows = embedding.weight.shape[0]
     if len(tokenizer) > rows:

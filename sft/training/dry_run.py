@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from transformers import TrainingArguments
 
 from sft.batching.advice import advise
 from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.common.data_records import TrainingData
-from sft.common.errors import ConfigError, DataError
-from sft.common.machine_records import MemoryAdvice, MemoryLimits
+from sft.common.errors import ConfigError, DataError, located
+from sft.common.machine_records import Environment, MemoryAdvice, MemoryEstimate, MemoryLimits
 from sft.common.run_records import BatchPlan, DistributedContext
+from sft.common.text import size
+from sft.configuration.checks.finding import Finding
 from sft.configuration.checks.schedule import NEED_VALIDATION
 from sft.configuration.schema import SFTConfig
 from sft.data.checks import bad_row_lines, find_problems
@@ -26,6 +29,8 @@ from sft.reporting.preflight.document import preflight_document, write_preflight
 from sft.reporting.preflight.text import Preflight, preflight_lines
 from sft.training.prepared_model import PreparedModel
 from sft.training.row_layout import RowLayout
+from sft.training.run_checks import find_in_run
+from sft.training.run_setup import RunSetup
 
 logger = logging.getLogger("sft.data")
 EXIT_UNSOUND = 2
@@ -59,6 +64,34 @@ def check_data(config: SFTConfig, data: TrainingData, *, is_dry_run: bool) -> li
     return problems
 
 
+def check_run(dry_run: "DryRun", setup: RunSetup, arguments: TrainingArguments, *, is_dry_run: bool) -> "DryRun":
+    """Checks that the settings fit the steps, the rows and the model. A run logs notes, and stops at problems.
+
+    A resumed run has no problems, only notes: it was started with these settings.
+
+    Args:
+        dry_run: what is known before the model is loaded.
+        setup: the run.
+        arguments: transformers' settings, built from the same plan.
+        is_dry_run: return the problems instead of stopping.
+
+    Returns:
+        The first argument with the problems and notes that were found.
+
+    Raises:
+        ConfigError: in a run, with every problem.
+    """
+    found, origins = [*find_in_run(setup, arguments), *_find_in_disk_space(dry_run, setup)], setup.config.origins
+    stopping = [finding for finding in found if finding.stops and setup.resume is None]
+    error = located(ConfigError(*(finding.line for finding in stopping)), origins)
+    if stopping and not is_dry_run:
+        raise error
+    notes = located(ConfigError(*(finding.line for finding in found if finding not in stopping)), origins).problems
+    for note in () if is_dry_run else notes:
+        logger.info("Note: %s", note)
+    return replace(dry_run, problems=[*dry_run.problems, *error.problems], notes=notes)
+
+
 def remove_earlier_report(config: SFTConfig, context: DistributedContext) -> None:
     """Deletes an earlier dry run's report: if this dry run ends early, its report must not be taken for this one's."""
     if context.is_main_process:
@@ -78,6 +111,8 @@ class DryRun:
     limits: MemoryLimits
     show_rows: Sequence[int] = ()
     """Numbers of the training rows to show."""
+    notes: Sequence[str] = ()
+    """What is odd, but possible."""
 
 
 def show_preflight(dry_run: DryRun, prepared: PreparedModel | None = None, plan: BatchPlan | None = None) -> int:
@@ -150,6 +185,27 @@ def memory_facts(
     )
 
 
+def _environment(dry_run: DryRun, prepared: PreparedModel, plan: BatchPlan, memory: MemoryEstimate) -> Environment:
+    return gather_environment(
+        dry_run.context,
+        prepared.footprint,
+        output_dir=dry_run.config.training.output_dir,
+        optimizer_bytes=memory.optimizer_bytes,
+        checkpoints_kept=dry_run.config.training.save_total_limit,
+        num_checkpoints=_num_checkpoints(dry_run.config, plan),
+    )
+
+
+def _find_in_disk_space(dry_run: DryRun, setup: RunSetup) -> Iterator[Finding]:
+    """Yield a note where the checkpoints of the run do not fit on the disk."""
+    facts = memory_facts(setup.config, setup.data, setup.prepared, setup.plan, device=setup.context.device)
+    environment = _environment(dry_run, setup.prepared, setup.plan, estimate_memory(facts))
+    needed, free = environment.needed_disk_bytes, environment.free_disk_bytes
+    if needed > free:
+        message = f"the run needs {size(needed)} of disk space, and {size(free)} are free. Lower save_total_limit."
+        yield Finding(key="output_dir", message=message)
+
+
 def _gather_preflight(dry_run: DryRun, prepared: PreparedModel | None, plan: BatchPlan | None) -> Preflight:
     config, data, limits = dry_run.config, dry_run.data, dry_run.limits
     memory = environment = None
@@ -158,14 +214,7 @@ def _gather_preflight(dry_run: DryRun, prepared: PreparedModel | None, plan: Bat
         device, process_bytes = dry_run.context.device, limits.process_bytes
         facts = memory_facts(config, data, prepared, plan, device=device, process_bytes=process_bytes)
         memory = estimate_memory(facts)
-        environment = gather_environment(
-            dry_run.context,
-            prepared.footprint,
-            output_dir=config.training.output_dir,
-            optimizer_bytes=memory.optimizer_bytes,
-            checkpoints_kept=config.training.save_total_limit,
-            num_checkpoints=_num_checkpoints(config, plan),
-        )
+        environment = _environment(dry_run, prepared, plan, memory)
         if limits.budget_bytes is not None:
             advice = advise(facts, limits.budget_bytes)
     return Preflight(
@@ -175,6 +224,7 @@ def _gather_preflight(dry_run: DryRun, prepared: PreparedModel | None, plan: Bat
         memory=memory,
         environment=environment,
         problems=list(dry_run.problems),
+        notes=[*config.notices, *dry_run.notes],
         max_seq_length=config.data.max_seq_length,
         memory_budget_bytes=limits.budget_bytes,
         advice=advice,

@@ -25,6 +25,11 @@ class PreparedModel:
     """Tokens that end an answer."""
 
     @property
+    def positions(self) -> int | None:
+        """The number of positions that the model's configuration states; None if it states none."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
     def class_name(self) -> str:
         """The model's class, without its adapters."""
         return class_name(self.model)

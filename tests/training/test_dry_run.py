@@ -164,6 +164,7 @@ UNSOUND = {
         [{"question": "q", "answer": "many words " * 60}] * 4,
         "truncates it in all",
     ),
+    "warm-up longer than the run": ({"warmup_steps": 5}, pairs(20), "the learning rate never reaches its peak"),
 }
 
 
@@ -222,3 +223,29 @@ def test_a_source_without_a_row_per_epoch_is_a_problem(run_sft, tmp_path):
     assert run.status == 2
     (problem,) = preflight(run)["problems"]
     assert problem.startswith("datasets[1].weight: with 0.01, an epoch takes none of the 9 rows of ")
+
+
+def test_what_is_odd_is_a_note_of_the_dry_run_and_in_the_log_of_a_run(run_sft, tmp_path):
+    settings = {
+        "train_file": write(tmp_path / "train.jsonl", pairs(21)),
+        "validation_file": write(tmp_path / "v.jsonl", pairs(3, 100)),
+        "eval_steps": 50,
+        "save_strategy": "no",
+        "save_total_limit": 7,
+        "sample_prompts": "[]",
+    }
+    dry_run = run_sft("--dry_run", **settings)
+    assert dry_run.status == 0
+    notes = preflight(dry_run)["notes"]
+    keys = [
+        "save_total_limit has no effect",
+        "eval_steps: 50",
+        "validation_file: only 3",
+        "per_device_train_batch_size: ",
+    ]
+    assert len(notes) == len(keys)
+    assert all(any(key in note for note in notes) for key in keys)
+    run = run_sft(**settings)
+    assert run.status == 0
+    assert all(note in run.out for note in notes)
+    assert run.out.count("Note: ") == 3

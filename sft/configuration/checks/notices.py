@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from sft.configuration.checks.steps import WITHOUT_WARMUP
 from sft.configuration.keys import flat_keys
 from sft.configuration.schema import SFTConfig
 
@@ -24,6 +25,7 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
         yield "shuffle_block_rows has no effect: streaming is false."
     if data.streaming and training.passed_through.dataloader_drop_last:
         yield "dataloader_drop_last has no effect: a stream has no last batch."
+    yield from _schedule_notices(config)
     if training.passed_through.use_liger_kernel:
         yield "use_liger_kernel: Liger's layers are used, but not its loss, which is computed in chunks here."
     if training.torch_compile and not (training.packing or training.tokens_per_batch):
@@ -36,6 +38,23 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
         yield "max_bad_row_share has no effect: on_bad_rows: error stops at any bad row."
     if training.passed_through.gradient_checkpointing_kwargs and not training.gradient_checkpointing:
         yield "gradient_checkpointing_kwargs has no effect: gradient_checkpointing is false."
+
+
+def _schedule_notices(config: SFTConfig) -> Iterator[str]:
+    training, passed = config.training, config.training.passed_through
+    for key in ("warmup_steps", "warmup_ratio"):
+        if getattr(training, key) and training.lr_scheduler_type in WITHOUT_WARMUP:
+            yield f"{key} has no effect: lr_scheduler_type is {training.lr_scheduler_type}."
+    if training.max_steps > 0 and training.num_train_epochs != _default("num_train_epochs"):
+        yield "num_train_epochs has no effect: max_steps ends the run."
+    if passed.save_strategy == "no" and training.save_total_limit != _default("save_total_limit"):
+        yield "save_total_limit has no effect: save_strategy is no."
+    if passed.save_strategy == "no" and passed.save_only_model:
+        yield "save_only_model has no effect: save_strategy is no."
+    elif passed.save_only_model:
+        yield "save_only_model: a run that is stopped cannot be resumed from its checkpoints."
+    if training.learning_rate == 0:
+        yield "learning_rate is 0: the weights do not change."
 
 
 def _default(key: str) -> Any:

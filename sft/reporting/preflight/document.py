@@ -20,6 +20,7 @@ def preflight_document(preflight: Preflight) -> dict[str, Any]:
     document = {
         "sound": not preflight.problems,
         "problems": list(preflight.problems),
+        "notes": list(preflight.notes),
         "rows_read": report.rows_read,
         "rows_used": report.rows_used,
         "rows_dropped": report.rows_dropped,

@@ -32,6 +32,8 @@ class Preflight:
     memory: MemoryEstimate | None
     environment: Environment | None
     problems: Sequence[str]
+    notes: Sequence[str] = ()
+    """What is odd, but possible."""
     max_seq_length: int
     memory_budget_bytes: int | None = None
     """Memory that may be used per device; None if unknown."""
@@ -54,6 +56,7 @@ def preflight_lines(preflight: Preflight, *, colour: bool) -> list[str]:
         ("First rows, as the model sees them", _previews(preflight.previews, colour)),
         ("Plan", _plan(preflight)),
         ("Environment", _environment(preflight.environment)),
+        ("Notes", _notes(preflight.notes)),
     ]
     lines: list[str] = []
     for title, body in sections:
@@ -236,6 +239,11 @@ def _environment(environment: Environment | None) -> Iterator[str]:
         f"{counted(environment.num_processes, 'process')}",
     )
     yield from _labelled("versions", ", ".join(f"{name} {number}" for name, number in environment.versions.items()))
+
+
+def _notes(notes: Sequence[str]) -> Iterator[str]:
+    for number, note in enumerate(notes, start=1):
+        yield from wrapped(" ".join(note.splitlines()), first=f"  {number}. ", rest="     ")
 
 
 def _verdict(problems: Sequence[str], colour: bool) -> list[str]:
