@@ -204,14 +204,13 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     model = load_model(config, tokenizer, precision, actual, resume=resume)
     prepared = prepare_model(config, model, tokenizer, precision, actual, is_chat=data.is_chat)
     plan = resolve_batches(config, data, prepared, context, actual=actual, limits=limits, resume=resume)
-    prepared = with_micro_batch_size(prepared, plan.per_device_train_batch_size)
     identity = identify_run(config, data, prepared, context.device, resume)
     check_resume(resume, identity, plan)
     setup = RunSetup(
         config=config,
         context=context,
         data=data,
-        prepared=prepared,
+        prepared=with_micro_batch_size(prepared, plan.per_device_train_batch_size),
         plan=plan,
         limits=limits,
         identity=identity,
@@ -222,7 +221,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     arguments = build_training_arguments(setup, actual)
     dry_run = check_run(dry_run, setup, arguments, is_dry_run=command.dry_run)
     if command.dry_run:
-        return show_preflight(dry_run, prepared, plan)
+        return show_preflight(dry_run, setup.prepared, plan)
     prepare_output(setup)
     return _train_and_save(setup, arguments, watchdog)
 
