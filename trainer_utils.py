@@ -100,7 +100,7 @@ class SFTTrainer(EvaluatingTrainer):
         self.model_accepts_loss_kwargs = True
         self.means = RunningMeans(self, context, self.args.device)
         self.add_callback(self.means)
-        self._stream_drops = stream_drops
+        self.stream_drops = stream_drops
         self.bad_steps = BadSteps(
             context,
             device=self.args.device,
@@ -143,10 +143,10 @@ class SFTTrainer(EvaluatingTrainer):
         batches = list(islice(epoch_iterator, num_batches))
         dropped = 0
         if self.train_sampler is None:
-            assert self._stream_drops is not None  # given with a stream
+            assert self.stream_drops is not None  # given with a stream
             dropped = take_dropped(
                 batches,
-                self._stream_drops,
+                self.stream_drops,
                 self.setup.plan.per_device_train_batch_size,
                 self.context,
                 self._stream_group,

@@ -27,6 +27,10 @@ class Slot(Protocol):
     def labels(self) -> np.ndarray | None: ...
 
     @property
+    def remarks(self) -> Sequence[Any]:
+        """What is counted of its row."""
+
+    @property
     def dropped(self) -> Any:
         """Why the slot is empty; None where it has a row."""
 
@@ -35,8 +39,9 @@ class MicroBatchStream(IterableDataset[dict[str, Any]]):
     """The endless sequence of collated micro-batches of one process.
 
     Slots are assigned as `RankBatchSampler` assigns rows: the slots of an optimizer step depend on the product
-    batch x accumulation x processes alone. A batch is what the collator returns, and `dropped`: the rows whose slots
-    are empty. If the data cannot be read, the last batch contains nothing but `failed`: the reasons.
+    batch x accumulation x processes alone. A batch is what the collator returns, `dropped`: the rows whose slots are
+    empty, and `remarks` on the others. If the data cannot be read, the last batch contains nothing but `failed`: the
+    reasons.
     """
 
     def __init__(
@@ -95,4 +100,5 @@ class MicroBatchStream(IterableDataset[dict[str, Any]]):
         if not rows:
             # Every process takes part in every step, here with one token that is not trained.
             rows = [{"input_ids": np.zeros(1, np.int32), "labels": np.full(1, IGNORED, np.int32)}]
-        return {**self._collate(rows), "dropped": [row.dropped for row in slots if row.dropped is not None]}
+        dropped = [row.dropped for row in slots if row.dropped is not None]
+        return {**self._collate(rows), "dropped": dropped, "remarks": [one for row in slots for one in row.remarks]}

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sft.common.data_records import RowRemarks
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistributedContext:
@@ -152,6 +154,8 @@ class TrainingResult:
     """Peak memory as a share of the device's memory (or of this process's share of RAM)."""
     rows_dropped: int = 0
     """Rows of a stream that could not be used, summed over all ranks."""
+    remarks: RowRemarks = field(default_factory=RowRemarks)
+    """On the used rows of a stream, of all ranks."""
     bad_steps: int = 0
     """Steps whose update was skipped, since their loss or gradient was NaN or inf."""
     memory_shortages: Mapping[str, int] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -15,6 +15,8 @@ MAX_NAMES = 50
 """Names of a kind that are counted separately, the first ones; the data decides how many there are."""
 OTHERS = "others"
 _MAX_CHARACTERS = 60
+Remark = tuple[RowSource, str, Sequence[str]]
+"""A row, a field of `RowRemarks`, and the names under which the row is counted there."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -15,6 +15,7 @@ import numpy as np
 from sft.common.data_records import DroppedRow, RawRow
 from sft.data.preparation import SourcePreparation
 from sft.data.prepared import Split
+from sft.data.remarks import Remark
 from sft.data.rows import RowPreparer
 from sft.data.sources.load import Chunk, Source
 from sft.prompting.messages import RowRefused
@@ -31,6 +32,7 @@ class StreamedRow:
     input_ids: np.ndarray | None = None
     """int32 `[T]`, as is `labels`."""
     labels: np.ndarray | None = None
+    remarks: tuple[Remark, ...] = ()
     dropped: DroppedRow | None = None
 
 
@@ -110,13 +112,16 @@ class RowStream:
 
     def _prepare(self, block: "_ShuffleBlock", rows: np.ndarray, slots: np.ndarray) -> Iterator[StreamedRow]:
         raw = block.rows_at(rows)
-        outcomes = self._preparers[block.source_index].prepare(raw)
+        preparer = self._preparers[block.source_index]
+        outcomes = preparer.prepare(raw)
         for slot, row, outcome in zip(slots.tolist(), raw, outcomes, strict=True):
             if isinstance(outcome, RowRefused):
                 yield StreamedRow(slot=slot, dropped=DroppedRow(source=row.source, problem=outcome.problem))
             else:
-                tokens = outcome[2]
-                yield StreamedRow(slot=slot, input_ids=tokens.input_ids, labels=tokens.labels)
+                conversation, text, tokens = outcome
+                found = preparer.remarks(conversation, text, tokens.split_tokens)
+                remarks = tuple((row.source, kind, tuple(names)) for kind, names in found.items() if names)
+                yield StreamedRow(slot=slot, input_ids=tokens.input_ids, labels=tokens.labels, remarks=remarks)
 
 
 class _ShuffleBlock:

@@ -50,7 +50,7 @@ def build_summary(
         device: of the first process.
         data_digests: of the rows, by split.
     """
-    train = {name: getattr(result, name) for name in _TRAIN_FIELDS}
+    train = {name: getattr(result, name) for name in _TRAIN_FIELDS} | remark_counts(result.remarks)
     summary = {
         "status": result.status,
         "eval_before": result.eval_before and dataclasses.asdict(result.eval_before),

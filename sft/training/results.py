@@ -11,16 +11,19 @@ from typing import Any, TypeVar
 
 from sft.checkpointing.checkpoints import list_checkpoints
 from sft.checkpointing.final_model import model_staging_folder, publish_model, write_model
+from sft.common.data_records import RowRemarks
 from sft.common.errors import one_line
 from sft.common.files import write_json
 from sft.common.optional_packages import missing_package
 from sft.common.run_records import EvaluationResult, TrainingResult
+from sft.common.text import printable
 from sft.modeling.saving import save_final_model
 from sft.processes.agreement import agree_on_smallest
 from sft.processes.device_memory import peak_memory_bytes, total_memory_bytes
 from sft.reporting.curves import draw_curves
 from sft.reporting.log_lines import before_and_after_lines, sample_lines
 from sft.reporting.metrics_log import read_metrics
+from sft.reporting.remarks import remark_lines
 from sft.reporting.summary import build_summary
 from sft.training.hub_pushes import NOT_PUSHED_STATUS
 from sft.training.run_report import HTML_FILE, RunReport
@@ -67,6 +70,7 @@ def training_result(trainer: Any, steps: int, stop: StopCallback) -> TrainingRes
         model_flops_per_second=progress.model_flops() / seconds,
         mfu=progress.utilization(progress.model_flops() / seconds),
         rows_dropped=int(dropped),
+        remarks=trainer.stream_drops.remarks.records() if trainer.stream_drops is not None else RowRemarks(),
         bad_steps=trainer.bad_steps.count,
         memory_shortages={
             "training": trainer.step_gradient.shortages if trainer.step_gradient else 0,
@@ -208,6 +212,8 @@ def _log_result(trainer: Any, result: TrainingResult, status: int) -> None:
         f"{result.tokens_per_second:,.0f}",
         f"{result.supervised_tokens_per_second:,.0f}",
     )
+    for _, text in remark_lines(result.remarks):
+        logger.info("Streamed rows: %s.", printable(text))
     kind = "adapters" if config.lora is not None else "model"
     logger.info("Saved the %s and the records in %s. Report: %s", kind, output, output / HTML_FILE)
     if status:

@@ -15,6 +15,7 @@ from sft.common.errors import DataError
 from sft.common.run_records import DistributedContext
 from sft.configuration.schema import DataConfig
 from sft.data.checks import is_dropped_on_request, stops_run
+from sft.data.remarks import CountedRemarks, Remark
 
 logger = logging.getLogger("sft.train")
 LOGGED_DROPS = 10
@@ -47,6 +48,8 @@ class StreamDrops:
         self._max_share = max_share
         self.counts: Counter[str] = Counter()
         """Reason -> rows, of all processes."""
+        self.remarks = CountedRemarks()
+        """On the rows that were used, of all processes."""
         self._read = 0
 
     def add(self, dropped: Sequence[DroppedRow], slots: int) -> None:
@@ -78,6 +81,13 @@ class StreamDrops:
                 f"max_bad_row_share {self._max_share:g} allows. Fix the data, or raise max_bad_row_share."
             )
 
+    def add_remarks(self, remarks: Sequence[Remark]) -> None:
+        """Counts remarks on the rows of the next step."""
+        step = CountedRemarks()
+        for source, kind, names in remarks:
+            step.add(source, kind, names)
+        self.remarks.update(step)
+
 
 def take_dropped(
     batches: list[dict[str, Any]], drops: StreamDrops, micro_batch_size: int, context: DistributedContext, group: Any
@@ -101,13 +111,15 @@ def take_dropped(
     """
     failed = [problem for batch in batches for problem in batch.get("failed", ())]
     dropped = [row for batch in batches for row in batch.pop("dropped", ())]
-    found: list[Any] = [(failed, dropped)]
+    remarks = [remark for batch in batches for remark in batch.pop("remarks", ())]
+    found: list[Any] = [(failed, dropped, remarks)]
     if context.world_size > 1:
         found = [None] * context.world_size
-        torch.distributed.all_gather_object(found, (failed, dropped), group=group)
-    problems = list(dict.fromkeys(problem for failures, _ in found for problem in failures))
+        torch.distributed.all_gather_object(found, (failed, dropped, remarks), group=group)
+    problems = list(dict.fromkeys(problem for failures, *_ in found for problem in failures))
     if problems:
         raise DataError(*problems)
     slots = micro_batch_size * len(batches) * context.world_size
-    drops.add([row for _, rows in found for row in rows], slots)
+    drops.add([row for _, rows, _ in found for row in rows], slots)
+    drops.add_remarks([remark for *_, remarks in found for remark in remarks])
     return len(dropped)

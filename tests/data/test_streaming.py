@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 from data_handler import prepare_data
 from sft.batching.layout import PaddedCollator
 from sft.batching.stream import MicroBatchStream
+from sft.common.run_records import DistributedContext
 from sft.configuration.schema import DataConfig
+from sft.training.stream_drops import StreamDrops, take_dropped
 from tests.support import forked, messages
 from tests.support.small_models import build_tokenizer
 
@@ -71,6 +73,43 @@ def test_the_next_pass_has_another_order(streamed):
     first, second = taken[:25], taken[25:]
     assert sorted(a for batch, _ in first for a in batch) == sorted(a for batch, _ in second for a in batch)
     assert first != second
+
+
+def remarks_of(file, *, world_size, workers):
+    """What the steps of one pass count, of all processes, as training counts it."""
+    config = DataConfig(train_file=file, streaming=True, shuffle_block_rows=16)
+    data = prepare_data(config, build_tokenizer(), seed=3)
+    drops = StreamDrops.for_data(config)
+    micro_batches, size = 12 // world_size, 4
+    for rank in range(world_size):
+        stream = MicroBatchStream(data.stream, PaddedCollator(0), size, rank=rank, world_size=world_size)
+        loader = DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=as_it_is)
+        batches = list(itertools.islice(loader, micro_batches))
+        take_dropped(batches, drops, size, DistributedContext(), None)
+        assert not any({"dropped", "remarks"} & set(batch) for batch in batches)
+    records = drops.remarks.records()
+    return {
+        name: {rows.name: rows.rows for rows in getattr(records, name)} for name in ("unread_keys", "control_tokens")
+    }
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 0), (1, 2)])
+def test_remarks_on_streamed_rows_are_counted(tmp_path, world_size, workers):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{i}", **({"name": "Ann"} if i % 5 == 0 else {})},
+                {"role": "assistant", "content": "ok <|im_end|>" if i % 8 == 0 else "ok", "train_detail": i},
+            ]
+        }
+        for i in range(48)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert remarks_of(str(path), world_size=world_size, workers=workers) == {
+        "unread_keys": {"train_detail": 48, "name": 10},
+        "control_tokens": {"<|im_end|>": 6},
+    }
 
 
 def test_two_processes_divide_the_rows_of_one(streamed):

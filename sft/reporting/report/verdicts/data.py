@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sft.common.data_records import FEW_VALIDATION_ROWS, DataReport, SplitReport
+from sft.common.run_records import TrainingResult
 from sft.common.text import counted, note_text, percent, share_text
 from sft.reporting.remarks import remark_lines
 from sft.reporting.report.records import ReportRecords
@@ -30,8 +31,7 @@ class Finding:
 
 def data_verdict(records: ReportRecords) -> Verdict:
     """Whether the data has problems."""
-    rows_dropped_by_stream = records.result.rows_dropped if records.result is not None else 0
-    findings = data_findings(records.data, rows_dropped_by_stream)
+    findings = data_findings(records.data, records.result)
     serious = [finding.text for finding in findings if finding.is_serious]
     if not findings:
         state = GOOD
@@ -54,18 +54,18 @@ def data_verdict(records: ReportRecords) -> Verdict:
     )
 
 
-def data_findings(report: DataReport, rows_dropped_by_stream: int = 0) -> list[Finding]:
+def data_findings(report: DataReport, result: TrainingResult | None = None) -> list[Finding]:
     """All findings, those that invalidate the results first.
 
     Args:
         report: the counts.
-        rows_dropped_by_stream: rows of a stream that were dropped during training.
+        result: of training, which counts the rows of a stream; None while it is not finished.
     """
-    found = list(_findings(report, rows_dropped_by_stream))
+    found = list(_findings(report, result))
     return sorted(found, key=lambda finding: not finding.is_serious)
 
 
-def _findings(report: DataReport, rows_dropped_by_stream: int) -> Iterator[Finding]:
+def _findings(report: DataReport, result: TrainingResult | None) -> Iterator[Finding]:
     if report.leakage:
         verb = "is" if report.leakage == 1 else "are"
         rows = counted(report.leakage, "validation row")
@@ -76,8 +76,10 @@ def _findings(report: DataReport, rows_dropped_by_stream: int) -> Iterator[Findi
     validation = report.validation
     if validation is not None and validation.is_too_small_to_judge:
         yield Finding(text=f"only {counted(validation.rows_used, 'validation row')}, too few to judge by")
-    if rows_dropped_by_stream:
-        yield Finding(text=f"{counted(rows_dropped_by_stream, 'row')} of the stream dropped")
+    if result is not None and result.rows_dropped:
+        yield Finding(text=f"{counted(result.rows_dropped, 'row')} of the stream dropped")
+    for _, text in remark_lines(result.remarks) if result is not None else ():
+        yield Finding(text=f"streamed rows: {text}")
     if not report.is_complete:
         yield Finding(text="the training rows are streamed, and only the first ones were counted")
 
