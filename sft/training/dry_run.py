@@ -226,6 +226,7 @@ def _gather_preflight(dry_run: DryRun, prepared: PreparedModel | None, plan: Bat
         problems=list(dry_run.problems),
         notes=[*config.notices, *dry_run.notes],
         max_seq_length=config.data.max_seq_length,
+        last_step_rows=_rows_of_last_step(config, data, plan) if plan is not None else None,
         memory_budget_bytes=limits.budget_bytes,
         advice=advice,
     )
@@ -239,6 +240,16 @@ def _tokens_of_a_batch(data: TrainingData, plan: BatchPlan, layout: RowLayout) -
     if not layout.is_padding_free or data.stream is not None:
         return rows * train.longest_row
     return int(np.sort(data.train.lengths)[-rows:].sum())
+
+
+def _rows_of_last_step(config: SFTConfig, data: TrainingData, plan: BatchPlan) -> int | None:
+    """Rows (packs) of the last step of an epoch, if it is not full; None for a stream too."""
+    num_rows = data.num_train_rows if plan.packs is None else plan.packs.num_packs
+    if num_rows is None:
+        return None
+    if config.training.passed_through.dataloader_drop_last:
+        num_rows -= num_rows % (plan.per_device_train_batch_size * plan.world_size)
+    return num_rows % plan.global_batch_size or None
 
 
 def _num_checkpoints(config: SFTConfig, plan: BatchPlan) -> int:

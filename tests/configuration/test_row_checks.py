@@ -36,7 +36,8 @@ def found(text="", rows=100, batches=None, report=None, positions=None, base=BAS
         ("", 5, plan(8), "per_device_train_batch_size", NOTE, "a step is to train on 8 rows, and there are only 5"),
         ("", 31, plan(2, processes=4, accumulated=4), "per_device_train_batch_size", NOTE, "there are only 31"),
         ("global_batch_size: 64\n", 31, plan(2, processes=4, accumulated=8), "global_batch_size", NOTE, "only 31"),
-        ("", 81, plan(8), "per_device_train_batch_size", NOTE, "trains on 1 rows instead of 8"),
+        ("", 81, plan(8), "per_device_train_batch_size", NOTE, "trains on 1 row instead of 8"),
+        ("", 84, plan(8), "per_device_train_batch_size", NOTE, "trains on 4 rows instead of 8"),
         ("", 83, plan(8), "per_device_train_batch_size", NOTE, "trains on 3 rows instead of 8"),
         ("", 100, plan(8, total=2), "num_train_epochs", NOTE, "train on 16 of 100 rows (0.40 epochs)"),
         ("max_steps: 2\n", 100, plan(8, total=2), "max_steps", NOTE, "train on 16 of 100 rows"),
@@ -54,7 +55,7 @@ def test_batches_that_the_rows_do_not_fill(text, rows, batches, key, stops, word
     ("text", "rows", "batches"),
     [
         ("", 80, plan(8)),
-        ("", 84, plan(8)),
+        ("", 85, plan(8)),
         ("", 8, plan(8)),
         ("dataloader_drop_last: yes\n", 80, plan(8)),
         ("streaming: yes\nmax_steps: 5\n", None, plan(8)),
@@ -68,6 +69,11 @@ def test_packs_are_counted_instead_of_rows():
     class Packs:
         num_packs, capacity, fill = 3, 64, 0.9
 
+    class Empty:
+        num_packs, capacity, fill = 16, 64, 0.3
+
+    ((key, stops, message),) = found("packing: yes\n", 1000, plan(8, packs=Empty()))
+    assert (key, stops, "only 30% full" in message) == ("packing", NOTE, True)
     ((_, _, message),) = found("packing: yes\n", 1000, plan(8, packs=Packs()))
     assert "a step is to train on 8 packs, and there are only 3" in message
 

@@ -38,6 +38,7 @@ def test_dry_run_of_sound_data_exits_with_0_and_writes_the_contract(run_sft, tmp
     assert (found["duplicates"], found["leakage"]) == (0, 0)
     assert found["plan"]["global_batch_size"] == 4
     assert found["plan"]["total_steps"] == 5
+    assert found["plan"]["rows_of_last_step"] == 4
     assert found["supervised_share"] == pytest.approx(found["train"]["supervised_tokens"] / found["train"]["tokens"])
     assert messages.PREFLIGHT_OK in run.out
     assert run.err == ""
@@ -244,6 +245,8 @@ def test_what_is_odd_is_a_note_of_the_dry_run_and_in_the_log_of_a_run(run_sft, t
         "per_device_train_batch_size: ",
     ]
     assert len(notes) == len(keys)
+    assert preflight(dry_run)["plan"]["rows_of_last_step"] == 1
+    assert "6 steps (the last of 1 row)" in dry_run.out
     assert all(any(key in note for note in notes) for key in keys)
     run = run_sft(**settings)
     assert run.status == 0

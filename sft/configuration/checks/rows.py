@@ -11,7 +11,9 @@ from sft.configuration.checks.finding import Finding
 from sft.configuration.schema import SFTConfig
 
 SMALL_LAST_STEP = 0.5
-"""Share of the rows of a step: a last step of an epoch with fewer rows is reported."""
+"""Share of the rows of a step: a last step of an epoch with no more rows is reported."""
+LOW_FILL = 0.5
+"""Share of the capacity of packs; emptier ones are reported."""
 
 
 def check_rows(
@@ -61,7 +63,12 @@ def _check_batches(config: SFTConfig, plan: BatchPlan, num_rows: int) -> Iterato
                 key="dataloader_drop_last", message=f"{dropped:,} of {num_rows:,} {unit} are dropped in each epoch."
             )
         num_rows -= dropped
-    epochs = plan.total_steps / plan.steps_per_epoch
+    if plan.packs is not None and plan.packs.fill < LOW_FILL:
+        yield Finding(
+            key="packing" if config.training.packing else "tokens_per_batch",
+            message=f"the packs of up to {plan.packs.capacity:,} tokens are only {plan.packs.fill:.0%} full.",
+        )
+    epochs, rest = plan.total_steps / plan.steps_per_epoch, counted(num_rows % size, unit.removesuffix("s"))
     if num_rows < size:
         yield Finding(
             key=key,
@@ -75,11 +82,10 @@ def _check_batches(config: SFTConfig, plan: BatchPlan, num_rows: int) -> Iterato
             message=f"{counted(plan.total_steps, 'step')} train on {used:,} of {num_rows:,} {unit} "
             f"({epochs:.2f} epochs).",
         )
-    elif 0 < num_rows % size < SMALL_LAST_STEP * size:
+    elif 0 < num_rows % size <= SMALL_LAST_STEP * size:
         yield Finding(
             key=key,
-            message=f"the last step of each epoch trains on {num_rows % size:,} {unit} instead of {size:,}, with the "
-            "same learning rate.",
+            message=f"the last step of each epoch trains on {rest} instead of {size:,}, with the same learning rate.",
         )
 
 

@@ -86,6 +86,7 @@ def _plan(plan: BatchPlan, train: SplitReport, preflight: Preflight) -> dict[str
     return {
         **plan_document(plan),
         "rows_per_epoch": rows_an_epoch,
+        "rows_of_last_step": preflight.last_step_rows or plan.global_batch_size,
         "tokens_per_epoch": train.tokens_an_epoch,
         "supervised_tokens_per_epoch": train.supervised_tokens_an_epoch,
         "memory": memory

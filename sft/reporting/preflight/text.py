@@ -35,6 +35,8 @@ class Preflight:
     notes: Sequence[str] = ()
     """What is odd, but possible."""
     max_seq_length: int
+    last_step_rows: int | None = None
+    """Rows (packs) of the last step of an epoch; None where it is not known, or full."""
     memory_budget_bytes: int | None = None
     """Memory that may be used per device; None if unknown."""
     advice: Sequence[MemoryAdvice] = ()
@@ -193,9 +195,11 @@ def _plan(preflight: Preflight) -> Iterator[str]:
         )
     steps = counted(plan.total_steps, "step")
     if preflight.report.is_complete:
+        last = preflight.last_step_rows
+        of_last = "" if last is None else f" (the last of {counted(last, plan.unit.removesuffix('s'))})"
         yield from _labelled(
             "per epoch",
-            f"{counted(plan.steps_per_epoch, 'step')}, {counted(train.tokens_an_epoch, 'token')} "
+            f"{counted(plan.steps_per_epoch, 'step')}{of_last}, {counted(train.tokens_an_epoch, 'token')} "
             f"({train.supervised_tokens_an_epoch:,} supervised); {steps} in total",
         )
     else:

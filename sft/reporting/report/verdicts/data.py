@@ -36,7 +36,7 @@ def data_verdict(records: ReportRecords) -> Verdict:
     if not findings:
         state = GOOD
         sentence = (
-            f"Yes. All {records.data.rows_read:,} rows are used in full; there are no duplicates"
+            f"Yes. All {records.data.rows_read:,} rows are usable in full; there are no duplicates"
             f"{' and no leakage' if records.data.validation is not None else ''}, and every row trains an end token."
         )
     elif serious:
