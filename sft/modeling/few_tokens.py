@@ -18,11 +18,12 @@ def few_tokens(model: Any, number: int) -> list[int]:
     return list(islice((ordinary[(7 * index + 3) % len(ordinary)] for index in count()), number))
 
 
-def call_on(model: Any, ids: torch.Tensor) -> Any:
+def call_on(model: Any, ids: torch.Tensor, **inputs: torch.Tensor) -> Any:
     """The model's output for complete rows of tokens `[B, N]`, without a cache of keys and values."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     takes_cache = "use_cache" in inspect.signature(base.forward).parameters
-    return model(input_ids=ids, attention_mask=torch.ones_like(ids), **({"use_cache": False} if takes_cache else {}))
+    options = {"use_cache": False} if takes_cache else {}
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, **options)
 
 
 def _special_ids(settings: Mapping[str, Any]) -> Iterator[int]:

@@ -17,6 +17,7 @@ from sft.modeling.footprint import footprint
 from sft.modeling.rope_by_row import unknown_rope
 from sft.modeling.sharding import shard_weights
 from sft.reporting.log_lines import model_line
+from sft.training.model_trials import ModelTrials
 from sft.training.prepared_model import PreparedModel, class_name
 from sft.training.row_layout import RowLayout, resolve_layout
 
@@ -64,7 +65,10 @@ def prepare_model(
             max_seq_length=config.data.max_seq_length,
             keep_device=is_sharded,
         )
+        left_out = ModelTrials(model, precision).left_out_line()
     logger.info(layout.describe())
+    if left_out is not None:
+        logger.info(left_out)
     for line in _rope_lines(model, layout, config.data.max_seq_length):
         logger.info(line)
     return PreparedModel(

@@ -1,0 +1,73 @@
+"""Does the model's own loss have a term beside the cross-entropy, such as a router's? Tried on a few tokens.
+
+Such terms are left out of training, with a line in the log. The load-balancing loss of a mixture of experts is a
+product of two means over the tokens of a batch: computed by micro-batch it would depend on their size and on the number
+of processes, and computed by row it would be another loss than the one that the model was trained with. So neither is
+added in silence, and a run stays the same for any split of its steps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from sft.common.device_errors import reraise_device_error
+from sft.modeling.few_tokens import call_on, few_tokens
+
+_NUM_TOKENS = 16
+_TOLERANCE = 2e-5
+"""Of the difference between two computations from the same logits, as a share of the loss."""
+_COEFFICIENT = re.compile(r".*(aux|z_loss|router|balanc).*(coef|weight|alpha).*")
+
+
+def left_out_line(model: Any) -> str | None:
+    """A line about the term that is left out; None if the model's loss is the cross-entropy alone.
+
+    Args:
+        model: on the device and in the types of training, under autocast if training uses it.
+    """
+    difference = _difference(model)
+    config = model.config.get_text_config()
+    causes = ", ".join(f"{key}: {value}" for key, value in _coefficients(config.to_dict()))
+    if difference:
+        what = f"a router loss ({causes} in config.json)" if causes else "another term"
+        found = f"The model's own loss adds {what} to the cross-entropy, {difference:+.2g} on a few tokens"
+    elif causes and getattr(config, "output_router_logits", False):
+        found = f"config.json asks for a router loss ({causes})"
+    else:
+        return None
+    return f"{found}. It is left out: the loss of this run is the cross-entropy of the supervised tokens alone."
+
+
+def _difference(model: Any) -> float:
+    """What the model's loss has beside the cross-entropy; 0 where that is nothing, or cannot be tried."""
+    was_training = model.training
+    model.eval()
+    try:
+        ids = torch.tensor([few_tokens(model, _NUM_TOKENS)], device=model.device)
+        with torch.no_grad():
+            output = call_on(model, ids, labels=ids)
+        scores, loss = output.logits[0], float(output.loss)
+        # Some models compute it in 16 bits, or expect labels that are shifted already.
+        plain = [
+            float(functional.cross_entropy(logits, targets))
+            for each in (scores.float(), scores)
+            for logits, targets in ((each[:-1], ids[0, 1:]), (each, ids[0]))
+        ]
+    except Exception as error:  # the model takes no labels, or its logits are not those of all tokens
+        reraise_device_error(error)
+        return 0.0
+    finally:
+        model.train(was_training)
+    difference = min((loss - each for each in plain), key=abs)
+    return difference if abs(difference) > _TOLERANCE * max(plain[0], 1.0) else 0.0
+
+
+def _coefficients(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The settings that are the weight of such a term, without those of 0."""
+    numbers = {key: value for key, value in settings.items() if isinstance(value, int | float) and value}
+    return [(key, value) for key, value in numbers.items() if _COEFFICIENT.fullmatch(str(key))]
