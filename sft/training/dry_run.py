@@ -19,6 +19,7 @@ from sft.common.errors import ConfigError, DataError, located
 from sft.common.machine_records import Environment, MemoryAdvice, MemoryEstimate, MemoryLimits
 from sft.common.run_records import BatchPlan, DistributedContext
 from sft.common.text import size
+from sft.configuration.batch_sizes import AUTO
 from sft.configuration.checks.finding import Finding
 from sft.configuration.checks.schedule import NEED_VALIDATION
 from sft.configuration.schema import SFTConfig
@@ -81,7 +82,7 @@ def check_run(dry_run: "DryRun", setup: RunSetup, arguments: TrainingArguments, 
     Raises:
         ConfigError: in a run, with every problem.
     """
-    found, origins = [*find_in_run(setup, arguments), *_find_in_disk_space(dry_run, setup)], setup.config.origins
+    found, origins = [*find_in_run(setup, arguments), *_find_in_space(dry_run, setup)], setup.config.origins
     stopping = [finding for finding in found if finding.stops and setup.resume is None]
     error = located(ConfigError(*(finding.line for finding in stopping)), origins)
     if stopping and not is_dry_run:
@@ -196,10 +197,18 @@ def _environment(dry_run: DryRun, prepared: PreparedModel, plan: BatchPlan, memo
     )
 
 
-def _find_in_disk_space(dry_run: DryRun, setup: RunSetup) -> Iterator[Finding]:
-    """Yield a note where the checkpoints of the run do not fit on the disk."""
-    facts = memory_facts(setup.config, setup.data, setup.prepared, setup.plan, device=setup.context.device)
-    environment = _environment(dry_run, setup.prepared, setup.plan, estimate_memory(facts))
+def _find_in_space(dry_run: DryRun, setup: RunSetup) -> Iterator[Finding]:
+    """Yield a note where, as predicted, the run does not fit into memory or its checkpoints do not fit on the disk."""
+    device, limits = setup.context.device, setup.limits
+    facts = memory_facts(
+        setup.config, setup.data, setup.prepared, setup.plan, device=device, process_bytes=limits.process_bytes
+    )
+    memory = estimate_memory(facts)
+    is_tried = setup.config.training.per_device_train_batch_size == AUTO
+    if limits.budget_bytes is not None and memory.total_bytes > limits.budget_bytes and not is_tried:
+        message = f"predicted memory is {size(memory.total_bytes)}, and {size(limits.budget_bytes)} may be used"
+        yield Finding(key="per_device_train_batch_size", message=f"{message}. --dry_run lists changes that would fit.")
+    environment = _environment(dry_run, setup.prepared, setup.plan, memory)
     needed, free = environment.needed_disk_bytes, environment.free_disk_bytes
     if needed > free:
         message = f"the run needs {size(needed)} of disk space, and {size(free)} are free. Lower save_total_limit."

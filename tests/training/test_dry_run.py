@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,15 @@ def test_what_is_odd_is_a_note_of_the_dry_run_and_in_the_log_of_a_run(run_sft, t
     assert run.status == 0
     assert all(note in run.out for note in notes)
     assert run.out.count("Note: ") == 3
+
+
+def test_a_run_that_does_not_fit_into_memory_or_on_the_disk_has_notes(run_sft, tmp_path, monkeypatch):
+    from sft.reporting import environment
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: usage)
+    run = run_sft("--dry_run", train_file=write(tmp_path / "train.jsonl", pairs(20)), memory_budget_gib=0.01)
+    memory, disk = preflight(run)["notes"]
+    assert "may be used. --dry_run lists changes" in memory
+    assert "of disk space, and 0 MiB are free" in disk
+    assert run.status == 0
