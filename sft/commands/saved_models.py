@@ -12,6 +12,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from sft.checkpointing.checkpoints import list_checkpoints
 from sft.commands.paths import looks_like_a_path
 from sft.common.errors import ConfigError, ModelError
+from sft.common.files import require_utf8
 from sft.common.outside_files import read_json
 from sft.configuration.schema import QuantizationConfig
 from sft.modeling.loading_errors import readable_loading_errors
@@ -55,6 +56,8 @@ def find_saved_model(name_or_path: str, *, base: str | None = None, trust_remote
         ModelError: if there is no model; the message lists what there is.
         ConfigError: if `base` is given, but the model is not adapters.
     """
+    for option, given in (("the model", name_or_path), ("--base", base)):
+        require_utf8(f"command line: {option}", given or "")
     folder = Path(name_or_path).expanduser()
     if folder.exists():
         name_or_path = str(folder)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +19,7 @@ _SPECIAL = (
     (stat.S_ISBLK, "a block device"),
     (stat.S_ISSOCK, "a socket"),
 )
+NOT_UTF8 = "the path {path!a} contains bytes that are not UTF-8, which model files cannot have. Rename the folder."
 _INSTEAD = "Write its content to a file, and name that."
 
 
@@ -43,6 +44,43 @@ def special_file(*paths: str | Path) -> str | None:
 def special_file_in(folder: str | Path, names: Iterable[str] = ("*",)) -> str | None:
     """`special_file` of everything directly inside a folder; None if it is not a folder on this machine."""
     return special_file(*(path for name in names for path in sorted(Path(folder).glob(name))))
+
+
+def matching_paths(pattern: str, folder: str | None = None) -> Iterator[Path]:
+    """The paths that match a glob, of which as many leading parts as exist are taken as they are.
+
+    So a folder `[1]` may be named; `*`, `?` and `[` act only where there is nothing of that name.
+
+    Args:
+        pattern: a path, which may contain `*`, `?` and `[`.
+        folder: the folder that a relative pattern starts from, taken as it is; None for the working directory.
+
+    Raises:
+        ValueError, NotImplementedError: if it is no valid glob.
+    """
+    base, parts = Path(folder or "."), Path(pattern).parts
+    while parts and os.path.exists(base / parts[0]):
+        base, parts = base / parts[0], parts[1:]
+    return base.glob(str(Path(*parts))) if parts else iter([base])
+
+
+def require_utf8(name: str, path: str | Path) -> None:
+    """Refuse a path whose bytes are not UTF-8, where a library reads or writes files that does not accept one.
+
+    Args:
+        name: of the setting or option, for the message.
+        path: the path.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if not is_utf8(path):
+        raise ConfigError(f"{name}: {NOT_UTF8.format(path=path)}")
+
+
+def is_utf8(path: str | Path) -> bool:
+    """Whether the bytes of a path are UTF-8. Python keeps other bytes as unpaired surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
 
 
 def write_text(path: str | Path, text: str) -> None:

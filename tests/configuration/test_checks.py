@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+import os
 
+import pytest
+import yaml
+
+from sft.common.files import NOT_UTF8
 from tests.support.configurations import MODEL, VALIDATED, load, problems_of, reloaded
+from tests.support.paths import ODD_NAMES
 
 
 @pytest.mark.parametrize(
@@ -147,6 +153,41 @@ def test_load_config_accepts_a_schedule_that_can_keep_the_best_model(text):
 def test_load_config_reports_a_missing_data_file(folder, value, problem):
     problems = problems_of(f"validation_file: {value}\n")
     assert problems == ["my.yaml:3: validation_file: " + problem.format(folder=folder)]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_load_config_takes_paths_of_any_name(folder, name):
+    (folder / name).mkdir()
+    (folder / name / f"{name}.jsonl").write_text("{}\n")
+    text = yaml.safe_dump(
+        {
+            "model_name_or_path": "m",
+            "train_file": f"{name}/{name}.jsonl",
+            "validation_file": str(folder / name / "*.jsonl"),
+            "data_cache_dir": f"{name}/cache",
+            **({"output_dir": f"{name}/out"} if name.isprintable() else {}),
+        }
+    )
+    config = load(text, base="")
+    assert config.data.train_file == f"{name}/{name}.jsonl"
+    assert (
+        load("", f"--train_file={name}/{name}.jsonl").data
+        == load(f"train_file: {json.dumps(f'{name}/{name}.jsonl')}\n", base=MODEL).data
+    )
+    assert reloaded(config) == config
+
+
+@pytest.mark.parametrize(
+    "key", ["model_name_or_path", "tokenizer_name_or_path", "output_dir", "resume_from_checkpoint"]
+)
+@pytest.mark.parametrize("name", [b"\xff", b"a/\xe9t\xe9", b"./\xc3"])
+def test_load_config_refuses_bytes_that_model_files_cannot_have(folder, key, name):
+    path = os.fsdecode(name)
+    (folder / path).mkdir(parents=True)
+    base = "" if key == "model_name_or_path" else MODEL
+    (problem,) = problems_of("train_file: train.jsonl\n", f"--{key}={path}", base=base)
+    assert problem == f"command line: {key}: {NOT_UTF8.format(path=path)}"
+    assert problem.isascii()
 
 
 def test_load_config_finds_data_under_dataset_path(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import threading
 import time
 
@@ -243,3 +244,38 @@ def test_an_output_folder_that_is_renamed_loses_nothing(short_run, monkeypatch, 
     events = [event["step"] for event in run.metrics if "loss" in event]
     assert events == [4, 5, 6]
     assert len((renamed / "metrics.jsonl").read_text().splitlines()) >= 3
+
+
+def test_a_run_with_odd_characters_in_all_paths_keeps_its_files(short_run, model_folder, question_file, tmp_path):
+    name = "[x] $a$ 'q\" {b} %s\n\\ é*?"
+    folder = tmp_path / name
+    shutil.copytree(model_folder("llama"), folder / name)
+    shutil.copy(question_file, folder / f"{name}.jsonl")
+    bad = os.fsdecode(b"\xff")
+    shutil.copy(question_file, folder / f"{bad}.jsonl")
+    settings = {
+        "model_name_or_path": folder / name,
+        "train_file": folder / f"{name}.jsonl",
+        "validation_file": folder / f"{bad}.jsonl",
+        "data_cache_dir": folder / bad,
+        "output_dir": folder / "out" / name,
+        "run_name": name + bad,
+        "report_to": "tensorboard",
+        "logging_dir": folder / f"logs {name}",
+        "max_steps": 2,
+        "max_leakage_share": 1,
+    }
+    run = short_run("--log_dir", str(folder / f"log {bad}"), draws_curves=True, **settings)
+    assert run.status == 0, run.err
+    assert "Traceback" not in run.out + run.err
+    assert "cannot be written" not in run.out + run.err
+    assert messages.RUN_CONTINUES not in run.out + run.err
+    for each in ("config.json", "run_summary.json", "report.html", "checkpoint-2/manifest.json"):
+        assert (run.output_dir / each).is_file()
+    assert (folder / f"log {bad}" / "rank-0.log").is_file()
+    again = short_run(
+        "--resume_from_checkpoint=auto",
+        f"--config_file={run.output_dir / 'resolved_config.yaml'}",
+        **settings | {"max_steps": 3},
+    )
+    assert again.status == 0, again.err

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sft.common.errors import ConfigError
+from sft.common.files import require_utf8
 
 
 def resolve_output(output: str | None, model: str, *, is_merged: bool) -> Path:
@@ -25,6 +26,7 @@ def resolve_output(output: str | None, model: str, *, is_merged: bool) -> Path:
         name = name if name.exists() else Path(name.name)
         name = name.absolute() if str(name) in (".", "..") else name
         path = name.with_name(name.name + ("-merged" if is_merged else "-export"))
+    require_utf8("command line: --output", path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise ConfigError(f"command line: --output: {path} already exists. Name a new folder.")
     path = Path(os.path.realpath(path))  # a link is what it points to

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sft.common.did_you_mean import did_you_mean
+from sft.common.files import matching_paths
 from sft.common.hub_names import full_name
 from sft.configuration.checks.contradiction import Contradiction, current_directory
 from sft.configuration.data_sections import SKIP
@@ -117,11 +118,9 @@ def _check_path(key: str, name: str, *, folder: str | None = None, hint: str = "
     """
     path = Path(folder or ".") / name
     if any(character in name for character in "*?["):
-        base = Path("/") if path.is_absolute() else Path(".")
-        pattern = str(path.relative_to("/")) if path.is_absolute() else str(path)
         try:
-            matches = any(True for _ in base.glob(pattern))
-        except ValueError as error:
+            matches = any(True for _ in matching_paths(name, folder))
+        except (ValueError, NotImplementedError) as error:
             yield Contradiction(key, f"{name!r} is not a valid glob pattern: {error}.")
             return
         if not matches:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from sft.common.files import NOT_UTF8, is_utf8
 from sft.configuration.checks.contradiction import Contradiction, current_directory
 from sft.configuration.schema import SFTConfig
 
@@ -15,7 +16,9 @@ def check_model(config: SFTConfig) -> Iterator[Contradiction]:
     model, quantization = config.model, config.quantization
     for key in ("model_name_or_path", "tokenizer_name_or_path"):
         name = getattr(model, key)
-        if name and _is_path(name) and not os.path.exists(name):
+        if name and not is_utf8(name):
+            yield Contradiction(key, NOT_UTF8.format(path=name))
+        elif name and _is_path(name) and not os.path.exists(name):
             yield Contradiction(key, f"no such folder: {name!r} {current_directory()}.")
     folder = model.model_name_or_path
     if model.gguf_file and os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, model.gguf_file)):

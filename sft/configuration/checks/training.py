@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from sft.common.did_you_mean import did_you_mean
+from sft.common.files import NOT_UTF8, is_utf8
 from sft.common.optional_packages import is_installed, missing_package
 from sft.configuration.batch_sizes import AUTO
 from sft.configuration.checks.contradiction import Contradiction
@@ -46,6 +47,9 @@ def check_training(config: SFTConfig) -> Iterator[Contradiction]:
     if os.path.exists(training.output_dir) and not os.path.isdir(training.output_dir):
         yield Contradiction("output_dir", f"{training.output_dir!r} is a file; give a folder.")
     resume = training.resume_from_checkpoint
+    for key in ("output_dir", "resume_from_checkpoint"):
+        if not is_utf8(str(getattr(training, key))):
+            yield Contradiction(key, NOT_UTF8.format(path=getattr(training, key)))
     if isinstance(resume, str) and resume != "auto" and not os.path.isdir(resume):
         yield Contradiction(
             "resume_from_checkpoint", f"no such folder: {resume!r}; give a checkpoint folder, or use auto."

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft.common.errors import DataError
-from sft.common.files import special_file, special_kind
+from sft.common.files import matching_paths, special_file, special_kind
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -62,9 +62,7 @@ def find_files(pattern: str, folder: str | None = None) -> list[Path]:
         raise DataError(f"{pattern!r}: a file name cannot contain a NUL character.")
     try:
         if any(character in pattern for character in "*?[") and not path.exists():
-            base = Path(path.anchor or ".")
-            found = base.glob(str(path.relative_to(path.anchor)) if path.anchor else str(path))
-            files = sorted(file for file in found if file_format(file) and _is_readable(file))
+            files = sorted(file for file in matching_paths(pattern, folder) if file_format(file) and _is_readable(file))
         elif path.is_dir():
             files = sorted(
                 file

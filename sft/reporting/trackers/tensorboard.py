@@ -31,7 +31,7 @@ class TensorBoardTracker(TensorBoardCallback):
         self.writer = self.tb_writer
         self.writer.add_custom_scalars({"curves": {title: ["Multiline", list(tags)] for title, tags in CHARTS.items()}})
         for topic, values in description.items():
-            self.writer.add_text(f"run/{topic}", _topic_text(topic, values), first_step)
+            self._add_text(f"run/{topic}", _topic_text(topic, values), first_step)
         self.writer.flush()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -48,16 +48,20 @@ class TensorBoardTracker(TensorBoardCallback):
     def add_samples(self, step: int, lines: Sequence[Mapping[str, Any]]) -> None:
         for number, line in enumerate(lines, start=1):
             text = sample_text(line["prompt"], line["answer"], line["ended"], line["reference"])
-            self.writer.add_text(f"samples/{number}", text, step)
+            self._add_text(f"samples/{number}", text, step)
         self.writer.flush()
 
     def finish(self, step: int, result: Mapping[str, Any], picture: Path | None) -> None:
-        self.writer.add_text("run/result", as_table(result), step)
+        self._add_text("run/result", as_table(result), step)
         if picture is not None:
             from matplotlib.image import imread  # optional package, which drew the picture
 
             self.writer.add_image("run/curves", imread(picture)[..., :3], step, dataformats="HWC")
         self.writer.close()
+
+    def _add_text(self, tag: str, text: str, step: int) -> None:
+        """Adds a text; bytes of paths that are not UTF-8, which an event file cannot hold, are written out."""
+        self.writer.add_text(tag, text.encode("utf-8", "backslashreplace").decode("utf-8"), step)
 
 
 def _topic_text(topic: str, values: Mapping[str, Any]) -> str:

@@ -1,9 +1,14 @@
 """Finding data files, and their splits by their names."""
 
+import glob
+from pathlib import Path
+
 import pytest
 
 from sft.common.errors import DataError
+from sft.common.files import matching_paths
 from sft.data.sources.files import file_format, find_files, group_by_split
+from tests.support.paths import ODD_NAMES
 
 
 @pytest.mark.parametrize(
@@ -47,6 +52,25 @@ def test_find_files_accepts_file_folder_and_glob(data_folder, monkeypatch, place
     assert find_files(str(data_folder / place)) == find_files(place, str(data_folder))
     monkeypatch.chdir(data_folder)
     assert [str(path) for path in find_files(place)] == expected
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize(
+    "place", ["{0}/{0}.jsonl", "{0}", "{0}/*.jsonl", "{0}/[!x]*.jsonl", "*/{0}.jsonl", "{0}/../**/*.jsonl"]
+)
+def test_find_files_takes_names_that_exist_as_they_are(tmp_path, monkeypatch, name, place):
+    path = tmp_path / name / f"{name}.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(b"{}\n")
+    pattern = place.replace("{0}", name)
+    if place.startswith("*/") and glob.has_magic(name):
+        pattern = "*/*.jsonl"  # after a pattern, a name is a pattern too
+    for given, folder in ((str(tmp_path / pattern), None), (pattern, str(tmp_path))):
+        assert [each.resolve() for each in find_files(given, folder)] == [path]
+        assert any(each.resolve() in (path, path.parent) for each in matching_paths(given, folder))
+    monkeypatch.chdir(path.parent)
+    assert find_files(path.name) == [Path(path.name)]
+    assert find_files("*.jsonl", str(path.parent)) == [path]
 
 
 @pytest.mark.parametrize(
