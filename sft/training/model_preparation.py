@@ -129,10 +129,7 @@ def _shard_weights(
         Whether they are sharded, or would be: a dry run for several processes leaves them unsharded.
     """
     if context.world_size == 1:
-        is_dry_run = (config.distributed.num_gpus or 1) > 1
-        if not is_dry_run:
-            logger.info("fsdp is off: there is only one process, so there is nothing to shard over.")
-        return is_dry_run
+        return (config.distributed.num_gpus or 1) > 1  # otherwise a notice says that fsdp has no effect
     if precision.mixed == "fp16":
         raise ConfigError("fsdp: computes in bfloat16 or float32, and this GPU has no bfloat16; write fp16: false.")
     assert config.fsdp is not None
