@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from sentencepiece_file import write_sentencepiece_file
 from tiny_corpus import Document, generate
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -121,6 +122,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
         additional_special_tokens=[TURN_START],
         model_max_length=512,
         clean_up_tokenization_spaces=False,
+        add_prefix_space=False,  # for llama.cpp, which adds a space otherwise
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -279,7 +281,8 @@ knowledge or reasoning from it.
 
 * Text: {documents:,} generated documents (short stories, simple facts, lists, quotes, small chats) from
   `examples/tiny_corpus.py`. All text is made by that program; none was collected.
-* Tokenizer: byte-level BPE, {vocab:,} tokens, trained on the same text.
+* Tokenizer: byte-level BPE, {vocab:,} tokens, trained on the same text; `tokenizer.model` has the same
+  tokens for llama.cpp.
 * Model: {layers} layers, width {hidden}, {heads} heads ({kv_heads} for keys and values), tied embeddings, {positions}
   positions; stored as float16.
 * Training: {steps:,} steps of at most {tokens:,} tokens, AdamW, peak learning rate {rate:g}, warm-up and cosine, seed
@@ -366,7 +369,8 @@ def build(recipe: Recipe, output_dir: Path) -> float:
     model.generation_config = GenerationConfig(do_sample=False, **ids)
     model.half().save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
-    finish_saved_folder(output_dir)
+    write_sentencepiece_file(output_dir / "tokenizer.model", tokenizer.get_vocab(), tokenizer.all_special_tokens)
+    finish_saved_folder(output_dir, tokenizer)
     (output_dir / "README.md").write_text(model_card(model, recipe, loss), encoding="utf-8")
     logger.info("held-out loss %.4f; saved to %s", loss, output_dir)
     return loss

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,47 @@ _MOVED = ("rope_theta", "partial_rotary_factor")
 _EARLIER_NAMES = {"rope_theta": ("rotary_emb_base",), "partial_rotary_factor": ("rotary_pct",)}
 """Further names of the same entries; written where the architecture's class reads them."""
 _EARLIER_ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")
+_PIECES = "tokenizer.model"
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 _NEW_TOKENIZER_CLASS, _TOKENIZER_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 """The class of a tokenizer that is only its `tokenizer.json`, in transformers 5 and in all versions."""
 
 
-def finish_saved_folder(folder: str | Path) -> None:
+def finish_saved_folder(folder: str | Path, tokenizer: Any) -> None:
     """Make the files of a model, adapters or tokenizer readable for other programs; call it after every save.
 
     Args:
         folder: as `save_pretrained` wrote it. Files that it lacks are skipped.
+        tokenizer: the one that was saved. Its SentencePiece file, if it was loaded from one, is copied: llama.cpp reads
+            the scores of its pieces, which `tokenizer.json` lacks.
     """
-    for name, change in (("config.json", with_earlier_names), ("tokenizer_config.json", with_earlier_tokenizer)):
+    pieces, copied = getattr(tokenizer, "vocab_file", None), Path(folder, _PIECES)
+    if pieces is not None and Path(pieces).name == _PIECES and Path(pieces).is_file() and not copied.exists():
+        shutil.copyfile(pieces, copied)
+    more: dict[str, Any] = {}
+    if added := added_tokens(Path(folder, "tokenizer.json")):
+        more["added_tokens_decoder"] = added
+    if copied.is_file() and tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        more["add_bos_token"] = False  # otherwise programs that read pieces begin texts with one
+
+    def with_tokenizer(entries: Mapping[str, Any]) -> dict[str, Any]:
+        return with_earlier_tokenizer({**more, **entries})
+
+    for name, change in (("config.json", with_earlier_names), ("tokenizer_config.json", with_tokenizer)):
         path = Path(folder, name)
         if path.is_file():
             before = json.loads(path.read_text(encoding="utf-8"))
             after = change(before)
             if after != before:
                 write_text(path, json.dumps(after, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def added_tokens(path: Path) -> dict[str, Any]:
+    """The tokens that a `tokenizer.json` adds to its vocabulary, by their ids; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
+    return {str(token["id"]): {name: token[name] for name in token if name != "id"} for token in found}
 
 
 def with_earlier_tokenizer(entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def save_final_model(
     if hasattr(model, "peft_config"):
         model.generation_config.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
-    finish_saved_folder(output_dir)
+    finish_saved_folder(output_dir, tokenizer)
 
 
 def _save_base_of_adapters(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
@@ -69,4 +69,4 @@ def _save_base_of_adapters(model: Any, tokenizer: "PreTrainedTokenizerBase", fol
     }
     base.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
-    finish_saved_folder(folder)
+    finish_saved_folder(folder, tokenizer)

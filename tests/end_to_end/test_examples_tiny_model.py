@@ -65,6 +65,15 @@ def test_smoke_build_is_loadable_and_deterministic(tmp_path: Path, torch_setting
     assert "{" not in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_shipped_sentencepiece_file_is_that_of_the_tokenizer(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    path = tmp_path / "tokenizer.model"
+    load("sentencepiece_file").write_sentencepiece_file(path, tokenizer.get_vocab(), tokenizer.all_special_tokens)
+    assert path.read_bytes() == (MODEL / "tokenizer.model").read_bytes()
+    generation = json.loads((MODEL / "generation_config.json").read_text(encoding="utf-8"))
+    assert "max_new_tokens" not in generation  # fine-tunes inherit it, and other programs would cut their answers
+
+
 def test_shipped_model_answers_in_prose_and_stops() -> None:
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)

@@ -32,7 +32,7 @@ def saved(tmp_path, name: str, **options) -> tuple[dict, dict]:
     config = getattr(transformers, f"{name}Config")(**SIZE, **options)
     config.save_pretrained(tmp_path)
     before = json.loads((tmp_path / "config.json").read_text())
-    finish_saved_folder(tmp_path)
+    finish_saved_folder(tmp_path, None)
     loaded = AutoConfig.from_pretrained(tmp_path)
     known = {key: value for key, value in (loaded.rope_parameters or {}).items() if key != "type"}
     assert known == config.rope_parameters
@@ -101,7 +101,7 @@ def test_nested_and_foreign_configurations():
 def test_the_tokenizer_has_a_class_and_tokens_that_transformers_4_knows(tmp_path):
     tokenizer = build_tokenizer(eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"])
     tokenizer.save_pretrained(tmp_path)
-    finish_saved_folder(tmp_path)
+    finish_saved_folder(tmp_path, tokenizer)
     entries = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert entries["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert entries["additional_special_tokens"] == ["<|im_start|>"]
@@ -124,6 +124,26 @@ def test_every_final_model_is_finished(tmp_path, architecture):
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
     loaded = type(model).from_pretrained(tmp_path)
     assert loaded.config.rope_parameters == model.config.rope_parameters if rope else not rope
+
+
+def test_the_sentencepiece_file_and_the_added_tokens_are_kept_for_llama_cpp(tmp_path):
+    shipped = REPOSITORY / "examples" / "tiny-chat"
+    tokenizer = AutoTokenizer.from_pretrained(shipped)
+    tokenizer.save_pretrained(tmp_path)
+    finish_saved_folder(tmp_path, tokenizer)
+    assert (tmp_path / "tokenizer.model").read_bytes() == (shipped / "tokenizer.model").read_bytes()
+    entries = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert [token["content"] for token in entries["added_tokens_decoder"].values()] == [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    ]
+    assert (entries["add_bos_token"], entries["add_prefix_space"]) == (False, False)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    text = "<|im_start|>user\nHello  you\n\n12 Zoë<|im_end|>"
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+    finish_saved_folder(tmp_path, again)  # once more: nothing changes
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == entries
 
 
 def test_every_save_is_finished():
