@@ -98,7 +98,8 @@ class RowPreparer:
             else:
                 split = tokens.split_tokens.get(len(used), ())
                 for kind, names in self.remarks(cast(Conversation, conversations[number]), outcome, split).items():
-                    remarks.add(row.source, kind, names)
+                    if names:
+                        remarks.add(row.source, kind, names)
                 used.append(number)
                 texts.append(outcome)
         return PreparedChunk(

@@ -24,7 +24,6 @@ class ControlTokens:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         tokens = sorted(special_tokens(tokenizer), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
-        self._first = {token[0] for token in tokens}
         self._begin, self._end = tokenizer.bos_token or "", tokenizer.eos_token or ""
 
     def __call__(self, conversation: Conversation, text: str) -> tuple[str, ...]:
@@ -35,14 +34,17 @@ class ControlTokens:
             text: The text that it renders to; a token that the template leaves out does not count.
         """
         if conversation.text is not None:
-            parts: Iterator[str] = iter([conversation.text.removeprefix(self._begin).removesuffix(self._end)])
+            found = self._pattern.findall(conversation.text.removeprefix(self._begin).removesuffix(self._end))
         else:
-            parts = _strings((conversation.messages, conversation.tools))
-        found: dict[str, None] = {}
-        for part in parts:
-            if any(character in part for character in self._first):
-                found.update(dict.fromkeys(self._pattern.findall(part)))
-        return tuple(token for token in found if token in text)
+            found = [
+                token
+                for message in conversation.messages
+                for part in ((message["content"],) if len(message) == 2 else _strings(message))
+                for token in self._pattern.findall(part)
+            ]
+        if conversation.tools:
+            found += [token for part in _strings(conversation.tools) for token in self._pattern.findall(part)]
+        return tuple(token for token in dict.fromkeys(found) if token in text)
 
 
 def _strings(value: Any) -> Iterator[str]:

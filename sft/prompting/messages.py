@@ -147,6 +147,8 @@ def conversation_of(
     for turn in turns:
         if not turn["content"].strip() and not turn.get("tool_calls") and turn.get("train", True):
             raise RowRefused("empty_answer", f"{name} has an empty assistant message")
+    if all(len(message) == 2 for message in messages):
+        return Conversation(messages=tuple(messages), tools=tools)
     untrained = frozenset(i for i, message in enumerate(messages) if not message.get("train", True))
     others = {i: message[_OTHER] for i, message in enumerate(messages) if _OTHER in message}
     unread = dict.fromkeys(key for message in messages for key in message.get(_UNREAD, ()))

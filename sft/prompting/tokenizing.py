@@ -180,6 +180,8 @@ class RowTokenizer:
         self, tokens: TokenOffsets, rows: Sequence[RenderedText], split: np.ndarray, refusals: Mapping[int, RowRefused]
     ) -> dict[int, tuple[str, ...]]:
         """`TokenizedRows.split_tokens`, of the tokens that truncation keeps."""
+        if not split.any():
+            return {}
         stops = np.cumsum(tokens.lengths)
         begins = stops - tokens.lengths
         text_begins = np.cumsum([0, *(len(row.text) for row in rows)])
