@@ -79,7 +79,7 @@ def _by_row(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: 
     layer_type = given.get("layer_type")
     kind = _kinds(module).get(layer_type)
     limit = None if kind is None else _limit(module, layer_type, kind)
-    if kind is None or limit is None:
+    if kind is None or limit is None or given.get("position_ids") is None:
         return output
     positions = given["position_ids"]
     lengths = _row_lengths(positions)

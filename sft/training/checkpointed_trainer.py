@@ -20,6 +20,7 @@ import torch
 from transformers import TrainingArguments
 
 from sft.checkpointing.publish import UNFINISHED, describe_disk_error, publish, rotate
+from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import CheckpointError, one_line
 from sft.modeling.saved_folder import finish_saved_folder
 from sft.modeling.sharded_state import gather_optimizer_state, gather_weights, save_shards
@@ -318,6 +319,8 @@ def _try_to_copy(state: Any) -> Any | None:
     """A copy in main memory; None if it does not fit after all."""
     try:
         return copy_to_memory(state)
-    except (MemoryError, RuntimeError) as error:  # on CPU torch raises RuntimeError where memory cannot be allocated
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         logger.info("The state could not be copied (%s): training waits until it is written.", one_line(error))
         return None

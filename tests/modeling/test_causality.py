@@ -19,6 +19,9 @@ NOT_CAUSAL = {
     "roberta": lambda: t.RobertaForCausalLM(t.RobertaConfig(**ENCODER, max_position_embeddings=100)),
     "electra": lambda: t.ElectraForCausalLM(t.ElectraConfig(**ENCODER, embedding_size=32)),
     "xlnet": lambda: t.XLNetLMHeadModel(t.XLNetConfig(vocab_size=200, d_model=32, n_layer=2, n_head=4, d_inner=48)),
+    "bidirectional by a setting": lambda: t.Gemma3ForCausalLM(
+        t.Gemma3TextConfig(**ENCODER, num_key_value_heads=2, head_dim=8, use_bidirectional_attention=True)
+    ),
     "bert in bfloat16": lambda: t.BertLMHeadModel(t.BertConfig(**ENCODER)).to(torch.bfloat16),
 }
 CAUSAL = {
