@@ -93,7 +93,43 @@ class Marker:
         taken = set(_MARKS.findall(text + json.dumps(messages, ensure_ascii=False, default=str)))
         self._free = (chr(code) for code in range(_FIRST, _LAST + 1) if chr(code) not in taken)
         self._placement = placement
-        self.messages = [self._marked(index, message) for index, message in enumerate(messages)]
+        self.messages: list[dict[str, Any]] = []
+        self._first_numbers: list[int] = []
+        for index, message in enumerate(messages):
+            self._first_numbers.append(len(self._marks))
+            self.messages.append(self._marked(index, message))
+        self._characters = tuple(self._marks)
+        self.marks = tuple(self._marks.values())
+        """All of them, by number."""
+
+    def first_number(self, index: int) -> int:
+        """Number of the first mark of a message."""
+        return self._first_numbers[index]
+
+    def before(self, mark: Mark) -> str:
+        """The content of the message before a mark, without marks; empty if the mark is not in the content."""
+        content = str(self.messages[mark.message].get("content") or "")
+        before, found, _ = content.partition(self._characters[mark.number])
+        return self.split(before)[0] if found else ""
+
+    def rest(self, index: int) -> str:
+        """The content of a message after its last mark, without white space at its end."""
+        content = str(self.messages[index].get("content") or "")
+        found = [one.end() for one in _MARKS.finditer(content) if one.group() in self._marks]
+        return content[found[-1] :].rstrip() if found else ""
+
+    def unmarked(self, index: int) -> str:
+        """The content of a message without marks, without white space around it."""
+        return str(self.messages[index].get("content") or "").strip()
+
+    def structure(self, index: int) -> tuple[Any, ...]:
+        """What a template may see of a message, except for the words in its strings."""
+        message = self.messages[index]
+        end = self._first_numbers[index + 1] if index + 1 < len(self.messages) else len(self.marks)
+        kinds = tuple((mark.kind, mark.is_opening) for mark in self.marks[self._first_numbers[index] : end])
+        content, calls = str(message.get("content") or ""), message.get("tool_calls") or ()
+        end_of_content = content[len(content.rstrip()) :] if not calls else ""
+        return message["role"], *message, len(calls), kinds, _CLOSED_THOUGHTS in content, end_of_content
 
     def split(self, marked_text: str) -> tuple[str, list[FoundMark]]:
         """A rendered text without its marks, and the marks with their positions, in order."""

@@ -18,7 +18,8 @@ from sft.common.data_records import Conversation
 from sft.prompting.marking import answer_in
 from sft.prompting.turns import PROMPT_GOES_FURTHER, FoundTurns
 
-_MAX_SHAPES = 4096
+_MAX_LITERALS = 1 << 17
+"""Literals in all shapes: those of long conversations are many, and hardly ever seen again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,7 @@ class Shapes:
 
     def __init__(self) -> None:
         self._shapes: dict[tuple[str, ...], _Shape] = {}
+        self._num_literals = 0
 
     def find(self, conversation: Conversation, text: str) -> FoundTurns | None:
         """The turns, if the shape is known and the text matches it; None otherwise."""
@@ -65,13 +67,14 @@ class Shapes:
     def learn(self, conversation: Conversation, text: str, turns: FoundTurns) -> None:
         """Remember the shape of a conversation whose turns were located by marks, if it has one."""
         key = _key(conversation)
-        if len(self._shapes) >= _MAX_SHAPES or not turns.marks or not _is_plain(conversation):
+        if self._num_literals + len(key) > _MAX_LITERALS or not turns.marks or not _is_plain(conversation):
             return
         if set(turns.notes) - {PROMPT_GOES_FURTHER}:
             return  # other notes depend on the contents
         shape = _shape_of(conversation, text, turns)
         if shape is not None:
             self._shapes[key] = shape
+            self._num_literals += len(shape.literals)
 
 
 def _key(conversation: Conversation) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.common.data_records import Conversation
+from sft.prompting.marked_text import MarkedText, PrefixEnds, PrefixRenderer
 from sft.prompting.marking import PLACEMENTS, FoundMark, Mark, Marker, MarkPlacement, answer_in
 from sft.prompting.messages import THOUGHTS, RowRefused
 from sft.prompting.template import ChatTemplate, common_length
@@ -38,15 +39,6 @@ class FoundTurns:
     """The marks in the text, if every string was marked at its edges; otherwise empty."""
     unmatched_prompts: tuple[str, ...] = ()
     """Ends of generation prompts that this text does not contain (`<think>` before a turn without thoughts)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _MarkedText:
-    """A text with its marks, and the marker for prefixes of the conversation."""
-
-    text: str
-    marks: list[FoundMark]
-    marker: Marker
 
 
 def find_turns(template: ChatTemplate, conversation: Conversation, text: str) -> FoundTurns:
@@ -93,12 +85,18 @@ class _TurnFinder:
         self._text = text
         self._notes: set[str] = set()
         self.unmatched_prompts: set[str] = set()
-        self._marked, self.placement = self._mark_conversation()
+        self._render = PrefixRenderer(template, conversation.tools)
+        self._marked, self._prefix_ends, self.placement = self._mark_conversation()
 
     @property
     def marks(self) -> Sequence[FoundMark]:
         """The marks in the text; empty if no placement of marks keeps the template's output."""
-        return self._marked.marks if self._marked is not None else ()
+        return self._marked.marks
+
+    @property
+    def _ends(self) -> PrefixEnds:
+        assert self._prefix_ends is not None  # used for turns with marks only
+        return self._prefix_ends
 
     def find(self, index: int) -> Span:
         """`[start, end)` of the turn of message `index`.
@@ -106,14 +104,13 @@ class _TurnFinder:
         Raises:
             RowRefused: `turn_not_found`.
         """
-        own = [found for found in self.marks if found.mark.message == index]
+        own = self._marked.of_message(index)
         if not own:
             self._check_complete(index, own)
             return self._find_by_prefix(index)
         start = self._find_start(index, own)
         end = self._find_end(index, own)
-        other_turns = [p.position for p in self.marks if p.mark.message != index and start < p.position < end]
-        if other_turns or end <= start:
+        if end <= start or self._marked.is_written_between(index, start, end):
             raise _not_found(index, "the chat template writes another message inside it")
         self._check_complete(index, [found for found in own if start <= found.position <= end])
         return start, end
@@ -121,7 +118,7 @@ class _TurnFinder:
     def notes(self) -> tuple[str, ...]:
         if self._tools and not any(_tool_name(tool) in self._text for tool in self._tools):
             self._notes.add("tools_left_out")
-        if any(m["role"] == "assistant" and self._lost_thoughts(m) for m in self._messages):
+        if any(m["role"] == "assistant" and self._lost_thoughts(index, m) for index, m in enumerate(self._messages)):
             self._notes.add("thoughts_left_out")
         if any(prompt.strip() for prompt in self.unmatched_prompts):
             self._notes.add(PROMPT_GOES_FURTHER)
@@ -129,28 +126,17 @@ class _TurnFinder:
 
     # The complete text
 
-    def _mark_conversation(self) -> tuple[_MarkedText | None, MarkPlacement]:
+    def _mark_conversation(self) -> tuple[MarkedText, PrefixEnds | None, MarkPlacement]:
         """The marked text of the conversation, with the first placement that does not change the template's output."""
         for placement in PLACEMENTS:
             try:
-                marked = self._apply_marked(Marker(self._messages, placement, self._text), len(self._messages))
+                marker = Marker(self._messages, placement, self._text)
+                marked = MarkedText(*marker.split(self._template.apply(marker.messages, self._tools)))
             except RowRefused:
                 continue
             if marked.text == self._text:
-                return marked, placement
-        return None, PLACEMENTS[0]
-
-    def _apply_marked(self, marker: Marker, count: int, *, add_generation_prompt: bool = False) -> _MarkedText:
-        rendered = self._template.apply(
-            marker.messages[:count], self._tools, add_generation_prompt=add_generation_prompt
-        )
-        text, marks = marker.split(rendered)
-        return _MarkedText(text=text, marks=marks, marker=marker)
-
-    def _apply_prefix(self, count: int, *, add_generation_prompt: bool = False) -> _MarkedText:
-        """The first `count` messages with the marks of the complete text; only for a text with marks."""
-        assert self._marked is not None
-        return self._apply_marked(self._marked.marker, count, add_generation_prompt=add_generation_prompt)
+                return marked, PrefixEnds(self._render, marker, marked), placement
+        return MarkedText(self._text, ()), None, PLACEMENTS[0]
 
     def _check_complete(self, index: int, own: Sequence[FoundMark]) -> None:
         """Refuse a turn if the template omits a part of it that the model must produce.
@@ -161,13 +147,13 @@ class _TurnFinder:
         message = self._messages[index]
         calls = message.get("tool_calls") or ()
         closed = {found.mark.kind for found in own if not found.mark.is_opening}
-        is_marked = self._marked is not None and self.placement.calls
+        is_marked = self._prefix_ends is not None and self.placement.calls
         names = (call["function"]["name"] for call in calls)
         if calls and not ("call" in closed if is_marked else all(name in self._text for name in names)):
             raise RowRefused(
                 "tool_calls_left_out", f"message {index + 1}: the chat template does not write its tool calls"
             )
-        if self._marked and answer_in(message.get("content") or "") and "content" not in closed:
+        if self._prefix_ends and answer_in(message.get("content") or "") and "content" not in closed:
             if not calls:
                 raise _not_found(index, "the chat template omits its end")
             self._notes.add("content_left_out")
@@ -178,10 +164,10 @@ class _TurnFinder:
         origin, literal = self._prompt_from_last_mark(index, own)
         if self._text.startswith(literal, origin) and (literal.strip() or not self._template.header.strip()):
             return origin + len(literal)
-        common, cut = _aligned(literal, self._text[: own[0].position], origin)
+        common, cut = _aligned(literal, self._text, origin, own[0].position)
         if literal[common:].strip() or not literal.strip():
             cut = self._template.last_boundary(self._text, origin, cut)
-            common, cut = _aligned(literal, self._text[:cut], origin)
+            common, cut = _aligned(literal, self._text, origin, cut)
             ended = self._ended(index)
             header = literal[self._template.last_boundary(literal, 0, common_length(ended, literal, 0)) :]
             if common <= len(literal) - len(header):
@@ -193,20 +179,17 @@ class _TurnFinder:
 
     def _prompt_from_last_mark(self, index: int, own: Sequence[FoundMark]) -> tuple[int, str]:
         """The position in the text of the last mark of the prompt, and the text after that mark in the prompt."""
-        prompt = self._apply_prefix(index, add_generation_prompt=True)
-        if not prompt.marks:
-            return 0, prompt.text
-        last = prompt.marks[-1]
-        before = [p.position for p in self.marks if p.mark == last.mark and p.position <= own[0].position]
+        prompt = self._ends.find(index, add_generation_prompt=True)
+        if prompt.last is None:
+            return 0, prompt.literal
+        before = [position for position in self._marked.positions_of(prompt.last) if position <= own[0].position]
         if not before:
             raise _not_found(index, "the chat template moves the text before it")
-        return before[-1], prompt.text[last.position :]
+        return before[-1], prompt.literal
 
     def _ended(self, index: int) -> str:
         """The text that the template writes after the last mark before the turn, without a generation prompt."""
-        without = self._apply_prefix(index)
-        ended = without.text[without.marks[-1].position :] if without.marks else without.text
-        return ended.removesuffix(self._template.next_header)
+        return self._ends.find(index).literal.removesuffix(self._template.next_header)
 
     def _find_header(self, index: int, written: str, header: str, ended: str, common: int) -> int:
         """The beginning of a turn in the text `written` before it, if that does not begin like the prompt's header.
@@ -232,8 +215,7 @@ class _TurnFinder:
     def _find_end(self, index: int, own: Sequence[FoundMark]) -> int:
         is_last = index == len(self._messages) - 1
         last, tail = (own[-1], "") if is_last else self._last_mark(index, own)
-        following = [p.position for p in self.marks if p.position >= last.position and p.mark.message != index]
-        rest = self._text[last.position : min(following, default=len(self._text))]
+        rest = self._text[last.position : self._marked.next_other(index, last.position)]
         if is_last:
             return last.position + self._template.end_in(rest.removesuffix(self._template.next_header))
         if not rest.startswith(tail):
@@ -248,24 +230,22 @@ class _TurnFinder:
         The name of a called function may occur in the text once more, with the answer of the tool.
         """
         try:
-            through = self._apply_prefix(index + 1)
+            through = self._ends.find(index + 1)
         except RowRefused:
             # The template may not accept a conversation that ends here.
             return own[-1], self._template.tail.removesuffix(self._template.next_header)
-        marks = [found.mark for found in through.marks if found.mark.message == index]
+        marks = through.own
         same = [found for found in own if marks and found.mark == marks[-1]]
-        if not same or through.marks[-1].mark.message != index:
+        if not same or through.last is None or through.last.message != index:
             raise _not_found(index, "the chat template ends it differently from a last message")
-        tail = through.text[through.marks[-1].position :].removesuffix(self._template.next_header)
+        tail = through.literal.removesuffix(self._template.next_header)
         return same[min(marks.count(marks[-1]), len(same)) - 1], tail
 
     def _other_end(self, index: int, last: Mark, rest: str, tail: str) -> str:
         """The end of a turn if the template ends the last turn differently from other turns, or not at all."""
         try:
-            asked = self._apply_prefix(index + 1, add_generation_prompt=True)
-            after = asked.text[max(found.position for found in asked.marks if found.mark == last) :]
-            end = self._template.end_before_header(rest, after)
-        except (RowRefused, ValueError):
+            end = self._template.end_before_header(rest, self._asked_after(index, last))
+        except RowRefused:
             end = ""
         if len(end) > len(tail.rstrip()):
             return end
@@ -274,12 +254,21 @@ class _TurnFinder:
         # Only the beginning of the next turn ends this one, so the model must produce that to stop.
         return tail + self._template.marker_at(rest, len(tail))
 
+    def _asked_after(self, index: int, mark: Mark) -> str:
+        """The text after the last occurrence of a mark, if an answer is asked for after message `index`."""
+        asked = self._ends.find(index + 1, add_generation_prompt=True)
+        if asked.last == mark:
+            return asked.literal
+        complete = self._ends.render(index + 1, add_generation_prompt=True)
+        positions = complete.positions_of(mark)
+        return complete.text[positions[-1] :] if positions else ""
+
     def _find_by_prefix(self, index: int) -> Span:
         """The turn without marks: only if the text continues exactly as the shorter conversations end."""
-        prompt = self._template.apply(self._messages[:index], self._tools, add_generation_prompt=True)
+        prompt = self._render(self._messages, index, add_generation_prompt=True)
         through = self._text
         if index < len(self._messages) - 1:
-            through = self._template.apply(self._messages[: index + 1], self._tools)
+            through = self._render(self._messages, index + 1)
         tail, marker = self._template.tail, self._template.end_marker
         if through.endswith(tail):
             through = through[: len(through) - len(tail)] + marker
@@ -287,22 +276,27 @@ class _TurnFinder:
                 return len(prompt), len(through)
         raise _not_found(index, "it cannot be located in the output of the chat template")
 
-    def _lost_thoughts(self, message: Mapping[str, Any]) -> bool:
+    def _lost_thoughts(self, index: int, message: Mapping[str, Any]) -> bool:
+        own = self._marked.of_message(index)
+        position = own[0].position if own else 0  # where they most likely are
         apart = [message[key] for key in THOUGHTS if isinstance(message.get(key), str) and message[key].strip()]
-        if any(thoughts.strip() not in self._text for thoughts in apart):
+        if any(not self._contains(thoughts.strip(), position) for thoughts in apart):
             return True
         within, closing, _ = (message.get("content") or "").partition("</think>")
         thoughts = within.rpartition("<think>")[2].strip()
-        return bool(closing and thoughts) and thoughts not in self._text
+        return bool(closing and thoughts) and not self._contains(thoughts, position)
+
+    def _contains(self, part: str, position: int) -> bool:
+        return self._text.find(part, position, position + 2 * len(part)) >= 0 or part in self._text
 
 
-def _aligned(literal: str, text: str, start: int) -> tuple[int, int]:
-    """Length of the common prefix of `literal` and `text[start:]`, ignoring white space: its end in each of the two.
+def _aligned(literal: str, text: str, start: int, stop: int) -> tuple[int, int]:
+    """Length of the common prefix of `literal` and `text[start:stop]`, ignoring white space: its end in each of them.
 
     White space that both have at the end is included. Some templates write more or less white space in a prompt.
     """
     there, here, ends = 0, start, (0, start)
-    while there < len(literal) and here < len(text):
+    while there < len(literal) and here < stop:
         if literal[there] == text[here]:
             there, here = there + 1, here + 1
             ends = (there, here)
