@@ -94,15 +94,23 @@ def _from_alpaca(record: Mapping[str, Any]) -> Conversation:
 
 
 def _from_prompt_completion(record: Mapping[str, Any]) -> Conversation:
-    """Prompt and completion, as text or as lists of messages. Assistant messages in a prompt are not trained."""
+    """Prompt and completion, as text or as lists of messages. Assistant messages in a prompt are not trained.
+
+    Raises:
+        RowRefused: `wrong_type` if one of them says that it is trained, or another field is not as expected.
+    """
     if isinstance(record.get("prompt"), list) or isinstance(record.get("completion"), list):
-        prompt = [
-            {**m, "train": False} if m["role"] == "assistant" else m
-            for m in openai_messages(record.get("prompt"), "prompt")
-        ]
+        prompt = [_as_context(message, i) for i, message in enumerate(openai_messages(record.get("prompt"), "prompt"))]
         messages = (*_with_system(record, prompt, "prompt"), *openai_messages(record.get("completion"), "completion"))
         return conversation_of(messages, "completion", _tools(record))
     return _exchange(record, text_field(record, "prompt"), text_field(record, "completion", answer=True))
+
+
+def _as_context(message: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    """A message of a prompt, which is not trained."""
+    if message.get("train"):
+        raise RowRefused("wrong_type", f"prompt[{index}]: a message of a prompt is context and cannot be trained")
+    return {**message, "train": False} if message["role"] == "assistant" else message
 
 
 def _from_question_answer(record: Mapping[str, Any]) -> Conversation:

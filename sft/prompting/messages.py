@@ -149,25 +149,26 @@ def conversation_of(
             raise RowRefused("empty_answer", f"{name} has an empty assistant message")
     if all(len(message) == 2 for message in messages):
         return Conversation(messages=tuple(messages), tools=tools)
-    untrained = frozenset(i for i, message in enumerate(messages) if not message.get("train", True))
-    others = {i: message[_OTHER] for i, message in enumerate(messages) if _OTHER in message}
-    unread = dict.fromkeys(key for message in messages for key in message.get(_UNREAD, ()))
-    if untrained or others or unread:
-        own = ("train", _OTHER, _UNREAD)
-        messages = [{key: value for key, value in message.items() if key not in own} for message in messages]
+    own = ("train", _OTHER, _UNREAD)
     return Conversation(
-        messages=tuple(messages), tools=tools, untrained=untrained, other_keys=others, unread_keys=tuple(unread)
+        messages=tuple({key: value for key, value in message.items() if key not in own} for message in messages),
+        tools=tools,
+        untrained=frozenset(i for i, message in enumerate(messages) if not message.get("train", True)),
+        other_keys={i: message[_OTHER] for i, message in enumerate(messages) if _OTHER in message},
+        unread_keys=tuple(dict.fromkeys(key for message in messages for key in message.get(_UNREAD, ()))),
     )
 
 
-def _is_untrained(item: Mapping[str, Any], role: str, where: str) -> bool:
-    """Whether `train`, `loss` or `weight` excludes a message from training."""
+def _says_trained(item: Mapping[str, Any], role: str, where: str) -> bool | None:
+    """Whether a message is trained according to `train`, `loss` and `weight`; None if they do not say."""
     settings = [_train_setting(item, key, where) for key in _TRAIN_KEYS]
     if True in settings and role != "assistant":
         raise RowRefused(
             "wrong_type", f"{where}: only assistant messages can be trained; this one has the role {role!r}"
         )
-    return False in settings and role == "assistant"
+    if role != "assistant":
+        return None
+    return False if False in settings else True if True in settings else None
 
 
 def _train_setting(item: Mapping[str, Any], key: str, where: str) -> bool | None:
@@ -218,8 +219,9 @@ def _openai_message(item: Any, where: str) -> Mapping[str, Any]:
         message["tool_calls"] = [_tool_call(call, f"{where}.tool_calls") for call in tool_calls]
     if len(item) > 2:
         _check_thoughts(message, where)
-        if _is_untrained(item, role, where):
-            message["train"] = False
+        trained = _says_trained(item, role, where)
+        if trained is not None:
+            message["train"] = trained
         others = {key: value for key, value in item.items() if key not in _READ_KEYS and value is not None}
         if item.get("tool_calls") and item.get("function_call") is not None:
             others["function_call"] = item["function_call"]

@@ -65,6 +65,8 @@ DEEP = "[" * 100_000
         ({"question": "q\ud83d", "answer": "a"}, "not_unicode"),
         ({"prompt": "p", "completion": [A]}, "wrong_type"),
         ({"prompt": [U], "completion": [U]}, "no_answer"),
+        ({"prompt": [U, {**A, "train": True}, U], "completion": [A]}, "wrong_type"),
+        ({"prompt": [U, {**A, "loss": 1}, U], "completion": [A]}, "wrong_type"),
         ({"instruction": "i", "input": 3, "output": "o"}, "wrong_type"),
         ({"context": "c", "question": "q", "answers": {"text": []}}, "unanswerable"),
         ({"context": "c", "question": "q", "answers": []}, "unanswerable"),

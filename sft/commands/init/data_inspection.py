@@ -22,7 +22,7 @@ from sft.configuration.schema import DataConfig
 from sft.data.source_format import RENAMING_HINT, find_source_format
 from sft.data.sources.files import SPLIT_WORDS
 from sft.data.sources.load import OpenedSources, Source, open_sources
-from sft.prompting.formats import RecordFormat
+from sft.prompting.formats import UNANSWERABLE, RecordFormat
 from sft.prompting.messages import RowRefused
 from sft.prompting.template import ChatTemplate
 
@@ -68,7 +68,7 @@ def inspect_data(name: str, tokenizer_file: str | None) -> DataInfo:
     else:
         counts.is_complete = True
     if not counts.max_tokens:
-        raise DataError(f"no row of {name} can be used: {counts.first_bad}")
+        raise DataError(f"no row of {name} can be used: {counts.first_bad or 'no question has an answer'}")
     max_tokens, is_counted = counts.max_tokens, False
     if tokenizer_file is not None:
         max_tokens, is_counted = _count_longest(counts, Path(tokenizer_file).parent)
@@ -83,6 +83,7 @@ def inspect_data(name: str, tokenizer_file: str | None) -> DataInfo:
         dataset_columns=source.columns,
         num_rows=counts.rows,
         is_complete=counts.is_complete,
+        num_unanswerable=counts.unanswerable,
         num_bad_rows=counts.bad,
         first_bad_row=counts.first_bad,
         max_tokens=max_tokens,
@@ -97,7 +98,7 @@ class _RowCounts:
 
     def __init__(self, record_format: RecordFormat, columns: Mapping[str, str], count: Callable[[str], int]):
         self._format, self._names, self._count = record_format, columns, count
-        self.rows = self.bad = 0
+        self.rows = self.bad = self.unanswerable = 0
         self.longest_rows: list[tuple[int, int, Conversation]] = []
         """A heap of the longest rows: estimated tokens, number of the row, the row."""
         self.first_bad = ""
@@ -115,7 +116,9 @@ class _RowCounts:
             problem = row.problem
             if problem is None and row.record is not None:
                 problem = self._add_record(row.record)
-            if problem is not None:
+            if problem is not None and problem.reason == UNANSWERABLE:
+                self.unanswerable += 1
+            elif problem is not None:
                 self.bad += 1
                 self.first_bad = self.first_bad or f"{row.source}: {problem.message}"
 

@@ -44,6 +44,8 @@ class DataInfo:
     """Rows inspected."""
     is_complete: bool = True
     """Whether all rows were inspected."""
+    num_unanswerable: int = 0
+    """Questions without an answer (SQuAD 2.0), which are no bad rows."""
     num_bad_rows: int = 0
     first_bad_row: str = ""
     max_tokens: int | None = None

@@ -57,6 +57,9 @@ def _data_lines(choices: Choices) -> Iterator[Line]:
     yield "max_seq_length", str(length), _length_reason(data, model, length)
     if data.max_tokens is not None and data.max_tokens > length:
         yield "on_too_long", "drop", "longer rows are dropped and counted; truncate cuts off their end"
+    if data.num_unanswerable:
+        without = f"{data.num_unanswerable:,} of {data.num_rows:,} questions have no answer"
+        yield "unanswerable", "skip", f"{without}; any other text is trained as their answer"
     if data.num_bad_rows:
         bad_rows = f"{data.num_bad_rows:,} of {data.num_rows:,} rows cannot be used"
         yield "on_bad_rows", "skip", f"{bad_rows}, the first: {_shorten(data.first_bad_row)}"
@@ -67,7 +70,7 @@ def _validation_lines(data: DataInfo) -> Iterator[Line]:
         return
     if data.validation is not None:
         yield "validation_file", _yaml_scalar(data.validation), "in the same folder; not trained on"
-    elif data.key == "dataset_name" or data.num_rows - data.num_bad_rows >= 20:
+    elif data.key == "dataset_name" or data.num_rows - data.num_bad_rows - data.num_unanswerable >= 20:
         share = 0.1 if data.num_rows < 1000 else 0.05
         yield "validation_split", str(share), "share of the rows held out, to detect overfitting"
 

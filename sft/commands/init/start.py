@@ -194,6 +194,8 @@ def _data_lines(data: DataInfo) -> Iterator[str]:
         yield f"  Columns mapped by their names: {pairs}. Check the rows in the dry run."
     if data.unused_columns:
         yield f"  Unused columns: {', '.join(data.unused_columns[:_MAX_COLUMNS])}."
+    if data.num_unanswerable:
+        yield f"  {data.num_unanswerable:,} questions have no answer and will be skipped."
     if data.num_bad_rows:
         yield f"  {data.num_bad_rows:,} rows cannot be used and will be skipped; the first: {data.first_bad_row}"
     if data.validation is not None:

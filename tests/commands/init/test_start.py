@@ -12,6 +12,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 
@@ -52,6 +53,25 @@ def test_the_written_configuration_is_sound_and_trains(method, capsys):
             == 0
         )
         assert Path("runs/first/adapter_model.safetensors").is_file()
+
+
+def test_questions_without_an_answer_and_saved_datasets_get_their_keys(capsys):
+    rows = [
+        {"context": "It is 7.", "question": f"{i}?", "answers": {"text": ["7"] * (i % 3 > 0), "answer_start": []}}
+        for i in range(60)
+    ]
+    datasets.Dataset.from_list(rows).save_to_disk("saved")
+    assert main(["--init", "first.yaml", "--model", MODEL, "--data", "saved", "--method", "full"]) == 0
+    said = capsys.readouterr().out
+    assert "20 questions have no answer and will be skipped." in said
+    assert "cannot be used" not in said
+    given = yaml.safe_load(Path("first.yaml").read_text())
+    assert {key: given.get(key) for key in ("train_file", "unanswerable", "on_bad_rows")} == {
+        "train_file": "saved",
+        "unanswerable": "skip",
+        "on_bad_rows": None,
+    }
+    assert load_config("first.yaml").data.unanswerable == "skip"
 
 
 def test_the_shipped_data_is_inspected(capsys):
