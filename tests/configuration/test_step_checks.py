@@ -102,6 +102,11 @@ def test_what_does_not_fit_the_steps(case):
     assert all(finding.line.endswith(".") for finding in findings)
 
 
+def test_a_trial_run_only_gets_notes():
+    assert [finding.stops for finding in found("max_steps: 10\nwarmup_steps: 100\n", 10)] == [NOTE]
+    assert [finding.stops for finding in found("max_steps: 60\nwarmup_steps: 100\n", 60)] == [STOPS]
+
+
 def test_without_validation_data_evaluations_are_not_checked():
     assert found("eval_steps: 100\n", 50, 25, has_validation=False) == []
 
@@ -109,9 +114,10 @@ def test_without_validation_data_evaluations_are_not_checked():
 @pytest.mark.parametrize(
     ("text", "keys"),
     [
-        ("max_steps: 10\nwarmup_steps: 20\n", ["warmup_steps"]),
-        ("max_steps: 10\neval_steps: 20\nsave_steps: 20\nload_best_model_at_end: yes\n", ["eval_steps"]),
-        ("max_steps: 10\nwarmup_steps: 20\nresume_from_checkpoint: auto\n", []),
+        ("max_steps: 51\nwarmup_steps: 60\n", ["warmup_steps"]),
+        ("max_steps: 51\neval_steps: 60\nsave_steps: 60\nload_best_model_at_end: yes\n", ["eval_steps"]),
+        ("max_steps: 50\nwarmup_steps: 60\n", []),
+        ("max_steps: 51\nwarmup_steps: 60\nresume_from_checkpoint: auto\n", []),
         ("warmup_steps: 20\n", []),
         ("max_steps: 10\nwarmup_steps: 5\neval_steps: 20\n", []),
     ],

@@ -44,20 +44,20 @@ def test_highest_learning_rate_of_a_schedule(tmp_path, settings, total, share):
 
 
 def test_a_problem_stops_a_new_run_is_listed_by_a_dry_run_and_is_a_note_of_a_resumed_one(prepare, caplog):
-    prepared, _ = prepare(warmup_steps=9, max_bad_steps=50)
+    prepared, _ = prepare(warmup_steps=90, max_bad_steps=100, max_steps=60)
     setup, arguments = prepared.trainer.setup, prepared.trainer.args
     setup = replace(setup, config=replace(setup.config, origins={"warmup_steps": "my.yaml:7"}))
     before = DryRun(
         config=setup.config, data=setup.data, problems=["bad rows"], context=setup.context, limits=setup.limits
     )
-    with pytest.raises(ConfigError, match=r"^my\.yaml:7: warmup_steps: 9, and the run has 4 steps"):
+    with pytest.raises(ConfigError, match=r"^my\.yaml:7: warmup_steps: 90, and the run has 60 steps"):
         check_run(before, setup, arguments, is_dry_run=False)
     listed = check_run(before, setup, arguments, is_dry_run=True)
-    assert [problem.partition(", and")[0] for problem in listed.problems] == ["bad rows", "my.yaml:7: warmup_steps: 9"]
-    assert any(note.startswith("max_bad_steps: 50") for note in listed.notes)
+    assert [problem.partition(", and")[0] for problem in listed.problems] == ["bad rows", "my.yaml:7: warmup_steps: 90"]
+    assert any(note.startswith("max_bad_steps: 100") for note in listed.notes)
     resumed = replace(setup, resume=ResumePoint(path=Path("checkpoint-2"), step=2, manifest={}))
     with caplog.at_level("INFO", logger="sft"):
         found = check_run(before, resumed, arguments, is_dry_run=False)
     assert found.problems == ["bad rows"]
-    assert any(note.startswith("my.yaml:7: warmup_steps: 9") for note in found.notes)
-    assert "Note: my.yaml:7: warmup_steps: 9" in caplog.text
+    assert any(note.startswith("my.yaml:7: warmup_steps: 90") for note in found.notes)
+    assert "Note: my.yaml:7: warmup_steps: 90" in caplog.text

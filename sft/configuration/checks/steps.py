@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sft.common.text import counted
 from sft.configuration.checks.finding import Finding
@@ -15,6 +15,8 @@ WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 """Learning rate schedules that ignore `warmup_steps` and `warmup_ratio`."""
 LONG_WARMUP = 0.5
 """Share of all steps; a longer warm-up is unusual."""
+TRIAL_RUN = 50
+"""Steps up to which `max_steps` is taken for a trial of the other settings: what does not fit them is a note then."""
 LONG_RUN = 200
 """Steps from which a run without a checkpoint before its end is reported although `save_steps` is not set."""
 _DEFAULT_PATIENCE = 10
@@ -52,6 +54,12 @@ def check_steps(config: SFTConfig, length: RunLength, *, has_validation: bool) -
         length: of the run.
         has_validation: whether there is validation data.
     """
+    is_trial = 0 < config.training.max_steps <= TRIAL_RUN
+    for finding in _check_all(config, length, has_validation=has_validation):
+        yield replace(finding, stops=finding.stops and not is_trial)
+
+
+def _check_all(config: SFTConfig, length: RunLength, *, has_validation: bool) -> Iterator[Finding]:
     yield from _check_warmup(config, length)
     if has_validation:
         yield from _check_evaluations(config, length)
