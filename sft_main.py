@@ -202,7 +202,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     if not len(data.train):
         return show_preflight(dry_run)
     model = load_model(config, tokenizer, precision, actual, resume=resume)
-    prepared = prepare_model(config, model, tokenizer, precision, actual, is_chat=data.is_chat)
+    prepared = prepare_model(config, model, tokenizer, precision, actual, is_chat=data.is_chat, resume=resume)
     plan = resolve_batches(config, data, prepared, context, actual=actual, limits=limits, resume=resume)
     identity = identify_run(config, data, prepared, context.device, resume)
     check_resume(resume, identity, plan)

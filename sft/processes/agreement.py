@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import distributed
 
@@ -16,6 +18,15 @@ def agree_on_smallest(number: int, context: DistributedContext) -> int:
     smallest = torch.tensor(number, device=device)
     distributed.all_reduce(smallest, op=distributed.ReduceOp.MIN)
     return int(smallest)
+
+
+def gather_values(value: Any, context: DistributedContext) -> list[Any]:
+    """The values of all processes, by rank. Every process must call it."""
+    if context.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * context.world_size
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def open_cpu_group(context: DistributedContext) -> distributed.ProcessGroup | None:

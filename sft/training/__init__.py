@@ -3,7 +3,7 @@
 Before the first step:
 
 - `output_folder`, `run_identity`: the claimed folder, the checkpoint to resume from, whether it is the same run
-- `decided_precision`: the types to compute in, for all processes
+- `decided_precision`, `decided_layout`: the types to compute in; what trials on the model decided. For all processes
 - `model_preparation`, `row_layout`: the sharded model, its row layout by trial. `prepared_model`: the record of both
 - `batch_size_trials`, `memory_probe`: the batch plan. `dry_run`: where a dry run ends
 - `run_setup`: `RunSetup`, the record of all of this. `arguments`: transformers' `TrainingArguments`

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+from sft.checkpointing.resume_point import ResumePoint
 from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import ConfigError, MemoryShortage, one_line
 from sft.common.run_records import DistributedContext, Precision
@@ -16,7 +17,9 @@ from sft.modeling.fitting import set_generation_defaults
 from sft.modeling.footprint import footprint
 from sft.modeling.rope_by_row import unknown_rope
 from sft.modeling.sharding import shard_weights
+from sft.processes.environment import uses_deepspeed
 from sft.reporting.log_lines import model_line
+from sft.training.decided_layout import restore_attention, saved_findings
 from sft.training.model_trials import ModelTrials
 from sft.training.prepared_model import PreparedModel, class_name
 from sft.training.row_layout import RowLayout, resolve_layout
@@ -35,6 +38,7 @@ def prepare_model(
     context: DistributedContext,
     *,
     is_chat: bool,
+    resume: ResumePoint | None = None,
 ) -> PreparedModel:
     """Shards the model where `fsdp` asks for it, tries out how rows can be laid out, and logs both.
 
@@ -45,6 +49,7 @@ def prepare_model(
         precision: the types to compute in.
         context: the processes that share the model; a dry run is one process.
         is_chat: whether answers end as the chat template ends them.
+        resume: the checkpoint to resume from; what was found out about its model is used again.
 
     Raises:
         ConfigError: if a setting asks for what this model or device cannot do.
@@ -55,6 +60,10 @@ def prepare_model(
     logger.info(model_line(size, class_name(model), precision, config.quantization))
     with _memory_shortage_in_one_line(context):
         is_sharded = config.fsdp is not None and _shard_weights(model, config, precision, context)
+        if not is_sharded and not uses_deepspeed(config.training.passed_through.deepspeed):
+            _move_to_device(model, context.device)
+        kept = saved_findings(resume, config)
+        restore_attention(model, kept, config.model.attn_implementation)
         layout = resolve_layout(
             model,
             config.model,
@@ -63,7 +72,7 @@ def prepare_model(
             context,
             pad_token_id=tokenizer.pad_token_id,
             max_seq_length=config.data.max_seq_length,
-            keep_device=is_sharded,
+            kept=kept,
         )
         left_out = ModelTrials(model, precision).left_out_line()
     logger.info(layout.describe())
@@ -79,6 +88,12 @@ def prepare_model(
         footprint=size,
         eos_token_ids=tuple(set_generation_defaults(model, tokenizer, is_chat=is_chat)),
     )
+
+
+def _move_to_device(model: "PreTrainedModel", device: str) -> None:
+    """Moves a model that no device shares with others; a quantized one was loaded onto its device."""
+    if not getattr(model, "is_quantized", False):
+        cast(Any, model).to(device)  # mypy loses the signature behind transformers' decorator
 
 
 def with_micro_batch_size(prepared: PreparedModel, micro_batch_size: int) -> PreparedModel:

@@ -23,6 +23,7 @@ from sft.configuration.values import config_to_yaml
 from sft.modeling.saving import make_adapters_portable
 from sft.processes.environment import launch_id, num_restarts
 from sft.training.dry_run import remove_earlier_report
+from sft.training.run_identity import decision_lines
 from sft.training.run_setup import RunSetup
 from sft.training.saved_state import find_unreadable
 
@@ -89,7 +90,7 @@ def prepare_output(setup: RunSetup) -> None:
         clear_unfinished(output)
         resumed = resume if resume is not None and resume.is_in(output) else None
         moved_to = set_aside_earlier_run(output) if resumed is None else set_aside_later_checkpoints(output, resumed)
-        _write_configuration(config)
+        _write_configuration(setup)
     except OSError as error:
         problem = error.strerror or one_line(error)
         raise ConfigError(f"output_dir: {output} cannot be written: {problem}.") from None
@@ -112,11 +113,14 @@ def confirm_output(setup: RunSetup) -> None:
         CheckpointError: if nothing must be saved in it.
     """
     if setup.lock is not None and setup.lock.confirm():
-        _write_configuration(setup.config)
+        _write_configuration(setup)
 
 
-def _write_configuration(config: SFTConfig) -> None:
-    write_text(Path(config.training.output_dir, CONFIG_FILE), _header() + config_to_yaml(config))
+def _write_configuration(setup: RunSetup) -> None:
+    """With what was decided, as comments; a checkpoint's manifest has it too, and a resumed run uses that."""
+    decided = [f"# {line}\n" for line in decision_lines(setup.identity, setup.plan, setup.resume)]
+    text = "".join([_header(), "# Decided, and kept in checkpoints:\n", *decided, config_to_yaml(setup.config)])
+    write_text(Path(setup.config.training.output_dir, CONFIG_FILE), text)
 
 
 def _header() -> str:

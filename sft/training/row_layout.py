@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from sft.batching.layout import FlatCollator, PaddedCollator
 from sft.common.errors import ConfigError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.document_attention import NAME as DOCUMENTS
-from sft.modeling.document_attention import UnsupportedAttention
+from sft.modeling.document_attention import UnsupportedAttention, attention_of
 from sft.modeling.output_layer import OutputLayer
 from sft.modeling.rope_by_row import give_rows_their_own_rope
 from sft.processes.environment import uses_deepspeed
+from sft.training.decided_layout import TRIED, LayoutFindings, agree_on_all, agree_on_obstacle, keep_findings
 from sft.training.model_trials import ModelTrials
 
 if TYPE_CHECKING:
@@ -34,10 +35,15 @@ class RowLayout:
     attention: str | None
     """Name of the attention implementation during training and evaluation; None keeps the model's own."""
     output: OutputLayer
+    findings: LayoutFindings
+    """What it was decided by."""
     own_rope: str | None = None
     """The kind of RoPE that each row gets by its own length; None where RoPE does not depend on it."""
-    obstacle: str | None = None
-    """Why rows are padded, as a clause; None if batches are padding-free, or if padding was requested."""
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why rows are padded, as a clause; None if batches are padding-free, or if padding was requested."""
+        return self.findings.obstacle
 
     @property
     def is_padding_free(self) -> bool:
@@ -65,10 +71,14 @@ class RowLayout:
 
     def describe(self) -> str:
         """One line for the log."""
+        found = self.findings
         if isinstance(self.collator, FlatCollator):
             once = "; shared leading tokens are computed once" if self.collator.shares_prefixes else ""
-            return f"Padding-free batches: rows are concatenated, and attention stays within each row{once}."
-        return f"Rows are padded to the longest row of their batch{f': {self.obstacle}' if self.obstacle else ''}."
+            text = f"Padding-free batches: rows are concatenated, and attention stays within each row{once}"
+        else:
+            text = f"Rows are padded to the longest row of their batch{f': {self.obstacle}' if self.obstacle else ''}"
+        text += "" if found.uses_output_layer else "; the loss is computed from the model's own logits"
+        return f"{text}{'' if found.reason == TRIED else f' ({found.reason})'}."
 
 
 def resolve_layout(
@@ -80,63 +90,83 @@ def resolve_layout(
     *,
     pad_token_id: int,
     max_seq_length: int,
-    keep_device: bool = False,
+    kept: LayoutFindings | None = None,
 ) -> RowLayout:
-    """Finds the layout by running the model on a few tokens. Moves the model to the device of its training.
+    """Finds the layout by running the model on a few tokens.
 
     Args:
-        model: loaded, with its adapters.
+        model: loaded, with its adapters, on the device of its training.
         config: the model's section.
         training: the training section.
         precision: the types to compute in.
-        context: this process.
+        context: this process; all processes of the run must call it.
         pad_token_id: the token that fills padded rows.
         max_seq_length: tokens of the longest row.
-        keep_device: do not move the model, because its weights are or will be sharded over devices, none of which may
-            be able to hold all of them.
+        kept: what the resumed run found out (see `sft.training.decided_layout`); None for a new run.
 
     Raises:
         ModelError: if the model is not causal.
         ConfigError: if a setting needs padding-free batches, and the model does not support them.
     """
-    sharded = uses_deepspeed(training.passed_through.deepspeed)
-    if not sharded and not keep_device and not getattr(model, "is_quantized", False):
-        cast(Any, model).to(context.device)  # mypy loses the signature behind transformers' decorator
     own_rope = give_rows_their_own_rope(model, max_seq_length)
     trial = ModelTrials(model, precision)
     trial.check_is_causal()
-    wanted = [key for key in _KEYS if getattr(training, key) not in (False, None, "auto")]
+    sharded = uses_deepspeed(training.passed_through.deepspeed)
     attention, obstacle = None, None
     if training.padding_free is not False:
         attention, obstacle = _attention(config.attn_implementation)
-        obstacle = (
-            obstacle or _obstacle_in_settings(training, sharded=sharded) or trial.obstacle(attention, max_seq_length)
-        )
-        if obstacle and wanted:
-            advice = "Remove the key." if obstacle.startswith("the model") else "Choose one."
-            raise ConfigError(f"{wanted[0]}: padding-free batches are not possible: {obstacle}. {advice}")
+        obstacle = obstacle or _obstacle_in_settings(training, sharded=sharded)
+        obstacle = kept.obstacle if kept is not None and obstacle is None else obstacle
+        obstacle = agree_on_obstacle(obstacle or trial.obstacle(attention, max_seq_length), context)
+        _refuse_if_needed(training, obstacle)
     is_padding_free = training.padding_free is not False and obstacle is None
-    collator: FlatCollator | PaddedCollator = PaddedCollator(pad_token_id, with_positions=own_rope is not None)
-    evaluation_collator = collator
-    if is_padding_free:
-        shares = training.share_prefixes and attention == DOCUMENTS and own_rope is None and trial.can_share_prefixes()
-        collator = evaluation_collator = FlatCollator(pad_token_id, shares_prefixes=shares)
-        if training.torch_compile:
-            collator = _collator_for_compiled_layers(training, pad_token_id, max_seq_length)
+    may_share = is_padding_free and training.share_prefixes and attention == DOCUMENTS and own_rope is None
+    shares_prefixes = agree_on_all(may_share and trial.can_share_prefixes(), context)
+    output_layer = None if sharded else trial.output_layer()
+    found = LayoutFindings(
+        is_padding_free=is_padding_free,
+        obstacle=obstacle,
+        shares_prefixes=shares_prefixes,
+        uses_output_layer=agree_on_all(output_layer is not None, context),
+        attention=attention_of(model),
+    )
+    found = keep_findings(found, kept, can_share=may_share)
+    padded = PaddedCollator(pad_token_id, with_positions=own_rope is not None)
+    collator, evaluation_collator = _collators(training, found, padded, max_seq_length)
     return RowLayout(
         collator=collator,
         evaluation_collator=evaluation_collator,
-        attention=attention if is_padding_free else None,
-        output=OutputLayer(model, None if sharded else trial.output_layer()),
+        attention=attention if found.is_padding_free else None,
+        output=OutputLayer(model, output_layer if found.uses_output_layer else None),
         own_rope=own_rope,
-        obstacle=obstacle,
+        findings=found,
     )
 
 
-def _collator_for_compiled_layers(training: TrainingConfig, pad_token_id: int, max_seq_length: int) -> FlatCollator:
-    """A compiled layer treats the maximal length as a constant, and would be recompiled for other prefixes."""
+def _collators(
+    training: TrainingConfig, found: LayoutFindings, padded: PaddedCollator, max_seq_length: int
+) -> tuple[FlatCollator | PaddedCollator, FlatCollator | PaddedCollator]:
+    """What makes micro-batches of rows, for training and for evaluation."""
+    if not found.is_padding_free:
+        return padded, padded
+    flat = FlatCollator(padded.pad_token_id, shares_prefixes=found.shares_prefixes)
+    if not training.torch_compile:
+        return flat, flat
+    # A compiled layer treats the maximal length as a constant, and would be recompiled for other prefixes.
     pack = training.tokens_per_batch or (max_seq_length if training.packing else None)
-    return FlatCollator(pad_token_id, fixed_tokens=pack, max_seq_length=max_seq_length)
+    return FlatCollator(padded.pad_token_id, fixed_tokens=pack, max_seq_length=max_seq_length), flat
+
+
+def _refuse_if_needed(training: TrainingConfig, obstacle: str | None) -> None:
+    """Refuses a setting that needs padding-free batches, if there is an obstacle.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    wanted = [key for key in _KEYS if getattr(training, key) not in (False, None, "auto")]
+    if obstacle and wanted:
+        advice = "Remove the key." if obstacle.startswith("the model") else "Choose one."
+        raise ConfigError(f"{wanted[0]}: padding-free batches are not possible: {obstacle}. {advice}")
 
 
 def _attention(requested: str | None) -> tuple[str | None, str | None]:

@@ -13,13 +13,17 @@ from sft.common.data_records import TrainingData
 from sft.common.files import json_safe
 from sft.common.machine_records import ComputeEnvironment
 from sft.common.run_records import Answer, BatchPlan, EvaluationResult, Precision
+from sft.common.text import printable
+from sft.configuration.batch_sizes import AUTO
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_sha256, config_values
 from sft.data.digest import rows_digest
 from sft.data.store import PreparedRows
 from sft.processes.heap import keeps_freed_memory
 from sft.reporting.environment import compute_environment
+from sft.reporting.log_lines import batch_text, mixed_text
 from sft.reporting.summary import plan_entries
+from sft.training.decided_layout import LayoutFindings
 from sft.training.prepared_model import PreparedModel
 
 
@@ -44,6 +48,8 @@ class RunIdentity:
     precision: Precision
     layout: str
     """`padding-free` or `padded`."""
+    trials: LayoutFindings
+    """What the layout was decided by."""
     environment: ComputeEnvironment
     own_rope: str | None = None
     """The kind of RoPE that each row gets by its own length; None in older checkpoints too."""
@@ -96,11 +102,47 @@ def identify_run(
         wandb_run_id=known_id or uuid.uuid4().hex[:8],
         precision=prepared.precision,
         layout=prepared.layout.name,
+        trials=prepared.layout.findings,
         environment=compute_environment(
             device, reuses_freed_memory=keeps_freed_memory(config.training.reuse_freed_memory, device)
         ),
         own_rope=prepared.layout.own_rope,
     )
+
+
+def decision_lines(identity: RunIdentity, plan: BatchPlan, resume: ResumePoint | None) -> list[str]:
+    """What the run decided where settings leave it open, with the reasons: the comments of the resolved configuration.
+
+    Args:
+        identity: of the run.
+        plan: the batch plan.
+        resume: the checkpoint that the run resumes from.
+    """
+    found, environment = identity.trials, identity.environment
+    sizes = "as set"
+    if AUTO in plan.asked.values():
+        saved = {} if resume is None else resume.batch_plan or {}
+        is_kept = saved.get("asked") == plan.asked and saved.get("world_size") == plan.world_size
+        sizes = f"as in {resume.name}" if resume is not None and is_kept else "found by trial"
+    named = {"threads": environment.num_threads, "instructions": environment.instruction_set, **environment.versions}
+    described = [f"{name} {value}" for name, value in {**named, **environment.variables}.items()]
+    is_set = not found.is_padding_free and found.obstacle is None
+    lines = [
+        f"precision: {identity.precision.weights} weights, {mixed_text(identity.precision)}",
+        f"rows: {identity.layout}{f', since {found.obstacle}' if found.obstacle else ''} "
+        f"({'padding_free: false' if is_set else found.reason})",
+        f"shared leading tokens computed once: {_yes(found.shares_prefixes)} ({found.reason})",
+        f"loss at the output layer: {_yes(found.uses_output_layer)} ({found.reason})",
+        f"attention of the model: {found.attention}",
+        f"batch: {batch_text(plan)}, in evaluation {plan.per_device_eval_batch_size} per device ({sizes})",
+        f"freed memory reused: {_yes(environment.reuses_freed_memory)}",
+        f"computed by: {', '.join([environment.gpu or environment.cpu, *described])}",
+    ]
+    return [printable(line) for line in lines]
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def with_saved_run_name(config: SFTConfig, resume: ResumePoint | None) -> SFTConfig:

@@ -73,7 +73,7 @@ def test_a_document_does_not_change_the_others():
 
 
 def test_float32_without_mixed_precision_is_padded_with_a_reason():
-    layout = layout_on_gpu(build_model("llama"), weights="float32")
+    layout = layout_on_gpu(build_model("llama").to("cuda:0"), weights="float32")
     assert not layout.is_padding_free
     assert "16 bits" in layout.obstacle
 

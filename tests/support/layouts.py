@@ -61,7 +61,7 @@ def loss_and_gradients(model, batch_of_rows, **settings):
     return loss.detach(), gradients(model), layout
 
 
-def layout_of(model, model_config=None, **settings):
+def layout_of(model, model_config=None, *, kept=None, **settings):
     return resolve_layout(
         model,
         model_config or ModelConfig(model_name_or_path="m"),
@@ -70,6 +70,7 @@ def layout_of(model, model_config=None, **settings):
         DistributedContext(),
         pad_token_id=0,
         max_seq_length=64,
+        kept=kept,
     )
 
 

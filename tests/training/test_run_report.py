@@ -13,6 +13,7 @@ from sft.common.run_records import BatchPlan, DistributedContext
 from sft.configuration.values import config_sha256, config_values
 from sft.modeling.footprint import footprint
 from sft.reporting.environment import compute_environment
+from sft.training.decided_layout import LayoutFindings
 from sft.training.run_identity import DataDigests, RunIdentity
 from sft.training.run_report import RunReport
 from sft.training.run_setup import RunSetup
@@ -44,6 +45,9 @@ def report_into(folder, prepared, *, rank=0):
         wandb_run_id="",
         precision=FLOAT32,
         layout="padded",
+        trials=LayoutFindings(
+            is_padding_free=False, obstacle=None, shares_prefixes=False, uses_output_layer=True, attention="sdpa"
+        ),
         environment=compute_environment("cpu", reuses_freed_memory=False),
     )
     setup = RunSetup(

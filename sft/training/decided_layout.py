@@ -1,0 +1,126 @@
+"""What the trials on a model decide about rows and logits: the same on all processes, and kept on resume."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sft.checkpointing.resume_point import ResumePoint
+from sft.common.run_records import DistributedContext
+from sft.configuration.schema import SFTConfig
+from sft.modeling.document_attention import attention_of
+from sft.processes.agreement import gather_values
+
+logger = logging.getLogger("sft.train")
+TRIED = "tried on the model"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayoutFindings:
+    """What was found out about a model with a few tokens. Checkpoints keep it under `trials`."""
+
+    is_padding_free: bool
+    obstacle: str | None
+    """Why rows are padded, as a clause; None if they are not, or if padding was requested."""
+    shares_prefixes: bool
+    """Whether shared leading tokens are computed once."""
+    uses_output_layer: bool
+    """Whether the loss is computed at the output layer's input, instead of from the model's logits."""
+    attention: str
+    """The model's own attention, which transformers chose or the settings name."""
+    reason: str = TRIED
+    """Where it comes from: trials, or the checkpoint that the run resumes from."""
+
+
+def saved_findings(resume: ResumePoint | None, config: SFTConfig) -> LayoutFindings | None:
+    """What the resumed run found out; None where there is none, or where the settings that it depends on changed.
+
+    Args:
+        resume: the checkpoint to resume from.
+        config: the whole configuration.
+    """
+    if resume is None:
+        return None
+    saved, before = resume.manifest.get("trials"), resume.manifest.get("configuration", {})
+    now = {"padding_free": config.training.padding_free, "attn_implementation": config.model.attn_implementation}
+    if any(key in before and before[key] != value for key, value in now.items()):
+        return None  # the changed setting is logged and takes effect
+    if saved is None:
+        logger.info(
+            "%s does not record what was tried on the model (padding-free batches, shared leading tokens, output "
+            "layer): it is tried again.",
+            resume.name,
+        )
+        return None
+    found = LayoutFindings(**{name: saved[name] for name in LayoutFindings.__dataclass_fields__ if name in saved})
+    # Where the setting was off, nothing was found out.
+    shares_prefixes = found.shares_prefixes or before.get("share_prefixes") is False
+    return replace(found, shares_prefixes=shares_prefixes, reason=f"as in {resume.name}")
+
+
+def agree_on_obstacle(obstacle: str | None, context: DistributedContext) -> str | None:
+    """The obstacle of the lowest rank that has one: all processes lay out their rows in one way.
+
+    Every process must call it.
+    """
+    return next((each for each in gather_values(obstacle, context) if each is not None), None)
+
+
+def agree_on_all(found: bool, context: DistributedContext) -> bool:
+    """Whether all processes found it. Every process must call it."""
+    return all(gather_values(found, context))
+
+
+def keep_findings(found: LayoutFindings, kept: LayoutFindings | None, *, can_share: bool) -> LayoutFindings:
+    """What a resumed run uses of what was found now: nothing that the earlier run did not use.
+
+    What the earlier run used and this one cannot is logged in one line.
+
+    Args:
+        found: now.
+        kept: of the earlier run; None for a new one.
+        can_share: whether the settings allow shared leading tokens now.
+    """
+    if kept is None:
+        return found
+    lost = []
+    if kept.is_padding_free and not found.is_padding_free:
+        lost.append(f"padding-free batches: {found.obstacle}")
+    elif kept.shares_prefixes and not found.shares_prefixes and can_share:
+        lost.append("shared leading tokens that are computed once: there is dropout, or the trial fails")
+    if kept.uses_output_layer and not found.uses_output_layer:
+        lost.append("the loss at the output layer: its output no longer equals the model's logits")
+    if lost:
+        logger.info("No longer possible, %s: %s. Sums may be rounded differently.", kept.reason, "; ".join(lost))
+    return replace(
+        found,
+        shares_prefixes=kept.shares_prefixes and found.shares_prefixes,
+        uses_output_layer=kept.uses_output_layer and found.uses_output_layer,
+        reason=kept.reason if not lost else TRIED,
+    )
+
+
+def restore_attention(model: Any, kept: LayoutFindings | None, requested: str | None) -> None:
+    """Selects the attention of the resumed run where transformers would choose another one now.
+
+    Args:
+        model: loaded.
+        kept: what the resumed run recorded.
+        requested: `attn_implementation`.
+    """
+    chosen = attention_of(model)
+    if kept is None or requested is not None or kept.attention == chosen:
+        return
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    outcome = _try_to_select(lambda: base.set_attn_implementation(kept.attention))
+    logger.info("attn_implementation: transformers chose %s, %s %s: %s.", chosen, kept.reason, kept.attention, outcome)
+
+
+def _try_to_select(select: Callable[[], None]) -> str:
+    try:
+        select()
+    except (ValueError, ImportError, RuntimeError):
+        return "which is not available here, so sums may be rounded differently"
+    return "which is used"
