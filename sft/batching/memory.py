@@ -8,7 +8,8 @@ queries, which is slightly high for grouped-query attention.
 
 `benchmarks/bench_memory.py` compares the estimate with the peak resident set on CPU (float32, no accumulation, the heap
 configured as in a run); `benchmarks/RESULTS.md` has the table. The fragmentation of the heap is measured there, not
-derived. Not measured: GPUs, mixed precision, several processes, gradient accumulation.
+derived. Of mixed precision, bfloat16 on CPU was measured with two small models. Not measured: GPUs, several processes,
+gradient accumulation.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class MemoryFacts:
     """False keeps all layers gathered until their backward pass."""
     process_bytes: int = 0
     """What the process holds without a model; counted on CPU alone."""
+    kernel_bytes: int = 0
+    """Kernels that are generated for the shapes of the run, in 16 bits on CPU (see `sft.batching.kernels`)."""
 
     @property
     def has_adapters(self) -> bool:
@@ -229,7 +232,7 @@ def _slack_bytes(facts: MemoryFacts, gradient_bytes: int) -> int:
     fragmented += 2 * min(facts.logits_chunk_bytes or 0, logits)
     reused = gradient_bytes if facts.gradient_accumulation_steps == 1 else 0
     # The heap also keeps what weights held before they were quantized to 4 bits.
-    return _heap_slack_bytes(fragmented, reused) + facts.element_bytes * size.num_4bit_parameters
+    return _heap_slack_bytes(fragmented, reused) + facts.element_bytes * size.num_4bit_parameters + facts.kernel_bytes
 
 
 def _heap_slack_bytes(fragmented: float, reused: int) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from transformers import TrainingArguments
 
 from sft.batching.advice import advise
+from sft.batching.kernels import kernel_bytes
 from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.common.data_records import TrainingData
 from sft.common.errors import ConfigError, DataError, located
@@ -183,6 +184,24 @@ def memory_facts(
         sharded_over=plan.world_size if config.fsdp is not None else 1,
         reshard_after_forward=config.fsdp is None or config.fsdp.reshard_after_forward,
         process_bytes=process_bytes,
+        kernel_bytes=_kernel_bytes(data, plan, prepared) if device == "cpu" else 0,
+    )
+
+
+def _kernel_bytes(data: TrainingData, plan: BatchPlan, prepared: PreparedModel) -> int:
+    """What generated kernels take at the end of a run on CPU; packs count as the rows that they hold on average."""
+    precision, footprint = prepared.precision, prepared.footprint
+    if precision.mixed == "no" and precision.weights == "float32":
+        return 0
+    rows = plan.per_device_train_batch_size
+    if plan.packs is not None:
+        rows = max(rows * len(data.train.lengths) // plan.packs.num_packs, 1)
+    return kernel_bytes(
+        data.train.lengths,
+        rows,
+        plan.total_steps * plan.gradient_accumulation_steps,
+        hidden_size=footprint.hidden_size,
+        intermediate_size=footprint.intermediate_size or 4 * footprint.hidden_size,
     )
 
 
