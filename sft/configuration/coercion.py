@@ -22,6 +22,7 @@ TRUE_WORDS = {"true", "yes", "on", "1"}
 FALSE_WORDS = {"false", "no", "off", "0"}
 NULL_TAG = "tag:yaml.org,2002:null"
 _READ_BY_YAML = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _INTEGER = re.compile(r"[+-]?\d[\d_]*")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
@@ -46,7 +47,7 @@ def coerce(annotation: Any, node: yaml.Node) -> Any:
         return _coerce_list(annotation, node)
     if get_origin(annotation) is dict:
         return _coerce_mapping(annotation, node)
-    return _coerce_scalar(annotation, node, describe(annotation))
+    return _check_text(_coerce_scalar(annotation, node, describe(annotation)))
 
 
 def alternatives(annotation: Any) -> list[Any]:
@@ -145,6 +146,8 @@ def _coerce_annotated(annotation: Any, node: yaml.Node) -> Any:
     # An error about the type names the bounds too.
     is_plain = get_origin(base) is None
     value = _coerce_scalar(base, node, describe(annotation)) if is_plain else coerce(base, node)
+    if not isinstance(rules[0], IsPath):  # names of files are bytes on most systems
+        _check_text(value)
     for rule in rules:
         value = _apply_rule(rule, value, node)
     return value
@@ -214,6 +217,13 @@ def _coerce_scalar(annotation: Any, node: yaml.Node, expected: str) -> Any:
         if number is not None:
             return number
     raise CoercionError(f"expected {expected}, found {found(node)}")
+
+
+def _check_text(value: Any) -> Any:
+    """The value, if it is not text that has no encoding: nothing could tokenize or write it."""
+    if isinstance(value, str) and _SURROGATE.search(value):
+        raise CoercionError("contains an unpaired surrogate (\\ud800 to \\udfff), which is not text; write it as UTF-8")
+    return value
 
 
 def _as_number(text: str) -> float | None:

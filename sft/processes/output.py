@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -49,8 +50,9 @@ def ask(question: str) -> str:
 
 
 def show_crashes_safely() -> None:
-    """Let tracebacks of uncaught exceptions pass through here too."""
+    """Let tracebacks of uncaught exceptions, and Python's warnings, pass through here too."""
     sys.excepthook = _print_traceback
+    warnings.showwarning = _print_warning
 
 
 class SafeFormatter(logging.Formatter):
@@ -73,6 +75,10 @@ class SafeFormatter(logging.Formatter):
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.stderr.write(safe_text("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _print_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    (file or sys.stderr).write(safe_text(warnings.formatwarning(message, category, filename, lineno, line)))
 
 
 def _environment_secrets() -> list[str]:

@@ -14,6 +14,7 @@ from sft.checkpointing.final_model import model_staging_folder, publish_model, w
 from sft.common.data_records import RowRemarks
 from sft.common.errors import one_line
 from sft.common.files import write_json
+from sft.common.markdown import escape_markdown
 from sft.common.optional_packages import missing_package
 from sft.common.run_records import EvaluationResult, TrainingResult
 from sft.common.text import printable
@@ -126,7 +127,7 @@ def _report(training: Any, result: TrainingResult, report: RunReport, status: in
     summary = _write_summary(training, result, pushed)
     if is_pushing:
         name = output.absolute().name
-        is_pushed = trainer.hub.push_model(lambda: trainer.create_model_card(model_name=name))
+        is_pushed = trainer.hub.push_model(lambda: trainer.create_model_card(model_name=str(escape_markdown(name))))
         status = 0 if is_pushed else NOT_PUSHED_STATUS
         pushed = trainer.hub.problem or "sent"
     picture = output / "training_curves.png"

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import yaml
 
+from config_manager import ConfigError, load_config
 from sft.common.did_you_mean import did_you_mean, find_closest
 from sft.configuration.coercion import CoercionError, alternatives, coerce, describe, found, plain_value, record_type
 from sft.configuration.installed_transformers import optimizer_names, scheduler_names, training_arguments_fields
@@ -249,3 +250,17 @@ def test_installed_fields_are_those_of_the_imported_class():
 def test_optimizer_and_scheduler_names_are_read_from_transformers():
     assert {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd"} <= set(optimizer_names())
     assert {"linear", "cosine", "constant_with_warmup"} <= set(scheduler_names())
+
+
+MODEL_AND_FILE = ["--model_name_or_path", "gpt2", "--train_file", "a\udce9.jsonl"]
+
+
+@pytest.mark.parametrize("surrogate", ["\ud800", "\udce9"])  # noqa: PT014  (they are not equal)
+@pytest.mark.parametrize("key", ["run_name", "sample_prompts", "chat_template", "optim_args", "dataset_columns.query"])
+def test_text_that_has_no_encoding_is_refused_in_one_line(key, surrogate):
+    with pytest.raises(ConfigError) as caught:
+        load_config(
+            None, ["--model_name_or_path", "gpt2", "--train_file", "a\udce9.jsonl", f"--{key}", f"a{surrogate}"]
+        )
+    assert sum("surrogate" in problem for problem in caught.value.problems) == 1  # names of files may be any bytes
+    assert "contains an unpaired surrogate (\\ud800 to \\udfff), which is not text" in str(caught.value)

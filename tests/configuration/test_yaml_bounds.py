@@ -108,7 +108,7 @@ def test_each_node_is_visited_once(monkeypatch):
     assert len(visits) == 1 + 8 + 1 + 30  # the mapping, its keys and values, what stands in the lists
 
 
-@pytest.mark.parametrize("text", [laughs(), "&a [*a]", "[" * 400, "[" * 150 + "]" * 150])
+@pytest.mark.parametrize("text", [laughs(), "&a [*a]", "[" * 400 + "]" * 400, "[" * 150 + "]" * 150])
 def test_a_run_record_is_bounded_too(text, tmp_path: Path):
     with pytest.raises(ValueError, match=r"aliases|itself|deeply"):
         load_bounded(text)

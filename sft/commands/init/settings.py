@@ -8,7 +8,7 @@ import yaml
 
 from sft.commands.init.findings import Choices, DataInfo, MachineInfo, ModelInfo
 from sft.commands.init.fit import Fit, choose_global_batch_size, choose_max_seq_length
-from sft.common.text import counted, size
+from sft.common.text import counted, size, visible
 
 _MAX_COMMENT_LENGTH = 100
 
@@ -144,7 +144,8 @@ def _device_lines(choices: Choices, machine: MachineInfo) -> Iterator[Line]:
 
 
 def _yaml_scalar(text: str) -> str:
-    return yaml.safe_dump(text, allow_unicode=True, width=10_000).removesuffix("\n...\n").removesuffix("\n")
+    is_visible = visible(text) == text  # otherwise YAML's own escapes are used
+    return yaml.safe_dump(text, allow_unicode=is_visible, width=10_000).removesuffix("\n...\n").removesuffix("\n")
 
 
 def _shorten(text: str) -> str:
