@@ -54,7 +54,21 @@ class OffsetEncoder:
 
         Built at first use, since that costs more than tokenizing a hundred rows.
         """
-        return ByteLengths.of(self._tokenizer) if self._is_chat else None
+        return ByteLengths.of(self._tokenizer) if self._is_chat or self._added is not None else None
+
+    @cached_property
+    def _added(self) -> tuple[bool, bool] | None:
+        """Whether the tokenizer adds its begin-of-text and end-of-text tokens to a text; None if it adds others."""
+        bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        found = set()
+        for probe in ("a", "B 1"):
+            plain = self._tokenizer(probe, add_special_tokens=False)["input_ids"]
+            complete = self._tokenizer(probe)["input_ids"]
+            begins, ends = complete[:1] == [bos], complete[-1:] == [eos]
+            if complete != [bos] * begins + plain + [eos] * ends:
+                return None
+            found.add((begins, ends))
+        return found.pop() if len(found) == 1 else None
 
     def __call__(self, texts: Sequence[str]) -> TokenOffsets:
         """The tokens of all texts, without truncation."""
@@ -64,17 +78,71 @@ class OffsetEncoder:
         lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(texts))
         input_ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), dtype=np.int32)
         fits = self.byte_lengths.fits(texts, input_ids, lengths)
+        if not self._is_chat:
+            fits &= ~self._begins_twice(input_ids, lengths)
         if fits.all():
-            starts, ends = self.byte_lengths.offsets(texts, input_ids)
-            return TokenOffsets(input_ids=input_ids, starts=starts, ends=ends, lengths=lengths)
+            return self._located(self.byte_lengths, texts, input_ids, lengths)
         ids_of_text = np.split(input_ids, np.cumsum(lengths)[:-1])
         return _concatenate(
             texts,
             [
-                (ids, *self.byte_lengths.offsets([text], ids)) if fit else self._encode_with_offsets([text])[0]
+                self._located_alone(self.byte_lengths, text, ids) if fit else self._encode_with_offsets([text])[0]
                 for text, ids, fit in zip(texts, ids_of_text, fits, strict=True)
             ],
         )
+
+    def _begins_twice(self, input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Whether a text itself begins with two begin-of-text tokens, bool `[R]`."""
+        begins = np.cumsum(lengths) - lengths
+        is_bos = np.append(input_ids == self._tokenizer.bos_token_id, [False, False])
+        return (lengths > 1) & is_bos[begins] & is_bos[begins + 1]
+
+    def _located_alone(self, byte_lengths: "ByteLengths", text: str, input_ids: np.ndarray) -> Encoded:
+        tokens = self._located(byte_lengths, [text], input_ids, np.asarray([len(input_ids)]))
+        return tokens.input_ids, tokens.starts, tokens.ends
+
+    def _located(
+        self, byte_lengths: "ByteLengths", texts: Sequence[str], input_ids: np.ndarray, lengths: np.ndarray
+    ) -> TokenOffsets:
+        """Tokens whose bytes add up, with their characters; of plain texts with their first and last token."""
+        starts, ends = byte_lengths.offsets(texts, input_ids)
+        tokens = TokenOffsets(input_ids=input_ids, starts=starts, ends=ends, lengths=lengths)
+        return tokens if self._is_chat else self._complete(texts, tokens)
+
+    def _complete(self, texts: Sequence[str], tokens: TokenOffsets) -> TokenOffsets:
+        """As `_complete_text` for each text."""
+        assert self._added is not None  # otherwise offsets are those of the tokenizer
+        bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        stops = np.cumsum(tokens.lengths)
+        # The index after the last token stands for the tokens of an empty text.
+        ids = np.append(tokens.input_ids, np.int32(-1))
+        is_empty = tokens.lengths == 0
+        begins_now = ~is_empty & (ids[stops - tokens.lengths] == bos)
+        ends_now = ~is_empty & (ids[stops - 1] == eos)
+        add_bos = ~begins_now if self._added[0] else np.zeros(len(texts), dtype=bool)
+        add_eos = np.full(len(texts), eos is not None) & (self._added[1] | ~ends_now)
+        lengths = tokens.lengths + add_bos + add_eos
+        new_stops = np.cumsum(lengths)
+        text_lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        text_ends = np.cumsum(text_lengths)
+        text_starts = text_ends - text_lengths
+        is_old = np.ones(lengths.sum(), dtype=bool)
+        columns = []
+        places = ((new_stops - lengths)[add_bos], (new_stops - 1)[add_eos])
+        for place in places:
+            is_old[place] = False
+        for old, first, last in (
+            (tokens.input_ids, bos, eos),
+            (tokens.starts, text_starts[add_bos], text_ends[add_eos]),
+            (tokens.ends, text_starts[add_bos], text_ends[add_eos]),
+        ):
+            new = np.empty(len(is_old), dtype=old.dtype)
+            new[is_old] = old
+            for place, value in zip(places, (first, last), strict=True):
+                if len(place):
+                    new[place] = value
+            columns.append(new)
+        return TokenOffsets(input_ids=columns[0], starts=columns[1], ends=columns[2], lengths=lengths)
 
     def _encode_with_offsets(self, texts: Sequence[str]) -> list[Encoded]:
         """The tokens of each text, with the offsets that the tokenizer reports."""

@@ -6,10 +6,11 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers, processors
 
 from sft.common.data_records import RenderedText
 from sft.prompting.offsets import OffsetEncoder
+from tests.support.prompts import build_special_tokenizer
 from tests.support.small_tokenizers import (
     FAMILY,
     NASTY,
@@ -144,3 +145,42 @@ def test_tokenizers_are_of_the_expected_kinds():
         json.loads(make().backend_tokenizer.to_str())["model"]["type"] for make in (metaspace, word_piece, unigram)
     ]
     assert kinds == ["BPE", "WordPiece", "Unigram"]
+
+
+EDGES = ["a", "<s>a", "<s><s>a", "<s><s><s>a", "a</s>", "a</s></s>", "</s>", "<s>", "<s></s>", "é <s>x", " a \n"]
+
+
+def with_template(single):
+    tokenizer = build_special_tokenizer()
+    if single is not None:
+        ids = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
+    return tokenizer
+
+
+@pytest.mark.parametrize("single", [None, "<s> $A", "$A </s>", "<s> $A </s>", "<s> <s> $A"])
+@pytest.mark.parametrize("eos", ["</s>", None])
+def test_plain_texts_get_the_same_tokens_and_labels_by_byte_lengths(single, eos):
+    tokenizer = with_template(single)
+    tokenizer.eos_token = eos
+    quick, slow = (OffsetEncoder(tokenizer, is_chat=False) for _ in range(2))
+    slow.byte_lengths = None  # a cached property
+    is_simple = single != "<s> <s> $A" and (eos is not None or single in (None, "<s> $A"))
+    assert (quick.byte_lengths is not None) == is_simple
+    texts = [*EDGES, *NASTY, "".join(NASTY)]
+    for batch in [texts, *([text] for text in texts), []]:
+        got, expected = quick(batch), slow(batch)
+        np.testing.assert_array_equal(got.input_ids, expected.input_ids)
+        np.testing.assert_array_equal(got.lengths, expected.lengths)
+        np.testing.assert_array_equal(got.starts < got.ends, expected.starts < expected.ends)
+        np.testing.assert_array_equal(got.ends, expected.ends)
+        assert (got.input_ids.dtype, got.starts.dtype) == (np.int32, np.int64)
+
+
+def test_plain_texts_are_not_tokenized_one_by_one(monkeypatch):
+    encoder = OffsetEncoder(with_template("<s> $A"), is_chat=False)
+    assert encoder.byte_lengths is not None
+    calls = []
+    monkeypatch.setattr(encoder, "_encode_with_offsets", lambda texts: calls.append(texts))
+    assert len(encoder([f"line {number}" for number in range(1000)]).lengths) == 1000
+    assert calls == []
