@@ -8,11 +8,12 @@ encloses the library's call and nothing of ours, so that our own bugs keep their
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sft.common.device_errors import is_device_error
 from sft.common.errors import UserError, one_line
 from sft.common.files import special_kind
 from sft.common.shapes import find_misfit, is_too_deep
@@ -24,21 +25,26 @@ MAX_DEPTH = 64
 
 
 @contextmanager
-def outside_file(problem: str, raises: type[UserError]) -> Iterator[None]:
+def outside_file(
+    problem: str, raises: type[UserError], explain: Callable[[Exception], str | None] | None = None
+) -> Iterator[None]:
     """Turn any exception of a library about a file into one line: `problem: reason`.
 
-    Our own errors pass through, and so do signals and memory that ran out, which say nothing about the file.
+    Our own errors pass through, and so do signals, memory that ran out and a device that failed, which say nothing
+    about the file.
 
     Args:
-        problem: the file and what is wrong with it: `x/config.json cannot be read`.
+        problem: the file and what is wrong with it: `x/config.json: cannot be read`.
         raises: class of the error.
+        explain: a better line for an exception, if there is one.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) or _is_out_of_memory(error):
+        if isinstance(error, UserError) or is_device_error(error):
             raise
-        raise raises(f"{problem}: {reason(error)}") from error
+        explained = explain(error) if explain is not None else None
+        raise raises(explained or f"{problem}: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:
@@ -99,8 +105,3 @@ def check_shape(document: Any, raises: type[UserError], shape: Any, name: str) -
     misfit = find_misfit(document, shape)
     if misfit is not None:
         raise raises(f"{name}: {misfit}")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """By name: this package does not import torch."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -24,6 +24,8 @@ class Each:
 
 
 NUMBER = (int, float)
+_MAX_BITS = 1000
+"""Of an integer; a larger one is no float, and cannot be printed."""
 
 
 def find_misfit(value: Any, shape: Any, where: str = "") -> str | None:
@@ -82,7 +84,7 @@ def _is_plain(value: Any, shape: type) -> bool:
     """Whether a value is not a special case of its type: true and false are integers in Python, of any size."""
     if shape not in (int, float):
         return True
-    return not isinstance(value, bool) and not (isinstance(value, int) and value.bit_length() > 63)
+    return not isinstance(value, bool) and not (isinstance(value, int) and value.bit_length() > _MAX_BITS)
 
 
 def _misfit(value: Any, shape: type, where: str) -> str:

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from sft.common.data_records import SamplePrompt
 from sft.common.run_records import Answer
 from sft.modeling.fitting import num_learned_positions
+from sft.modeling.generation_settings import generation_errors_named
 from sft.prompting.rendering import ChatRenderer
 
 if TYPE_CHECKING:
@@ -77,13 +78,16 @@ def answer_prompt(
     model.eval()
     try:
         # Compiled layers would be recompiled for every new length.
-        with torch.compiler.set_stance("force_eager"), _generating_in_step(model) as options:
+        eager, named = torch.compiler.set_stance("force_eager"), generation_errors_named(model)
+        with eager, named, _generating_in_step(model) as options:
             output = model.generate(
                 input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
+                attention_mask=torch.ones_like(inputs["input_ids"]),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 use_cache=True,
+                return_dict_in_generate=False,
+                tokenizer=tokenizer,  # for `stop_strings` of the model
                 eos_token_id=eos_token_ids or None,
                 pad_token_id=tokenizer.pad_token_id,
                 **options,

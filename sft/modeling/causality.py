@@ -15,13 +15,35 @@ import torch
 
 from sft.common.device_errors import reraise_device_error
 from sft.common.errors import ModelError, one_line
+from sft.common.outside_files import outside_file
 from sft.modeling.few_tokens import call_on, few_tokens
+from sft.modeling.random_state import RandomState
 
 logger = logging.getLogger("sft.model")
 _NUM_TOKENS = 9
 _LEAST_SHARE = 1e-5
 """Smallest gradient of the last token that counts, as a share of the largest one: a masked token's is exactly zero, but
 for models that compute by Fourier transform; one of nine tokens that are seen has a share of 1e-3 and more."""
+
+
+def check_computes(model: Any) -> None:
+    """Run the model on a few tokens as in training: values of its config.json may only fail there.
+
+    Random numbers are as before.
+
+    Raises:
+        ModelError: if it raises an error.
+    """
+    was_training, random_state = model.training, RandomState.capture(str(model.device))
+    name = getattr(model.config, "name_or_path", "") or type(model).__name__
+    problem = f"{name}: the model cannot compute even {_NUM_TOKENS} tokens; check the values in its config.json"
+    try:
+        with outside_file(problem, ModelError), torch.no_grad():
+            model.train()
+            call_on(model, torch.tensor([few_tokens(model, _NUM_TOKENS)], device=model.device))
+    finally:
+        model.train(was_training)
+        random_state.restore()
 
 
 def check_is_causal(model: Any) -> None:

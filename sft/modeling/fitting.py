@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sft.common.errors import ModelError
+from sft.modeling.generation_settings import check_can_be_saved
 from sft.prompting.rendering import ChatRenderer
 
 if TYPE_CHECKING:
@@ -57,7 +58,11 @@ def fit_to_tokenizer(
 def set_generation_defaults(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, is_chat: bool
 ) -> list[int]:
-    """Set the end tokens of the generation config to those that were trained; returns their ids."""
+    """Set the end tokens of the generation config to those that were trained; returns their ids.
+
+    Raises:
+        ModelError: if its settings cannot be saved again with the trained model.
+    """
     ends = [tokenizer.eos_token_id]
     if is_chat:
         ends = ChatRenderer(tokenizer).end_token_ids()
@@ -69,6 +74,7 @@ def set_generation_defaults(
     if not generation.do_sample and (generation.temperature, generation.top_p, generation.top_k) != (None, None, None):
         # `save_pretrained` rejects sampling parameters without sampling.
         generation.temperature = generation.top_p = generation.top_k = None
+    check_can_be_saved(model)
     return ends
 
 

@@ -106,7 +106,7 @@ def _load_weights(config: ModelConfig, options: dict[str, Any]) -> Any:
     try:
         with readable_loading_errors("model", config.model_name_or_path), quiet:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                config.model_name_or_path, output_loading_info=True, **options
+                config.model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
             model, loading = loaded
     except ModelError as error:
@@ -116,6 +116,13 @@ def _load_weights(config: ModelConfig, options: dict[str, Any]) -> Any:
                 f"attn_implementation: {config.attn_implementation} cannot be used here: {one_line(cause)}"
             ) from error
         raise
+    if loading["mismatched_keys"]:
+        name, saved, expected = min(loading["mismatched_keys"])
+        raise ModelError(
+            f"{config.model_name_or_path}: {len(loading['mismatched_keys'])} tensors of the weights have other shapes "
+            f"than config.json says: {name} is {list(saved)} instead of {list(expected)}, for example. The files do "
+            "not belong together."
+        )
     if loading["missing_keys"]:
         # transformers initializes them at random with no more than a warning.
         missing = sorted(loading["missing_keys"])

@@ -9,15 +9,16 @@ from functools import cache
 from pathlib import Path
 
 from huggingface_hub import constants, get_token
-from safetensors import SafetensorError
 
-from sft.common.errors import ModelError, one_line
+from sft.common.device_errors import is_out_of_memory
+from sft.common.errors import ModelError
 from sft.common.files import special_file_in
 from sft.common.hub_errors import hub_problem
 from sft.common.hub_names import full_name_hint
+from sft.common.outside_files import outside_file, reason
+from sft.modeling.model_files import check_settings_files, find_broken_file
 
 logger = logging.getLogger("sft.model")
-_LOADING_ERRORS = (OSError, ValueError, ImportError, KeyError, RuntimeError, MemoryError, SafetensorError)
 
 
 @contextmanager
@@ -29,22 +30,29 @@ def readable_loading_errors(what: str, path: str) -> Iterator[None]:
         path: a folder, or the name of a model on the Hub.
 
     Raises:
-        ModelError: instead of the library's error, or if a file in the folder is a FIFO or a device.
+        ModelError: instead of the library's error, naming the file where one can be found; or if a file in the folder
+            is a FIFO, a device, or not what its name says.
     """
     _log_hub_lookup(path)
     special = special_file_in(path)
     if special is not None:
         raise ModelError(special)
+    if Path(path).is_dir():
+        check_settings_files(Path(path))
+
+    def explain(error: Exception) -> str | None:
+        if Path(path).exists():
+            return find_broken_file(Path(path), what)
+        problem = _hub_problem(error) or f"the {what} cannot be loaded: {reason(error)}"
+        return f"{path}: {problem}{full_name_hint(path, 'model')}"
+
     try:
-        yield
-    except Exception as error:
-        problem = None if Path(path).exists() else _hub_problem(error)
-        hint = "" if Path(path).exists() else full_name_hint(path, "model")
-        if problem is not None:
-            raise ModelError(f"{path}: {problem}{hint}") from error
-        if isinstance(error, _LOADING_ERRORS):
-            raise ModelError(f"{path}: the {what} cannot be loaded: {one_line(error)}{hint}") from error
-        raise
+        with outside_file(f"{path}: the {what} cannot be loaded", ModelError, explain):
+            yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(f"{path}: the {what} cannot be loaded: {reason(error)}") from error
 
 
 def _hub_problem(error: Exception) -> str | None:

@@ -14,7 +14,7 @@ from sft.batching.prefixes import MIN_SHARED
 from sft.common.data_records import IGNORED
 from sft.common.device_errors import reraise_device_error
 from sft.common.run_records import Precision
-from sft.modeling.causality import check_is_causal
+from sft.modeling.causality import check_computes, check_is_causal
 from sft.modeling.document_attention import NAME as DOCUMENTS
 from sft.modeling.document_attention import isolated_documents
 from sft.modeling.extra_loss import left_out_line
@@ -33,12 +33,13 @@ class ModelTrials:
         self._mixed = precision.mixed
 
     def check_is_causal(self) -> None:
-        """Checks that no score depends on a later token.
+        """Checks that the model computes, and that no score depends on a later token.
 
         Raises:
-            ModelError: if one does.
+            ModelError: if it does not, or one does.
         """
         with self._autocast():
+            check_computes(self._model)
             check_is_causal(self._model)
 
     def left_out_line(self) -> str | None:

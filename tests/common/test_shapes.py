@@ -30,7 +30,7 @@ def test_find_misfit_accepts(value):
         ({}, "step is missing"),
         ({"step": None}, "step: expected an integer, found None"),
         ({"step": True}, "step: expected an integer, found True"),
-        ({"step": 2**63}, f"step: expected an integer, found {2**63}"),
+        ({"step": 10**400}, f"step: expected an integer, found 1{'0' * 55} ..."),
         ({"step": "1"}, "step: expected an integer, found '1'"),
         ({"step": 1, "loss": "x"}, "loss: expected a number, found 'x'"),
         ({"step": 1, "plan": {"asked": {}}}, "plan.parts is missing"),

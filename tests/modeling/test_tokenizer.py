@@ -22,4 +22,4 @@ def test_load_tokenizer_reports_missing_files_in_one_line(tmp_path, content):
     with pytest.raises(ModelError) as caught:
         load_tokenizer(ModelConfig(model_name_or_path=str(tmp_path)))
     assert "\n" not in str(caught.value)
-    assert (messages.NO_CONFIG if content is None else "the tokenizer cannot be loaded") in str(caught.value)
+    assert (messages.NO_CONFIG if content is None else "config.json: cannot be used") in str(caught.value)

@@ -12,6 +12,7 @@ import torch
 from sft.commands.chat.options import Sampling
 from sft.commands.chat.text_stream import TextStream
 from sft.common.errors import ModelError
+from sft.modeling.generation_settings import generation_errors_named
 from sft.prompting.messages import RowRefused
 from sft.prompting.rendering import ChatRenderer
 
@@ -116,13 +117,15 @@ class Responder:
             options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
             torch.manual_seed(sampling.seed + turn)
         input_ids = torch.tensor([token_ids], device=self._model.device)
-        with self._during_generation():
+        with self._during_generation(), generation_errors_named(self._model):
             self._model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 max_new_tokens=max_new_tokens,
                 eos_token_id=self._end_token_ids,
                 pad_token_id=self._tokenizer.pad_token_id,
+                return_dict_in_generate=False,
+                tokenizer=self._tokenizer,  # for `stop_strings` of the model
                 streamer=stream,
                 **options,
             )
