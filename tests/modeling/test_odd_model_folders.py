@@ -193,7 +193,6 @@ SOME = [
     ("generation_config.json", "suppress_tokens", 1.5),
     ("generation_config.json", "watermarking_config", "x"),
     ("generation_config.json", "cache_implementation", "nope"),
-    ("special_tokens_map.json", "eos_token", [1]),
 ]
 
 

@@ -16,8 +16,9 @@ from sft.commands.init.findings import DataInfo
 from sft.commands.paths import looks_like_a_path
 from sft.common.data_records import Conversation, RawRow, RowProblem
 from sft.common.did_you_mean import did_you_mean
-from sft.common.errors import DataError, UserError
+from sft.common.errors import DataError, ModelError, UserError
 from sft.common.hub_names import full_name_hint
+from sft.common.outside_files import outside_file
 from sft.configuration.schema import DataConfig
 from sft.data.source_format import RENAMING_HINT, find_source_format
 from sft.data.sources.files import SPLIT_WORDS
@@ -145,10 +146,12 @@ def _count_longest(counts: _RowCounts, folder: Path) -> tuple[int, bool]:
     if all(row.text is not None for _, _, row in counts.longest_rows):
         return counts.max_tokens, True
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        with outside_file(f"{folder}: the tokenizer cannot be loaded", ModelError):
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            tokenizer("a b")  # some values only fail when they are used
         template = ChatTemplate(tokenizer)
         texts = [template.apply(row.messages, row.tools) for _, _, row in counts.longest_rows if row.text is None]
-    except (OSError, ValueError, KeyError, ImportError, UserError, RowRefused):
+    except (UserError, RowRefused):
         # No template, one that refuses such rows, or a tokenizer that needs remote code: use the estimate.
         return counts.max_tokens, False
     return max(map(len, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])), True
@@ -177,7 +180,8 @@ def _texts(value: Any) -> Iterator[str]:
 def _token_counter(tokenizer_file: str | None) -> Callable[[str], int]:
     if tokenizer_file is None:
         return lambda text: round(len(text.encode("utf-8", "replace")) / _BYTES_PER_TOKEN) + 1
-    tokenizer = Tokenizer.from_file(tokenizer_file)
+    with outside_file(f"{tokenizer_file}: cannot be read", ModelError):
+        tokenizer = Tokenizer.from_file(tokenizer_file)
     tokenizer.no_truncation()
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 

@@ -16,9 +16,11 @@ from sft.commands.paths import looks_like_a_path
 from sft.common.did_you_mean import did_you_mean
 from sft.common.errors import ModelError, one_line
 from sft.common.hub_names import full_name_hint
+from sft.common.outside_files import outside_file
 from sft.common.run_records import ModelFootprint
 from sft.modeling.architecture import why_not_causal_lm
 from sft.modeling.footprint import footprint
+from sft.modeling.model_files import check_settings_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -43,6 +45,8 @@ def inspect_model(name: str) -> ModelInfo:
     if not folder.exists() and (looks_like_a_path(name) or not name.strip()):
         siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise ModelError(f"no folder {name!r}.{did_you_mean(folder.name, siblings)}")
+    if folder.is_dir():
+        check_settings_files(folder)
     name_or_path = str(folder) if folder.is_dir() else name
     config, problem = _load_config(name_or_path)
     if config is None:
@@ -58,9 +62,9 @@ def inspect_model(name: str) -> ModelInfo:
     )
     try:
         return replace(info, footprint=_footprint_of(config))
-    except (ValueError, AttributeError, KeyError, TypeError, ImportError) as error:
+    except ModelError as error:
         # Unknown to transformers, needs remote code, or the config is not that of a language model.
-        return replace(info, problem=f"its size is unknown: {one_line(error, 160)}")
+        return replace(info, problem=one_line(error, 160))
 
 
 def _load_config(name_or_path: str) -> tuple["PretrainedConfig | None", str]:
@@ -73,8 +77,9 @@ def _load_config(name_or_path: str) -> tuple["PretrainedConfig | None", str]:
                 "%s is neither a folder nor in the Hugging Face cache (HF_HOME): looking on the Hub.", name_or_path
             )
         try:
-            return AutoConfig.from_pretrained(name_or_path, local_files_only=local_files_only), ""
-        except (OSError, ValueError, KeyError) as error:
+            with outside_file("its config.json cannot be used", ModelError):
+                return AutoConfig.from_pretrained(name_or_path, local_files_only=local_files_only), ""
+        except ModelError as error:
             problem = one_line(error, 160)
     return None, problem if is_local else _not_found(name_or_path)
 
@@ -88,8 +93,9 @@ def _footprint_of(config: "PretrainedConfig") -> ModelFootprint:
     transformers_logger = logging.getLogger("transformers")
     level, transformers_logger.level = transformers_logger.level, logging.ERROR
     try:
-        with torch.device("meta"):
-            return footprint(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+        with outside_file("its size is unknown", ModelError), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return footprint(model)
     finally:
         transformers_logger.level = level
 
