@@ -5,8 +5,9 @@ Shapes: `T` tokens of a text, `R` texts, `N` tokens of all of them.
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -16,6 +17,11 @@ import numpy as np
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MAX_AT_ONCE = 1 << 21
+"""Characters of texts that are tokenized together."""
+PIECE = 1 << 16
+"""Least number of characters of a piece of a longer text."""
 
 Encoded = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Tokens of one text, and the characters `[start, end)` of each: int32, int64 and int64, `[T]` each."""
@@ -74,9 +80,7 @@ class OffsetEncoder:
         """The tokens of all texts, without truncation."""
         if self.byte_lengths is None:
             return _concatenate(texts, self._encode_with_offsets(texts))
-        encodings = self.byte_lengths.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(texts))
-        input_ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), dtype=np.int32)
+        input_ids, lengths = self.byte_lengths.encode(texts)
         fits = self.byte_lengths.fits(texts, input_ids, lengths)
         if not self._is_chat:
             fits &= ~self._begins_twice(input_ids, lengths)
@@ -185,6 +189,11 @@ class ByteLengths:
         self.backend = backend
         self._lengths = lengths
         self._normalizes = normalizes
+        # The tokens that are found before the text is normalized, and those that take no white space around them.
+        tokens = [token for token in backend.get_added_tokens_decoder().values() if not token.normalized]
+        names = sorted((token.content for token in tokens), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        self._cuts = {token.content for token in tokens if not (token.lstrip or token.rstrip or token.single_word)}
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "ByteLengths | None":
@@ -208,6 +217,32 @@ class ByteLengths:
         direct = np.asarray(backend.encode(probe, add_special_tokens=False).ids)
         is_same = direct.tolist() == tokenizer(probe, add_special_tokens=False)["input_ids"]
         return found if is_same and found.fits([probe], direct, np.asarray([len(direct)])).all() else None
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of all texts, int32 `[N]`, and how many each has, int64 `[R]`.
+
+        The tokenizer needs several hundred bytes for a token, so long texts are tokenized in pieces.
+        """
+        if sum(map(len, texts)) <= MAX_AT_ONCE:
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(texts))
+            return np.fromiter(chain.from_iterable(one.ids for one in encodings), dtype=np.int32), lengths
+        parts = [[self._encode_piece(piece) for piece in self._pieces(text)] for text in texts]
+        lengths = np.asarray([sum(map(len, ids)) for ids in parts], dtype=np.int64)
+        return np.concatenate([np.zeros(0, dtype=np.int32), *chain.from_iterable(parts)]), lengths
+
+    def _encode_piece(self, text: str) -> np.ndarray:
+        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=False)
+        return np.asarray(encoding.ids, dtype=np.int32)
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """The text in pieces that begin with a special token: the tokenizer cuts it there before anything else."""
+        start = 0
+        for found in self._special.finditer(text):
+            if found.start() - start >= PIECE and found.group() in self._cuts:
+                yield text[start : found.start()]
+                start = found.start()
+        yield text[start:]
 
     def fits(self, texts: Sequence[str], input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Whether the bytes of a text's tokens add up to those of the text, bool `[R]`.

@@ -249,7 +249,7 @@ class RowTokenizer:
 
 
 def _counts_before(chosen: np.ndarray) -> np.ndarray:
-    """How many are chosen before each index and before the end: bool `[N]` to int64 `[N + 1]`."""
-    counts = np.zeros(len(chosen) + 1, dtype=np.int64)
+    """How many are chosen before each index and before the end: bool `[N]` to integers `[N + 1]`."""
+    counts = np.zeros(len(chosen) + 1, dtype=np.int32 if len(chosen) < 2**31 else np.int64)
     np.cumsum(chosen, out=counts[1:])
     return counts
