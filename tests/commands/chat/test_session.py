@@ -71,6 +71,7 @@ class InTerminal:
         os.close(slave)
 
     def type(self, text: str) -> None:
+        time.sleep(0.5)  # Python's readline misses a signal that comes between its prompt and its waiting for input
         os.write(self.master, text.encode())
 
     def read_until(self, wanted: str, seconds: float = 120) -> str:
