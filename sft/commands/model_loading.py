@@ -15,6 +15,7 @@ from sft.commands.saved_models import SavedModel
 from sft.common.errors import ConfigError, ModelError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, QuantizationConfig
+from sft.modeling.causality import check_computes
 from sft.modeling.loading import load_pretrained_model
 from sft.modeling.loading_errors import readable_loading_errors
 from sft.modeling.tokenizer import load_tokenizer
@@ -92,6 +93,7 @@ def load_saved_model(
             model = model.to(device)
     if saved.is_adapters:
         model = load_saved_adapters(model, saved)
+    check_computes(model)
     return model.eval()
 
 

@@ -29,7 +29,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "tokenizer_config.json": {"model_max_length": NUMBER, "model_input_names": [str], "added_tokens_decoder": dict},
     "special_tokens_map.json": {},
     "added_tokens.json": {},
-    "adapter_config.json": {},
+    "adapter_config.json": {"alora_invocation_tokens": [int]},
 }
 """File -> the shape of what is read of it here, or fails late: libraries check the rest."""
 _INDEX_SHAPE = {"metadata!": dict, "weight_map!": Each(str)}

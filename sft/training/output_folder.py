@@ -56,7 +56,7 @@ def find_resume_point(config: SFTConfig) -> ResumePoint | None:
     if num_restarts():
         # Checkpoints of another launch are still here if this one died before it moved them.
         record = Path(output_dir, CONFIG_FILE)
-        is_ours = record.is_file() and record.read_text(encoding="utf-8").startswith(_header())
+        is_ours = record.is_file() and record.read_text(encoding="utf-8", errors="replace").startswith(_header())
         newest = resolve_checkpoint("auto", output_dir, find_unreadable) if is_ours else None
         logger.info(
             "A process died: restarted, %s.", f"resuming from {newest.path}" if newest else "from the beginning"

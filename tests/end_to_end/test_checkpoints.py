@@ -24,8 +24,16 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_previous_one_is_resumed(sho
         path = first.output_dir / f"checkpoint-{step}" / name
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    # Files that the manifest does not name, some of which Trainer and we would read; and torn logs.
+    for name in ("adapter_model.safetensors", "weights-1-of-1.safetensors", "scaler.pt", "pytorch_model.bin"):
+        (first.output_dir / "checkpoint-2" / name).write_bytes(b"planted")
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with (first.output_dir / name).open("ab") as log:
+            log.write('{"step": 6, "prompt": "caf\u00e9'.encode()[:-1])
     again = short_run(resume_from_checkpoint="auto")
     assert again.status == 0, again.err
+    assert "does not name them: adapter_model.safetensors, pytorch_model.bin, scaler.pt, weights-1-of-1" in again.out
+    assert again.out.count("is not a complete line") == 2
     assert f"checkpoint-6 {messages.CANNOT_RESUME}: optimizer.pt {messages.CHANGED_FILE}" in again.out
     assert f"checkpoint-4 {messages.CANNOT_RESUME}: trainer_state.json {messages.CHANGED_FILE}" in again.out
     assert (first.output_dir / "earlier-run-1" / "checkpoint-6").is_dir()
