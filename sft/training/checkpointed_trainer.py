@@ -312,7 +312,8 @@ class CheckpointedTrainer(ResumingTrainer):
             tied = getattr(self.model, "all_tied_weights_keys", None) or {}
             state_dict = {name: tensor for name, tensor in state_dict.items() if tied.get(name) not in state_dict}
         super()._save(output_dir, state_dict)
-        finish_saved_folder(output_dir or str(self.args.output_dir), self.processing_class)
+        if self.args.should_save:  # Trainer calls this on every process
+            finish_saved_folder(output_dir or str(self.args.output_dir), self.processing_class)
 
 
 def _try_to_copy(state: Any) -> Any | None:

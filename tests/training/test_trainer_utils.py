@@ -8,6 +8,7 @@ import torch
 from data_handler import prepare_data
 from sft.configuration.schema import DataConfig, TrainingConfig
 from sft.modeling.document_attention import isolated_documents
+from sft.training import checkpointed_trainer
 from sft.training.arguments import build_training_arguments
 from tests.support.setups import CPU, setup_of
 from tests.support.small_models import build_model, build_tokenizer
@@ -143,3 +144,13 @@ def test_build_training_arguments_translates_the_settings(arguments_of, settings
 def test_build_training_arguments_best_by_accuracy_is_the_highest(arguments_of):
     settings = {"metric_for_best_model": "eval_token_accuracy"}
     assert arguments_of(load_best_model_at_end=True, extra_training_arguments=settings).greater_is_better is True
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_only_the_process_that_writes_finishes_a_saved_folder(make_trainer, monkeypatch, tmp_path, writes):
+    finished = []
+    trainer = make_trainer(max_steps=1)
+    monkeypatch.setattr(checkpointed_trainer, "finish_saved_folder", lambda folder, _: finished.append(folder))
+    monkeypatch.setattr(type(trainer.args), "should_save", property(lambda _: writes))
+    trainer.save_model(str(tmp_path / "saved"))
+    assert finished == [str(tmp_path / "saved")] * writes
