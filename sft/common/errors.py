@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class UserError(Exception):
@@ -16,8 +16,16 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, *problems: str) -> None:
+        problems = tuple(line for problem in problems for line in self._raised_in_worker(problem))
         super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        self.problems = problems
+
+    def _raised_in_worker(self, problem: str) -> Sequence[str]:
+        """The lines of an error of a loader's worker: torch raises it again with the text of its traceback instead."""
+        if not problem.startswith("Caught ") or "DataLoader worker process" not in problem.partition("\n")[0]:
+            return (problem,)
+        _, found, lines = problem.partition(f"\n{type(self).__module__}.{type(self).__name__}: ")
+        return lines.strip().split("\n") if found else (problem,)
 
 
 class ConfigError(UserError):

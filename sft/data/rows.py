@@ -188,7 +188,8 @@ class RowPreparer:
             return conversations, _map_unrefused(self._render_all, conversations)
         except ConfigError as error:
             # The chat template took more time or memory than it may.
-            raise ConfigError(f"{error} It happened in {rows[0].source} to {rows[-1].source}.") from None
+            sources = sorted((row.source for row in rows), key=lambda source: (source.file, source.line))
+            raise ConfigError(f"{error} Its rows are among {sources[0]} to {sources[-1]}.") from None
 
 
 def _render_texts(conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:
