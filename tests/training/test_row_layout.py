@@ -115,13 +115,17 @@ def test_resolve_layout_ignores_deepspeed_that_is_null():
 def test_resolve_layout_pads_if_the_model_raises_any_error():
     model = build_model("llama")
 
-    def forward(input_ids, attention_mask=None, **others):
-        raise KeyError(attention_mask.shape)
+    plain = model.forward
+
+    def forward(input_ids, attention_mask=None, position_ids=None, **others):
+        if position_ids is not None:
+            raise KeyError("position_ids")
+        return plain(input_ids=input_ids, attention_mask=attention_mask, **others)
 
     model.forward = forward
     layout = layout_of(model)
     assert messages.PACKED_ROW_FAILS in layout.describe()
-    assert layout.output.chunk_bytes is None
+    assert isinstance(layout.collator, PaddedCollator)
 
 
 def test_resolve_layout_replaces_sdpa():
