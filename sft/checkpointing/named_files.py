@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sft.checkpointing.manifest import MANIFEST_FILE, read_manifest
+from sft.common.text import first_of
 
 logger = logging.getLogger("sft.train")
 _MOST_SHOWN = 5
@@ -29,15 +30,11 @@ def named_files_of(checkpoint: Path) -> Iterator[Path]:
     if not others:
         yield checkpoint
         return
-    more = f" and {len(others) - _MOST_SHOWN} more" if len(others) > _MOST_SHOWN else ""
-    logger.info("%s: not read, as %s does not name them: %s%s.", checkpoint, MANIFEST_FILE, _shown(others), more)
+    shown = first_of(others[:_MOST_SHOWN], len(others))
+    logger.info("%s: not read, as %s does not name them: %s.", checkpoint, MANIFEST_FILE, shown)
     with TemporaryDirectory(prefix="named-files-") as folder:
         view = Path(folder, checkpoint.name)
         for name in [*named, MANIFEST_FILE]:
             (view / name).parent.mkdir(parents=True, exist_ok=True)
             (view / name).symlink_to((checkpoint / name).absolute())
         yield view
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:_MOST_SHOWN]).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from sft.batching.advice import advise
 from sft.batching.kernels import kernel_bytes
 from sft.batching.memory import MemoryFacts, estimate_memory
+from sft.checkpointing.own_paths import DRY_RUN_FILE
 from sft.common.data_records import TrainingData
 from sft.common.errors import ConfigError, DataError, located
 from sft.common.machine_records import Environment, MemoryAdvice, MemoryEstimate, MemoryLimits
@@ -36,7 +37,6 @@ from sft.training.run_setup import RunSetup
 
 logger = logging.getLogger("sft.data")
 EXIT_UNSOUND = 2
-REPORT_FILE = "preflight.json"
 
 
 def check_data(config: SFTConfig, data: TrainingData, *, is_dry_run: bool) -> list[str]:
@@ -97,7 +97,7 @@ def check_run(dry_run: "DryRun", setup: RunSetup, arguments: TrainingArguments, 
 def remove_earlier_report(config: SFTConfig, context: DistributedContext) -> None:
     """Deletes an earlier dry run's report: if this dry run ends early, its report must not be taken for this one's."""
     if context.is_main_process:
-        Path(config.training.output_dir, REPORT_FILE).unlink(missing_ok=True)
+        Path(config.training.output_dir, DRY_RUN_FILE).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +138,7 @@ def show_preflight(dry_run: DryRun, prepared: PreparedModel | None = None, plan:
     for number in (number for number in dry_run.show_rows if number not in found):
         logger.info("Row %d is not shown: there are %d training rows.", number, rows_read)
     if dry_run.context.is_main_process:
-        path = Path(dry_run.config.training.output_dir, REPORT_FILE)
+        path = Path(dry_run.config.training.output_dir, DRY_RUN_FILE)
         write_preflight(preflight_document(shown), path)
         logger.info("Wrote %s.", path)
     return EXIT_UNSOUND if dry_run.problems else 0
