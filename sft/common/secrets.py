@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 HIDDEN = "***"
@@ -48,6 +49,7 @@ _HEADER = re.compile(r"(\bBearer\s+|[Aa]uthorization\W{1,6}\w+\s+)[\w.~+/=-]{6,}
 _NO_SECRETS = {"true", "false", "null", "none", "yes", "no", "on", "off", "auto", ""}
 
 
+@lru_cache(maxsize=4096)  # every line of the log asks for each environment variable
 def looks_secret(name: str) -> bool:
     """Whether a name is one of a secret: `hub_token`, `WANDB_API_KEY`, `dbPassword`; not `eos_token`, `num_tokens`."""
     words = [word.lower() for word in _WORD.findall(name)]

@@ -14,6 +14,8 @@ from sft.reporting.time_left import clock
 
 SHOWN_ROWS = 3
 """Rows that a line names as examples."""
+MIXED_NAMES = {"no": "no mixed precision", "bf16": "bfloat16 mixed precision", "fp16": "float16 mixed precision"}
+"""`Precision.mixed` -> its name."""
 MAX_CHARACTERS = 300
 """Of a prompt or an answer."""
 
@@ -86,8 +88,8 @@ def model_line(
 
 def mixed_text(precision: Precision) -> str:
     """`bfloat16 mixed precision`, with the reason for it."""
-    names = {"no": "no mixed precision", "bf16": "bfloat16 mixed precision", "fp16": "float16 mixed precision"}
-    return f"{names[precision.mixed]} ({precision.reason})" if precision.reason else names[precision.mixed]
+    name = MIXED_NAMES[precision.mixed]
+    return f"{name} ({precision.reason})" if precision.reason else name
 
 
 def plan_line(plan: BatchPlan, device: str) -> str:

@@ -10,11 +10,10 @@ from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import SFTConfig
 from sft.modeling.precision import has_bfloat16, resolve_precision
 from sft.processes.agreement import agree_on_smallest
-from sft.reporting.log_lines import mixed_text
+from sft.reporting.log_lines import MIXED_NAMES, mixed_text
 
 logger = logging.getLogger("sft.train")
 _WEIGHTS = ("float32", "bfloat16", "float16")
-_MIXED = {"bf16": "bfloat16 mixed precision", "fp16": "float16 mixed precision", "no": "no mixed precision"}
 
 
 def decide_precision(config: SFTConfig, context: DistributedContext, resume: ResumePoint | None) -> Precision:
@@ -65,7 +64,7 @@ def _check_settings(config: SFTConfig, kept: Precision, name: str) -> None:
     training, problems = config.training, []
     for key, wanted in (("bf16", training.bf16), ("fp16", training.fp16)):
         if wanted != "auto" and wanted != (kept.mixed == key):
-            problems.append(_refusal(key, str(wanted).lower(), f"with {_MIXED.get(kept.mixed, kept.mixed)}", name))
+            problems.append(_refusal(key, str(wanted).lower(), f"with {MIXED_NAMES.get(kept.mixed, kept.mixed)}", name))
     if config.model.dtype not in ("auto", kept.weights):
         problems.append(_refusal("dtype", config.model.dtype, f"with {kept.weights} weights", name))
     if problems:
@@ -87,7 +86,7 @@ def _check_device(kept: Precision, name: str, device: str, *, has_bf16: bool) ->
     """
     on_gpu = device.startswith("cuda")
     reason = None
-    if kept.mixed not in _MIXED or kept.weights not in _WEIGHTS:
+    if kept.mixed not in MIXED_NAMES or kept.weights not in _WEIGHTS:
         reason = "which this version does not know"
     elif kept.mixed == "fp16" and not on_gpu:
         reason = f"which needs a GPU, and this run is on {device}"
@@ -96,7 +95,7 @@ def _check_device(kept: Precision, name: str, device: str, *, has_bf16: bool) ->
     if reason is not None:
         raise ConfigError(
             f"resume_from_checkpoint: {name} was trained with {kept.weights} weights and "
-            f"{_MIXED.get(kept.mixed, kept.mixed)}, {reason}. Resume on a device that has it; to train the saved "
+            f"{MIXED_NAMES.get(kept.mixed, kept.mixed)}, {reason}. Resume on a device that has it; to train the saved "
             "weights in another precision, set model_name_or_path to the checkpoint's folder and omit "
             "resume_from_checkpoint."
         )
