@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sft.checkpointing.resume_point import ResumePoint
@@ -43,7 +43,7 @@ def saved_findings(resume: ResumePoint | None, config: SFTConfig) -> LayoutFindi
     """
     if resume is None:
         return None
-    saved, before = resume.manifest.get("trials"), resume.manifest.get("configuration", {})
+    saved, before = resume.manifest.get("trials"), resume.manifest.get("configuration") or {}
     now = {"padding_free": config.training.padding_free, "attn_implementation": config.model.attn_implementation}
     if any(key in before and before[key] != value for key, value in now.items()):
         return None  # the changed setting is logged and takes effect
@@ -54,7 +54,7 @@ def saved_findings(resume: ResumePoint | None, config: SFTConfig) -> LayoutFindi
             resume.name,
         )
         return None
-    found = LayoutFindings(**{name: saved[name] for name in LayoutFindings.__dataclass_fields__ if name in saved})
+    found = LayoutFindings(**{field.name: saved.get(field.name) for field in fields(LayoutFindings)})
     # Where the setting was off, nothing was found out.
     shares_prefixes = found.shares_prefixes or before.get("share_prefixes") is False
     return replace(found, shares_prefixes=shares_prefixes, reason=f"as in {resume.name}")
