@@ -49,6 +49,13 @@ _SHAPE = {
     "eval_before": dict.fromkeys(("loss!", "perplexity!", "token_accuracy!", "sequence_accuracy!"), NUMBER),
     "samples_before": Each({"text!": str, "ended!": bool}),
     "save_only_model": bool,
+    "precision": {"weights!": str, "mixed!": str},
+    "trials": {
+        **dict.fromkeys(("is_padding_free!", "shares_prefixes!", "uses_output_layer!"), bool),
+        "obstacle": str,
+        "attention!": str,
+    },
+    "environment": {"versions": dict, "variables": dict},
 }
 """What is read of a manifest when a run resumes. Other versions may write more."""
 

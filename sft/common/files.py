@@ -6,12 +6,12 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sft.common.errors import ConfigError
+from sft.common.errors import ConfigError, UserError
 
 _SPECIAL = (
     (stat.S_ISFIFO, "a FIFO (named pipe)"),
@@ -41,9 +41,19 @@ def special_file(*paths: str | Path) -> str | None:
     return next((f"{path}: is {kind}; only regular files are read. {_INSTEAD}" for path, kind in found), None)
 
 
-def special_file_in(folder: str | Path, names: Iterable[str] = ("*",)) -> str | None:
-    """`special_file` of everything directly inside a folder; None if it is not a folder on this machine."""
-    return special_file(*(path for name in names for path in sorted(Path(folder).glob(name))))
+def refuse_special_files(raises: type[UserError], *paths: str | Path, name: str = "") -> None:
+    """Refuse to read special files, such as a FIFO, which might be waited for forever.
+
+    Args:
+        raises: class of the error.
+        paths: what would be read.
+        name: of the setting, for the message; empty for none.
+
+    Raises:
+        raises: naming the first special file.
+    """
+    if (problem := special_file(*paths)) is not None:
+        raise raises(f"{name}: {problem}" if name else problem)
 
 
 def matching_paths(pattern: str, folder: str | None = None) -> Iterator[Path]:

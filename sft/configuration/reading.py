@@ -11,7 +11,7 @@ import yaml
 from yaml.scanner import ScannerError
 
 from sft.common.errors import ConfigError
-from sft.common.files import special_file
+from sft.common.files import refuse_special_files
 from sft.common.secrets import hide, looks_secret, secrets_in_arguments, secrets_in_text
 from sft.configuration.coercion import NULL_TAG, alternatives, describe, record_type
 from sft.configuration.installed_transformers import training_arguments_fields
@@ -181,9 +181,7 @@ def with_entry(mapping: yaml.Node | None, name: str, value: yaml.Node) -> yaml.M
 
 
 def _read_text(path: str) -> str:
-    special = special_file(path)
-    if special is not None:
-        raise ConfigError(special)
+    refuse_special_files(ConfigError, path)
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -12,7 +12,7 @@ from huggingface_hub import constants, get_token
 
 from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import ModelError
-from sft.common.files import special_file_in
+from sft.common.files import refuse_special_files
 from sft.common.hub_errors import hub_problem
 from sft.common.hub_names import full_name_hint
 from sft.common.outside_files import outside_file, reason
@@ -34,9 +34,7 @@ def readable_loading_errors(what: str, path: str) -> Iterator[None]:
             is a FIFO, a device, or not what its name says.
     """
     _log_hub_lookup(path)
-    special = special_file_in(path)
-    if special is not None:
-        raise ModelError(special)
+    refuse_special_files(ModelError, *sorted(Path(path).glob("*")))
     if Path(path).is_dir():
         check_settings_files(Path(path))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from transformers import AutoTokenizer
 
 from sft.common.errors import ModelError
-from sft.common.files import special_file, special_file_in
+from sft.common.files import refuse_special_files
 from sft.configuration.schema import ModelConfig
 from sft.modeling.loading_errors import readable_loading_errors
 from sft.prompting.templates import set_chat_template
@@ -58,9 +58,7 @@ def _check_model_folder(config: ModelConfig) -> None:
         ModelError: if it is a file, a folder without a model, or one with a FIFO or a device.
     """
     folder = Path(config.model_name_or_path)
-    special = special_file(folder) or special_file_in(folder)
-    if special is not None:
-        raise ModelError(f"model_name_or_path: {special}")
+    refuse_special_files(ModelError, folder, *sorted(folder.glob("*")), name="model_name_or_path")
     if folder.is_file():
         raise ModelError(
             f"model_name_or_path: {folder} is a file. Name its folder (and for a GGUF file, set gguf_file)."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.errors import ConfigError
-from sft.common.files import special_file
+from sft.common.files import refuse_special_files
 from sft.common.outside_files import MAX_DEPTH, check_shape, outside_file
 from sft.common.shapes import NUMBER, Each, is_too_deep
 from sft.configuration.yaml_bounds import load_bounded
@@ -70,9 +70,7 @@ def read_run_record(folder: str | Path) -> RunRecord:
 
 
 def _mapping_in(path: Path, read: Callable[[str], Any], shape: Any) -> Mapping[str, Any]:
-    special = special_file(path)
-    if special is not None:
-        raise ConfigError(special)
+    refuse_special_files(ConfigError, path)
     if not path.exists():
         return {}
     try:

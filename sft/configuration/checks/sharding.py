@@ -79,7 +79,7 @@ def _check_deepspeed_file(name: str) -> Iterator[Contradiction]:
     path = Path(name)
     special = special_file(path)
     if special is not None:
-        yield Contradiction("deepspeed", special.removesuffix("."))
+        yield Contradiction("deepspeed", special)
         return
     if not path.is_file():
         yield Contradiction("deepspeed", f"no such file: {name!r} {current_directory()}.")

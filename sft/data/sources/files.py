@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft.common.errors import DataError
-from sft.common.files import matching_paths, special_file, special_kind
+from sft.common.files import matching_paths, refuse_special_files, special_kind
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -77,9 +77,7 @@ def find_files(pattern: str, folder: str | None = None) -> list[Path]:
     except (OSError, ValueError, NotImplementedError) as error:
         # No permission to enter a folder, a name that is too long, or a glob such as `**x`.
         raise DataError(f"{str(path)[:200]}: {error.strerror if isinstance(error, OSError) else error}.") from None
-    special = special_file(*files)
-    if special is not None:
-        raise DataError(special)
+    refuse_special_files(DataError, *files)
     if not files:
         raise DataError(f"{path}: no data files found. Supported: {_supported()}.")
     return files

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import constants, get_token
 
 from sft.common.errors import DataError
-from sft.common.files import special_file_in
+from sft.common.files import refuse_special_files
 from sft.common.hub_errors import hub_problem
 from sft.common.hub_names import full_name_hint
 from sft.common.optional_packages import missing_package
@@ -51,9 +51,7 @@ def load_splits(
         instead = " Or set train_file to read files." if key == "dataset_name" else ""
         raise DataError(f"{key} {name!r} {missing_package('datasets')}.{instead}") from None
     folder = Path(name).expanduser()
-    special = special_file_in(folder, ("**/*",))
-    if special is not None:
-        raise DataError(special)
+    refuse_special_files(DataError, *sorted(folder.glob("**/*")))
     is_saved = is_saved_dataset(folder)
     try:
         if is_saved:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sft.common.errors import DataError
-from sft.common.files import special_file
+from sft.common.files import refuse_special_files
 from sft.common.optional_packages import missing_package
 from sft.data.sources.json_rows import short_line
 
@@ -77,9 +77,7 @@ def open_data_file(path: Path) -> Iterator[DataFile]:
     Raises:
         DataError: If the file does not exist, is a special file (a FIFO, a device), or cannot be read.
     """
-    special = special_file(path)
-    if special is not None:
-        raise DataError(special)
+    refuse_special_files(DataError, path)
     try:
         with path.open("rb", buffering=_BUFFER_BYTES) as raw:
             num_bytes = path.stat().st_size

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sft.common.did_you_mean import did_you_mean
 from sft.common.errors import ConfigError, one_line
-from sft.common.files import special_file
+from sft.common.files import refuse_special_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,9 +53,7 @@ def resolve_chat_template(setting: str, *, begins_with_bos: bool) -> str:
     if "{{" in setting or "{%" in setting:
         return setting
     path = Path(setting).expanduser()
-    special = special_file(path)
-    if special is not None:
-        raise ConfigError(f"chat_template: {special}")
+    refuse_special_files(ConfigError, path, name="chat_template")
     if path.is_file():
         try:
             return path.read_text(encoding="utf-8")
