@@ -17,6 +17,7 @@ from sft.configuration.command_line import OneLineParser
 from sft.processes.exit_records import print_problems
 from sft.processes.logs import configure_logging
 from sft.processes.output import safe_text
+from sft.processes.terminal import open_live_line
 from sft.reporting.curves import draw_comparison
 
 DESCRIPTION = """\
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ConfigError(
                 f"command line: --output: expected a file name that ends in .png, found {given.output!r}."
             )
-        lines = comparison_lines(compare(runs))
+        lines = comparison_lines(compare(runs), open_live_line(sys.stdout))
         lines += ["", _draw(runs, given.output)]
         write_product(safe_text("\n".join(lines) + "\n"))
     except UserError as error:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from io import StringIO
-from typing import TextIO
+from typing import Literal, TextIO
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -20,6 +20,8 @@ from sft.common.text import columns
 from sft.processes.output import safe_line
 
 _DEFAULT_WIDTH = 80
+_MIN_TABLE, _INDENT = 20, "  "
+"""Columns that a table takes at least, so that none of its cells disappears, and what precedes its lines."""
 
 
 class LiveLine:
@@ -42,7 +44,8 @@ class LiveLine:
         self._live: Live | None = None
         self._shown = ""
 
-    def _columns(self) -> int:
+    @property
+    def columns(self) -> int:
         """The terminal's width now. rich prefers `COLUMNS`, which may be that of another terminal."""
         if self._width is not None:
             return self._width
@@ -72,29 +75,36 @@ class LiveLine:
         Args:
             parts: the most important first; those that do not fit into the terminal's width are omitted.
         """
-        self._console.width = self._columns()
+        self._console.width = self.columns
         line = fitted(parts, self._console.width - 1)
         if line == self._shown:
             return
         self._shown = line
         self.start().update(Text(line, no_wrap=True, overflow="crop"), refresh=True)
 
-    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def table(
+        self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1
+    ) -> list[str]:
         """The lines of a table as text without colour, at most as wide as the terminal.
 
         Args:
-            title: the line above it.
-            header: names of the columns; the first one is left-aligned, the others right-aligned.
+            title: the line above it; without one if empty.
+            header: names of the columns; without a header if all are empty.
             rows: cells by row.
+            text_columns: the first columns, which are left-aligned; the others are right-aligned.
         """
-        table = Table(box=None, pad_edge=False, padding=(0, 2))
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(header))
         for number, name in enumerate(header):
-            table.add_column(name, justify="right" if number else "left")
+            justify: Literal["left", "right"] = "left" if number < text_columns else "right"
+            table.add_column(Text(safe_line(name)), justify=justify, overflow="fold")
         for row in rows:
             table.add_row(*(Text(safe_line(cell)) for cell in row))
-        text = StringIO()
-        Console(file=text, width=self._columns(), no_color=True).print(table)
-        return [safe_line(title), *(f"  {line}".rstrip() for line in text.getvalue().splitlines())]
+        # Of the same stream: its encoding decides which characters draw the line below the header.
+        console = Console(file=self._stream, width=max(self.columns, _MIN_TABLE) - len(_INDENT), color_system=None)
+        with console.capture() as captured:
+            console.print(table)
+        lines = [f"{_INDENT}{line}".rstrip() for line in captured.get().splitlines()]
+        return [safe_line(title), *lines] if title else lines
 
     def clear(self) -> None:
         """Erase the line and end the redirection."""

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedWriter, TextIOWrapper
 from pathlib import Path
@@ -17,6 +17,9 @@ from sft.common.files import open_to_append
 from sft.common.standard_streams import GuardedOutput
 from sft.processes.environment import rank_of_this_process
 from sft.processes.output import SafeFormatter, safe_line, safe_text, show_crashes_safely
+
+STANDARD_OUTPUT, LOG_FILES = "standard output", "log files"
+"""Where a record is written that has `extra={"only_in": ...}`."""
 
 
 def configure_logging(stream: TextIO | None = None) -> None:
@@ -30,9 +33,14 @@ def configure_logging(stream: TextIO | None = None) -> None:
     root.handlers.clear()
     handler = logging.StreamHandler(stream or sys.stdout)
     handler.setFormatter(SafeFormatter("%(message)s"))
+    handler.addFilter(_belongs_in(STANDARD_OUTPUT))
     root.addHandler(handler)
     root.propagate = False
     root.setLevel(logging.INFO if rank_of_this_process() == 0 else logging.CRITICAL)
+
+
+def _belongs_in(place: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: getattr(record, "only_in", place) == place
 
 
 @contextmanager
@@ -58,6 +66,7 @@ def rank_log(log_dir: str | None) -> Iterator[None]:
     file = TextIOWrapper(BufferedWriter(raw), encoding="utf-8", errors="backslashreplace")
     handler = logging.StreamHandler(file)
     handler.setFormatter(SafeFormatter("%(asctime)s %(message)s"))
+    handler.addFilter(_belongs_in(LOG_FILES))
     if rank_of_this_process():
         root.handlers.clear()
         root.setLevel(logging.INFO)

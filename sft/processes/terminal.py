@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
+
+from sft.processes.logs import LOG_FILES, STANDARD_OUTPUT
 
 if TYPE_CHECKING:
     from sft.processes.live_line import LiveLine
@@ -18,8 +20,13 @@ def can_draw(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "" if os.name == "nt" else "dumb") != "dumb"
 
 
+def can_colour(stream: TextIO) -> bool:
+    """Whether colours may be written to a stream: not if `NO_COLOR` is set (https://no-color.org)."""
+    return can_draw(stream) and not os.environ.get("NO_COLOR")
+
+
 def open_live_line(stream: TextIO, *, redirects: bool = False) -> LiveLine | None:
-    """A line of progress on a terminal; None where the stream is no terminal that can draw.
+    """A line of progress, and tables, on a terminal; None where the stream is no terminal that can draw.
 
     Args:
         stream: standard output.
@@ -30,6 +37,20 @@ def open_live_line(stream: TextIO, *, redirects: bool = False) -> LiveLine | Non
     from sft.processes.live_line import LiveLine  # imports rich, which is needed only on a terminal
 
     return LiveLine(stream, redirects=redirects)
+
+
+def log_drawn(logger: logging.Logger, plain: Sequence[str], drawn: Sequence[str] | None) -> None:
+    """Log lines that look different on a terminal.
+
+    Args:
+        logger: a logger of ours.
+        plain: for log files, and for standard output if that is no terminal.
+        drawn: for the terminal, with everything from outside written out; None if standard output is none.
+    """
+    for line in plain:
+        logger.info(line, extra={} if drawn is None else {"only_in": LOG_FILES})
+    for line in drawn or ():
+        logger.info(line, extra={"only_in": STANDARD_OUTPUT, "is_coloured": True})
 
 
 @contextmanager

@@ -197,17 +197,22 @@ def evaluation_rows(logs: Mapping[str, float], before: Mapping[str, float] | Non
     ]
 
 
-def before_and_after_lines(before: EvaluationResult | None, after: EvaluationResult | None) -> list[str]:
-    """The evaluations before and after training, side by side."""
+def before_and_after_rows(before: EvaluationResult | None, after: EvaluationResult | None) -> list[list[str]]:
+    """The evaluations before and after training, side by side: a header and rows; empty if one is missing."""
     if before is None or after is None:
         return []
-    rows = [
-        ("validation loss", f"{before.loss:.4f}", f"{after.loss:.4f}"),
-        ("perplexity", _perplexity(before), _perplexity(after)),
-        ("token accuracy", share_text(before.token_accuracy), share_text(after.token_accuracy)),
-        ("sequence accuracy", share_text(before.sequence_accuracy), share_text(after.sequence_accuracy)),
+    return [
+        ["", "before", "after"],
+        ["validation loss", f"{before.loss:.4f}", f"{after.loss:.4f}"],
+        ["perplexity", _perplexity(before), _perplexity(after)],
+        ["token accuracy", share_text(before.token_accuracy), share_text(after.token_accuracy)],
+        ["sequence accuracy", share_text(before.sequence_accuracy), share_text(after.sequence_accuracy)],
     ]
-    return [f"{'':18}{'before':>14}{'after':>14}"] + [f"{name:18}{old:>14}{new:>14}" for name, old, new in rows]
+
+
+def before_and_after_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The same as plain lines."""
+    return [f"{name:18}{old:>14}{new:>14}" for name, old, new in rows]
 
 
 def _perplexity(result: EvaluationResult) -> str:

@@ -26,6 +26,7 @@ from sft.configuration.checks.finding import Finding
 from sft.configuration.checks.schedule import NEED_VALIDATION
 from sft.configuration.schema import SFTConfig
 from sft.data.checks import bad_row_lines, find_problems
+from sft.processes.terminal import can_colour, log_drawn, open_live_line
 from sft.reporting.environment import gather_environment
 from sft.reporting.log_lines import data_lines
 from sft.reporting.preflight.document import preflight_document, write_preflight
@@ -129,9 +130,9 @@ def show_preflight(dry_run: DryRun, prepared: PreparedModel | None = None, plan:
         The exit status: 0 if a run would be sound, 2 if not.
     """
     shown = _gather_preflight(dry_run, prepared, plan)
-    is_coloured = sys.stdout.isatty()
-    for line in preflight_lines(shown, colour=is_coloured):
-        logger.info(line, extra={"is_coloured": is_coloured})
+    terminal, colour = open_live_line(sys.stdout), can_colour(sys.stdout)
+    drawn = preflight_lines(shown, colour=colour, terminal=terminal) if terminal is not None else None
+    log_drawn(logger, preflight_lines(shown, colour=False), drawn)
     data = dry_run.data
     rows_read = sum(source.rows_read for source in data.report.train.sources)
     found = {preview.number for preview in data.previews}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from sft.processes.terminal import log_drawn
 from sft.reporting.log_lines import evaluation_line, evaluation_rows, live_parts, progress_line
 from sft.reporting.time_left import TimeLeft
 from sft.training.progress import TrainingProgress
@@ -80,13 +81,12 @@ class DisplayCallback(TrainerCallback):
             logger.info(progress_line(state.global_step, self._total, logs, left), extra={"is_progress": True})
             self._draw()
         elif "eval_loss" in logs:
-            if self.line is None:
-                logger.info(evaluation_line(state.global_step, logs, self._previous_evaluation))
-            else:
+            table = None
+            if self.line is not None:
                 header = ["", "value", *(["change"] if self._previous_evaluation else [])]
                 rows = evaluation_rows(logs, self._previous_evaluation)
-                for line in self.line.table(f"validation at step {state.global_step}", header, rows):
-                    logger.info(line)
+                table = self.line.table(f"validation at step {state.global_step}", header, rows)
+            log_drawn(logger, [evaluation_line(state.global_step, logs, self._previous_evaluation)], table)
             self._previous_evaluation = dict(logs)
 
     def _interval(self, strategy: Any, steps: float | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,9 @@ from sft.common.text import printable
 from sft.modeling.saving import save_final_model
 from sft.processes.agreement import agree_on_smallest
 from sft.processes.device_memory import peak_memory_bytes, total_memory_bytes
+from sft.processes.terminal import log_drawn, open_live_line
 from sft.reporting.curves import draw_curves
-from sft.reporting.log_lines import before_and_after_lines, sample_lines
+from sft.reporting.log_lines import before_and_after_lines, before_and_after_rows, sample_lines
 from sft.reporting.metrics_log import read_metrics
 from sft.reporting.remarks import remark_lines
 from sft.reporting.summary import build_summary
@@ -203,8 +205,11 @@ def _log_result(trainer: Any, result: TrainingResult, status: int) -> None:
     """Logs the results of a completed run."""
     config = trainer.setup.config
     output = Path(config.training.output_dir)
-    for line in [*sample_lines(result.samples), "", *before_and_after_lines(result.eval_before, result.eval_after)]:
+    for line in [*sample_lines(result.samples), ""]:
         logger.info(line)
+    table, terminal = before_and_after_rows(result.eval_before, result.eval_after), open_live_line(sys.stdout)
+    drawn = terminal.table("validation", table[0], table[1:]) if table and terminal is not None else None
+    log_drawn(logger, before_and_after_lines(table), drawn)
     logger.info(
         "Trained %d steps in %.0f s: %.1f examples/s, %s tokens/s, %s supervised tokens/s.",
         result.steps - trainer.setup.first_step,  # the seconds are those since a resume

@@ -2,74 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
-import pty
 import re
-import select
-import struct
 import subprocess
 import sys
-import termios
-import time
 
 import pytest
 
 from sft.processes.live_line import LiveLine, fitted
-from sft.processes.terminal import can_draw
+from sft.processes.terminal import can_colour, can_draw
 from tests.support.paths import REPOSITORY
-
-UP, ERASE, HIDE, SHOW = "\x1b[1A", "\x1b[2K", "\x1b[?25l", "\x1b[?25h"
-
-
-def screen_of(output: str) -> list[str]:
-    """The lines that a terminal shows in the end: moves of the cursor and erased lines are applied."""
-    lines, row, column = [""], 0, 0
-    for piece in re.findall(r"\x1b\[\??\d*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", output.replace("\r\n", "\n")):
-        if piece == "\n":
-            row, column = row + 1, 0
-            lines += [""] * (row + 1 - len(lines))
-        elif piece == "\r":
-            column = 0
-        elif piece == UP:
-            row -= 1
-        elif piece == ERASE:
-            lines[row] = ""
-        elif not piece.startswith("\x1b"):
-            lines[row] = lines[row][:column].ljust(column) + piece + lines[row][column + len(piece) :]
-            column += len(piece)
-    return lines
-
-
-def run_on_terminal(*arguments: str, width: int, interrupt_at: bytes | None = None) -> tuple[int, str, bool]:
-    """Exit status, all that was written, and whether the terminal's modes are as they were."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
-    modes = termios.tcgetattr(theirs)
-    process = subprocess.Popen(
-        [sys.executable, "sft_main.py", *arguments],
-        cwd=REPOSITORY,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm"},
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )
-    written, deadline = b"", time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if select.select([ours], [], [], 0.2)[0]:
-            written += os.read(ours, 65536)
-        elif process.poll() is not None:
-            break
-        if interrupt_at is not None and interrupt_at in written:
-            os.write(ours, b"\x03")  # as the key: the terminal makes a signal of it
-            interrupt_at = None
-    same = termios.tcgetattr(theirs) == modes
-    os.close(ours)
-    os.close(theirs)
-    return process.wait(timeout=10), written.decode(), same
+from tests.support.terminals import ERASE, HIDE, SHOW, UP, run_on_terminal, screen_of, table_below
 
 
 @pytest.fixture
@@ -100,6 +43,9 @@ def test_a_terminal_of_60_columns_shows_one_line_below_the_log_and_is_restored(s
     screen = screen_of(written)
     assert not [line for line in screen if line.startswith("step ")], "nothing of it is left in the end"
     assert [line.split()[3] for line in screen if line.startswith("validation at step")] == ["0", "3", "6"]
+    results = table_below(written, "validation")
+    assert results[1].split() == ["before", "after"]
+    assert [line.split()[0] for line in results[3:]] == ["validation", "perplexity", "token", "sequence"]
     sequences = re.findall(r"\x1b\[[^A-Za-z]*[A-Za-z]|\x1b", written)
     assert set(sequences) <= {UP, ERASE, HIDE, SHOW}, "no colour, nothing else that acts"
     assert written.count(HIDE + SHOW) == written.count(HIDE), "a killed process must not leave the cursor hidden"
@@ -197,6 +143,38 @@ def test_fitted_omits_what_does_not_fit_and_writes_out_control_characters():
     assert fitted(["step 1/2", "a part that is long", "short"], 15) == "step 1/2  short"
     assert fitted(["step 1/2"], 4) == "step"
     assert fitted(["\x1b[2J"], 20) == "\\x1b[2J"
+
+
+@pytest.mark.parametrize("width", [1, 20, 60, 200])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1"}, {"COLUMNS": "7", "NO_COLOR": "1"}])
+def test_tables_fit_lose_nothing_and_act_on_nothing(monkeypatch, width, encoding, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    rows = [["a[b]x[/b] :smile:", "1.2345"], ["\x1b[2J\n\r", "67890"]]
+    lines = LiveLine(stream, width=width).table("a title\x07", ["", "[red]va\x1blue"], rows)
+    assert lines[0] == "a title\\x07"
+    assert max(map(len, lines[1:])) <= max(width, 20)
+    assert not any(character in line for line in lines for character in "\x1b\x07\r\n")
+    assert "\n".join(lines).encode(encoding)
+    shown, given = "".join(lines[1:]), "".join(map("".join, rows))
+    assert [each for each in "123456789[]/:" if shown.count(each) < given.count(each)] == []
+    if width > 40:
+        assert lines[3].split() == ["a[b]x[/b]", ":smile:", *(["|"] if encoding == "ascii" else []), "1.2345"]
+    assert stream.tell() == 0, "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_colours_are_for_terminals_without_no_color(monkeypatch, variables, expected):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in {"TERM": "xterm", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert can_colour(Terminal()) is expected
+    assert not can_colour(io.StringIO())
 
 
 @pytest.mark.parametrize(("term", "expected"), [("xterm", True), ("dumb", False), (None, False)])

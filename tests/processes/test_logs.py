@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 
@@ -9,6 +10,7 @@ import pytest
 
 from sft.common.errors import ConfigError
 from sft.processes.logs import configure_logging, rank_log
+from sft.processes.terminal import log_drawn
 from tests.support import messages
 
 
@@ -58,3 +60,15 @@ def test_a_log_file_that_cannot_be_written_is_one_line(tmp_path, log, monkeypatc
     err = capfd.readouterr().err
     assert err.count("\n") == 1
     assert "rank-0.log cannot be written" in err
+
+
+@pytest.mark.parametrize("drawn", [None, [], ["\x1b[1mdrawn\x1b[0m", "twice"]])
+def test_what_is_drawn_goes_to_the_terminal_and_the_plain_lines_to_the_file(tmp_path, log, drawn):
+    shown = io.StringIO()
+    configure_logging(shown)
+    with rank_log(str(tmp_path)):
+        log_drawn(log, ["plain", "lines"], drawn)
+        log.info("both")
+    in_file = (tmp_path / "rank-0.log").read_text().splitlines()
+    assert [line.split()[-1] for line in in_file] == ["plain", "lines", "both"]
+    assert shown.getvalue().splitlines() == [*(["plain", "lines"] if drawn is None else drawn), "both"]

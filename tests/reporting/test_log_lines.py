@@ -11,6 +11,7 @@ from sft.configuration.schema import QuantizationConfig
 from sft.processes.live_line import LiveLine
 from sft.reporting.log_lines import (
     before_and_after_lines,
+    before_and_after_rows,
     data_lines,
     evaluation_line,
     evaluation_rows,
@@ -85,10 +86,15 @@ def test_plan_line():
 def test_before_and_after_lines_are_side_by_side():
     before = EvaluationResult(loss=2.0, perplexity=math.exp(2), token_accuracy=0.5, sequence_accuracy=0.0)
     after = EvaluationResult(loss=0.5, perplexity=math.exp(0.5), token_accuracy=0.9, sequence_accuracy=0.25)
-    lines = before_and_after_lines(before, after)
-    assert lines[1].split() == ["validation", "loss", "2.0000", "0.5000"]
-    assert lines[4].split() == ["sequence", "accuracy", "0.0%", "25.0%"]
-    assert before_and_after_lines(None, after) == []
+    rows = before_and_after_rows(before, after)
+    assert before_and_after_lines(rows) == [
+        "                          before         after",
+        "validation loss           2.0000        0.5000",
+        "perplexity                  7.39          1.65",
+        "token accuracy             50.0%         90.0%",
+        "sequence accuracy           0.0%         25.0%",
+    ]
+    assert before_and_after_rows(None, after) == before_and_after_rows(before, None) == []
 
 
 def test_sample_lines_shorten_long_answers():
@@ -100,7 +106,7 @@ def test_sample_lines_shorten_long_answers():
 
 def test_before_and_after_lines_keep_columns_apart_whatever_the_perplexity():
     before = EvaluationResult(loss=40.0, perplexity=math.exp(40), token_accuracy=0.0, sequence_accuracy=0.0)
-    line = before_and_after_lines(before, before)[2]
+    line = before_and_after_lines(before_and_after_rows(before, before))[2]
     assert line.split() == ["perplexity", "2.4e+17", "2.4e+17"]
 
 
@@ -123,7 +129,7 @@ def test_lines_of_a_terminal_fit_into_60_columns():
     table = LiveLine(io.StringIO(), width=60).table("validation at step 50", ["", "value", "change"], rows)
     assert table[0] == "validation at step 50"
     assert table[1].split() == ["value", "change"]
-    assert table[4].split() == ["token", "accuracy", "90.0%", "-10.0%"]
+    assert table[5].split() == ["token", "accuracy", "90.0%", "-10.0%"]
     assert max(map(len, table)) < 60
     assert not any("\x1b" in line for line in table)
     parts = live_parts(5, 250, "", 90.0, logs)

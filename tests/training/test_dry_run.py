@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import messages
+from tests.support.terminals import COLOUR, table_below, terminal_as_stdout
 
 PLAIN = "User:\n{}\n\nAssistant:\n"
 CONTRACT = {"rows_read", "rows_used", "rows_dropped", "duplicates", "leakage", "lengths", "supervised_share", "samples"}
@@ -43,6 +44,27 @@ def test_dry_run_of_sound_data_exits_with_0_and_writes_the_contract(run_sft, tmp
     assert found["supervised_share"] == pytest.approx(found["train"]["supervised_tokens"] / found["train"]["tokens"])
     assert messages.PREFLIGHT_OK in run.out
     assert run.err == ""
+
+
+@pytest.mark.parametrize(("width", "variables"), [(50, {}), (120, {"NO_COLOR": "1"})])
+def test_dry_run_on_a_terminal_draws_plan_and_memory(run_sft, tmp_path, width, variables):
+    train = write(tmp_path / "train.jsonl", pairs(20))
+    log = tmp_path / "log"
+    with terminal_as_stdout(width, **variables) as written:
+        assert run_sft("--dry_run", f"--log_dir={log}", train_file=train).status == 0
+    assert bool(COLOUR.search(written.text)) == (not variables)
+    assert ("⟦" in written.text) == bool(variables)
+    table = table_below(written.text, "Plan")
+    assert table[1].split()[:3] == ["per", "step", "4"]
+    assert max(map(len, table)) <= width
+    memory = next(index for index, line in enumerate(table) if "memory per device" in line)
+    plain = (log / "rank-0.log").read_text()
+    assert messages.PREFLIGHT_OK in plain
+    assert not COLOUR.search(plain)
+    assert "─" not in plain
+    total = next(line for line in plain.splitlines() if "per device, of" in line).split("total")[1].split()[:2]
+    assert table[-1].split()[:3] == ["total", *total]
+    assert memory
 
 
 def test_dry_run_leaves_nothing_but_its_report(run_sft, tmp_path):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sft.common.data_records import DataReport, RowPreview, RowSource, SourceReport, SplitReport
 from sft.common.machine_records import Environment, MemoryAdvice, MemoryEstimate
 from sft.common.run_records import BatchPlan
 from sft.common.text import WIDTH, counted, first_of, note_text, percent, printable, size, wrapped
 from sft.reporting.log_lines import batch_text
-from sft.reporting.preflight.memory_text import memory_lines
+from sft.reporting.preflight.memory_text import advice_lines, memory_lines, memory_rows
 from sft.reporting.preflight.row_text import row_lines
 from sft.reporting.remarks import remark_lines
+
+if TYPE_CHECKING:
+    from sft.processes.live_line import LiveLine
 
 SHOWN_ROWS = 3
 SHOWN_COLUMNS = 8
@@ -43,12 +47,13 @@ class Preflight:
     """What to change if the prediction exceeds it."""
 
 
-def preflight_lines(preflight: Preflight, *, colour: bool) -> list[str]:
+def preflight_lines(preflight: Preflight, *, colour: bool, terminal: "LiveLine | None" = None) -> list[str]:
     """The report in lines of about 100 columns. Nothing from the data or a path acts on the terminal.
 
     Args:
         preflight: the facts.
         colour: mark supervised text by colour (for a terminal) instead of the brackets `⟦` and `⟧`.
+        terminal: draws the plan and the memory as tables; None: plain lines.
     """
     report = preflight.report
     sections: list[tuple[str, Iterator[str]]] = [
@@ -56,7 +61,7 @@ def preflight_lines(preflight: Preflight, *, colour: bool) -> list[str]:
         ("Lengths", _lengths(report.train, preflight.max_seq_length)),
         ("Supervised", _supervised(report)),
         ("First rows, as the model sees them", _previews(preflight.previews, colour)),
-        ("Plan", _plan(preflight)),
+        ("Plan", _plan(preflight, terminal)),
         ("Environment", _environment(preflight.environment)),
         ("Notes", _notes(preflight.notes)),
     ]
@@ -177,42 +182,49 @@ def _previews(previews: Sequence[RowPreview], colour: bool) -> Iterator[str]:
         yield from (f"    {line}" for line in row_lines(preview.segments, width=WIDTH - 4, colour=colour))
 
 
-def _plan(preflight: Preflight) -> Iterator[str]:
-    plan, train = preflight.plan, preflight.report.train
-    if plan is None:
+def _plan(preflight: Preflight, terminal: "LiveLine | None") -> Iterator[str]:
+    if preflight.plan is None:
         yield from _labelled("none", "no row is left to train on")
         return
+    rows, memory, environment = list(_plan_rows(preflight, preflight.plan)), preflight.memory, preflight.environment
+    disk = [("disk", _disk_text(environment))] if environment is not None else []
+    device_memory = environment.device_memory_bytes if environment is not None else None
+    if terminal is not None:
+        yield from terminal.table("", ["", ""], [*rows, *disk], text_columns=2)
+    else:
+        for row in rows:
+            yield from _labelled(*row)
+    if memory is not None:
+        if terminal is not None:
+            header, *kinds = memory_rows(memory, device_memory)
+            yield from ("", *terminal.table("", header, kinds))
+        else:
+            yield from memory_lines(memory, device_memory)
+        yield from advice_lines(memory, preflight.advice, preflight.memory_budget_bytes)
+    for row in disk if terminal is None else ():
+        yield from _labelled(*row)
+
+
+def _plan_rows(preflight: Preflight, plan: BatchPlan) -> Iterator[tuple[str, str]]:
+    """Rows per step and the steps: labels and texts."""
+    train = preflight.report.train
     tokens = _tokens_per_step(train.tokens, train.tokens_an_epoch, plan, train)
     supervised = _tokens_per_step(train.supervised_tokens, train.supervised_tokens_an_epoch, plan, train)
-    yield from _labelled(
-        "per step",
-        f"{batch_text(plan)}, about {tokens:,} tokens ({supervised:,} supervised)",
-    )
+    yield "per step", f"{batch_text(plan)}, about {tokens:,} tokens ({supervised:,} supervised)"
     if plan.packs is not None:
         packs = plan.packs
-        yield from _labelled(
-            "packs", f"{packs.num_packs:,} packs of up to {packs.capacity:,} tokens per epoch, {packs.fill:.1%} full"
-        )
+        yield "packs", f"{packs.num_packs:,} packs of up to {packs.capacity:,} tokens per epoch, {packs.fill:.1%} full"
     steps = counted(plan.total_steps, "step")
     if preflight.report.is_complete:
         last = preflight.last_step_rows
         of_last = "" if last is None else f" (the last of {counted(last, plan.unit.removesuffix('s'))})"
-        yield from _labelled(
+        yield (
             "per epoch",
             f"{counted(plan.steps_per_epoch, 'step')}{of_last}, {counted(train.tokens_an_epoch, 'token')} "
             f"({train.supervised_tokens_an_epoch:,} supervised); {steps} in total",
         )
     else:
-        yield from _labelled("total", steps)
-    if preflight.memory is not None:
-        yield from memory_lines(
-            preflight.memory,
-            preflight.advice,
-            budget_bytes=preflight.memory_budget_bytes,
-            device_memory_bytes=preflight.environment.device_memory_bytes if preflight.environment else None,
-        )
-    if preflight.environment is not None:
-        yield from _labelled("disk", _disk_text(preflight.environment))
+        yield "total", steps
 
 
 def _tokens_per_step(tokens: int, an_epoch: int, plan: BatchPlan, train: SplitReport) -> int:

@@ -10,6 +10,7 @@ import pytest
 from compare_runs import main
 from tests.support.compared_runs import write_run
 from tests.support.paths import REPOSITORY
+from tests.support.terminals import table_below, terminal_as_stdout
 
 
 def test_main_prints_and_draws(tmp_path, capsys):
@@ -30,6 +31,27 @@ def test_main_supports_names_in_any_script(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "\x1b" not in captured.out
     assert captured.err == ""
+
+
+@pytest.mark.parametrize(("width", "num_tables"), [(40, 3), (60, 2), (200, 1)])
+def test_main_draws_tables_on_a_terminal(tmp_path, capsys, monkeypatch, width, num_tables):
+    monkeypatch.setattr("compare_runs.draw_comparison", lambda *arguments: None)
+    names = ("a", "b\x1b[31m", "[red]c")
+    folders = [write_run(tmp_path / name, best=1.0 + place / 10) for place, name in enumerate(names)]
+    assert main(folders) == 0
+    plain = capsys.readouterr().out
+    with terminal_as_stdout(width) as written:
+        assert main(folders) == 0
+    assert "─" not in plain
+    assert "\x1b" not in written.text
+    screen = written.text.replace("\r\n", "\n").splitlines()
+    assert screen.count("Results (*: best)") == num_tables
+    table = table_below(written.text, "Results (*: best)")
+    assert table[1].split() == ["a", "b\\x1b[31m", "[red]c"][: 4 - num_tables]
+    assert max(map(len, table)) <= width
+    best = next(line for line in table if "loss, best" in line)
+    assert best.split()[3:] == ["1.0000*", "1.1000", "1.2000"][: 4 - num_tables]
+    assert {word for word in plain.split() if word[0].isdigit()} <= set(" ".join(screen).split())
 
 
 @pytest.mark.parametrize(
