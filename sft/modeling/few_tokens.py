@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from sft.modeling.document_attention import attention_of, isolated_documents
+
 
 def few_tokens(model: Any, number: int) -> list[int]:
     """Different tokens, the same for every process and run; repeated where the vocabulary has fewer."""
@@ -19,11 +21,16 @@ def few_tokens(model: Any, number: int) -> list[int]:
 
 
 def call_on(model: Any, ids: torch.Tensor, **inputs: torch.Tensor) -> Any:
-    """The model's output for complete rows of tokens `[B, N]`, without a cache of keys and values."""
+    """The model's output for complete rows of tokens `[B, N]`, without a cache of keys and values.
+
+    Attention kernels of packages are for GPUs; a model that is still in main memory is called with its eager attention.
+    """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     takes_cache = "use_cache" in inspect.signature(base.forward).parameters
     options = {"use_cache": False} if takes_cache else {}
-    return model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, **options)
+    needs_gpu = attention_of(model) not in ("eager", "sdpa") and model.device.type == "cpu"
+    with isolated_documents(model, "eager" if needs_gpu else None):
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, **options)
 
 
 def _special_ids(settings: Mapping[str, Any]) -> Iterator[int]:

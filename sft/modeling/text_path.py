@@ -18,7 +18,6 @@ from sft.common.device_errors import reraise_device_error
 from sft.common.errors import one_line
 from sft.common.text import percent
 from sft.modeling.architecture import other_inputs
-from sft.modeling.document_attention import attention_of, isolated_documents
 from sft.modeling.few_tokens import call_on, few_tokens
 from sft.modeling.footprint import unpacked_count
 from sft.modeling.own_parameters import kinds_of, num_parameters, own_parameters
@@ -50,11 +49,9 @@ def try_text_path(model: Any) -> TextPath:
 
     was_training, hooks = model.training, [module.register_forward_hook(note) for module in model.modules()]
     model.eval()
-    # Kernels of packages are for GPUs, and before its training the model may still be in main memory.
-    needs_gpu = attention_of(model) not in ("eager", "sdpa") and model.device.type == "cpu"
     try:
         ids = torch.tensor([few_tokens(model, _NUM_TOKENS)], device=model.device)
-        with torch.enable_grad(), isolated_documents(model, "eager" if needs_gpu else None):
+        with torch.enable_grad():
             used = _parameters_behind(call_on(model, ids).logits)
     except Exception as error:  # a model's own code may fail in any way
         reraise_device_error(error)

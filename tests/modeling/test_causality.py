@@ -7,7 +7,7 @@ import torch
 import transformers as t
 
 from sft.common.errors import ModelError
-from sft.modeling.causality import check_is_causal
+from sft.modeling.causality import check_computes, check_is_causal
 from sft.modeling.few_tokens import few_tokens
 from tests.support import messages
 from tests.support.small_models import ARCHITECTURES, build_model
@@ -82,3 +82,17 @@ def test_few_tokens_are_different_and_none_is_special():
     tokens = few_tokens(model, 20)
     assert len(set(tokens)) == 20
     assert not {0, 2, 3, 10, 31} & set(tokens)
+
+
+def test_a_model_in_main_memory_is_tried_without_the_kernels_of_a_package(caplog):
+    def needs_gpu(*_, **__):
+        raise RuntimeError("this kernel is for GPUs")
+
+    t.AttentionInterface.register("needs_gpu", needs_gpu)
+    caplog.set_level("INFO", "sft")
+    model = build_model("llama")
+    model.set_attn_implementation("needs_gpu")
+    check_computes(model)
+    check_is_causal(model)
+    assert not caplog.messages
+    assert model.config._attn_implementation == "needs_gpu"
