@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -48,11 +49,22 @@ def find_most_gpus() -> int | None:
     bounds = [len(list(_indices(os.environ[name]))) for name in _VISIBLE if name in os.environ]
     if sys.platform == "linux":
         found = [path.name for pattern in _DEVICE_FILES for path in Path("/dev").glob(pattern)]
-        if not found:
+        if not found and not _has_driver():
             return 0
         numbered = [name for name in found if re.fullmatch(r"nvidia\d+", name)]
         bounds += [len(numbered)] if numbered else []
     return min(bounds, default=None)
+
+
+def _has_driver() -> bool:
+    """Whether a GPU driver can be loaded although /dev shows no device, as in some sandboxes."""
+    for name in ("libcuda.so.1", "libamdhip64.so"):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def _indices(visible: str) -> list[str]:

@@ -70,9 +70,17 @@ CPU = "cuda: Optional[str] = None\nhip: Optional[str] = None\n"
 def test_most_gpus(torch_build, devices, monkeypatch, text, files, visible, most):
     torch_build(text)
     devices(*files)
+    monkeypatch.setattr(machine, "_has_driver", lambda: False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert machine.find_most_gpus() == most
+
+
+def test_a_driver_without_device_files_may_have_gpus(torch_build, devices, monkeypatch):
+    torch_build(CUDA)
+    devices()
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: name)
+    assert machine.find_most_gpus() is None
 
 
 @pytest.mark.parametrize(

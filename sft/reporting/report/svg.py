@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -168,9 +169,9 @@ def _bounds(low: float, high: float, ticks: Sequence[float], *, is_log: bool) ->
 
 def _linear_ticks(low: float, high: float, about: int, *, is_covered: bool = False) -> list[float]:
     """Round numbers, 1, 2 or 5 times a power of ten apart: within the values, or covering all of them."""
-    if high <= low:
-        return [low]
     rough = (high - low) / about
+    if rough < sys.float_info.min:  # equal, or too close for a power of ten
+        return [low]
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     if is_covered:

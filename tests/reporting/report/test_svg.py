@@ -9,6 +9,7 @@ import pytest
 from markupsafe import Markup
 
 from sft.common.data_records import LengthReport
+from sft.reporting.report import svg
 from sft.reporting.report.curves import find_curves
 from sft.reporting.report.svg import curve_svg, element, histogram_svg, joined, short, thinned
 from tests.support.report_records import evaluation, falling, in_order, words
@@ -60,3 +61,8 @@ def test_thinned_keeps_ends_and_peaks():
 )
 def test_short_numbers(value, text):
     assert short(value) == text
+
+
+@pytest.mark.parametrize("high", [0.0, 2.5e-323, 1e-310])
+def test_values_that_hardly_differ_have_one_tick(high):
+    assert svg._linear_ticks(0.0, high, 5) == [0.0]
