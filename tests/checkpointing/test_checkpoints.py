@@ -32,9 +32,9 @@ def test_resolve_checkpoint_skips_an_incomplete_one(tmp_path, missing, caplog):
     broken = make_checkpoint(tmp_path, 20, [name for name in COMPLETE if name != missing])
     with caplog.at_level("INFO", "sft.train"):
         assert resolve_checkpoint("auto", str(tmp_path)).path.name == "checkpoint-10"
-    assert caplog.messages == [f"{broken} {messages.CANNOT_RESUME}: {missing} is missing."]
+    assert caplog.messages == [f"{broken} {messages.CANNOT_RESUME}: {messages.FILE_MISSING.format(name=missing)}."]
     assert resolve_checkpoint(True, str(tmp_path)).name == "checkpoint-10"
-    with pytest.raises(ConfigError, match=f"{missing} is missing"):
+    with pytest.raises(ConfigError, match=messages.FILE_MISSING.format(name=missing)):
         resolve_checkpoint(str(broken), str(tmp_path))
 
 
@@ -42,7 +42,7 @@ def test_resolve_checkpoint_without_one(tmp_path):
     assert resolve_checkpoint(None, str(tmp_path)) is None
     assert resolve_checkpoint(False, str(tmp_path)) is None
     assert resolve_checkpoint("auto", str(tmp_path)) is None
-    with pytest.raises(ConfigError, match="Write auto"):
+    with pytest.raises(ConfigError, match=messages.WRITE_AUTO):
         resolve_checkpoint(True, str(tmp_path))
 
 
@@ -65,7 +65,7 @@ def test_check_steps_are_left_refuses_a_checkpoint_after_the_last_step(tmp_path,
     if is_fine:
         check_steps_are_left(checkpoint, total)
     else:
-        with pytest.raises(ConfigError, match="nothing is left to train"):
+        with pytest.raises(ConfigError, match=messages.NOTHING_LEFT):
             check_steps_are_left(checkpoint, total)
 
 
@@ -73,7 +73,7 @@ def test_check_writable_refuses_a_path_below_a_file_and_creates_nothing(tmp_path
     check_writable(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"output_dir: .*file is a file; choose a folder"):
+    with pytest.raises(ConfigError, match=messages.pattern(messages.IS_A_FILE, path="output_dir: .*file")):
         check_writable(tmp_path / "file" / "b")
 
 
@@ -81,7 +81,7 @@ def test_resolve_checkpoint_refuses_a_checkpoint_of_only_weights(tmp_path):
     path = make_checkpoint(tmp_path, 3)
     write_manifest(path, {"save_only_model": True})
     assert resolve_checkpoint("auto", str(tmp_path)) is None
-    with pytest.raises(ConfigError, match="only weights"):
+    with pytest.raises(ConfigError, match=messages.ONLY_WEIGHTS):
         resolve_checkpoint(str(path), str(tmp_path))
 
 

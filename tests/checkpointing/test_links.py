@@ -87,8 +87,9 @@ def test_a_checkpoint_under_the_name_of_another_step_is_not_resumed(output, link
         shutil.copytree(output / "checkpoint-6", output / "checkpoint-9")
     with caplog.at_level("INFO", "sft.train"):
         assert resolve_checkpoint("auto", str(output)).step == 6
-    assert "checkpoint-9 cannot be resumed from: it was saved at step 6" in caplog.text
-    with pytest.raises(ConfigError, match="saved at step 6"):
+    saved = messages.SAVED_AT_STEP.format(step=6)
+    assert f"checkpoint-9 {messages.CANNOT_RESUME}: {saved}" in caplog.text
+    with pytest.raises(ConfigError, match=saved):
         resolve_checkpoint(str(output / "checkpoint-9"), str(output))
 
 
@@ -98,7 +99,7 @@ def test_a_link_to_nowhere_is_reported_and_moved_out_of_the_way(output, target, 
     with caplog.at_level("INFO", "sft.train"):
         point = resolve_checkpoint("auto", str(output))
     assert point.step == 6
-    assert "which does not exist" in caplog.text
+    assert messages.LINK_TO_NOWHERE.format(target=target) in caplog.text
     assert set_aside_later_checkpoints(output, point) == output / "earlier-run-1"
     assert [path.name for path in list_checkpoints(output)] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
@@ -137,7 +138,7 @@ def test_rotation_deletes_only_the_link(output, relative, caplog):
 @pytest.mark.parametrize("target", ["nowhere", "link"])
 def test_an_output_folder_that_is_a_link_to_nowhere_is_refused(tmp_path, below, target):
     (tmp_path / "link").symlink_to(target)
-    with pytest.raises(ConfigError, match=r"link is a link to \w+, which does not exist"):
+    with pytest.raises(ConfigError, match=messages.pattern(f"link {messages.LINK_TO_NOWHERE}", target=r"\w+")):
         check_writable(tmp_path / "link" / below)
 
 
@@ -174,7 +175,7 @@ def test_a_folder_where_a_run_writes_a_file_is_refused_and_the_reverse(tmp_path,
         (tmp_path / name).touch()
     else:
         (tmp_path / name).mkdir()
-    with pytest.raises(ConfigError, match="Remove or rename it"):
+    with pytest.raises(ConfigError, match=messages.REMOVE_OR_RENAME):
         check_own_paths(tmp_path, ["logs"])
 
 

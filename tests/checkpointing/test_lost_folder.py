@@ -101,7 +101,7 @@ def test_what_was_deleted_is_created_again_in_one_line(held, change, is_new, fou
         assert found in caplog.text
         assert not is_free(folder)
     if found == "out was renamed to ":
-        assert f"renamed to {folder.with_name('renamed')}" in caplog.text
+        assert messages.RENAMED_TO.format(path=folder.with_name("renamed")) in caplog.text
         assert str(folder.with_name("renamed") / "checkpoint-2") in caplog.text
 
 
@@ -125,7 +125,7 @@ def test_nothing_is_saved_where_something_else_is_now(held, instead):
     with pytest.raises(CheckpointError, match="checkpoint-2") as refused:
         lock.confirm()
     (line,) = refused.value.problems
-    assert "renamed to" in line
+    assert messages.RENAMED_TO.format(path="") in line
     assert "\n" not in line
     if instead == "no parent":
         parent.with_name("moved").rename(parent)

@@ -112,10 +112,13 @@ def test_disk_errors_are_distinguished_from_bugs(tmp_path):
         "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534",
         "basic_ios::clear: iostream error",
     ):
-        assert describe_disk_error(RuntimeError(torch_message), tmp_path).startswith("a file could not be written")
+        assert describe_disk_error(RuntimeError(torch_message), tmp_path).startswith(messages.FILE_NOT_WRITTEN)
     assert describe_full_disk(FileNotFoundError(errno.ENOENT, "gone")) is None
     assert describe_full_disk(OSError(errno.EROFS, "Read-only file system", "here")).startswith(
-        "here cannot be written"
+        f"here {messages.CANNOT_BE_WRITTEN}"
     )
     safetensors_message = "Error while serializing: I/O error: No space left on device (os error 28)"
-    assert describe_full_disk(RuntimeError(safetensors_message)) == "a file cannot be written: No space left on device"
+    assert (
+        describe_full_disk(RuntimeError(safetensors_message))
+        == f"a file {messages.CANNOT_BE_WRITTEN}: No space left on device"
+    )

@@ -1,5 +1,17 @@
 """The wording that tests assert: one constant per message, the shortest part that identifies it; `{...}` is filled."""
 
+from __future__ import annotations
+
+import re
+from string import Formatter
+
+
+def pattern(message: str, **parts: object) -> str:
+    """The message for `match=`: its wording literally, with a regular expression for each `{...}`."""
+    pieces = Formatter().parse(message)
+    return "".join(re.escape(literal) + ("" if name is None else str(parts[name])) for literal, name, _, _ in pieces)
+
+
 # checkpointing
 CANNOT_RESUME = "cannot be resumed from"
 CHANGED_FILE = "does not match its checksum in manifest.json (sha256)"
@@ -13,10 +25,28 @@ OTHER_ROWS = "trained on other rows: {before} then, {after} now"
 OTHER_SETTING = "{key}: {name} was trained with {before}"
 OTHER_WORLD_SIZE = "{name} was saved by {before} processes and this run has {after}: the order of rows is the same"
 RESUMING_FROM = "Resuming from {path}"
+FILE_MISSING = "{name} is missing"
+WRITE_AUTO = "Write auto"
+NOTHING_LEFT = "nothing is left to train"
+IS_A_FILE = "{path} is a file; choose a folder"
+ONLY_WEIGHTS = "only weights"
+SAVED_AT_STEP = "it was saved at step {step}"
+LINK_TO_NOWHERE = "is a link to {target}, which does not exist"
+REMOVE_OR_RENAME = "Remove or rename it"
+RENAMED_TO = "renamed to {path}"
+FILE_NOT_WRITTEN = "a file could not be written"
 
 # common
 MISSING_PACKAGE = "requires the package {name}: pip install {name}"
 LINK = "nothing is written through links"
+CANNOT_BE_READ = "cannot be read: "
+CANNOT_BE_WRITTEN = "cannot be written"
+WRITE_NAME = "write {name}."
+NO_FILE_OR_FOLDER = "no file or folder '{path}'."
+EXPECTED_TEXT = "expected a text"
+NOT_REGULAR = "is {kind}, not a regular file"
+NOT_UTF8 = "cannot be read as UTF-8 text"
+NOT_JSON = "is not valid JSON: "
 
 # data
 EMPTY_ANSWER = "'answer' is empty (empty_answer)"
@@ -66,3 +96,23 @@ PUSH_REJECTED = "hub_model_id: the Hub rejected {name} ({status}): for a token w
 TOO_MANY_BAD_STEPS = (
     "max_bad_steps: the loss or gradient was NaN or inf in {count} consecutive steps, up to step {step}"
 )
+
+# configuration
+CONFLICTS_WITH = "conflicts with {key}"
+SURROGATE = "contains an unpaired surrogate (\\ud800 to \\udfff), which is not text"
+NO_GPU = "this machine has none that torch can use"
+USE_CPU = "use_cpu is true"
+CORES_SHARED = "{processes} processes share {cores} CPU cores"
+NO_BFLOAT16 = "bf16: true, but this GPU has no bfloat16"
+REQUIRES = "{name} requires {key}"
+MUST_BE = "{key}: must be {value}"
+UNKNOWN_KEY = "unknown key '{key}'"
+PACKS_NOT_FULL = "only {share} full"
+TOO_FEW_PACKS = "a step is to train on {wanted} packs, and there are only {found}"
+BEST_CHOSEN = "the best checkpoint is chosen by them"
+NESTED_TOO_DEEPLY = "nested too deeply"
+NO_LONGER_NEEDED = "{key} is no longer needed: "
+IS_REQUIRED = "{key}: is required"
+SECRET_MASKED = "a secret in it is masked (***), as in"
+ONE_ARGUMENT = "{option}: expected one argument, as in {example}"
+NOT_WITH_INIT = "{option} cannot be combined with --init, which takes --model"
