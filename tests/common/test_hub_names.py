@@ -9,6 +9,7 @@ from sft.common.hub_names import _DATASETS, _MODELS, full_name
 from sft.configuration.schema import DataConfig
 from sft.data.sources.load import open_sources
 from sft.modeling.loading_errors import readable_loading_errors
+from tests.support import messages
 
 KNOWN = {
     "squad": "rajpurkar/squad",
@@ -66,7 +67,7 @@ def test_load_splits_names_the_namespace_of_an_old_name(monkeypatch, error, name
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(DataError) as caught:
         open_sources(DataConfig(dataset_name=name))
-    assert (f"write {KNOWN.get(name)}." in str(caught.value)) == (name in KNOWN)
+    assert (messages.WRITE_NAME.format(name=KNOWN.get(name)) in str(caught.value)) == (name in KNOWN)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -77,10 +78,12 @@ def test_load_splits_names_the_namespace_of_an_old_name(monkeypatch, error, name
 def test_loading_errors_name_the_namespace_of_an_old_name(error, name):
     with pytest.raises(ModelError) as caught, readable_loading_errors("model", name):
         raise error
-    assert (f"write {KNOWN_MODELS.get(name)}." in str(caught.value)) == (name in KNOWN_MODELS)
+    assert (messages.WRITE_NAME.format(name=KNOWN_MODELS.get(name)) in str(caught.value)) == (name in KNOWN_MODELS)
 
 
 def test_init_names_the_namespace_of_an_old_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"no file or folder 'squad'\..* write rajpurkar/squad\."):
+    found = messages.pattern(messages.NO_FILE_OR_FOLDER, path="squad")
+    write = messages.pattern(messages.WRITE_NAME, name="rajpurkar/squad")
+    with pytest.raises(DataError, match=f"{found}.* {write}"):
         inspect_data("squad", None)

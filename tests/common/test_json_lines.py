@@ -8,6 +8,7 @@ import pytest
 
 from sft.common.errors import ConfigError
 from sft.common.json_lines import read_and_log_dropped, read_json_lines
+from tests.support import messages
 
 SHAPE = {"step!": int, "text": str}
 GOOD = '{"step": 1, "text": "caf\u00e9 \u2028 \x85 x"}\n'.encode()
@@ -49,5 +50,5 @@ def test_an_empty_log_has_no_lines(tmp_path):
 
 
 def test_a_folder_in_place_of_a_log_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read: is a directory"):
+    with pytest.raises(ConfigError, match=f"{messages.CANNOT_BE_READ}is a directory"):
         read_json_lines(tmp_path, SHAPE)

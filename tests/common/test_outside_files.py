@@ -8,6 +8,7 @@ import pytest
 
 from sft.common.errors import ConfigError, DataError, ModelError
 from sft.common.outside_files import outside_file, read_json
+from tests.support import messages
 
 
 class OutOfMemoryError(RuntimeError):
@@ -87,5 +88,5 @@ def test_read_json_returns_what_fits(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"a": [1], "b": "ü"}))
     assert read_json(path, ModelError, {"a!": [int]}) == {"a": [1], "b": "ü"}
-    with pytest.raises(ConfigError, match="this one: a: expected a text"):
+    with pytest.raises(ConfigError, match=f"this one: a: {messages.EXPECTED_TEXT}"):
         read_json(path, ConfigError, {"a": str}, name="this one")

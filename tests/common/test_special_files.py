@@ -23,6 +23,7 @@ from sft.data.sources.readers import read_file
 from sft.modeling.loading_errors import readable_loading_errors
 from sft.prompting.templates import resolve_chat_template
 from sft.reporting.run_record import read_run_record
+from tests.support import messages
 from tests.support.configurations import load
 
 FIFO = "a FIFO (named pipe)"
@@ -122,7 +123,7 @@ def test_a_deepspeed_file_that_is_special_is_a_contradiction(folder, kind):
 def test_a_deepspeed_file_that_is_nested_too_deeply_is_a_contradiction(folder):
     (folder / "ds.json").write_text("[" * 100_000)
     (found,) = _check_deepspeed_file("ds.json")
-    assert found.message.startswith("ds.json is not valid JSON: maximum recursion depth")
+    assert found.message.startswith(f"ds.json {messages.NOT_JSON}maximum recursion depth")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,13 +136,13 @@ def test_a_checkpoint_with_a_special_file_is_damaged(folder, kind, name):
     KINDS[kind](folder / name)
     (found,) = find_damage(folder)
     assert found.startswith(name)
-    assert f"is {kind}, not a regular file" in found
+    assert messages.NOT_REGULAR.format(kind=kind) in found
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfea", b"\x80"])
 def test_a_chat_template_that_is_not_text_is_one_line(folder, content):
     (folder / "t.jinja").write_bytes(content)
-    with pytest.raises(UserError, match=r"^chat_template: t\.jinja cannot be read as UTF-8 text"):
+    with pytest.raises(UserError, match=rf"^chat_template: t\.jinja {messages.NOT_UTF8}"):
         resolve_chat_template("t.jinja", begins_with_bos=False)
 
 
