@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from sft.common.files import NOT_UTF8
+from tests.support import messages
 from tests.support.configurations import MODEL, VALIDATED, load, problems_of, reloaded
 from tests.support.paths import ODD_NAMES
 
@@ -89,7 +90,7 @@ from tests.support.paths import ODD_NAMES
 )
 def test_load_config_rejects_contradictions(text, problem):
     expected = "my.yaml" + problem
-    if "conflicts with dataset_name" in problem:
+    if messages.CONFLICTS_WITH.format(key="dataset_name") in problem:
         expected = "my.yaml:2" + problem
     assert problems_of(text) == [expected]
 

@@ -24,6 +24,7 @@ from sft.configuration.rules import (
     WholeShare,
 )
 from sft.configuration.schema import DatasetSource
+from tests.support import messages
 
 TrackerNames = Annotated[list[str], CommaSeparated(null_is_empty=True)]
 Seed = Annotated[int, Range(minimum=0, maximum=9)]
@@ -263,4 +264,4 @@ def test_text_that_has_no_encoding_is_refused_in_one_line(key, surrogate):
             None, ["--model_name_or_path", "gpt2", "--train_file", "a\udce9.jsonl", f"--{key}", f"a{surrogate}"]
         )
     assert sum("surrogate" in problem for problem in caught.value.problems) == 1  # names of files may be any bytes
-    assert "contains an unpaired surrogate (\\ud800 to \\udfff), which is not text" in str(caught.value)
+    assert messages.SURROGATE in str(caught.value)

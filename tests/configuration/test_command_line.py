@@ -10,6 +10,7 @@ from config_manager import load_config
 from sft.common.errors import ConfigError
 from sft.common.machine_records import LaunchOptions
 from sft.configuration.command_line import InitOptions, OneLineParser, number, read_command, read_init
+from tests.support import messages
 from tests.support.configurations import BASE, load, problems_of
 
 
@@ -92,9 +93,9 @@ def test_read_init_is_for_init_alone():
     assert read_init(["--config_file", "a.yaml"]) is None
     assert read_init(["--init", "--model", "gpt2"]) == InitOptions(model="gpt2")
     assert read_init(["--output-dir=x", "--init=a.yaml"]) == InitOptions(config_file="a.yaml", output_dir="x")
-    with pytest.raises(ConfigError, match="--model: expected one argument, as in --model gpt2"):
+    with pytest.raises(ConfigError, match=messages.ONE_ARGUMENT.format(option="--model", example="--model gpt2")):
         read_init(["--init", "--model", "--data"])
-    with pytest.raises(ConfigError, match="--seed cannot be combined with --init, which takes --model"):
+    with pytest.raises(ConfigError, match=messages.NOT_WITH_INIT.format(option="--seed")):
         read_init(["--init", "--seed=1"])
 
 

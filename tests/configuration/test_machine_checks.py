@@ -6,6 +6,7 @@ import pytest
 
 from sft.common.machine_records import MachineFacts, too_many_processes
 from sft.configuration.checks.machine import find_machine_notices, find_machine_problems
+from tests.support import messages
 from tests.support.configurations import load
 
 
@@ -26,9 +27,9 @@ NEED_A_GPU = {"fp16: yes\n": "fp16: true", "ddp_backend: nccl\n": "ddp_backend: 
 def test_what_needs_a_gpu_is_refused_where_there_certainly_is_none(text, is_dry_run):
     (problem,) = problems(text, is_dry_run=is_dry_run)
     assert problem.startswith(f"{NEED_A_GPU[text]} needs ")
-    assert "this machine has none that torch can use" in problem
+    assert messages.NO_GPU in problem
     (problem,) = problems(text + "use_cpu: yes\n", most_gpus=8, is_dry_run=is_dry_run)
-    assert "use_cpu is true" in problem
+    assert messages.USE_CPU in problem
     assert problems(text, most_gpus=None) == problems(text, most_gpus=1) == []
 
 
@@ -63,7 +64,7 @@ def test_processes_that_torchrun_started_share_cores_with_a_notice_but_no_gpu():
     started = {"is_launched": True, "world_size": 6, "processes_here": 6}
     assert problems("", **started) == []
     (notice,) = find_machine_notices(load(), machine(**started))
-    assert notice.startswith("6 processes share 4 CPU cores")
+    assert notice.startswith(messages.CORES_SHARED.format(processes=6, cores=4))
     (problem,) = problems("", most_gpus=2, **started)
     assert problem == "num_gpus is 6, but this machine has 2 GPUs; start at most 2."
 
@@ -88,7 +89,7 @@ def test_torch_compile_needs_a_compiler(text, changed, is_refused):
 
 def test_bfloat16_on_a_gpu_without_it():
     (problem,) = problems("bf16: yes\n", most_gpus=1, lacks_bfloat16=True)
-    assert problem.startswith("bf16: true, but this GPU has no bfloat16")
+    assert problem.startswith(messages.NO_BFLOAT16)
     assert problems("bf16: auto\n", most_gpus=1, lacks_bfloat16=True) == []
     assert problems("bf16: yes\nuse_cpu: yes\n", most_gpus=1, lacks_bfloat16=True) == []
 

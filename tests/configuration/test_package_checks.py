@@ -53,14 +53,14 @@ def test_every_optimizer_of_transformers_is_of_torch_or_has_a_package():
 def test_an_optimizer_of_some_layers_requires_their_names(name, monkeypatch):
     monkeypatch.setattr(packages, "is_installed", lambda asked: True)
     (problem,) = problems_of(f"optim: {name}\n")
-    assert f"{name} requires optim_target_modules" in problem
+    assert messages.REQUIRES.format(name=name, key="optim_target_modules") in problem
 
 
 def test_a_layerwise_optimizer_accumulates_no_gradients(monkeypatch):
     monkeypatch.setattr(packages, "is_installed", lambda asked: True)
     text = "optim: galore_adamw_layerwise\noptim_target_modules: all-linear\ngradient_accumulation_steps: 2\n"
     (problem,) = problems_of(text)
-    assert "gradient_accumulation_steps: must be 1" in problem
+    assert messages.MUST_BE.format(key="gradient_accumulation_steps", value=1) in problem
 
 
 STAGE_3 = {"zero_optimization": {"stage": 3}}
@@ -70,6 +70,5 @@ STAGE_3 = {"zero_optimization": {"stage": 3}}
 def test_deepspeed_settings_are_checked_in_a_file_and_in_place(is_file, folder):
     (folder / "zero.json").write_text(json.dumps(STAGE_3))
     problems = problems_of("deepspeed: " + ("zero.json" if is_file else json.dumps(STAGE_3)) + "\n")
-    assert any(
-        "ZeRO stage 3 requires stage3_gather_16bit_weights_on_model_save: true" in problem for problem in problems
-    )
+    required = "stage3_gather_16bit_weights_on_model_save: true"
+    assert any(messages.REQUIRES.format(name="ZeRO stage 3", key=required) in problem for problem in problems)

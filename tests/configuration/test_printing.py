@@ -11,6 +11,7 @@ from config_manager import load_config
 from sft.configuration.keys import flat_keys
 from sft.configuration.values import config_to_yaml
 from sft_main import main
+from tests.support import messages
 from tests.support.paths import REPOSITORY
 
 GIVEN = """\
@@ -91,4 +92,4 @@ def test_print_config_is_aligned_and_shows_no_secret(printed):
 
 def test_print_config_reports_errors_like_a_run(capsys):
     assert main(["--learning_rat", "1", "--print_config"]) == 2
-    assert "unknown key 'learning_rat'" in capsys.readouterr().err
+    assert messages.UNKNOWN_KEY.format(key="learning_rat") in capsys.readouterr().err

@@ -13,6 +13,7 @@ from sft.configuration.schema import (
     LoRAConfig,
     QuantizationConfig,
 )
+from tests.support import messages
 from tests.support.configurations import BASE, load, problems_of, value_of
 
 
@@ -166,7 +167,7 @@ def test_load_config_changes_a_section_of_the_file(arguments, expected):
 def test_load_config_takes_everything_from_the_command_line():
     config = load_config(None, ["--model_name_or_path", "tiny", "--train_file", "train.jsonl"])
     assert config.model.model_name_or_path == "tiny"
-    with pytest.raises(ConfigError, match=r"^command line: model_name_or_path: is required"):
+    with pytest.raises(ConfigError, match="^command line: " + messages.IS_REQUIRED.format(key="model_name_or_path")):
         load_config(None, ["--train_file", "train.jsonl"])
 
 

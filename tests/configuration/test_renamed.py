@@ -13,6 +13,7 @@ from sft.configuration.schema import (
     NESTED_SECTIONS,
     DatasetSource,
 )
+from tests.support import messages
 from tests.support.configurations import load, problems_of, value_of
 
 
@@ -73,7 +74,7 @@ def test_load_config_ignores_obsolete_names_with_a_notice(key):
     config = load(f"{key}: true\n")
     assert dataclasses.replace(config, notices=()) == load()
     assert len(config.notices) == 1
-    assert config.notices[0].startswith(f"my.yaml:3: {key} is no longer needed: ")
+    assert config.notices[0].startswith(f"my.yaml:3: {messages.NO_LONGER_NEEDED.format(key=key)}")
 
 
 def test_load_config_prefers_the_command_line_to_an_old_name():

@@ -8,6 +8,7 @@ import pytest
 
 from sft.common.run_records import BatchPlan
 from sft.configuration.checks.rows import check_rows
+from tests.support import messages
 from tests.support.configurations import BASE, VALIDATED, load
 from tests.support.report_records import data, split
 
@@ -73,9 +74,9 @@ def test_packs_are_counted_instead_of_rows():
         num_packs, capacity, fill = 16, 64, 0.3
 
     ((key, stops, message),) = found("packing: yes\n", 1000, plan(8, packs=Empty()))
-    assert (key, stops, "only 30% full" in message) == ("packing", NOTE, True)
+    assert (key, stops, messages.PACKS_NOT_FULL.format(share="30%") in message) == ("packing", NOTE, True)
     ((_, _, message),) = found("packing: yes\n", 1000, plan(8, packs=Packs()))
-    assert "a step is to train on 8 packs, and there are only 3" in message
+    assert messages.TOO_FEW_PACKS.format(wanted=8, found=3) in message
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_few_validation_rows(rows, text, base, key):
     report = data(validation=replace(split("v.jsonl"), rows_read=rows, rows_used=rows))
     findings = found(text, report=report, base=base)
     assert [(each[0], each[1]) for each in findings] == ([(key, NOTE)] if key else [])
-    assert all(("the best checkpoint is chosen by them" in each[2]) == ("load_best" in text) for each in findings)
+    assert all((messages.BEST_CHOSEN in each[2]) == ("load_best" in text) for each in findings)
 
 
 LONG = split(longest_row=800)

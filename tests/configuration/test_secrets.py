@@ -12,6 +12,7 @@ from config_manager import ConfigError, load_config
 from export_model import read_options as read_export_options
 from sft.configuration.command_line import read_command, read_init
 from sft.configuration.values import config_sha256, config_to_yaml, config_values, config_with_origins
+from tests.support import messages
 
 SECRET = "Xy7-s3cr3t"
 BASE = ["--model_name_or_path", "gpt2", "--train_file", __file__]
@@ -106,7 +107,7 @@ def test_what_is_shown_and_recorded_of_a_valid_configuration(tmp_path):
 
 
 def test_a_masked_secret_out_of_a_record_is_not_taken_for_the_secret():
-    with pytest.raises(ConfigError, match=r"^command line: deepspeed: a secret in it is masked \(\*\*\*\), as in"):
+    with pytest.raises(ConfigError, match="^command line: deepspeed: " + messages.pattern(messages.SECRET_MASKED)):
         load_config(None, [*BASE, "--deepspeed", "{comet: {api_key: '***'}}"])
 
 

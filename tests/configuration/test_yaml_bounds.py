@@ -10,6 +10,7 @@ import yaml
 from sft.common.errors import ConfigError
 from sft.configuration.yaml_bounds import MAX_LEVELS, MAX_REPEATED, YamlBounds, load_bounded
 from sft.reporting.run_record import read_run_record
+from tests.support import messages
 from tests.support.configurations import load, problems_of, value_of
 
 REPEATED = f"its aliases (*name) repeat more than {MAX_REPEATED:,} values and characters; write out what is meant."
@@ -90,7 +91,7 @@ def test_deep_nesting_is_one_line(levels, pair, on_command_line):
         (problem,) = problems_of(*given)
         assert "\n" not in problem
         assert len(problem) < 300
-        assert "nested too deeply" in problem
+        assert messages.NESTED_TOO_DEEPLY in problem
 
 
 def test_each_node_is_visited_once(monkeypatch):
@@ -113,7 +114,7 @@ def test_a_run_record_is_bounded_too(text, tmp_path: Path):
     with pytest.raises(ValueError, match=r"aliases|itself|deeply"):
         load_bounded(text)
     (tmp_path / "resolved_config.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"resolved_config\.yaml: cannot be read"):
+    with pytest.raises(ConfigError, match=rf"resolved_config\.yaml: {messages.CANNOT_BE_READ}"):
         read_run_record(tmp_path)
 
 
