@@ -146,15 +146,15 @@ def _log_other_environment(resume_point: ResumePoint, environment: Mapping[str, 
     saved = resume_point.manifest.get("environment")
     if saved is None:
         logger.info(
-            "%s does not record the threads, CPU and library versions that computed it. If they are others, sums are "
-            "rounded differently.",
+            "%s does not record the threads, CPU and library versions that it was computed with. If they differ now, "
+            "sums are rounded differently.",
             resume_point.name,
         )
         return
     changes = find_other_environment(saved, environment)
     if changes:
         logger.info(
-            "Computed otherwise than %s: %s. Sums may be rounded differently, and random numbers (dropout) may differ.",
+            "Environment changed since %s: %s. Sums may be rounded differently; random numbers (dropout) may differ.",
             resume_point.name,
             "; ".join(changes),
         )

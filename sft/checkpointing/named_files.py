@@ -31,7 +31,7 @@ def named_files_of(checkpoint: Path) -> Iterator[Path]:
         yield checkpoint
         return
     shown = first_of(others[:_MOST_SHOWN], len(others))
-    logger.info("%s: not read, as %s does not name them: %s.", checkpoint, MANIFEST_FILE, shown)
+    logger.info("%s: files that %s does not list are not read: %s.", checkpoint, MANIFEST_FILE, shown)
     with TemporaryDirectory(prefix="named-files-") as folder:
         view = Path(folder, checkpoint.name)
         for name in [*named, MANIFEST_FILE]:

@@ -33,8 +33,8 @@ def check_own_paths(output_dir: str | Path, folders: Sequence[str] = ()) -> None
     for path in (path for path in present if any(fnmatchcase(path.name, pattern) for pattern in patterns)):
         refuse_link(path)
         if not path.is_file():
-            raise ConfigError(f"{path}: a run writes a file of this name, but it is none. Remove or rename it.")
+            raise ConfigError(f"{path}: a run writes a file of this name, but this is not a file. Remove or rename it.")
     for path in (output / name for name in (UNFINISHED, *folders)):
         refuse_link(path)
         if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path}: a run needs a folder of this name, but it is a file. Remove or rename it.")
+            raise ConfigError(f"{path}: a run needs a folder of this name, but this is a file. Remove or rename it.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sft.common.text import counted
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryEstimate:
@@ -115,7 +117,7 @@ def too_many_processes(count: int, gpus: int | None, cores: int) -> str | None:
     """
     if gpus is None or count <= (gpus or cores) or count == 1:
         return None
-    found = f"{gpus} GPUs" if gpus else f"no GPU and {cores} CPU cores"
+    found = counted(gpus, "GPU") if gpus else f"no GPU and {counted(cores, 'CPU core')}"
     return f"this machine has {found}; start at most {gpus or cores}."
 
 

@@ -236,7 +236,10 @@ class ConfigBuilder:
                 try:
                     extra[key] = coerce(field.annotation, setting.node)
                     if HIDDEN in str(extra[key]):
-                        self._report(setting, f"a secret in it is masked ({HIDDEN}), as in records; write the secret")
+                        self._report(
+                            setting,
+                            f"contains {HIDDEN}, which stands for a secret in the records of a run; write the secret",
+                        )
                 except CoercionError as error:
                     self._report(setting, str(error))
         return extra

@@ -182,7 +182,7 @@ class SourcePreparation:
 
     def _load(self, source: Source, folder: Path, split: str, remark: str) -> PreparedSource:
         """Load the prepared rows in a folder and log what they are."""
-        damaged = f"{folder} (prepared data) cannot be read; delete it, and it is made again"
+        damaged = f"the prepared rows in {folder} cannot be read (delete the folder to prepare them again)"
         with outside_file(damaged, DataError):
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             rows, dropped = StoredRows(folder / "rows.arrow"), DroppedRows.from_json(report["dropped"])

@@ -189,7 +189,7 @@ class RowPreparer:
         except ConfigError as error:
             # The chat template took more time or memory than it may.
             sources = sorted((row.source for row in rows), key=lambda source: (source.file, source.line))
-            raise ConfigError(f"{error} Its rows are among {sources[0]} to {sources[-1]}.") from None
+            raise ConfigError(f"{error} The conversations are those of {sources[0]} to {sources[-1]}.") from None
 
 
 def _render_texts(conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:

@@ -62,7 +62,7 @@ def check_is_causal(model: Any) -> None:
         sees = _sees_last_token(model, ids)
     except Exception as error:  # a model's own code may fail in any way
         reraise_device_error(error)
-        logger.info("Whether the model is causal could not be tried: %s", one_line(error))
+        logger.info("Could not test whether the model is causal: %s", one_line(error))
         return
     finally:
         model.train(was_training)

@@ -12,6 +12,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 
+from sft.common.device_errors import is_device_error
 from sft.common.errors import ModelError
 from sft.common.outside_files import outside_file, reason
 
@@ -42,7 +43,7 @@ def generation_errors_named(model: Any) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or isinstance(model, FSDPModule) or not _generates_plainly(model):
+        if is_device_error(error) or isinstance(model, FSDPModule) or not _generates_plainly(model):
             raise
         raise ModelError(
             f"{_path_of(model)}: nothing can be generated with these settings: {reason(error)}. Correct or remove the "

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft.common.errors import ConfigError, ModelError, one_line
 from sft.common.run_records import DistributedContext, Precision
+from sft.common.text import counted
 from sft.configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig
 from sft.modeling.architecture import text_part_line, why_not_causal_lm
 from sft.modeling.loading_errors import readable_loading_errors
@@ -118,10 +119,10 @@ def _load_weights(config: ModelConfig, options: dict[str, Any]) -> Any:
         raise
     if loading["mismatched_keys"]:
         name, saved, expected = min(loading["mismatched_keys"])
+        others = counted(len(loading["mismatched_keys"]), "tensor")
         raise ModelError(
-            f"{config.model_name_or_path}: {len(loading['mismatched_keys'])} tensors of the weights have other shapes "
-            f"than config.json says: {name} is {list(saved)} instead of {list(expected)}, for example. The files do "
-            "not belong together."
+            f"{config.model_name_or_path}: config.json and the weights do not belong together: {others} with another "
+            f"shape, for example {name}, which is {list(saved)} instead of {list(expected)}. Download the model again."
         )
     if loading["missing_keys"]:
         # transformers initializes them at random with no more than a warning.

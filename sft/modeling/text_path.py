@@ -55,7 +55,7 @@ def try_text_path(model: Any) -> TextPath:
             used = _parameters_behind(call_on(model, ids).logits)
     except Exception as error:  # a model's own code may fail in any way
         reraise_device_error(error)
-        logger.info("Which layers take part in a row of text could not be tried, so all count: %s", one_line(error))
+        logger.info("Could not test which layers text passes through, so all of them count: %s", one_line(error))
         return TextPath()
     finally:
         for hook in hooks:

@@ -239,7 +239,7 @@ def _check_thoughts(message: Mapping[str, Any], where: str) -> None:
     given = [key for key in THOUGHTS if message.get(key, "").strip()]
     if len({message[key].strip() for key in given}) > 1:
         names = " and ".join(given)
-        raise RowRefused("two_thoughts", f"{where}: {names} are names of the same, and their texts differ; keep one")
+        raise RowRefused("two_thoughts", f"{where}: {names} name the same thing, and their texts differ; keep one")
 
 
 def _unread_in_parts(content: Any) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -93,7 +92,7 @@ def keep_findings(found: LayoutFindings, kept: LayoutFindings | None, *, can_sha
     if kept.uses_output_layer and not found.uses_output_layer:
         lost.append("the loss at the output layer: its output no longer equals the model's logits")
     if lost:
-        logger.info("No longer possible, %s: %s. Sums may be rounded differently.", kept.reason, "; ".join(lost))
+        logger.info("No longer %s: %s. Sums may be rounded differently.", kept.reason, "; ".join(lost))
     return replace(
         found,
         shares_prefixes=kept.shares_prefixes and found.shares_prefixes,
@@ -114,13 +113,10 @@ def restore_attention(model: Any, kept: LayoutFindings | None, requested: str | 
     if kept is None or requested is not None or kept.attention == chosen:
         return
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    outcome = _try_to_select(lambda: base.set_attn_implementation(kept.attention))
-    logger.info("attn_implementation: transformers chose %s, %s %s: %s.", chosen, kept.reason, kept.attention, outcome)
-
-
-def _try_to_select(select: Callable[[], None]) -> str:
     try:
-        select()
+        base.set_attn_implementation(kept.attention)
     except (ValueError, ImportError, RuntimeError):
-        return "which is not available here, so sums may be rounded differently"
-    return "which is used"
+        outcome = f"is not available here: {chosen} is used, and sums may be rounded differently"
+    else:
+        outcome = f"is used, where transformers would choose {chosen} now"
+    logger.info("attn_implementation: %s (%s) %s.", kept.attention, kept.reason, outcome)

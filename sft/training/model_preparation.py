@@ -105,8 +105,8 @@ def _rope_lines(model: "PreTrainedModel", layout: RowLayout, max_seq_length: int
     """What rotary positions that depend on the length of a row mean for the run."""
     if layout.own_rope is not None:
         yield (
-            f"RoPE depends on the length of a row ({layout.own_rope}): each row gets the positions of its own length, "
-            "as alone, whatever its batch; shared leading tokens are not computed once."
+            f"RoPE depends on the length of a row ({layout.own_rope}): it is computed for each row by its own length, "
+            "whatever its batch; shared leading tokens are not computed once."
         )
     kind = unknown_rope(model, max_seq_length)
     if kind is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import TrainingArguments, get_scheduler
 
+from sft.common.text import counted
 from sft.configuration.checks.finding import Finding
 from sft.configuration.checks.rows import check_rows
 from sft.configuration.checks.steps import RunLength, check_steps
@@ -33,7 +34,8 @@ def find_in_run(setup: RunSetup, arguments: TrainingArguments) -> list[Finding]:
     if not any(finding.key.startswith("warmup") for finding in found):
         share = highest_share(arguments, plan.total_steps)
         if share < _NEARLY:
-            message = f"the learning rate reaches at most {share:.0%} of learning_rate in {plan.total_steps:,} steps."
+            steps = counted(plan.total_steps, "step")
+            message = f"the learning rate reaches at most {share:.0%} of learning_rate in {steps}."
             found.append(Finding(key="lr_scheduler_kwargs", message=message, stops=True))
     positions = setup.prepared.positions
     return [*found, *check_rows(config, data.report, plan, data.num_train_rows, positions=positions)]
@@ -46,9 +48,9 @@ def highest_share(arguments: TrainingArguments, total_steps: int) -> float:
         arguments: transformers' settings.
         total_steps: of the run.
     """
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate or 1.0)
     if arguments.lr_scheduler_type == "greedy":
         return 1.0
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate or 1.0)
     schedule = get_scheduler(
         arguments.lr_scheduler_type,
         optimizer,

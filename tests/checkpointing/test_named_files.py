@@ -43,5 +43,5 @@ def test_other_files_are_not_in_the_folder_that_is_read(tmp_path, monkeypatch, p
         assert find_damage(folder) == []
     assert not folder.exists()
     (line,) = caplog.messages
-    assert ("file-4, ..." if len(planted) > 5 else "not read") in line
+    assert ("file-4, ..." if len(planted) > 5 else "are not read: ") in line
     assert all((path / name).exists() for name in planted)

@@ -66,7 +66,7 @@ def test_processes_that_torchrun_started_share_cores_with_a_notice_but_no_gpu():
     (notice,) = find_machine_notices(load(), machine(**started))
     assert notice.startswith(messages.CORES_SHARED.format(processes=6, cores=4))
     (problem,) = problems("", most_gpus=2, **started)
-    assert problem == "num_gpus is 6, but this machine has 2 GPUs; start at most 2."
+    assert problem == "6 processes were started, but this machine has 2 GPUs; start at most 2."
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_previous_one_is_resumed(sho
             log.write('{"step": 6, "prompt": "caf\u00e9'.encode()[:-1])
     again = short_run(resume_from_checkpoint="auto")
     assert again.status == 0, again.err
-    assert "does not name them: adapter_model.safetensors, pytorch_model.bin, scaler.pt, weights-1-of-1" in again.out
+    assert "are not read: adapter_model.safetensors, pytorch_model.bin, scaler.pt, weights-1-of-1" in again.out
     assert again.out.count("is not a complete line") == 2
     assert f"checkpoint-6 {messages.CANNOT_RESUME}: optimizer.pt {messages.CHANGED_FILE}" in again.out
     assert f"checkpoint-4 {messages.CANNOT_RESUME}: trainer_state.json {messages.CHANGED_FILE}" in again.out

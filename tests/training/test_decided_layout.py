@@ -99,7 +99,7 @@ def test_what_is_no_longer_possible_is_one_line(model, settings, lost, caplog):
     with caplog.at_level("INFO", "sft.train"):
         layout = layout_of(build_model(model), kept=KEPT, **settings)
     assert len(caplog.messages) == 1
-    assert caplog.text.count("No longer possible, as in checkpoint-4: ") == 1
+    assert caplog.text.count("No longer as in checkpoint-4: ") == 1
     assert all(each in caplog.text for each in lost)
     assert layout.findings.reason == TRIED
 
@@ -126,8 +126,8 @@ def test_all_processes_use_what_each_of_them_found(monkeypatch, other, padding_f
     ("saved", "requested", "used", "line"),
     [
         ("sdpa", None, "sdpa", None),
-        ("eager", None, "eager", "as in checkpoint-4 eager: which is used"),
-        ("flash_attention_9", None, "sdpa", "which is not available here"),
+        ("eager", None, "eager", "eager (as in checkpoint-4) is used, where transformers would choose sdpa"),
+        ("flash_attention_9", None, "sdpa", "(as in checkpoint-4) is not available here: sdpa is used"),
         ("eager", "sdpa", "sdpa", None),
     ],
 )

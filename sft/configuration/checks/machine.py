@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sft.common.machine_records import MachineFacts, too_many_processes
+from sft.common.text import counted
 from sft.configuration.schema import SFTConfig
 
 INDUCTOR = "inductor"
@@ -36,7 +37,7 @@ def find_machine_problems(config: SFTConfig, machine: MachineFacts, *, is_dry_ru
     count = machine.processes_here if machine.is_launched else config.distributed.num_gpus or 1
     problem = too_many_processes(count, gpus, machine.num_cores)
     if problem is not None:
-        yield f"num_gpus is {count}, but {problem}"
+        yield f"{f'{count} processes were started' if machine.is_launched else f'num_gpus is {count}'}, but {problem}"
 
 
 def find_machine_notices(config: SFTConfig, machine: MachineFacts, *, nodes: int = 1) -> Iterator[str]:
@@ -48,12 +49,13 @@ def find_machine_notices(config: SFTConfig, machine: MachineFacts, *, nodes: int
             yield "fsdp has no effect: there is one process (num_gpus)."
         if config.distributed.ddp_backend is not None:
             yield "ddp_backend has no effect: there is one process (num_gpus)."
+    cores = counted(machine.num_cores, "CPU core")
     if machine.is_launched and _gpus(config, machine) == 0 and here > machine.num_cores:
-        yield f"{here} processes share {machine.num_cores} CPU cores, so each waits for the others; start fewer."
+        yield f"{here} processes share {cores}, so each waits for the others; start fewer."
     workers = config.training.dataloader_num_workers
     if isinstance(workers, int) and workers * here > machine.num_cores:
         of_all = f" x {here} processes" if here > 1 else ""
-        yield f"dataloader_num_workers: {workers}{of_all} is more than the {machine.num_cores} CPU cores here."
+        yield f"dataloader_num_workers: {workers}{of_all} is more than the {cores} here."
 
 
 def _gpus(config: SFTConfig, machine: MachineFacts) -> int | None:

@@ -200,7 +200,7 @@ def _open_files(
     """
     path = Path(base or ".") / str(entry.path)
     files = find_files(str(entry.path), base)
-    saved = sorted({str(file.parent) for file in files if is_saved_dataset(file.parent)})
+    saved = sorted(str(folder) for folder in {file.parent for file in files} if is_saved_dataset(folder))
     if saved:
         raise DataError(
             f"{path}: contains datasets that `save_to_disk` wrote ({', '.join(saved[:5])}). Give the folder of one of "

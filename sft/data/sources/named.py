@@ -94,7 +94,7 @@ def read_dataset(dataset: "Dataset | IterableDataset", file: str) -> Iterator[tu
     rows_at_once = max(1, min(MAX_ROWS, MAX_BYTES // max(bytes_a_row, 1)))
     for start in range(0, total, rows_at_once):
         columns = dataset[start : start + rows_at_once]
-        block = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        block = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         end = start + len(block)
         checked = [checked_record(values(record)) for record in block]
         yield Entries(file=file, lines=range(start + 1, end + 1), entries=checked), end / total
