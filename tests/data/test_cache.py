@@ -163,7 +163,7 @@ def test_find_or_make_on_a_full_disk_fails_in_one_line(tmp_path):
     def make(folder):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(DataError, match=r": No space left on device\. Free disk space or set another"):
+    with pytest.raises(DataError, match=messages.pattern(messages.OTHER_CACHE)):
         find_or_make(tmp_path, KEY, make)
 
 

@@ -153,7 +153,7 @@ def test_questions_without_an_answer_are_named_skipped_or_answered(
     assert len(problems) == (problem is not None)
     if problem is not None:
         assert problem.format(file=file) in problems[0]
-        assert "unanswerable: skip" in problems[0]
+        assert messages.SET_UNANSWERABLE in problems[0]
         assert "I don't know." in problems[0]
 
 
@@ -163,12 +163,13 @@ def test_questions_without_an_answer_of_both_splits_are_one_line(tmp_path, token
         train_file=write(tmp_path / "a.jsonl", rows), validation_file=write(tmp_path / "v.jsonl", rows[:2])
     )
     report = prepare(config, tokenizer).report
-    (line,) = [line for line in find_problems(report, config) if "without an answer" in line]
-    assert f"3 of 6 train rows (the first is {tmp_path}/a.jsonl:2) and 1 of 2 validation rows (" in line
+    (line,) = [line for line in find_problems(report, config) if messages.WITHOUT_ANSWER in line]
+    first = f"{tmp_path}/a.jsonl:2"
+    assert messages.FIRST_WITHOUT_ANSWER.format(train="3 of 6", row=first, validation="1 of 2") in line
     assert [line.split(": ")[0] for line in bad_row_lines(report, config)] == [f"{tmp_path}/a.jsonl:6"]
 
 
 def test_unanswerable_without_such_questions_is_noted(tmp_path, tokenizer, caplog):
     with caplog.at_level("INFO", logger="sft.data"):
         prepare(DataConfig(train_file=write(tmp_path / "a.jsonl", pairs(2)), unanswerable="skip"), tokenizer)
-    assert "unanswerable has no effect: no training source is in the format squad." in caplog.messages
+    assert messages.UNANSWERABLE_UNUSED in caplog.messages

@@ -97,7 +97,7 @@ def test_prepare_data_gives_a_base_model_the_plain_template(tmp_path, data_token
     data = prepare_data(DataConfig(train_file=_write(tmp_path / "a.jsonl", _pairs(2))), data_tokenizer, seed=0)
     assert _trained(data_tokenizer, data.train) == ["a0</s>", "a1</s>"]
     assert _prompted(data_tokenizer, data.train)[0] == "User:\nq0\n\nAssistant:\n\n\n"
-    assert "using `plain` (User: / Assistant: lines, each answer ends with </s>)" in caplog.text
+    assert messages.PLAIN_TEMPLATE.format(end="</s>") in caplog.text
 
 
 def test_prepare_data_trains_every_token_of_text(tmp_path, data_chat_tokenizer):
@@ -293,9 +293,7 @@ def test_prepare_data_splits_validation_off_by_seed(tmp_path, data_chat_tokenize
 
 def test_prepare_data_refuses_a_split_that_leaves_nothing(tmp_path, data_chat_tokenizer):
     config = DataConfig(train_file=_write(tmp_path / "a.jsonl", _pairs(3)), validation_split=0.1)
-    with pytest.raises(
-        DataError, match=r"validation_split 0\.1 of 3 rows leaves 0 rows for validation and 3 for training"
-    ):
+    with pytest.raises(DataError, match=messages.pattern(messages.NO_VALIDATION_ROWS, share=r"0\.1", rows=3)):
         prepare_data(config, data_chat_tokenizer, seed=0)
 
 
@@ -359,9 +357,7 @@ def test_prepare_data_refuses_a_broken_template_in_one_line(tmp_path, data_token
 
 def test_prepare_data_refuses_a_tokenizer_without_offsets(tmp_path, data_chat_tokenizer, monkeypatch):
     monkeypatch.setattr(type(data_chat_tokenizer), "is_fast", False)
-    with pytest.raises(
-        ConfigError, match=r"does not report the character offsets of its tokens\. Use a fast tokenizer"
-    ):
+    with pytest.raises(ConfigError, match=messages.pattern(messages.NO_OFFSETS)):
         prepare_data(DataConfig(train_file="a.jsonl"), data_chat_tokenizer, seed=0)
 
 

@@ -283,7 +283,7 @@ def check_error(case: Case, error: DataError) -> None:
         "invalid JSON, Exceeds the limit",
     )
     about = problem[place.end() :]
-    if not about.startswith(has_no_line) and "nested too deeply" not in about and "column name" not in about:
+    if not about.startswith(has_no_line) and messages.NESTED_TOO_DEEPLY not in about and "column name" not in about:
         assert place[1], problem
         assert 1 <= int(place[1]) <= max(len(case.lines), len(re.split(rb"\r\n|\r|\n", case.data))), problem
     if case.kind == "jsonl" and not case.damage and not case.lines[0].strip().startswith(b"["):

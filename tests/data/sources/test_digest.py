@@ -9,6 +9,7 @@ import pytest
 from sft.common.errors import DataError
 from sft.configuration.schema import DataConfig, DatasetSource
 from sft.data.sources.load import open_sources
+from tests.support import messages
 from tests.support.source_files import ROWS, _write, rows_of, source_of
 
 
@@ -51,7 +52,7 @@ def test_digest_reports_a_deleted_file(tmp_path):
     _write(tmp_path, a=1)
     source = source_of(tmp_path)
     (tmp_path / "a.jsonl").unlink()
-    with pytest.raises(DataError, match=r"a\.jsonl: no such file\.$"):
+    with pytest.raises(DataError, match=rf"a\.jsonl: {messages.pattern(messages.NO_FILE)}$"):
         source.digest()
-    with pytest.raises(DataError, match=r"a\.jsonl: no such file\.$"):
+    with pytest.raises(DataError, match=rf"a\.jsonl: {messages.pattern(messages.NO_FILE)}$"):
         rows_of(source)

@@ -38,7 +38,10 @@ def test_open_sources_leaves_validation_files_for_a_validation_split(tmp_path):
 def test_open_sources_accepts_a_single_file_of_any_name(tmp_path):
     _write(tmp_path, test=2)
     assert len(rows_of(open_sources(DataConfig(dataset_path=str(tmp_path / "test.jsonl"))).train[0])) == 2
-    with pytest.raises(DataError, match=r"no training file among .*test\.jsonl\. Set train_file to it"):
+    with pytest.raises(
+        DataError,
+        match=rf"{messages.NO_FILE_AMONG.format(kind='training', files='.*test')}\.jsonl\. {messages.SET_TRAIN_FILE}",
+    ):
         open_sources(DataConfig(dataset_path=str(tmp_path)))
 
 
@@ -96,7 +99,9 @@ def test_open_sources_reads_the_split_of_an_entry(tmp_path):
     assert both.unused == (str(tmp_path / "test.jsonl"),)
     assert len(rows_of(source_of(tmp_path / "test.jsonl", split="test"))) == 1
     for path, split, kind in ((tmp_path, "odd", "odd"), (tmp_path / "test.jsonl", "train", "training")):
-        with pytest.raises(DataError, match=rf"no {kind} file among .*test\.jsonl"):
+        with pytest.raises(
+            DataError, match=messages.pattern(messages.NO_FILE_AMONG, kind=kind, files=r".*test\.jsonl")
+        ):
             source_of(path, split=split)
 
 

@@ -36,7 +36,7 @@ def test_open_sources_reads_a_folder_by_dataset_name(tmp_path):
 def test_open_sources_reports_what_is_wrong_with_a_saved_dataset(tmp_path):
     made = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"test": made}).save_to_disk(str(tmp_path / "no_train"))
-    with pytest.raises(DataError, match=r"no split 'train'\. Splits: test\."):
+    with pytest.raises(DataError, match=messages.pattern(messages.NO_SPLIT, name="train", names="test")):
         open_sources(DataConfig(dataset_name=str(tmp_path / "no_train")))
     made.select([]).save_to_disk(str(tmp_path / "empty"))
     with pytest.raises(DataError):
@@ -107,7 +107,9 @@ def test_open_sources_loads_the_dataset_split_of_an_entry(tmp_path, monkeypatch)
     (sliced,) = opened("train[:50%]").train
     assert [str(row.source) for row in rows_of(sliced)] == ["x/y[train[:50%]]:1"]
     assert asked[-1] == ("x/y", "main", {"split": "train[:50%]"})
-    with pytest.raises(DataError, match=r"x/y: no split 'odd'\. Splits: train, validation, test\."):
+    with pytest.raises(
+        DataError, match="x/y: " + messages.pattern(messages.NO_SPLIT, name="odd", names="train, validation, test")
+    ):
         opened("odd")
 
 
@@ -184,11 +186,13 @@ def test_validation_file_may_be_a_saved_dataset(tmp_path, splits, expected):
 
 def test_open_sources_names_what_a_saved_dataset_lacks(tmp_path):
     several = saved(tmp_path / "several", "train", "odd", "even")
-    with pytest.raises(DataError, match=r"has no split 'validation'\. Splits: train, odd, even\."):
+    with pytest.raises(
+        DataError, match="has " + messages.pattern(messages.NO_SPLIT, name="validation", names="train, odd, even")
+    ):
         open_sources(DataConfig(train_file=several, validation_file=several))
-    with pytest.raises(DataError, match=r"no split 'test'\. Splits: train, odd, even\."):
+    with pytest.raises(DataError, match=messages.pattern(messages.NO_SPLIT, name="test", names="train, odd, even")):
         open_sources(DataConfig(datasets=[DatasetSource(path=several, split="test")]))
-    with pytest.raises(DataError, match=r"contains datasets that `save_to_disk` wrote .*several"):
+    with pytest.raises(DataError, match=messages.pattern(messages.SEVERAL_DATASETS, where=".*")):
         open_sources(DataConfig(train_file=str(tmp_path)))
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "dataset_dict.json").write_text("{")

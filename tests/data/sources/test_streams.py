@@ -20,7 +20,7 @@ def test_read_file_reads_every_frame_of_an_archive(tmp_path):
 
 
 def test_read_file_reports_a_missing_file(tmp_path):
-    with pytest.raises(DataError, match=r"no\.jsonl: no such file\.$"):
+    with pytest.raises(DataError, match=rf"no\.jsonl: {messages.pattern(messages.NO_FILE)}$"):
         list(read_rows(tmp_path / "no.jsonl"))
 
 
