@@ -15,6 +15,7 @@ from sft.common.errors import ConfigError
 from sft.prompting import limits
 from sft.prompting.limits import render_chat, template_limits
 from sft.prompting.rendering import ChatRenderer
+from tests.support import messages
 from tests.support.paths import REPOSITORY
 from tests.support.prompts import CHATML, conversation_with, trained_texts
 
@@ -59,24 +60,20 @@ def short_of_memory(monkeypatch):
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_template_without_end_is_one_line(data_with_template, short_of_time, name):
-    with pytest.raises(
-        ConfigError, match=r"^chat_template: the template does not end: it has taken 0 seconds"
-    ) as caught:
+    with pytest.raises(ConfigError, match="^chat_template: " + messages.ENDLESS_TEMPLATE.format(seconds=0)) as caught:
         ChatRenderer(data_with_template(ENDLESS[name] + CHATML))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", HUGE)
 def test_a_template_that_wants_too_much_memory_is_one_line(data_with_template, short_of_memory, name):
-    with pytest.raises(ConfigError, match=r"^chat_template: the template needs too much memory: more than 0 GiB for"):
+    with pytest.raises(ConfigError, match="^chat_template: " + messages.HUGE_TEMPLATE.format(size=0)):
         ChatRenderer(data_with_template(HUGE[name] + CHATML))
 
 
 @pytest.mark.parametrize("name", LONG)
 def test_a_template_that_writes_too_much_is_one_line(data_with_template, name):
-    with pytest.raises(
-        ConfigError, match=r"^chat_template: the template writes too much: 2,000,\d\d\d characters for a"
-    ):
+    with pytest.raises(ConfigError, match="^chat_template: " + messages.LONG_TEMPLATE.format(count=r"2,000,\d\d\d")):
         ChatRenderer(data_with_template(LONG[name] + CHATML))
 
 
@@ -93,7 +90,7 @@ def test_a_template_that_writes_too_much_is_one_line(data_with_template, name):
 )
 def test_a_template_that_python_refuses_is_one_line(data_with_template, template):
     with pytest.raises(
-        ConfigError, match=r"^chat_template: it cannot render a question and an answer: .*\. Fix it"
+        ConfigError, match="^chat_template: " + messages.pattern(messages.CANNOT_RENDER, error=".*")
     ) as caught:
         ChatRenderer(data_with_template(template + CHATML))
     assert len(str(caught.value)) < 300
@@ -108,7 +105,8 @@ def test_a_row_on_which_a_template_does_not_end_stops_the_run(
     rows = [conversation_with("a", "b") for _ in range(3)]
     rows[number] = conversation_with("STOP", "b")
     with pytest.raises(
-        ConfigError, match=r"^chat_template: the template (does not end|needs too much|writes too much)"
+        ConfigError,
+        match="^chat_template: " + messages.BAD_TEMPLATE,
     ):
         renderer.render_all(rows)
     with pytest.raises(ConfigError):
@@ -121,7 +119,7 @@ def test_the_message_names_the_folder_of_a_template_that_was_not_set(short_of_ti
     (tmp_path / "tokenizer_config.json").write_bytes((TINY_CHAT / "tokenizer_config.json").read_bytes())
     (tmp_path / "chat_template.jinja").write_text(LOOP)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=rf"^chat_template: the template of {tmp_path} does not end"):
+    with pytest.raises(ConfigError, match="^chat_template: " + messages.TEMPLATE_OF_FOLDER.format(path=tmp_path)):
         render_chat(tokenizer, [{"role": "user", "content": "a"}])
 
 

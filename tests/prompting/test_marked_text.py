@@ -11,6 +11,7 @@ from sft.prompting import marked_text
 from sft.prompting.messages import RowRefused
 from sft.prompting.rendering import ChatRenderer
 from sft.prompting.template import ChatTemplate
+from tests.support import messages
 from tests.support.chat_templates import ASKS, END, LOOP, TOOL_TURNS, TOOLS, TURNS
 from tests.support.prompts import FAMILIES
 
@@ -95,5 +96,5 @@ def test_a_conversation_that_needs_too_many_prefixes_is_refused_with_a_reason(da
     lengths = LOOP + "<|{{ m.role }}|>({{ m.content | length }}){{ m.content }}<|end|>" + END
     renderer = ChatRenderer(data_with_template(lengths + ASKS + "<|assistant|>{% endif %}"))
     assert renderer.render(conversation("plain", 20)).trained_spans
-    with pytest.raises(RowRefused, match=r"of 100: the chat template writes the messages too differently to locate"):
+    with pytest.raises(RowRefused, match=f"of 100: {messages.TOO_DIFFERENT}"):
         renderer.render(conversation("plain", 100))

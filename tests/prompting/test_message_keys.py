@@ -5,6 +5,7 @@ import pytest
 from sft.data.digest import conversation_digest
 from sft.prompting.messages import THOUGHTS, RowRefused
 from sft.prompting.rendering import ChatRenderer
+from tests.support import messages
 from tests.support.prompts import CHATML, A, U, convert, trained_texts
 
 TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
@@ -146,7 +147,7 @@ def test_thoughts_with_two_texts_are_refused(data_with_template, thoughts, is_re
     turns = {"messages": [U, {**A, **thoughts}]}
     turns["conversations"] = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y", **thoughts}]
     if is_refused:
-        with pytest.raises(RowRefused, match="their texts differ") as caught:
+        with pytest.raises(RowRefused, match=messages.TEXTS_DIFFER) as caught:
             convert({form: turns[form]})
         assert caught.value.problem.reason == "two_thoughts"
         return
@@ -159,7 +160,7 @@ def test_thoughts_with_two_texts_are_refused(data_with_template, thoughts, is_re
 @pytest.mark.parametrize("key", THOUGHTS)
 @pytest.mark.parametrize("value", [3, {"effort": "low"}, ["a"], True])
 def test_thoughts_that_are_not_text_are_refused(key, value):
-    with pytest.raises(RowRefused, match=rf"messages\[1\]: {key} must be text"):
+    with pytest.raises(RowRefused, match=rf"messages\[1\]: {messages.MUST_BE_TEXT.format(key=key)}"):
         convert({"messages": [U, {**A, key: value}]})
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from sft.prompting.formats import find_format
 from sft.prompting.messages import RowRefused, openai_messages, sharegpt_messages
+from tests.support import messages
 from tests.support.prompts import A, U, convert
 
 CALL = {"name": "f", "arguments": '{"x": 1}'}
@@ -92,7 +93,7 @@ def test_formats_refuse_a_record_with_its_reason(record, reason):
 
 
 def test_find_format_convert_names_a_missing_field():
-    with pytest.raises(RowRefused, match="no field 'answer'; fields: question, id") as caught:
+    with pytest.raises(RowRefused, match=messages.NO_FIELD.format(name="answer", names="question, id")) as caught:
         find_format({"question", "answer"}).convert({"question": "q", "id": 1})
     assert caught.value.problem.reason == "missing_field"
 

@@ -4,6 +4,7 @@ import pytest
 
 from sft.common.errors import ConfigError
 from sft.prompting.rendering import ChatRenderer
+from tests.support import messages
 from tests.support.chat_templates import END, LOOP, TURNS, TWO, WHOLE, chat_of, mark_spans
 from tests.support.prompts import CHATML, FAMILIES, conversation_with, trained_texts
 
@@ -54,7 +55,7 @@ def test_render_adds_an_end_token_if_the_template_has_none(tokenizer_with, habit
 
 
 def test_chat_renderer_refuses_a_template_that_prints_parts_as_python(tokenizer_with):
-    with pytest.raises(ConfigError, match="it does not write the assistant's content"):
+    with pytest.raises(ConfigError, match=messages.NOT_WRITTEN):
         ChatRenderer(tokenizer_with(LOOP + "{{ m.content[:3] }}" + END))
 
 

@@ -5,6 +5,7 @@ import pytest
 from sft.common.errors import ConfigError
 from sft.prompting.rendering import ChatRenderer
 from sft.prompting.templates import resolve_chat_template, shipped_template_names
+from tests.support import messages
 from tests.support.prompts import conversation_with, trained_texts
 
 
@@ -15,7 +16,10 @@ def test_resolve_chat_template_accepts_name_file_and_text(tmp_path):
     assert resolve_chat_template("{{ messages }}", begins_with_bos=True) == "{{ messages }}"
     (tmp_path / "mine.jinja").write_text("mine")
     assert resolve_chat_template(str(tmp_path / "mine.jinja"), begins_with_bos=True) == "mine"
-    with pytest.raises(ConfigError, match=r"chat_template: 'chatm' is neither .* Did you mean 'chatml'\?"):
+    with pytest.raises(
+        ConfigError,
+        match="chat_template: " + messages.pattern(messages.NO_TEMPLATE_NAME, name="chatm", kinds=".*", other="chatml"),
+    ):
         resolve_chat_template("chatm", begins_with_bos=False)
 
 

@@ -7,6 +7,7 @@ from sft.data.rows import NOTE_FLAGS
 from sft.prompting.messages import RowRefused
 from sft.prompting.rendering import ChatRenderer
 from sft.prompting.turns import NOTES
+from tests.support import messages
 from tests.support.chat_templates import (
     ASKS,
     END,
@@ -173,7 +174,7 @@ def test_render_notes_omitted_thoughts(tokenizer_with):
 )
 def test_render_refuses_a_turn_that_it_cannot_locate(tokenizer_with, reason, template, conversation, message):
     renderer = ChatRenderer(tokenizer_with(template))
-    with pytest.raises(RowRefused, match=f"message 2: .*{message}") as caught:
+    with pytest.raises(RowRefused, match=f"{messages.MESSAGE.format(number=2)}.*{message}") as caught:
         renderer.render(conversation)
     assert caught.value.problem.reason == reason
 
