@@ -8,6 +8,7 @@ from sft.common.errors import ModelError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import LoRAConfig, ModelConfig
 from sft.modeling.loading import load_pretrained_model
+from tests.support import messages
 from tests.support.small_models import ARCHITECTURES
 
 CPU = DistributedContext()
@@ -43,5 +44,8 @@ def test_load_model_names_the_layers_where_a_target_matches_nothing(model_folder
 
 def test_load_model_refuses_unknown_modules_to_save(model_folder):
     config = ModelConfig(model_name_or_path=model_folder("llama"))
-    with pytest.raises(ModelError, match=r"modules_to_save \[wte\] match nothing .* embed_tokens"):
+    with pytest.raises(
+        ModelError,
+        match=messages.pattern(messages.MATCH_NOTHING, key="modules_to_save", names="wte") + " .* embed_tokens",
+    ):
         load_pretrained_model(config, LoRAConfig(modules_to_save=["wte"]), None, FLOAT32, CPU)

@@ -37,13 +37,13 @@ def test_an_encoder_decoder_model_is_refused_before_its_weights_are_read(kind, t
 def test_a_multimodal_model_without_a_causal_text_part_is_named(kind, takes):
     problem = why_not_causal_lm(kind(architectures=["TheirModel"]))
     assert problem is not None
-    assert problem.startswith(f"is a multimodal model (TheirModel: {takes} and text), which transformers does not load")
+    assert problem.startswith(messages.MULTIMODAL.format(name="TheirModel", takes=takes))
     assert "\n" not in problem
 
 
 @pytest.mark.parametrize("kind", OTHER)
 def test_another_model_is_named_by_its_class_or_type(kind):
-    assert why_not_causal_lm(kind()).startswith(f"is not a causal language model ({kind().model_type})")
+    assert why_not_causal_lm(kind()).startswith(messages.NOT_CAUSAL_MODEL.format(kind=kind().model_type))
 
 
 @pytest.mark.parametrize("kind", CAUSAL)

@@ -40,7 +40,7 @@ def test_a_router_loss_that_config_json_asks_for_is_reported(name, asks, coeffic
     line = left_out_line(BUILDERS[name](output_router_logits=asks, router_aux_loss_coef=coefficient).train())
     assert (line is not None) == (asks and coefficient > 0)
     if line is not None:
-        assert f"a router loss (router_aux_loss_coef: {coefficient}" in line
+        assert messages.ROUTER_LOSS.format(coefficient=coefficient) in line
         assert messages.LOSS_LEFT_OUT in line
         assert len(line.splitlines()) == 1
 
@@ -70,7 +70,7 @@ def test_another_term_is_reported_without_a_name():
 
     model.forward = forward
     line = left_out_line(model)
-    assert "adds another term to the cross-entropy, +" in line
+    assert messages.ANOTHER_LOSS in line
     assert messages.LOSS_LEFT_OUT in line
 
 

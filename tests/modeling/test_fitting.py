@@ -7,13 +7,14 @@ import pytest
 from sft.common.errors import ModelError
 from sft.modeling.fitting import fit_to_tokenizer, set_generation_defaults
 from sft.training.callbacks import SpecialTokensCallback
+from tests.support import messages
 from tests.support.small_models import VOCABULARY, build_model, build_tokenizer
 
 
 def test_fit_to_tokenizer_refuses_rows_beyond_learned_positions():
     tokenizer = build_tokenizer()
     fit_to_tokenizer(build_model("gpt2"), tokenizer, 128, adapters_only=False)
-    with pytest.raises(ModelError, match="Write max_seq_length: 128 or less"):
+    with pytest.raises(ModelError, match=messages.WRITE_LENGTH.format(length=128)):
         fit_to_tokenizer(build_model("gpt2"), tokenizer, 129, adapters_only=False)
     fit_to_tokenizer(build_model("llama"), tokenizer, 4096, adapters_only=False)  # rotary: allowed, and logged
 
@@ -21,7 +22,7 @@ def test_fit_to_tokenizer_refuses_rows_beyond_learned_positions():
 def test_fit_to_tokenizer_adds_embeddings_for_new_tokens_or_refuses():
     tokenizer = build_tokenizer()
     tokenizer.add_tokens([f"<new{i}>" for i in range(VOCABULARY)])
-    with pytest.raises(ModelError, match="adapters cannot add them"):
+    with pytest.raises(ModelError, match=messages.CANNOT_ADD_TOKENS):
         fit_to_tokenizer(build_model("llama"), tokenizer, 64, adapters_only=True)
     model = build_model("llama")
     fit_to_tokenizer(model, tokenizer, 64, adapters_only=False)

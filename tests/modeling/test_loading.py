@@ -10,6 +10,7 @@ from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig, TrainingConfig
 from sft.modeling.loading import load_pretrained_model
 from sft.modeling.precision import resolve_precision
+from tests.support import messages
 from tests.support.small_models import build_model
 
 CPU = DistributedContext()
@@ -29,7 +30,7 @@ def test_load_model_refuses_weights_that_lack_a_layer(tmp_path):
     model.save_pretrained(tmp_path)
     model.config.num_hidden_layers = 3
     model.config.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"lack 9 tensors of the model, model.layers.2"):
+    with pytest.raises(ModelError, match=messages.LACKS_TENSORS.format(count=9, names="model.layers.2")):
         load_pretrained_model(ModelConfig(model_name_or_path=str(tmp_path)), None, None, FLOAT32, CPU)
 
 
@@ -37,7 +38,7 @@ def test_load_model_reports_a_damaged_file_in_one_line(tmp_path):
     build_model("llama").save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(ModelError, match=r"model.safetensors: cannot be read: "):
+    with pytest.raises(ModelError, match=f"model.safetensors: {messages.CANNOT_BE_READ}"):
         load_pretrained_model(ModelConfig(model_name_or_path=str(tmp_path)), None, None, FLOAT32, CPU)
 
 

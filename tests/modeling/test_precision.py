@@ -9,6 +9,7 @@ from sft.common.errors import ConfigError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.precision import ON_CPU, resolve_precision
+from tests.support import messages
 
 CPU, GPU = DistributedContext(), DistributedContext(device="cuda:0")
 
@@ -55,7 +56,7 @@ def test_resolve_precision_on_cpu_depends_on_the_settings_alone(bf16, mixed, rea
 
 
 def test_resolve_precision_refuses_float16_on_cpu():
-    with pytest.raises(ConfigError, match="fp16: true needs a GPU"):
+    with pytest.raises(ConfigError, match=messages.NEEDS_GPU.format(key="fp16: true")):
         resolve_precision(ModelConfig(model_name_or_path="m"), TrainingConfig(fp16=True), CPU, adapters_only=False)
 
 

@@ -102,7 +102,9 @@ def test_modules_that_text_does_not_reach_get_no_adapters(name, unused, targets,
 
 def test_a_target_that_is_only_where_text_does_not_reach_is_refused():
     model = build("gemma3")
-    with pytest.raises(ModelError, match=r"target_modules \[fc1\] match nothing") as caught:
+    with pytest.raises(
+        ModelError, match=messages.pattern(messages.MATCH_NOTHING, key="target_modules", names="fc1")
+    ) as caught:
         add_text_adapters(model, LoRAConfig(target_modules=["q_proj", "fc1"]))
     assert "fc2" not in str(caught.value)
 
@@ -160,7 +162,7 @@ def test_experts_in_a_list_are_reported(caplog):
     mlp.experts = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(3))
     mlp.register_forward_hook(lambda module, _, output: module.experts[0](output))
     add_text_adapters(model, LoRAConfig(r=2, target_modules=["q_proj"]))
-    assert "frozen without adapters (model.layers.*.mlp.experts.*)" in caplog.text
+    assert messages.FROZEN_EXPERTS.format(names="model.layers.*.mlp.experts.*") in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_experts_in_a_list_are_reported(caplog):
 def test_linear_layers_that_all_linear_leaves_out_are_reported(name, layers, caplog):
     caplog.set_level("INFO", "sft")
     add_text_adapters(build(name), LoRAConfig(r=2))
-    found = [line for line in caplog.messages if line.startswith("Linear layers frozen without adapters: ")]
+    found = [line for line in caplog.messages if line.startswith(messages.FROZEN_LAYERS)]
     assert len(found) == (layers is not None)
     assert (layers or "") in "".join(found)
 
@@ -212,4 +214,4 @@ def test_a_model_that_cannot_be_tried_gets_adapters_everywhere_with_a_line(caplo
 
     model.forward = forward
     assert len(adapted(add_text_adapters(model, LoRAConfig(r=2)))) == 14
-    assert "so all of them count: 'pixel_values'" in caplog.text
+    assert messages.TEXT_NOT_TRIED.format(error="'pixel_values'") in caplog.text
