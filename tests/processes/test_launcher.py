@@ -32,12 +32,12 @@ def test_a_rendezvous_at_a_port_in_use_is_refused_on_node_0_only():
         taken.listen()
         port = taken.getsockname()[1]
         launcher.check_rendezvous(two_nodes(f"localhost:{port}", node_rank=1))
-        with pytest.raises(ConfigError, match=f"port {port} of localhost cannot be used"):
+        with pytest.raises(ConfigError, match=messages.PORT_TAKEN.format(port=port, host="localhost")):
             launcher.check_rendezvous(two_nodes(f"localhost:{port}"))
 
 
 def test_a_rendezvous_on_another_machine_is_refused_on_node_0():
-    with pytest.raises(ConfigError, match="not an address of this machine"):
+    with pytest.raises(ConfigError, match=messages.NOT_THIS_MACHINE):
         launcher.check_rendezvous(two_nodes("192.0.2.1:29500"))  # reserved for documentation
 
 
@@ -46,7 +46,7 @@ def test_a_rendezvous_whose_name_is_unknown_is_refused(monkeypatch):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    with pytest.raises(ConfigError, match="'nowhere' cannot be resolved"):
+    with pytest.raises(ConfigError, match=messages.NO_SUCH_HOST.format(name="nowhere")):
         launcher.check_rendezvous(two_nodes("nowhere:29500", node_rank=1))
 
 
@@ -74,7 +74,7 @@ def test_the_process_that_died_first_is_named_with_its_log(capsys):
 
 def test_a_hang_is_named(capsys):
     assert status({}, {0: failure(0, 142)}) == 142
-    assert "rank 0 hung" in capsys.readouterr().err
+    assert messages.RANK_HUNG.format(rank=0) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

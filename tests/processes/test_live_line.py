@@ -11,6 +11,7 @@ import pytest
 
 from sft.processes.live_line import LiveLine, fitted
 from sft.processes.terminal import can_colour, can_draw
+from tests.support import messages
 from tests.support.paths import REPOSITORY
 from tests.support.terminals import ERASE, HIDE, SHOW, UP, run_on_terminal, screen_of, table_below
 
@@ -42,7 +43,7 @@ def test_a_terminal_of_60_columns_shows_one_line_below_the_log_and_is_restored(s
     assert [piece for piece in drawn if len(piece) >= 60] == []
     screen = screen_of(written)
     assert not [line for line in screen if line.startswith("step ")], "nothing of it is left in the end"
-    assert [line.split()[3] for line in screen if line.startswith("validation at step")] == ["0", "3", "6"]
+    assert [step for step in range(7) if messages.VALIDATION_AT.format(step=step) in screen] == [0, 3, 6]
     results = table_below(written, "validation")
     assert results[1].split() == ["before", "after"]
     assert [line.split()[0] for line in results[3:]] == ["validation", "perplexity", "token", "sequence"]
@@ -56,7 +57,7 @@ def test_ctrl_c_restores_the_terminal(settings):
     assert status == 130, written
     assert same
     screen = screen_of(written)
-    assert any(line.startswith("Stopped at step") for line in screen)
+    assert any(line.startswith(messages.STOPPED_AT) for line in screen)
     assert screen[-1] == ""
     assert "Traceback" not in written
 

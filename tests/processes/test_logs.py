@@ -59,7 +59,7 @@ def test_a_log_file_that_cannot_be_written_is_one_line(tmp_path, log, monkeypatc
             log.info("text")
     err = capfd.readouterr().err
     assert err.count("\n") == 1
-    assert "rank-0.log cannot be written" in err
+    assert f"rank-0.log {messages.CANNOT_BE_WRITTEN}" in err
 
 
 @pytest.mark.parametrize("drawn", [None, [], ["\x1b[1mdrawn\x1b[0m", "twice"]])

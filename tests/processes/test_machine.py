@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from sft.processes import machine
+from tests.support import messages
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_what_torch_compile_lacks(monkeypatch, tmp_path, on_gpu, found, variable
     assert answer is None if missing is None else missing in answer
     (tmp_path / "Python.h").unlink()
     if missing is None:
-        assert "Python's headers" in machine._missing_to_compile(on_gpu=on_gpu)
+        assert messages.PYTHON_HEADERS in machine._missing_to_compile(on_gpu=on_gpu)
     monkeypatch.setattr(machine, "is_installed", lambda name: False)
     if on_gpu:
         assert "triton" in machine._missing_to_compile(on_gpu=True)

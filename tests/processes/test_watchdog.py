@@ -27,12 +27,12 @@ def test_a_hang_is_reported_with_phase_step_and_stacks(tmp_path):
     done = run_python(tmp_path / "out", "dog.expect('in step', 7); time.sleep(60)")
     assert done.returncode == HUNG_STATUS == 142
     report = (tmp_path / "out" / "hang-rank-3.txt").read_text()
-    assert report.startswith("Rank 3, in step 7: no progress for ")
+    assert report.startswith(messages.NO_PROGRESS.format(rank=3, step=7))
     assert 'File "<string>", line 4 in <module>' in report
     assert "watchdog.py" in report  # all threads
     assert done.stderr.count("\n") == 1
     assert messages.STACKS.format(path=tmp_path / "out" / "hang-rank-3.txt") in done.stderr
-    assert "(hang_timeout_seconds: 0.5)" in done.stderr
+    assert messages.HANG_TIMEOUT.format(seconds=0.5) in done.stderr
 
 
 def test_a_hang_in_a_library_that_holds_the_interpreter_ends_too(tmp_path):
@@ -64,7 +64,7 @@ def test_another_process_that_hangs_ends_this_one_but_an_old_report_does_not(tmp
     body = f"dog.expect('in step', 3); time.sleep(1); open({other!r}, 'w').write('new'); time.sleep(60)"
     done = run_python(tmp_path, body, seconds=10)
     assert done.returncode == HUNG_STATUS
-    assert "Rank 3, in step 3: another process has hung" in done.stderr
+    assert messages.ANOTHER_HUNG.format(rank=3, step=3) in done.stderr
     assert "line 4 in <module>" in (tmp_path / "hang-rank-3.txt").read_text()
 
 
