@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+_MOST_LAYERS = 10_000
+"""More would be built for hours, one after the other, before the files are compared."""
+
+
 def why_not_causal_lm(config: "PretrainedConfig") -> str | None:
     """What else the model is, after its name, and what to do; None if it can be loaded as a causal language model."""
     name = architecture_name(config)
@@ -20,7 +24,7 @@ def why_not_causal_lm(config: "PretrainedConfig") -> str | None:
         )
     own_code = getattr(config, "auto_map", None) or {}
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in own_code:
-        return None
+        return _too_many_layers(config)
     inputs = other_inputs(config)
     if inputs:
         return (
@@ -32,6 +36,14 @@ def why_not_causal_lm(config: "PretrainedConfig") -> str | None:
         f"is not a causal language model ({name}): transformers cannot load it with AutoModelForCausalLM. Choose a "
         "decoder-only language model."
     )
+
+
+def _too_many_layers(config: "PretrainedConfig") -> str | None:
+    """What is wrong with the number of layers; None if it is plausible."""
+    number = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(number, int) or number <= _MOST_LAYERS:
+        return None
+    return f"has {number:,} layers by its config.json (num_hidden_layers), more than any model. Correct the file."
 
 
 def text_part_line(config: "PretrainedConfig", model: Any) -> str | None:

@@ -42,7 +42,7 @@ def generation_errors_named(model: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError, AssertionError) as error:
         if is_device_error(error) or isinstance(model, FSDPModule) or not _generates_plainly(model):
             raise
         raise ModelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Collection
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft.common.errors import ConfigError, ModelError, one_line
 from sft.common.run_records import DistributedContext, Precision
-from sft.common.text import counted
+from sft.common.text import counted, first_of
 from sft.configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig
 from sft.modeling.architecture import text_part_line, why_not_causal_lm
 from sft.modeling.loading_errors import readable_loading_errors
@@ -58,8 +59,9 @@ def load_pretrained_model(
         # Each process holds the full model on its own device; `auto` would split it over all (accelerate#2713).
         options["device_map"] = {"": context.device}
     described = _check_architecture(config)
-    model = _load_weights(config, options)
-    if described is not None and (line := text_part_line(described, model)):
+    model, unused = _load_weights(config, options)
+    line = described and text_part_line(described, model)
+    if line or (line := _unused_line(config.model_name_or_path, unused)):
         logger.info(line)
     if config.gguf_file is not None:
         _clear_gguf_quantization(model)
@@ -95,8 +97,18 @@ def _check_architecture(config: ModelConfig) -> "PretrainedConfig | None":
     return found
 
 
-def _load_weights(config: ModelConfig, options: dict[str, Any]) -> Any:
-    """Load the model and check that no weight is missing.
+def _unused_line(path: str, names: Collection[str]) -> str | None:
+    """A line for the log about tensors in the files that the model does not have, such as those of further layers."""
+    if not names:
+        return None
+    return (
+        f"{path}: {counted(len(names), 'tensor')} of the weights do not belong to the model that config.json describes, and are left out: "
+        f"{first_of(sorted(names)[:3], len(names))}."
+    )
+
+
+def _load_weights(config: ModelConfig, options: dict[str, Any]) -> tuple[Any, Collection[str]]:
+    """Load the model and check that no weight is missing; also the names of weights that it does not have.
 
     Raises:
         ModelError: if the files cannot be read, or lack some of the weights.
@@ -131,7 +143,7 @@ def _load_weights(config: ModelConfig, options: dict[str, Any]) -> Any:
             f"{config.model_name_or_path}: the weights lack {len(missing)} tensors of the model, {missing[0]} among "
             "them. The files do not belong to its config.json, or are incomplete."
         )
-    return model
+    return model, loading["unexpected_keys"]
 
 
 def _clear_gguf_quantization(model: Any) -> None:

@@ -37,7 +37,9 @@ _REGULAR = ("model.safetensors", "adapter_model.safetensors", "tokenizer.json", 
 
 
 def check_settings_files(folder: Path) -> None:
-    """Check that each file of settings in a model's folder is a JSON object: some libraries pass over one that is not.
+    """Check that each file of settings in a model's folder is a JSON object, and that no link points to nothing.
+
+    Some libraries pass over a file that is neither.
 
     Raises:
         ModelError: naming the file.
@@ -48,6 +50,8 @@ def check_settings_files(folder: Path) -> None:
     for name in _REGULAR:
         if (folder / name).is_dir():
             raise ModelError(f"{folder / name}: is a folder, where a file is expected.")
+        if (folder / name).is_symlink() and not (folder / name).exists():
+            raise ModelError(f"{folder / name}: is a link to nothing. Download the model again, completely.")
 
 
 def find_broken_file(folder: Path, what: str) -> str | None:

@@ -32,7 +32,7 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     gguf = {"gguf_file": config.gguf_file} if config.gguf_file and config.tokenizer_name_or_path is None else {}
     with readable_loading_errors("tokenizer", path):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code, **gguf)
-        len(tokenizer), tokenizer("a b")  # some values only fail when they are used
+        len(tokenizer), tokenizer("a b \u0394\U0001f600")  # some values only fail when they are used
     if not tokenizer.is_fast:
         raise ModelError(
             f"{path}: its tokenizer has no fast version, so the trained tokens cannot be found in the text. "

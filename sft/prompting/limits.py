@@ -83,7 +83,7 @@ def check_length(
     """
     if len(text) <= _CHARACTERS or len(text) <= _CHARACTERS_PER_CHARACTER * _num_characters(messages):
         return
-    given = len(json.dumps([messages, tools], ensure_ascii=False, default=str)) + len(str(tokenizer.chat_template))
+    given = len(json.dumps([messages, tools], ensure_ascii=False, default=str))
     if len(text) > _CHARACTERS + _CHARACTERS_PER_CHARACTER * given:
         raise ConfigError(
             f"{template_name(tokenizer)} writes too much: {len(text):,} characters for a conversation of {given:,}. "

@@ -44,6 +44,7 @@ HUGE = {
 }
 LONG = {
     "a long text": "{{ 'a' * (2 * 10**6) }}",
+    "of its own": "a" * (2 * 10**6),
     "many pieces": "{% for i in range(2000) %}{{ 'a' * 1000 }}{% endfor %}",
 }
 

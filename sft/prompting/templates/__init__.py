@@ -56,7 +56,7 @@ def resolve_chat_template(setting: str, *, begins_with_bos: bool) -> str:
     refuse_special_files(ConfigError, path, name="chat_template")
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")  # a byte order mark would be trained in each row
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"chat_template: {path} cannot be read as UTF-8 text: {one_line(error)}.") from None
     names = shipped_template_names()
