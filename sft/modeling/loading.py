@@ -102,8 +102,8 @@ def _unused_line(path: str, names: Collection[str]) -> str | None:
     if not names:
         return None
     return (
-        f"{path}: {counted(len(names), 'tensor')} of the weights do not belong to the model that config.json describes, and are left out: "
-        f"{first_of(sorted(names)[:3], len(names))}."
+        f"{path}: {counted(len(names), 'tensor')} of the weights do not belong to the model that config.json "
+        f"describes, and are left out: {first_of(sorted(names)[:3], len(names))}."
     )
 
 
