@@ -15,17 +15,23 @@ def agree_on_smallest(number: int, context: DistributedContext) -> int:
     if context.world_size == 1:
         return number
     device = context.device if distributed.get_backend() == "nccl" else "cpu"
-    smallest = torch.tensor(number, device=device)
+    smallest = torch.tensor(int(number), device=device)
     distributed.all_reduce(smallest, op=distributed.ReduceOp.MIN)
     return int(smallest)
 
 
-def gather_values(value: Any, context: DistributedContext) -> list[Any]:
-    """The values of all processes, by rank. Every process must call it."""
+def gather_values(value: Any, context: DistributedContext, group: distributed.ProcessGroup | None = None) -> list[Any]:
+    """The values of all processes, by rank. Every process must call it.
+
+    Args:
+        value: of this process.
+        context: this process.
+        group: from `open_cpu_group`; None for the main one.
+    """
     if context.world_size == 1:
         return [value]
     values: list[Any] = [None] * context.world_size
-    distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value, group=group)
     return values
 
 
@@ -38,17 +44,13 @@ def open_cpu_group(context: DistributedContext) -> distributed.ProcessGroup | No
 
 
 def agree_on_problem(
-    problem: str | None, context: DistributedContext, group: distributed.ProcessGroup | None
+    problem: str | None, context: DistributedContext, group: distributed.ProcessGroup | None = None
 ) -> str | None:
     """Wait for every process, and return the problem of the lowest rank that has one. Every process must call it.
 
     Args:
         problem: of this process; None if it has none.
         context: this process.
-        group: from `open_cpu_group`.
+        group: from `open_cpu_group`; None for the main one.
     """
-    if group is None:
-        return problem
-    found: list[str | None] = [None] * context.world_size
-    distributed.all_gather_object(found, problem, group=group)
-    return next((each for each in found if each is not None), None)
+    return next((each for each in gather_values(problem, context, group) if each is not None), None)

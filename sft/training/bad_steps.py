@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from sft.common.errors import TrainingError
 from sft.common.run_records import DistributedContext
-from sft.processes.agreement import open_cpu_group
+from sft.processes.agreement import gather_values, open_cpu_group
 
 logger = logging.getLogger("sft.train")
 MAX_LISTED_ROWS = 8
@@ -162,10 +162,7 @@ class BadSteps(TrainerCallback):
 
     def _describe_rows(self, rows: Sequence[int]) -> str:
         """Locations of the rows of all processes; the first few of them."""
-        if self._group is not None:
-            of_all: list[Any] = [None] * self._context.world_size
-            distributed.all_gather_object(of_all, list(rows), group=self._group)
-            rows = [row for own in of_all for row in own]
+        rows = [row for own in gather_values(list(rows), self._context, self._group) for row in own]
         if self._locate_row is None or not rows:
             return ""
         more = f" and {len(rows) - MAX_LISTED_ROWS} more" if len(rows) > MAX_LISTED_ROWS else ""

@@ -7,10 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sft.checkpointing.resume_point import ResumePoint
-from sft.common.run_records import DistributedContext
 from sft.configuration.schema import SFTConfig
 from sft.modeling.document_attention import attention_of
-from sft.processes.agreement import gather_values
 
 logger = logging.getLogger("sft.train")
 TRIED = "tried on the model"
@@ -57,19 +55,6 @@ def saved_findings(resume: ResumePoint | None, config: SFTConfig) -> LayoutFindi
     # Where the setting was off, nothing was found out.
     shares_prefixes = found.shares_prefixes or before.get("share_prefixes") is False
     return replace(found, shares_prefixes=shares_prefixes, reason=f"as in {resume.name}")
-
-
-def agree_on_obstacle(obstacle: str | None, context: DistributedContext) -> str | None:
-    """The obstacle of the lowest rank that has one: all processes lay out their rows in one way.
-
-    Every process must call it.
-    """
-    return next((each for each in gather_values(obstacle, context) if each is not None), None)
-
-
-def agree_on_all(found: bool, context: DistributedContext) -> bool:
-    """Whether all processes found it. Every process must call it."""
-    return all(gather_values(found, context))
 
 
 def keep_findings(found: LayoutFindings, kept: LayoutFindings | None, *, can_share: bool) -> LayoutFindings:

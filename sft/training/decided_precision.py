@@ -30,7 +30,7 @@ def decide_precision(config: SFTConfig, context: DistributedContext, resume: Res
         ConfigError: if a setting asks for a type that the devices lack, or for another one than the checkpoint's; if
             the devices lack the checkpoint's.
     """
-    all_have_bfloat16 = bool(agree_on_smallest(int(has_bfloat16(context.device)), context))
+    all_have_bfloat16 = bool(agree_on_smallest(has_bfloat16(context.device), context))
     precision = resolve_precision(
         config.model,
         config.training,

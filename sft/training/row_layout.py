@@ -15,8 +15,9 @@ from sft.modeling.document_attention import NAME as DOCUMENTS
 from sft.modeling.document_attention import UnsupportedAttention, attention_of
 from sft.modeling.output_layer import OutputLayer
 from sft.modeling.rope_by_row import give_rows_their_own_rope
+from sft.processes.agreement import agree_on_problem, agree_on_smallest
 from sft.processes.environment import uses_deepspeed
-from sft.training.decided_layout import TRIED, LayoutFindings, agree_on_all, agree_on_obstacle, keep_findings
+from sft.training.decided_layout import TRIED, LayoutFindings, keep_findings
 from sft.training.model_trials import ModelTrials
 
 if TYPE_CHECKING:
@@ -117,17 +118,17 @@ def resolve_layout(
         attention, obstacle = _attention(config.attn_implementation)
         obstacle = obstacle or _obstacle_in_settings(training, sharded=sharded)
         obstacle = kept.obstacle if kept is not None and obstacle is None else obstacle
-        obstacle = agree_on_obstacle(obstacle or trial.obstacle(attention, max_seq_length), context)
+        obstacle = agree_on_problem(obstacle or trial.obstacle(attention, max_seq_length), context)
         _refuse_if_needed(training, obstacle)
     is_padding_free = training.padding_free is not False and obstacle is None
     may_share = is_padding_free and training.share_prefixes and attention == DOCUMENTS and own_rope is None
-    shares_prefixes = agree_on_all(may_share and trial.can_share_prefixes(), context)
+    shares_prefixes = agree_on_smallest(may_share and trial.can_share_prefixes(), context)
     output_layer = None if sharded else trial.output_layer()
     found = LayoutFindings(
         is_padding_free=is_padding_free,
         obstacle=obstacle,
-        shares_prefixes=shares_prefixes,
-        uses_output_layer=agree_on_all(output_layer is not None, context),
+        shares_prefixes=bool(shares_prefixes),
+        uses_output_layer=bool(agree_on_smallest(output_layer is not None, context)),
         attention=attention_of(model),
     )
     found = keep_findings(found, kept, can_share=may_share)

@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
 from sft.common.data_records import DroppedRow
 from sft.common.errors import DataError
 from sft.common.run_records import DistributedContext
 from sft.configuration.schema import DataConfig
 from sft.data.checks import is_dropped_on_request, stops_run
 from sft.data.remarks import CountedRemarks, Remark
+from sft.processes.agreement import gather_values
 
 logger = logging.getLogger("sft.train")
 LOGGED_DROPS = 10
@@ -112,10 +111,7 @@ def take_dropped(
     failed = [problem for batch in batches for problem in batch.get("failed", ())]
     dropped = [row for batch in batches for row in batch.pop("dropped", ())]
     remarks = [remark for batch in batches for remark in batch.pop("remarks", ())]
-    found: list[Any] = [(failed, dropped, remarks)]
-    if context.world_size > 1:
-        found = [None] * context.world_size
-        torch.distributed.all_gather_object(found, (failed, dropped, remarks), group=group)
+    found = gather_values((failed, dropped, remarks), context, group)
     problems = list(dict.fromkeys(problem for failures, *_ in found for problem in failures))
     if problems:
         raise DataError(*problems)

@@ -12,7 +12,7 @@ from sft.common.run_records import BatchPlan, Precision
 from sft.configuration.schema import TrainingConfig
 from sft.modeling.document_attention import attention_of
 from sft.reporting.environment import compute_environment
-from sft.training import decided_layout
+from sft.training import row_layout
 from sft.training.decided_layout import TRIED, LayoutFindings, restore_attention, saved_findings
 from sft.training.run_identity import DataDigests, RunIdentity, decision_lines
 from tests.support import messages
@@ -114,8 +114,9 @@ def test_what_is_no_longer_possible_is_one_line(model, settings, lost, caplog):
     ],
 )
 def test_all_processes_use_what_each_of_them_found(monkeypatch, other, padding_free, shares, at_output):
-    asked = iter(["obstacle", "shares_prefixes", "uses_output_layer"])
-    monkeypatch.setattr(decided_layout, "gather_values", lambda value, _: [value, other.get(next(asked), value)])
+    asked = iter(["shares_prefixes", "uses_output_layer"])
+    monkeypatch.setattr(row_layout, "agree_on_problem", lambda value, _: value or other.get("obstacle"))
+    monkeypatch.setattr(row_layout, "agree_on_smallest", lambda value, _: min(value, other.get(next(asked), value)))
     layout = layout_of(build_model("llama"))
     found = layout.findings
     assert (layout.is_padding_free, found.shares_prefixes, found.uses_output_layer) == (padding_free, shares, at_output)
