@@ -62,21 +62,29 @@ def reason(error: BaseException) -> str:
     return f"{name}: {text}"
 
 
-def read_json(path: str | Path, raises: type[UserError], shape: Any = dict, *, name: str | None = None) -> Any:
-    """Read a JSON record that another program or version may have written.
+def read_json(
+    path: str | Path,
+    raises: type[UserError],
+    shape: Any = dict,
+    *,
+    name: str | None = None,
+    parse: Callable[[str], Any] = json.loads,
+) -> Any:
+    """Read a record that another program or version may have written.
 
     Args:
         path: the file.
         raises: class of the error.
         shape: what it must contain (see `sft.common.shapes`).
         name: of the file in the error; the path by default.
+        parse: reads its text, in another format than JSON.
 
     Raises:
         raises: if it cannot be read, is not JSON in UTF-8, is nested too deeply, or has another shape.
     """
     name = name or str(path)
     with outside_file(f"{name}: cannot be read", raises):
-        document = json.loads(read_regular(path).decode("utf-8"))
+        document = parse(read_regular(path).decode("utf-8"))
         if is_too_deep(document, MAX_DEPTH):
             raise RecursionError
     check_shape(document, raises, shape, name)

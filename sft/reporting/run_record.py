@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.errors import ConfigError
-from sft.common.files import refuse_special_files
-from sft.common.outside_files import MAX_DEPTH, check_shape, outside_file
-from sft.common.shapes import NUMBER, Each, is_too_deep
+from sft.common.outside_files import read_json
+from sft.common.shapes import NUMBER, Each
 from sft.configuration.yaml_bounds import load_bounded
 
 _SCORES = dict.fromkeys(("loss", "perplexity", "token_accuracy", "sequence_accuracy"), NUMBER)
@@ -69,16 +68,10 @@ def read_run_record(folder: str | Path) -> RunRecord:
     return RunRecord(folder=path if settings or summary else None, settings=settings, summary=summary)
 
 
-def _mapping_in(path: Path, read: Callable[[str], Any], shape: Any) -> Mapping[str, Any]:
-    refuse_special_files(ConfigError, path)
+def _mapping_in(path: Path, parse: Callable[[str], Any], shape: Any) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        with outside_file(f"{path}: cannot be read", ConfigError):
-            found = read(path.read_bytes().decode("utf-8"))
-            if is_too_deep(found, MAX_DEPTH):
-                raise RecursionError
-        check_shape(found, ConfigError, shape, str(path))
+        return read_json(path, ConfigError, shape, parse=parse)
     except ConfigError as error:
-        raise ConfigError(*(f"{problem}. Repair or remove it." for problem in error.problems)) from error
-    return found
+        raise ConfigError(f"{error}. Repair or remove it.") from error

@@ -13,7 +13,7 @@ import pytest
 
 from config_manager import load_config
 from sft.checkpointing.manifest import MANIFEST_FILE, find_damage, write_manifest
-from sft.common.errors import DataError, UserError
+from sft.common.errors import ConfigError, DataError, UserError
 from sft.common.files import refuse_special_files, special_file, special_kind
 from sft.configuration.checks.sharding import _check_deepspeed_file
 from sft.data.sources.files import FORMATS, find_files
@@ -93,12 +93,9 @@ READERS: dict[str, Callable[[], Any]] = {
     "datasets": lambda: open_sources(load("", base="model_name_or_path: m\ndatasets: ['x.json*']\n").data),
     "chat_template": lambda: resolve_chat_template("x", begins_with_bos=False),
     "model folder": lambda: readable_loading_errors("model", ".").__enter__(),
-    "settings of a run": lambda: read_run_record("run"),
-    "summary of a run": lambda: read_run_record("run"),
     "saved dataset": lambda: load_splits("run", None, None),
 }
-AT = {"settings of a run": "run/resolved_config.yaml", "summary of a run": "run/run_summary.json"}
-AT |= {"saved dataset": "run/x.arrow", "model folder": "x.safetensors"}
+AT = {"saved dataset": "run/x.arrow", "model folder": "x.safetensors"}
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -111,6 +108,15 @@ def test_every_reader_refuses_a_special_file(folder, reader, kind):
     with pytest.raises(UserError) as caught:
         READERS[reader]()
     assert [problem.removeprefix("chat_template: ") for problem in caught.value.problems] == [special_file(path)]
+
+
+@pytest.mark.parametrize("name", ["resolved_config.yaml", "run_summary.json"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_record_of_a_run_that_is_special_is_refused(folder, name, kind):
+    KINDS[kind](folder / name)
+    with pytest.raises(ConfigError) as caught:
+        read_run_record(".")
+    assert caught.value.problems == (f"{name}: cannot be read: it is {kind}, not a regular file. Repair or remove it.",)
 
 
 @pytest.mark.parametrize("kind", KINDS)
