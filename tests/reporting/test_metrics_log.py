@@ -10,6 +10,7 @@ import pytest
 
 from sft.reporting.metrics_log import MetricsLog, read_metrics
 from sft.reporting.samples_log import SamplesLog
+from tests.support import messages
 
 
 def test_metrics_log_continues_after_the_step_it_resumes_from(tmp_path):
@@ -105,4 +106,4 @@ def test_logs_resume_after_a_torn_last_line(tmp_path, torn, caplog):
             log(path, resume_step=2)
         assert [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] == [good]
         (line,) = caplog.messages
-        assert line.startswith(f"{path}:2 is not a complete line")
+        assert line.startswith(f"{path}:2 {messages.TORN_LINE}")

@@ -7,6 +7,7 @@ import dataclasses
 from sft.common.data_records import DataReport, DroppedRow, RowPreview, RowProblem
 from sft.common.machine_records import MemoryAdvice
 from sft.reporting.preflight.text import preflight_lines
+from tests.support import messages
 from tests.support.preflight_records import GIB, preflight, row_source, segments, source_report, train_report
 
 
@@ -64,7 +65,7 @@ def test_preflight_lines_show_everything():
 
 def test_preflight_lines_end_with_the_reasons():
     lines = preflight_lines(preflight(problems=("first " * 30, "second")), colour=False)
-    start = lines.index("NOT OK: training would not start.")
+    start = lines.index(messages.PREFLIGHT_NOT_OK)
     assert lines[start + 1].startswith("  1. first first")
     assert lines[start + 2].startswith("     first")
     assert lines[-1] == "  2. second"
@@ -100,13 +101,12 @@ def test_preflight_lines_report_what_does_not_fit():
         "                 3.0 GiB  gradient_checkpointing: true",
         "                 512 MiB  lora_config (r: 16, all-linear)",
     ]
-    assert " ".join(lines).count("DOES NOT FIT") == 2
+    assert " ".join(lines).count(messages.DOES_NOT_FIT) == 2
     least = (dataclasses.replace(advice[0], fits=False),)
     text = "\n".join(preflight_lines(dataclasses.replace(shown, advice=least), colour=False))
-    assert (
-        "No change of the settings would fit.\n                 3.0 GiB  smallest: gradient_checkpointing: true" in text
-    )
-    assert "DOES NOT FIT" not in " ".join(preflight_lines(preflight(), colour=False))
+    smallest = "                 3.0 GiB  smallest: gradient_checkpointing: true"
+    assert f"{messages.NO_CHANGE_FITS}\n{smallest}" in text
+    assert messages.DOES_NOT_FIT not in " ".join(preflight_lines(preflight(), colour=False))
 
 
 def test_preflight_lines_without_a_plan_or_a_row_that_could_be_tokenized():

@@ -9,6 +9,7 @@ import pytest
 from sft.common.run_records import SampleAnswer
 from sft.reporting.report.records import answers_of
 from sft.reporting.report.verdicts.verdict import BAD, GOOD, UNKNOWN, WARN
+from tests.support import messages
 from tests.support.report_records import GIB, data, machine, prompts, records, result, split, train_event
 from tests.support.verdicts import COMPLETE, HARDWARE, STEPS, STOPS, verdict_on
 
@@ -17,7 +18,7 @@ def test_completion_of_a_stopped_run_names_the_signal_and_the_checkpoint():
     stopped = result(status="interrupted", steps=40, after=None, last_checkpoint="out/checkpoint-40")
     found = verdict_on(COMPLETE, status="interrupted", step=40, result=stopped, ended_by="SIGTERM")
     assert found.state == WARN
-    assert "by SIGTERM at step 40" in found.sentence
+    assert messages.VERDICT_STOPPED.format(signal="SIGTERM", step=40) in found.sentence
     assert "out/checkpoint-40" in found.sentence
     assert found.figures == "40 of 100 steps (40.0%)."
 
@@ -51,7 +52,7 @@ def test_skipped_steps_are_not_known_with_deepspeed():
 
 def test_skipped_steps_mention_that_memory_ran_out():
     found = verdict_on(STEPS, result=result(memory_shortages={"training": 1, "evaluation": 1}))
-    assert (found.state, "ran out 2 times" in found.sentence) == (GOOD, True)
+    assert (found.state, messages.VERDICT_SHORTAGES.format(count=2) in found.sentence) == (GOOD, True)
 
 
 @pytest.mark.parametrize(("share", "state"), [(0.9, GOOD), (0.6, GOOD), (0.5, WARN), (0.3, WARN), (0.29, BAD)])
@@ -60,13 +61,13 @@ def test_hardware_by_gpu_utilization(share, state):
     found = verdict_on(HARDWARE, events=events, machine=machine(device="cuda:0", device_memory_bytes=3 * GIB))
     assert found.state == state
     assert f"GPU utilization {share:.0%}" in found.figures
-    assert "room for a larger micro-batch" not in found.sentence
+    assert messages.VERDICT_ROOM not in found.sentence
 
 
 def test_hardware_mentions_unused_memory():
     events = [train_event(1, 1.0, gpu_utilization=0.9)]
     found = verdict_on(HARDWARE, events=events, machine=machine(device="cuda:0"))
-    assert "room for a larger micro-batch" in found.sentence
+    assert messages.VERDICT_ROOM in found.sentence
 
 
 def test_hardware_by_few_samples_of_a_gpu_is_not_known():

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sft.reporting.report.verdicts.verdict import BAD, GOOD, UNKNOWN, WARN
+from tests.support import messages
 from tests.support.report_records import data, evaluation, falling, in_order, records, result, split, train_event
 from tests.support.verdicts import LEARN, LONG, OVERFIT, verdict_on
 
@@ -35,7 +36,7 @@ def test_learned_without_validation_judges_the_training_loss_only(last, state):
     }
     found = verdict_on(LEARN, **run)
     assert found.state == state
-    assert "there is no validation data" in found.sentence
+    assert messages.VERDICT_NO_VALIDATION in found.sentence
     assert "validation_split" in found.sentence
     assert verdict_on(OVERFIT, **run).state == UNKNOWN
     assert verdict_on(LONG, **run) is None
@@ -57,7 +58,7 @@ def test_learned_is_unknown_before_anything_was_logged():
 def test_learned_reports_divergence(events):
     found = verdict_on(LEARN, events=events, result=None, status="running")
     assert found.state == BAD
-    assert "It diverged" in found.sentence
+    assert f"It {messages.VERDICT_DIVERGED}" in found.sentence
     assert found.figures
 
 
@@ -69,7 +70,7 @@ def overfitting(last=1.2, training_last=0.2):
 def test_overfitting_if_validation_rises_while_training_falls():
     found = verdict_on(OVERFIT, events=overfitting(), result=result(after=1.2))
     assert found.state == BAD
-    assert "since step 50" in found.sentence
+    assert messages.VERDICT_SINCE.format(step=50) in found.sentence
     assert "1.0000 at step 50, 1.2000 at step 100; training loss" in found.figures
 
 
@@ -90,13 +91,13 @@ def test_no_overfitting_if_both_losses_rise():
         [evaluation(0, 3.0), evaluation(50, 1.0), evaluation(100, 1.3)],
     )
     found = verdict_on(OVERFIT, events=events)
-    assert (found.state, "rose together" in found.sentence) == (WARN, True)
+    assert (found.state, messages.VERDICT_BOTH_ROSE in found.sentence) == (WARN, True)
 
 
 def test_overfitting_but_the_best_model_is_saved():
     settings = {**records().settings, "load_best_model_at_end": True}
     found = verdict_on(OVERFIT, events=overfitting(), settings=settings, result=result(after=1.0))
-    assert (found.state, "of step 50" in found.sentence) == (GOOD, True)
+    assert (found.state, messages.VERDICT_BEST.format(step=50) in found.sentence) == (GOOD, True)
     still_runs = verdict_on(OVERFIT, events=overfitting(), settings=settings, result=None, status="running")
     assert still_runs.state == BAD
 
@@ -116,7 +117,7 @@ def at_steps(*losses, every=25, before=3.0):
 def test_long_enough_unless_the_loss_still_falls():
     events = in_order(falling(), [evaluation(0, 3.0), evaluation(50, 2.0), evaluation(100, 1.0)])
     found = verdict_on(LONG, events=events)
-    assert (found.state, "More steps may help" in found.sentence) == (WARN, True)
+    assert (found.state, messages.VERDICT_MORE_STEPS in found.sentence) == (WARN, True)
     assert verdict_on(LONG, events=events, status="interrupted") is None
 
 
@@ -155,8 +156,8 @@ def test_the_best_weights_loaded_at_the_end_are_no_point_of_the_curve():
     settings = {**records().settings, "load_best_model_at_end": True}
     losses = in_order(falling(), [evaluation(30, 1.5), evaluation(60, 1.0), evaluation(90, 1.4), evaluation(100, 1.0)])
     run = {"events": losses, "settings": settings, "result": result(after=1.0)}
-    assert "was rising" in verdict_on(LONG, **run).sentence
-    assert "the saved model is the best one, of step 60" in verdict_on(OVERFIT, **run).sentence
+    assert messages.VERDICT_WAS_RISING in verdict_on(LONG, **run).sentence
+    assert messages.VERDICT_BEST_SAVED.format(step=60) in verdict_on(OVERFIT, **run).sentence
 
 
 @pytest.mark.parametrize(("rows", "state"), [(1, UNKNOWN), (3, UNKNOWN), (9, UNKNOWN), (10, GOOD)])
@@ -165,7 +166,7 @@ def test_few_validation_rows_decide_nothing(question, rows, state):
     validation = replace(split("validation.jsonl"), rows_read=rows, rows_used=rows)
     found = verdict_on(question, data=data(validation=validation))
     assert found.state == state
-    assert (f"only {rows} row" in found.sentence) == (state == UNKNOWN)
+    assert (messages.VERDICT_FEW_ROWS.format(rows=rows) in found.sentence) == (state == UNKNOWN)
     assert found.figures
 
 
@@ -187,7 +188,7 @@ def test_overfitting_with_a_training_loss_that_stays():
     losses = [train_event(step, 0.01) for step in range(5, 101, 5)]
     events = in_order(losses, [evaluation(25, 1.0), evaluation(50, 1.2), evaluation(75, 1.4)])
     found = verdict_on(OVERFIT, events=events)
-    assert (found.state, "does not rise" in found.sentence) == (BAD, True), found.sentence
+    assert (found.state, messages.VERDICT_NO_RISE in found.sentence) == (BAD, True), found.sentence
 
 
 def without_validation(*losses):
@@ -213,7 +214,7 @@ def test_learned_by_training_losses_that_fluctuate(losses, state, words):
 
 def test_one_lucky_first_loss_or_harder_later_rows_are_no_divergence():
     lucky = [train_event(5 * number, loss) for number, loss in enumerate([0.5, *[1.0] * 19], start=1)]
-    assert "diverged" not in verdict_on(LEARN, events=lucky, result=None, status="running").sentence
+    assert messages.VERDICT_DIVERGED not in verdict_on(LEARN, events=lucky, result=None, status="running").sentence
     harder = in_order(falling(first=0.5, last=3.0), [evaluation(0, 3.0), evaluation(100, 1.0)])
     assert verdict_on(LEARN, events=harder).state == GOOD
 
