@@ -15,6 +15,7 @@ from sft.common.machine_records import MemoryLimits
 from sft.common.run_records import DistributedContext, Precision
 from sft.training.batch_size_trials import memory_limits, resolve_batches
 from sft.training.model_preparation import prepare_model
+from tests.support import messages
 from tests.support.small_models import build_model, build_tokenizer
 
 FLOAT32 = Precision(weights="float32", mixed="no")
@@ -61,8 +62,8 @@ def test_auto_keeps_the_accumulation_where_no_global_batch_size_is_given(resolve
         plan, _ = resolve("--auto_batch_size", "--gradient_accumulation_steps=3")
     assert plan.gradient_accumulation_steps == 3
     assert plan.per_device_train_batch_size in (1, 2, 4, 8)
-    assert f"write global_batch_size: {plan.global_batch_size}" in caplog.text
-    assert "found by trial" in caplog.text
+    assert messages.WRITE_BATCH_SIZE.format(rows=plan.global_batch_size) in caplog.text
+    assert messages.FOUND_BY_TRIAL in caplog.text
 
 
 def test_global_batch_size_with_a_batch_size_decides_the_accumulation(resolve):
@@ -113,7 +114,7 @@ def test_contradictions_are_reported_before_anything_is_loaded(question_file, se
 
 def test_a_row_that_does_not_fit_is_refused(resolve):
     limits = MemoryLimits(budget_bytes=2**20, process_bytes=2**19)
-    with pytest.raises(MemoryShortage, match=r"a single row .* and the budget is 1 MiB a device"):
+    with pytest.raises(MemoryShortage, match=messages.ROW_DOES_NOT_FIT.format(tokens=".*", size="1 MiB")):
         resolve("--global_batch_size=4", limits=limits)
 
 
@@ -187,8 +188,8 @@ def test_a_resumed_run_keeps_the_plan_without_a_trial(tmp_path, model_folder, qu
     assert after["batch_plan"]["per_device_train_batch_size"] == size
     assert after["batch_plan"]["global_batch_size"] == before["batch_plan"]["global_batch_size"] == 8
     output = capsys.readouterr().out
-    assert "Batch sizes are those of the resumed run" in output
-    assert "found by trial" not in output
+    assert messages.RESUMED_BATCH_SIZES in output
+    assert messages.FOUND_BY_TRIAL not in output
 
 
 def test_metrics_contain_memory_and_utilization(tmp_path, model_folder, question_file):

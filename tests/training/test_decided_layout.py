@@ -63,7 +63,7 @@ def test_a_checkpoint_without_the_record_is_one_line(caplog):
     with caplog.at_level("INFO", "sft.train"):
         assert saved_findings(checkpoint(None), config_of(TrainingConfig())) is None
     assert len(caplog.messages) == 1
-    assert "checkpoint-4 does not record what was tried on the model" in caplog.text
+    assert messages.TRIALS_NOT_RECORDED.format(name="checkpoint-4") in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_resumed_run_uses_what_the_earlier_one_used(kept, caplog):
     assert layout.is_padding_free == kept.is_padding_free
     assert getattr(layout.collator, "shares_prefixes", False) == kept.shares_prefixes
     assert (layout.output.chunk_bytes is not None) == kept.uses_output_layer
-    assert layout.describe().endswith("(as in checkpoint-4).")
+    assert layout.describe().endswith(messages.AS_IN.format(name="checkpoint-4"))
     assert caplog.messages == []
 
 
@@ -99,7 +99,7 @@ def test_what_is_no_longer_possible_is_one_line(model, settings, lost, caplog):
     with caplog.at_level("INFO", "sft.train"):
         layout = layout_of(build_model(model), kept=KEPT, **settings)
     assert len(caplog.messages) == 1
-    assert caplog.text.count("No longer as in checkpoint-4: ") == 1
+    assert caplog.text.count(messages.NO_LONGER_AS.format(name="checkpoint-4")) == 1
     assert all(each in caplog.text for each in lost)
     assert layout.findings.reason == TRIED
 

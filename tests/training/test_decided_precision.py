@@ -92,7 +92,7 @@ def test_a_setting_that_asks_for_another_precision_is_refused_in_one_line(precis
         decide({"weights": weights, "mixed": mixed}, **settings)
     (line,) = refused.value.problems
     assert line.startswith(messages.OTHER_SETTING.format(key=key, name="checkpoint-4", before=""))
-    assert f"Write {key}: auto" in line
+    assert messages.WRITE_AUTO_PRECISION.format(key=key) in line
     assert "\n" not in line
 
 
@@ -117,7 +117,7 @@ def test_a_precision_that_cannot_be_had_here_is_refused_in_one_line(gpu, mixed, 
     with pytest.raises(ConfigError) as refused:
         decide({"weights": weights, "mixed": mixed}, device=device)
     (line,) = refused.value.problems
-    assert line.startswith("resume_from_checkpoint: checkpoint-4 was trained with ")
+    assert line.startswith(messages.OTHER_SETTING.format(key="resume_from_checkpoint", name="checkpoint-4", before=""))
     assert reason in line
 
 
@@ -126,4 +126,4 @@ def test_a_checkpoint_without_the_record_is_one_line(caplog):
         precision = decide(None)
     assert (precision.weights, precision.mixed) == (AUTO["weights"], AUTO["mixed"])
     assert len(caplog.messages) == 1
-    assert "checkpoint-4 does not record the precision" in caplog.text
+    assert messages.PRECISION_NOT_RECORDED.format(name="checkpoint-4") in caplog.text

@@ -153,7 +153,7 @@ def test_dry_run_reports_exactly_the_planted_faults(run_sft, tmp_path):
     }
     assert run.status == 2
     (problem,) = found["problems"]
-    assert problem.startswith("1 of 6 validation rows are also in the training data")
+    assert problem.startswith(messages.ALSO_TRAINED.format(rows="1 of 6"))
 
 
 END_IS_NEVER_WRITTEN = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
@@ -230,7 +230,7 @@ def test_dry_run_plans_for_the_processes_of_the_run(run_sft, tmp_path):
 
 def test_dry_run_reports_rows_that_do_not_exist(run_sft, tmp_path):
     run = run_sft("--dry_run", "--show_rows=2,999", train_file=write(tmp_path / "train.jsonl", pairs(3)))
-    assert "Row 999 is not shown: there are 3 training rows." in run.out
+    assert messages.ROW_NOT_SHOWN.format(row=999, rows=3) in run.out
     assert [sample["number"] for sample in preflight(run)["samples"]] == [2]
 
 
@@ -246,7 +246,7 @@ def test_a_source_without_a_row_per_epoch_is_a_problem(run_sft, tmp_path):
     run = run_sft("--dry_run", train_file=None, datasets=f"[{first}, {{path: {second}, weight: 0.01}}]")
     assert run.status == 2
     (problem,) = preflight(run)["problems"]
-    assert problem.startswith("datasets[1].weight: with 0.01, an epoch takes none of the 9 rows of ")
+    assert problem.startswith(f"datasets[1].weight: {messages.NO_ROW_PER_EPOCH.format(weight=0.01, rows=9)}")
 
 
 def test_what_is_odd_is_a_note_of_the_dry_run_and_in_the_log_of_a_run(run_sft, tmp_path):
@@ -269,12 +269,12 @@ def test_what_is_odd_is_a_note_of_the_dry_run_and_in_the_log_of_a_run(run_sft, t
     ]
     assert len(notes) == len(keys)
     assert preflight(dry_run)["plan"]["rows_of_last_step"] == 1
-    assert "6 steps (the last of 1 row)" in dry_run.out
+    assert messages.LAST_STEP.format(steps=6, rows=1) in dry_run.out
     assert all(any(key in note for note in notes) for key in keys)
     run = run_sft(**settings)
     assert run.status == 0
     assert all(note in run.out for note in notes)
-    assert run.out.count("Note: ") == 3
+    assert run.out.count(messages.NOTE) == 3
 
 
 def test_a_run_that_does_not_fit_into_memory_or_on_the_disk_has_notes(run_sft, tmp_path, monkeypatch):
@@ -284,6 +284,6 @@ def test_a_run_that_does_not_fit_into_memory_or_on_the_disk_has_notes(run_sft, t
     monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: usage)
     run = run_sft("--dry_run", train_file=write(tmp_path / "train.jsonl", pairs(20)), memory_budget_gib=0.01)
     memory, disk = preflight(run)["notes"]
-    assert "may be used. --dry_run lists changes" in memory
-    assert "of disk space, and 0 MiB are free" in disk
+    assert messages.LISTS_CHANGES in memory
+    assert messages.DISK_NEEDED.format(size="0 MiB") in disk
     assert run.status == 0

@@ -16,7 +16,7 @@ def test_an_unreachable_hub_is_logged_and_the_saved_model_has_its_own_exit_code(
     assert run.status == 3, run.err
     assert run.out.count(messages.CANNOT_PUSH) == 1
     assert run.out.count(messages.NOT_PUSHED) == 1
-    assert f"hf upload me/mine {run.output_dir}" in run.out
+    assert messages.UPLOAD_WITH.format(name="me/mine", path=run.output_dir) in run.out
     assert run.summary["status"] == "completed"
     assert "Connect" in run.summary["push_to_hub"]
     assert (run.output_dir / "model.safetensors").is_file()

@@ -82,7 +82,7 @@ def test_a_batch_size_trial_raises_other_errors():
 
 
 def test_memory_that_runs_out_before_training_is_one_line():
-    expected = pytest.raises(MemoryShortage, match=r"^Out of memory on cpu while the model was loaded there")
+    expected = pytest.raises(MemoryShortage, match=f"^{messages.OUT_OF_MEMORY_LOADING.format(device='cpu')}")
     with expected as caught, _memory_shortage_in_one_line(DistributedContext()):
         raise OUT_OF_MEMORY[3]
     assert len(str(caught.value).splitlines()) == 1

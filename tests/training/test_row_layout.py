@@ -104,7 +104,7 @@ def test_resolve_layout_pads_if_deepspeed_shards_weights(monkeypatch, settings, 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     layout = layout_of(build_model("llama"), extra_training_arguments=settings)
-    assert "DeepSpeed shards the weights" in layout.describe()
+    assert messages.DEEPSPEED_SHARDS in layout.describe()
     assert layout.output.chunk_bytes is None
 
 
@@ -144,7 +144,8 @@ def test_evaluation_batches_have_no_fixed_shape():
 @pytest.mark.parametrize("setting", [{"padding_free": True}, {"packing": True}, {"tokens_per_batch": 256}])
 def test_resolve_layout_rejects_settings_that_the_model_does_not_support(setting):
     (key,) = setting
-    with pytest.raises(ConfigError, match=f"^{messages.PADDING_FREE_NOT_POSSIBLE.format(key=key)}the model caps"):
+    refused = messages.PADDING_FREE_NOT_POSSIBLE.format(key=key)
+    with pytest.raises(ConfigError, match=f"^{refused}{messages.MODEL_CAPS}"):
         layout_of(build_model("gemma2"), **setting)
 
 
@@ -153,7 +154,7 @@ def test_resolve_layout_pads_for_an_explicit_attention_implementation():
     layout = layout_of(build_model("llama"), asked)
     assert not layout.is_padding_free
     assert "attn_implementation: eager" in layout.describe()
-    with pytest.raises(ConfigError, match=r"^packing: .*attn_implementation: eager .*Choose one\.$"):
+    with pytest.raises(ConfigError, match=rf"^packing: .*attn_implementation: eager .*{messages.CHOOSE_ONE}\.$"):
         layout_of(build_model("llama"), asked, packing=True)
 
 

@@ -12,6 +12,7 @@ from sft.checkpointing.resume_point import ResumePoint
 from sft.common.errors import ConfigError
 from sft.training.dry_run import DryRun, check_run
 from sft.training.run_checks import highest_share
+from tests.support import messages
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_a_problem_stops_a_new_run_is_listed_by_a_dry_run_and_is_a_note_of_a_res
     before = DryRun(
         config=setup.config, data=setup.data, problems=["bad rows"], context=setup.context, limits=setup.limits
     )
-    with pytest.raises(ConfigError, match=r"^my\.yaml:7: warmup_steps: 90, and the run has 60 steps"):
+    with pytest.raises(ConfigError, match=rf"^my\.yaml:7: {messages.WARMUP_TOO_LONG.format(warmup=90, steps=60)}"):
         check_run(before, setup, arguments, is_dry_run=False)
     listed = check_run(before, setup, arguments, is_dry_run=True)
     assert [problem.partition(", and")[0] for problem in listed.problems] == ["bad rows", "my.yaml:7: warmup_steps: 90"]
@@ -60,4 +61,4 @@ def test_a_problem_stops_a_new_run_is_listed_by_a_dry_run_and_is_a_note_of_a_res
         found = check_run(before, resumed, arguments, is_dry_run=False)
     assert found.problems == ["bad rows"]
     assert any(note.startswith("my.yaml:7: warmup_steps: 90") for note in found.notes)
-    assert "Note: my.yaml:7: warmup_steps: 90" in caplog.text
+    assert f"{messages.NOTE}my.yaml:7: warmup_steps: 90" in caplog.text

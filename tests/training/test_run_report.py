@@ -17,6 +17,7 @@ from sft.training.decided_layout import LayoutFindings
 from sft.training.run_identity import DataDigests, RunIdentity
 from sft.training.run_report import RunReport
 from sft.training.run_setup import RunSetup
+from tests.support import messages
 from tests.support.paths import REPOSITORY
 from tests.support.report_records import data, result
 from tests.support.setups import FLOAT32, NO_COPIES
@@ -70,14 +71,14 @@ def state(step):
 def test_report_is_written_during_the_run_and_after_a_failure(tmp_path, tiny_model):
     report = report_into(tmp_path, tiny_model)
     report.on_train_begin(None, state(0), None)
-    assert "Running: step 0 of 10." in (tmp_path / "report.md").read_text()
+    assert messages.RUNNING.format(step=0, total=10) in (tmp_path / "report.md").read_text()
     report.on_save(None, state(4), None)
-    assert "Running: step 4 of 10." in (tmp_path / "report.md").read_text()
+    assert messages.RUNNING.format(step=4, total=10) in (tmp_path / "report.md").read_text()
     report.on_step_end(None, state(6), None)
     with pytest.raises(OSError, match="No space"), report.reporting_failure():
         raise OSError("No space left on device")
     text = (tmp_path / "report.html").read_text()
-    assert "Failed at step 6 of 10." in text
+    assert messages.FAILED.format(step=6, total=10) in text
     assert "No space left on device" in text
     assert 'http-equiv="refresh"' not in text
 
@@ -89,7 +90,7 @@ def test_report_that_cannot_be_written_is_one_warning(tmp_path, tiny_model, capl
         for step in (1, 2, 3):
             report.on_evaluate(None, state(step), None)
     (line,) = caplog.messages
-    assert "report.html cannot be written" in line
+    assert f"report.html {messages.CANNOT_BE_WRITTEN}" in line
     assert "\n" not in line
 
 
@@ -98,7 +99,7 @@ def test_a_failure_to_gather_the_facts_does_not_end_the_run(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="sft.train"):
         report.on_train_begin(None, state(0), None)
         report.finish(result())
-    assert [message.partition("cannot be written")[1] for message in caplog.messages] == ["cannot be written"] * 2
+    assert [messages.CANNOT_BE_WRITTEN in message for message in caplog.messages] == [True] * 2
 
 
 def test_report_is_written_by_the_main_process_only(tmp_path, tiny_model):

@@ -14,6 +14,7 @@ from sft.checkpointing.checkpoints import resolve_checkpoint
 from sft.checkpointing.manifest import write_manifest
 from sft.common.errors import ConfigError
 from sft.training.saved_state import STATE_FILE, find_unreadable
+from tests.support import messages
 
 
 def make_readable(folder, step):
@@ -83,8 +84,8 @@ def test_auto_takes_the_checkpoint_before_one_that_cannot_be_read(tmp_path, kind
     with caplog.at_level(logging.INFO, logger="sft.train"):
         assert resolve_checkpoint("auto", str(tmp_path), find_unreadable).path == before
     (line,) = caplog.messages
-    assert line.startswith(f"{newest} cannot be resumed from: {name}: ")
-    with pytest.raises(ConfigError, match="checkpoint-4 cannot be resumed from: ") as raised:
+    assert line.startswith(f"{newest} {messages.CANNOT_RESUME}: {name}: ")
+    with pytest.raises(ConfigError, match=f"checkpoint-4 {messages.CANNOT_RESUME}: ") as raised:
         resolve_checkpoint(str(newest), str(tmp_path), find_unreadable)
     (problem,) = raised.value.problems
     assert name in problem
