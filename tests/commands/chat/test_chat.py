@@ -37,7 +37,7 @@ def ask(capfd):
 def test_a_prompt_is_answered_as_in_training_and_alone_on_standard_output(ask, model_folder):
     status, out, err = ask(model_folder("llama"), "--prompt", QUESTION, "--system", "Be short.")
     assert (status, out) == (0, greedy_answer(*loaded(model_folder("llama")), system="Be short."))
-    assert "float32 on cpu" in err
+    assert messages.LOADED_AS.format(weights="float32", device="cpu") in err
 
 
 def test_adapters_answer_unmerged_and_merged(ask, model_folder, adapters):
@@ -47,14 +47,14 @@ def test_adapters_answer_unmerged_and_merged(ask, model_folder, adapters):
     assert ask(adapters, "--prompt", QUESTION)[1] == tuned
     status, out, err = ask(adapters, "--prompt", QUESTION, "--merge", "--compare")
     assert (status, out) == (0, f"base:\n{base}\ntuned:\n{tuned}")
-    assert "merged: float32 on cpu" in err
+    assert messages.LOADED_AS.format(weights="merged: float32", device="cpu") in err
 
 
 def test_comparing_adapters_with_their_base_loads_it_once(ask, model_folder, adapters):
     status, out, err = ask(adapters, "--prompt", QUESTION, "--compare")
     base, tuned = (greedy_answer(*loaded(model_folder("llama"), folder)) for folder in (None, adapters))
     assert (status, out) == (0, f"base:\n{base}\ntuned:\n{tuned}")
-    assert err.count("float32 on cpu") == 1
+    assert err.count(messages.LOADED_AS.format(weights="float32", device="cpu")) == 1
 
 
 def test_the_model_before_training_is_found_in_the_runs_record(ask, model_folder, tmp_path):
@@ -73,13 +73,11 @@ def test_adapters_of_a_quantized_base_answer_on_it_unless_set_otherwise(ask, mod
     (run / "resolved_config.yaml").write_text(json.dumps(record))
     status, quantized, err = ask(str(run), "--prompt", QUESTION)
     assert status == 0
-    assert "4-bit weights on cpu" in err
+    assert messages.LOADED_AS.format(weights="4-bit weights", device="cpu") in err
     status, whole, err = ask(str(run), "--prompt", QUESTION, "--no-load_in_4bit")
     assert (status, whole) == (0, greedy_answer(*loaded(model_folder("llama"), adapters)))
     assert quantized != whole
-    assert ask(str(run), "--prompt", QUESTION, "--merge")[2].startswith(
-        "command line: --merge: merging into quantized weights"
-    )
+    assert ask(str(run), "--prompt", QUESTION, "--merge")[2].startswith(f"command line: {messages.MERGING_QUANTIZED}")
 
 
 def test_a_model_without_a_template_continues_text(ask, model_folder):
@@ -89,7 +87,7 @@ def test_a_model_without_a_template_continues_text(ask, model_folder):
     assert ask(model_folder("gpt2"), "--prompt", "The quick")[:2] == (0, expected)
     status, _, err = ask(model_folder("gpt2"), "--prompt", "The quick", "--system", "Be short.")
     assert status == 2
-    assert "has no chat template" in err
+    assert messages.NO_CHAT_TEMPLATE in err
 
 
 def test_the_same_seed_draws_the_same_answer(ask, model_folder):
@@ -137,10 +135,8 @@ def test_a_run_that_did_not_end_names_its_checkpoints(ask, model_folder, tmp_pat
         shutil.copytree(model_folder("llama"), tmp_path / f"checkpoint-{step}")
     status, _, err = ask(str(tmp_path), "--prompt", QUESTION)
     assert status == 2
-    assert (
-        f"but checkpoints: checkpoint-5, checkpoint-10. Name one of them, for example {tmp_path / 'checkpoint-10'}"
-        in err
-    )
+    newest = tmp_path / "checkpoint-10"
+    assert messages.NAME_A_CHECKPOINT.format(names="checkpoint-5, checkpoint-10", path=newest) in err
 
 
 def test_adapters_with_an_unusable_base_are_refused_with_the_reason(ask, model_folder, adapters, tmp_path):
@@ -151,11 +147,11 @@ def test_adapters_with_an_unusable_base_are_refused_with_the_reason(ask, model_f
     (moved / "adapter_config.json").write_text(json.dumps(settings))
     status, _, err = ask(str(moved), "--prompt", QUESTION)
     assert status == 2
-    assert "were trained on /gone/base, which does not exist. Name the base model: --base BASE." in err
+    assert messages.BASE_IS_GONE.format(base="/gone/base") in err
     assert ask(str(moved), "--prompt", QUESTION, "--base", model_folder("llama"))[0] == 0
     status, _, err = ask(str(moved), "--prompt", QUESTION, "--base", model_folder("gpt2"))
     assert status == 2
-    assert "adapters cannot be loaded" in err
+    assert messages.ADAPTERS_NOT_LOADED in err
     assert err.count("\n") == 1
 
 
@@ -169,7 +165,7 @@ def test_adapters_that_lack_weights_are_refused(ask, adapters, tmp_path):
     save_file(weights, path)
     status, _, err = ask(str(tmp_path / "lacking"), "--prompt", QUESTION)
     assert status == 2
-    assert "the adapters lack weights" in err
+    assert messages.ADAPTERS_LACK_WEIGHTS in err
 
 
 def test_help_does_not_import_torch():
@@ -203,4 +199,4 @@ def test_an_empty_pipe_is_an_error():
         [sys.executable, "chat.py", "model"], cwd=REPOSITORY, input="\n", capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr == "command line: the prompt (--prompt or standard input) is empty.\n"
+    assert done.stderr == messages.NO_PROMPT

@@ -7,6 +7,7 @@ import pytest
 from sft.commands.chat.options import Sampling
 from sft.commands.chat.responder import Responder
 from sft.common.errors import ModelError
+from tests.support import messages
 from tests.support.saved_models import ESCAPE, QUESTION, loaded, save_endless_model
 from tests.support.small_models import POSITIONS, build_model, build_tokenizer
 
@@ -50,7 +51,7 @@ def test_an_answer_ends_at_the_last_position_with_a_notice(tmp_path):
 
 def test_a_message_that_does_not_fit_at_all_is_refused():
     responder = build_responder()
-    with pytest.raises(ModelError, match=r"takes [\d,]+ tokens, but model has a context length of 128 tokens"):
+    with pytest.raises(ModelError, match=messages.PROMPT_TOO_LONG.format(tokens=r"[\d,]+", name="model", length=128)):
         responder.answer([{"role": "user", "content": QUESTION * 40}], Sampling(), turn=0, write=lambda _: None)
 
 

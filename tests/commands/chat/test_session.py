@@ -16,6 +16,7 @@ from sft.commands.chat.options import Sampling
 from sft.commands.chat.responder import Responder
 from sft.commands.chat.session import ChatSession, answer_once
 from sft.common.text import visible
+from tests.support import messages
 from tests.support.paths import REPOSITORY
 from tests.support.saved_models import ESCAPE, QUESTION, greedy_answer, loaded, save_endless_model
 
@@ -98,22 +99,22 @@ def _take_terminal() -> None:
 
 def test_a_chat_in_a_terminal(tmp_path):
     talk = InTerminal(save_endless_model(tmp_path), "--max_new_tokens", "90000", "--device", "cpu", "--system", "Hm.")
-    assert "Chat; greedy decoding" in talk.read_until("you> ")
+    assert messages.CHAT.format(decoding="greedy") in talk.read_until("you> ")
     talk.type("/system\n")
-    assert "(System prompt: Hm.)" in talk.read_until("you> ")
+    assert messages.SYSTEM_PROMPT.format(text="Hm.") in talk.read_until("you> ")
     talk.type("/sytsem Be short.\n")
-    assert "(Unknown command /sytsem; /help lists the commands." in talk.read_until("you> ")
+    assert messages.UNKNOWN_COMMAND.format(name="/sytsem") in talk.read_until("you> ")
     talk.type("Say hello.\n")
     seen = talk.read_until("\\x1b[31mred\\x1b[31mred")
     assert "model> " in seen
     talk.type("\x03")
     seen += talk.read_until("you> ")
-    assert "(Stopped.)" in seen
+    assert messages.ANSWER_STOPPED in seen
     assert ESCAPE not in seen
     talk.type("/system Be brief.\n")
-    assert "(New conversation.)" in talk.read_until("you> ")
+    assert messages.NEW_CONVERSATION in talk.read_until("you> ")
     talk.type("\x03")
-    assert "Press Ctrl-C again to quit" in talk.read_until("you> ")
+    assert messages.CTRL_C_AGAIN in talk.read_until("you> ")
     talk.type("\x04")
     assert talk.leave() == 0
 
@@ -121,7 +122,7 @@ def test_a_chat_in_a_terminal(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_twice_at_the_prompt_exits_with_130(model_folder):
     talk = InTerminal(model_folder("gpt2"), "--device", "cpu")
-    assert "Text completion: each line is continued on its own" in talk.read_until("text> ")
+    assert messages.TEXT_COMPLETION in talk.read_until("text> ")
     talk.type("\x03")
     talk.read_until("text> ")
     talk.type("\x03")

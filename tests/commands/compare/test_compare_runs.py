@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from compare_runs import main
+from tests.support import messages
 from tests.support.compared_runs import write_run
 from tests.support.paths import REPOSITORY
 from tests.support.terminals import table_below, terminal_as_stdout
@@ -18,7 +19,7 @@ def test_main_prints_and_draws(tmp_path, capsys):
     picture = tmp_path / "picture.png"
     assert main([*folders, "--output", str(picture)]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[0].startswith("Settings that differ: none")
+    assert out.splitlines()[0].startswith(messages.NO_DIFFERENCES)
     assert next(line for line in out.splitlines() if "a/out" in line).split() == ["a/out", "b/out", "c/out"]
     assert max(map(len, out.splitlines()[:-1])) <= 100
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -45,8 +46,8 @@ def test_main_draws_tables_on_a_terminal(tmp_path, capsys, monkeypatch, width, n
     assert "─" not in plain
     assert "\x1b" not in written.text
     screen = written.text.replace("\r\n", "\n").splitlines()
-    assert screen.count("Results (*: best)") == num_tables
-    table = table_below(written.text, "Results (*: best)")
+    assert screen.count(messages.RESULTS) == num_tables
+    table = table_below(written.text, messages.RESULTS)
     assert table[1].split() == ["a", "b\\x1b[31m", "[red]c"][: 4 - num_tables]
     assert max(map(len, table)) <= width
     best = next(line for line in table if "loss, best" in line)

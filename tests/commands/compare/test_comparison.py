@@ -9,6 +9,7 @@ import pytest
 from sft.commands.compare.comparison import compare
 from sft.commands.compare.runs import read_run, short_names
 from sft.commands.compare.text import comparison_lines
+from tests.support import messages
 from tests.support.compared_runs import SUMMARY, write_run
 
 
@@ -40,8 +41,8 @@ def test_equal_runs_have_no_differences(tmp_path):
     assert rows(found.results)["validation loss, best"] == ("1.0000", "1.0000")
     assert not any(row.best for row in found.results)
     text = "\n".join(comparison_lines(found))
-    assert "Settings that differ: none." in text
-    assert "Data that differs: none: counts and digests are the same." in text
+    assert f"{messages.NO_DIFFERENCES}." in text
+    assert messages.SAME_DATA in text
 
 
 def test_only_settings_and_versions_that_differ_are_shown(tmp_path):

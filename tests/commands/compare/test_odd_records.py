@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import compare_runs
+from tests.support import messages
 from tests.support.compared_runs import SETTINGS, SUMMARY, write_run
 
 ODD = ("x", 5, -1, 1.5, 10**30, 10**400, float("inf"), None, True, [], {}, ["x"], {"a": {"b": []}}, float("nan"))
@@ -93,4 +94,4 @@ def test_a_torn_line_is_a_warning(tmp_path, capsys, folders):
     path.write_bytes(path.read_bytes() + '{"step": 101, "note": "é'.encode()[:-1])
     compare_runs.main([*folders, "--output", str(tmp_path / "x.png")])
     text = " ".join(capsys.readouterr().out.split())
-    assert f"metrics.jsonl:{num_lines + 1} is not a complete line" in text
+    assert f"metrics.jsonl:{num_lines + 1} {messages.TORN_LINE}" in text

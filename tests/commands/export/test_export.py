@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import export_model
+from tests.support import messages
 from tests.support.paths import REPOSITORY
 from tests.support.saved_models import save_adapters
 from tests.support.small_models import build_model, build_tokenizer
@@ -25,7 +26,7 @@ def test_a_16_bit_model_is_written_compared_and_answers_in_a_pipeline(export, mo
     adapters = save_adapters(model_folder("llama"), tmp_path / "adapters")
     status, out, err, output = export(adapters, "--merge", "--dtype", dtype)
     assert (status, err) == (0, "")
-    assert f"Written in {dtype} and loaded again: all weights are identical" in out
+    assert messages.IDENTICAL.format(dtype=dtype) in out
     assert load_dtype(output) == getattr(torch, dtype)
     assert (output / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask()
     generate = pipeline("text-generation", model=str(output), device="cpu")
@@ -50,7 +51,7 @@ def umask():
 def test_a_full_model_is_written_in_another_type(export, model_folder):
     status, out, err, output = export(model_folder("gpt2"), "--merge", "--dtype", "float16")
     assert (status, err) == (0, "")
-    assert "--merge has no effect" in out
+    assert messages.MERGE_UNUSED in out
     assert load_dtype(output) == torch.float16
     assert "There is no chat template" in (output / "README.md").read_text()
 

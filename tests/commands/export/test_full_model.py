@@ -13,6 +13,7 @@ from sft.commands.export.verification import (
     compare_logits,
     compute_logits,
 )
+from tests.support import messages
 from tests.support.saved_models import IDS, save_adapters
 from tests.support.small_models import ARCHITECTURES, build_model, build_tokenizer
 
@@ -31,7 +32,7 @@ def test_merged_adapters_equal_unmerged_ones_up_to_float32_rounding(export, mode
     adapters = save_adapters(base, tmp_path / "adapters")
     status, out, err, output = export(adapters, "--merge", "--dtype", "float32")
     assert (status, err) == (0, "")
-    assert "merged in float32 into" in out
+    assert messages.MERGED_INTO in out
     found, expected = compute_logits(load(output), IDS), compute_logits(load(base, adapters), IDS)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
     assert (compute_logits(load(base), IDS) - expected).abs().max() > 0.01, "the adapters do something"
@@ -119,7 +120,7 @@ def test_adapters_of_a_quantized_base_are_merged_into_the_dequantized_base(
     adapters = quantized_run(base, tmp_path / "run", **quantization)
     status, out, err, output = export(adapters, "--merge", "--dtype", "float32")
     assert (status, err) == (0, "")
-    assert f"de-quantized from {4 if 'load_in_4bit' in quantization else 8} bits as the adapters were trained" in out
+    assert messages.DEQUANTIZED.format(bits=4 if "load_in_4bit" in quantization else 8) in out
     found = load(output)
     assert getattr(found.config, "quantization_config", None) is None
     status, _, err, plain = export(adapters, "--merge", "--dtype", "float32", "--no-load_in_4bit", name="plain")
@@ -148,7 +149,8 @@ def test_a_file_that_differs_from_what_was_written_is_refused(export, model_fold
     monkeypatch.setattr(full_model, "save_final_model", save_on_a_bad_disk)
     status, _, err, output = export(save_adapters(model_folder("llama"), tmp_path / "adapters"), "--merge")
     assert status == 2
-    assert "1 of 21 weights differ from those that were written, for example model.embed_tokens.weight" in err
+    name = "model.embed_tokens.weight"
+    assert messages.WEIGHTS_DIFFER.format(count=1, total=21, name=name) in err
     assert err.count("\n") == 1
     assert not output.exists()
 
@@ -167,9 +169,9 @@ def test_a_merge_that_differs_from_the_adapters_is_refused(export, model_folder,
     adapters = save_adapters(model_folder("llama"), tmp_path / "adapters")
     status, _, err, output = export(adapters, "--merge", "--dtype", dtype)
     assert status == 2
-    assert "merged in float32 into" in err
-    assert "rounding explains" in err
-    assert "Nothing was written." in err
+    assert messages.MERGED_INTO in err
+    assert messages.ROUNDING in err
+    assert messages.NOTHING_WRITTEN in err
     assert not output.exists()
 
 
@@ -180,7 +182,8 @@ def test_weights_that_float16_cannot_hold_are_refused(export, tmp_path):
     build_tokenizer().save_pretrained(tmp_path / "large")
     status, _, err, output = export(str(tmp_path / "large"), "--dtype", "float16")
     assert status == 2
-    assert err == "Some weights are too large for float16. Use --dtype bfloat16. Nothing was written.\n"
+    large = messages.TOO_LARGE.format(dtype="float16", other="bfloat16")
+    assert err == f"{large}{messages.NOTHING_WRITTEN}\n"
     assert not output.exists()
 
 
@@ -192,5 +195,5 @@ def test_adapters_that_are_not_weights_cannot_be_merged(export, model_folder, tm
     build_tokenizer().save_pretrained(tmp_path / "prompt")
     status, _, err, output = export(str(tmp_path / "prompt"), "--merge")
     assert status == 2
-    assert "PROMPT_TUNING are not part of the weights" in err
+    assert messages.NOT_WEIGHTS.format(kind="PROMPT_TUNING") in err
     assert not output.exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.support import messages
+
 
 def test_a_gguf_file_is_made_by_the_converter_that_is_named(export, model_folder, tmp_path):
     """A stand-in for llama.cpp's script, with its options."""
@@ -15,11 +17,11 @@ def test_a_gguf_file_is_made_by_the_converter_that_is_named(export, model_folder
     )
     status, out, err, output = export(model_folder("llama"), "--gguf", "--gguf_converter", str(converter.parent))
     assert (status, err) == (0, "")
-    assert f"Saved {output / 'exported-f32.gguf'}." in out
+    assert messages.SAVED.format(path=output / "exported-f32.gguf") in out
     assert (output / "exported-f32.gguf").read_bytes() == b"GGUF"
     converter.write_text("raise SystemExit('Model LlamaForCausalLM is not supported')")
     status, _, err, output = export(model_folder("llama"), "--gguf_converter", str(converter), name="second")
     assert status == 2
-    said = f"{output} was exported, but {converter.name} could not convert it to GGUF: "
+    said = messages.NOT_CONVERTED.format(path=output, converter=converter.name)
     assert err == f"{said}Model LlamaForCausalLM is not supported\n"
     assert (output / "model.safetensors").is_file()

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+from tests.support import messages
 from tests.support.paths import REPOSITORY
 
 
@@ -75,8 +76,8 @@ def test_a_folder_is_uploaded_or_the_reason_is_reported(tmp_path):
         server.shutdown()
         server.server_close()
     assert "me/mine" in uploaded
-    assert denied.startswith(f"{tmp_path} was exported, but could not be uploaded to me/denied: the Hub denied access")
-    assert "Set HF_TOKEN" in denied
+    assert denied.startswith(f"{messages.NOT_UPLOADED.format(path=tmp_path, name='me/denied')}: {messages.HUB_DENIED}")
+    assert messages.SET_TOKEN in denied
     made = next(json.loads(body) for path, body, _ in server.asked if path == "/api/repos/create")
     assert made.get("visibility") == "private" or made.get("private") is True  # newer and older versions
     (commit,) = [body.decode() for path, body, _ in server.asked if "/commit/main" in path]
@@ -84,13 +85,13 @@ def test_a_folder_is_uploaded_or_the_reason_is_reported(tmp_path):
         line["value"].get("path") for line in map(json.loads, commit.splitlines()) if line["key"] == "file"
     }
     (unreachable,) = upload_in_a_process(tmp_path, endpoint, "me/mine")
-    assert "could not be uploaded to me/mine: the Hub cannot be reached (" in unreachable
+    assert f"{messages.NOT_UPLOADED.format(path=tmp_path, name='me/mine')}: {messages.HUB_UNREACHABLE}" in unreachable
 
 
 def test_an_upload_that_fails_leaves_the_folder(export, model_folder):
     """Nothing may look for a hub in this process: that it is offline is what fails."""
     status, _, err, output = export(model_folder("llama"), "--push_to_hub", "me/mine")
     assert status == 2
-    assert err.startswith(f"{output} was exported, but could not be uploaded to me/mine")
+    assert err.startswith(messages.NOT_UPLOADED.format(path=output, name="me/mine"))
     assert err.count("\n") == 1
     assert (output / "README.md").is_file()

@@ -13,6 +13,7 @@ from sft.commands.export.verification import (
     max_rounding_difference,
 )
 from sft.common.errors import ModelError
+from tests.support import messages
 from tests.support.saved_models import IDS
 from tests.support.small_models import ARCHITECTURES, build_model
 
@@ -44,6 +45,6 @@ def test_check_difference_reports_both_numbers():
     difference = compare_logits(torch.ones(2, 3) + torch.eye(3)[:2], torch.arange(6.0).view(2, 3))
     with pytest.raises(
         ModelError,
-        match=r"Mine: the relative difference .*, but rounding explains at most 0.01 .* of 2 positions",
+        match=messages.DIFFERENCE.format(name="Mine", found=".*", bound="0.01 .*", positions=2),
     ):
         check_difference(difference, 0.01, "Mine")

@@ -8,6 +8,7 @@ import pytest
 
 from sft.commands.init.data_inspection import inspect_data
 from sft.common.errors import DataError
+from tests.support import messages
 from tests.support.init_data import MODEL, rows_file
 
 
@@ -33,11 +34,11 @@ def test_inspect_data_reports_whether_tokens_are_counted_with_the_chat_template(
 def test_inspect_data_maps_columns_by_name():
     facts = inspect_data(rows_file("rows.jsonl", [{"id": 1, "user_query": "One?", "reply": "1"}]), None)
     assert facts.dataset_columns == {"user_query": "prompt", "reply": "completion"}
-    with pytest.raises(DataError, match="match no known format"):
+    with pytest.raises(DataError, match=messages.NO_FORMAT):
         inspect_data(rows_file("odd.jsonl", [{"a": "1", "b": "2"}]), None)
 
 
 def test_inspect_data_takes_an_unknown_name_for_a_dataset_on_the_hub():
     assert inspect_data("openai/gsm8k", None).key == "dataset_name"
-    with pytest.raises(DataError, match="no file or folder"):
+    with pytest.raises(DataError, match=messages.pattern(messages.NO_FILE_OR_FOLDER, path="./openai/gsm8k")):
         inspect_data("./openai/gsm8k", None)

@@ -16,14 +16,14 @@ def test_inspect_model_counts_parameters_without_weights(model_folder):
 
     assert facts.footprint.num_parameters == sum(p.numel() for p in build_model("llama").parameters())
     assert facts.context_length == 128
-    with pytest.raises(ModelError, match=r"no config\.json"):
+    with pytest.raises(ModelError, match=messages.pattern(messages.NO_MODEL_IN_FOLDER)):
         inspect_model(".")
 
 
 def test_inspect_model_reports_a_missing_model():
     facts = inspect_model("nobody/nothing")
     assert facts.footprint is None
-    assert "it is not in the Hub's cache, and was not found on the Hub" in facts.problem
+    assert messages.NOT_ON_HUB in facts.problem
 
 
 def test_inspect_model_refuses_an_encoder_decoder_model(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from sft.commands.init.data_inspection import inspect_data
 from sft.commands.init.model_inspection import inspect_model
 from sft.common.errors import ModelError
+from tests.support import messages
 from tests.support.paths import REPOSITORY
 
 SOURCE = REPOSITORY / "examples" / "tiny-chat"
@@ -47,7 +48,7 @@ def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
     data = tmp_path / "train.jsonl"
     data.write_text('{"prompt": "a", "completion": "b"}\n')
-    with pytest.raises(ModelError, match=r"tokenizer\.json: cannot be read: "):
+    with pytest.raises(ModelError, match=rf"tokenizer\.json: {messages.CANNOT_BE_READ}"):
         inspect_data(str(data), str(tmp_path / "tokenizer.json"))
 
 

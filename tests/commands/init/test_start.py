@@ -35,8 +35,8 @@ def test_the_written_configuration_is_sound_and_trains(method, capsys):
     small = rows_file("small_train.jsonl", [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(40)])
     assert main(["--init", "first.yaml", "--model", MODEL, "--data", small, "--method", method]) == 0
     said = capsys.readouterr().out
-    assert "40 rows in the format question_answer" in said
-    assert "--config_file first.yaml --dry_run" in said
+    assert messages.INIT_ROWS.format(rows=40, format="question_answer") in said
+    assert messages.INIT_DRY_RUN.format(path="first.yaml") in said
     text = Path("first.yaml").read_text()
     # Every value has a reason, on its line or on the line above; headings of sections need none.
     lines = text.splitlines()
@@ -63,8 +63,8 @@ def test_questions_without_an_answer_and_saved_datasets_get_their_keys(capsys):
     datasets.Dataset.from_list(rows).save_to_disk("saved")
     assert main(["--init", "first.yaml", "--model", MODEL, "--data", "saved", "--method", "full"]) == 0
     said = capsys.readouterr().out
-    assert "20 questions have no answer and will be skipped." in said
-    assert "cannot be used" not in said
+    assert messages.INIT_UNANSWERED.format(rows=20) in said
+    assert messages.INIT_CANNOT_USE not in said
     given = yaml.safe_load(Path("first.yaml").read_text())
     assert {key: given.get(key) for key in ("train_file", "unanswerable", "on_bad_rows")} == {
         "train_file": "saved",
@@ -77,14 +77,14 @@ def test_questions_without_an_answer_and_saved_datasets_get_their_keys(capsys):
 def test_the_shipped_data_is_inspected(capsys):
     assert main(["--init=first.yaml", "--model", MODEL, "--data", DATA, "--gpus", "3", "--output_dir", "out"]) == 0
     said = capsys.readouterr().out
-    assert "2,000 rows in the format messages (columns: messages)" in said
-    assert "orders_validation.jsonl, in the same folder." in said
-    assert "Note: the configuration is for 3 GPUs" in said
+    assert messages.INIT_ROWS.format(rows="2,000", format="messages (columns: messages)") in said
+    assert messages.INIT_VALIDATION.format(path="orders_validation.jsonl") in said
+    assert messages.INIT_GPUS.format(gpus=3) in said
     config = load_config("first.yaml")
     assert config.distributed.num_gpus == 3
     assert config.training.global_batch_size == 18, "the first multiple of 3 from 16 up"
     assert config.data.validation_file.endswith("orders_validation.jsonl")
-    assert "the longest has up to 109 tokens (counted with the tokenizer)" in said, "as a dry run counts it"
+    assert messages.INIT_LONGEST.format(tokens=109) in said, "as a dry run counts it"
     assert config.data.max_seq_length == 128
     assert config.training.output_dir == "out"
 
@@ -121,7 +121,7 @@ def test_nothing_is_overwritten_unless_asked_for(capsys):
     Path("mine.yaml").write_text("mine\n")
     command = ["--init", "mine.yaml", "--model", MODEL, "--data", DATA, "--method", "full"]
     assert main(command) == 2
-    assert "mine.yaml already exists; name another file, or add --overwrite" in capsys.readouterr().err
+    assert messages.ALREADY_EXISTS.format(path="mine.yaml") in capsys.readouterr().err
     assert Path("mine.yaml").read_text() == "mine\n"
     assert main([*command, "--overwrite"]) == 0
     assert load_config("mine.yaml").lora is None
@@ -179,5 +179,5 @@ def test_control_c_exits_without_a_traceback():
         except OSError:  # the other end is closed
             break
     os.close(terminal)
-    assert "Nothing was written." in rest.decode()
+    assert messages.NOTHING_WRITTEN in rest.decode()
     assert "Traceback" not in rest.decode()
