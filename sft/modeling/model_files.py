@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "model_type": str,
         "auto_map": dict,
         "layer_types": [str],
-        **dict.fromkeys(("max_position_embeddings", "sliding_window", "attention_chunk_size"), (bool, *NUMBER)),
+        **dict.fromkeys(("max_position_embeddings", "sliding_window", "attention_chunk_size"), (bool, int)),
     },
     "generation_config.json": {},
     "tokenizer_config.json": {"model_max_length": NUMBER, "model_input_names": [str], "added_tokens_decoder": dict},
@@ -32,6 +32,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "adapter_config.json": {"alora_invocation_tokens": [int]},
 }
 """File -> the shape of what is read of it here, or fails late: libraries check the rest."""
+_LARGEST = {"num_hidden_layers": 10_000, "n_layer": 10_000, "num_labels": 1_000_000}
+"""Counts that libraries build objects for, one by one: a wrong one takes hours, or all memory."""
 _INDEX_SHAPE = {"metadata!": dict, "weight_map!": Each(str)}
 _REGULAR = ("model.safetensors", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja")
 
@@ -46,12 +48,18 @@ def check_settings_files(folder: Path) -> None:
     """
     for name, shape in _SETTINGS.items():
         if os.path.lexists(folder / name):
-            read_json(folder / name, ModelError, shape)
+            _check_counts(folder / name, read_json(folder / name, ModelError, shape))
     for name in _REGULAR:
         if (folder / name).is_dir():
             raise ModelError(f"{folder / name}: is a folder, where a file is expected.")
         if (folder / name).is_symlink() and not (folder / name).exists():
             raise ModelError(f"{folder / name}: is a link to nothing. Download the model again, completely.")
+
+
+def _check_counts(path: Path, settings: Mapping[str, Any]) -> None:
+    for name, most in _LARGEST.items():
+        if isinstance(settings.get(name), int) and not 0 <= settings[name] <= most:
+            raise ModelError(f"{path}: {name}: expected an integer from 0 to {most:,}, found {settings[name]}.")
 
 
 def find_broken_file(folder: Path, what: str) -> str | None:
