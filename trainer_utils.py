@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -19,7 +20,6 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from sft.batching.layout import model_inputs
 from sft.batching.stream import MicroBatchStream
 from sft.batching.transfer import to_device
 from sft.common.run_records import BatchPlan, EvaluationResult, TrainingResult
@@ -45,7 +45,7 @@ from sft.training.assembly import (
 from sft.training.bad_steps import BadSteps
 from sft.training.callbacks import MissedEvaluationCallback, OrderCallback, RecordCallback, WatchCallback
 from sft.training.evaluating_trainer import EvaluatingTrainer
-from sft.training.gradients import build_step
+from sft.training.gradients import build_step, loss_function
 from sft.training.loaders import rows_loader, stream_loader, training_sampler
 from sft.training.progress import COUNTED, TrainingProgress
 from sft.training.results import evaluation_result, training_result
@@ -108,7 +108,8 @@ class SFTTrainer(EvaluatingTrainer):
             locate_row=setup.data.locate_row,
             drops_gradients=self.is_sharded,
         )
-        step = build_step(self, self.bad_steps)
+        self._loss_sum = loss_function(self)
+        step = build_step(self, self._loss_sum, self.bad_steps)
         self._sharded_step = step if isinstance(step, ShardedStep) else None
         self.step_gradient = step if isinstance(step, StepGradient) else None
         """None where FSDP or DeepSpeed sum the gradients."""
@@ -179,13 +180,8 @@ class SFTTrainer(EvaluatingTrainer):
 
         Multiplied by the number of processes where FSDP or DeepSpeed average gradients over them.
         """
-        total = self.layout.output.loss_sum(
-            model,
-            model_inputs(inputs),
-            inputs,
-            label_smoothing=self.args.label_smoothing_factor,
-            count_hits=self.means.add_correct,
-        )
+        # A step's module computes the loss within its forward call, as DistributedDataParallel requires.
+        total = self._loss_sum(model, inputs) if self.step_gradient is None else model(inputs)
         # A step of a stream may have no supervised token at all; its sum is then 0.
         assert isinstance(num_items_in_batch, torch.Tensor)  # see `get_batch_samples`
         factor = self.context.world_size if self.step_gradient is None else 1
@@ -197,15 +193,15 @@ class SFTTrainer(EvaluatingTrainer):
     ) -> torch.Tensor:
         """Adds a micro-batch to the step's gradient; the loss of the step comes with its last one."""
 
-        def run(batch: Mapping[str, Any]) -> torch.Tensor:
+        def run(module: Any, batch: Mapping[str, Any]) -> torch.Tensor:
             tensors = {name: value for name, value in batch.items() if name != "rows"}
-            return super(SFTTrainer, self).training_step(model, tensors, num_items_in_batch)
+            return super(SFTTrainer, self).training_step(module, tensors, num_items_in_batch)
 
         is_last = self.accelerator.sync_gradients
         if self._sharded_step is not None:
-            return self._sharded_step.add(inputs, run, is_last=is_last)
+            return self._sharded_step.add(inputs, partial(run, model), is_last=is_last)
         if self.step_gradient is None:
-            return run(inputs)
+            return run(model, inputs)
         loss = self.step_gradient.add(inputs, run, is_last=is_last, step=self.state.global_step + 1)
         return loss * self.context.world_size  # the log takes the mean over processes
 

@@ -53,6 +53,19 @@ class PassedThrough:
         return self.fields.get("ddp_timeout")
 
     @property
+    def ddp_bucket_cap_mb(self) -> int | None:
+        """MiB of gradients that DDP reduces in one call; None for torch's default."""
+        return self.fields.get("ddp_bucket_cap_mb")
+
+    @property
+    def ddp_find_unused_parameters(self) -> bool:
+        return bool(self.fields.get("ddp_find_unused_parameters", False))
+
+    @property
+    def ddp_broadcast_buffers(self) -> bool:
+        return bool(self.fields.get("ddp_broadcast_buffers", False))
+
+    @property
     def deepspeed(self) -> Any | None:
         """DeepSpeed's configuration: a file's name, or the settings themselves."""
         return self.fields.get("deepspeed")

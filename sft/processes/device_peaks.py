@@ -73,7 +73,8 @@ def matmul_dtype(bf16: bool, fp16: bool, weights: object) -> str:
     name = str(weights).removeprefix("torch.")
     if name != "float32":
         return name
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
+    # Not `allow_tf32`: transformers sets the newer name, and reading the older one after that raises an error.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
 
 
 def device_peak_flops(device: str, dtype: str) -> float | None:

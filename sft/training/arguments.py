@@ -70,6 +70,8 @@ def build_training_arguments(setup: RunSetup, context: DistributedContext) -> Tr
     }
     with one_line_errors():
         arguments = TrainingArguments(**values, **extra)
+        if arguments.n_gpu > 1:
+            arguments._n_gpu = 1  # further GPUs could not be hidden; Trainer would wrap the model in DataParallel
     _check_schedule(arguments)
     _prepare_trackers(config, logging_config, setup.identity.wandb_run_id)
     return arguments

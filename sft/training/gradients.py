@@ -1,44 +1,81 @@
-"""How a step's gradient is summed for this model: by our own code, by FSDP, or by DeepSpeed."""
+"""How a step's gradient is summed over processes for this model: by DDP, by FSDP, or by DeepSpeed."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
-from sft.modeling.gradient_sum import broadcast_weights
+import torch
+
+from sft.batching.layout import model_inputs
+from sft.modeling.data_parallel import COMM_DTYPES, GradientSum, MicroBatchLoss
 from sft.modeling.sharding import reshard_weights
+from sft.processes.agreement import open_cpu_group
 from sft.training.bad_steps import BadSteps
 from sft.training.sharded_step import ShardedStep
 from sft.training.step import StepGradient
 
+LossFunction = Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor]
 
-def build_step(trainer: Any, bad_steps: BadSteps) -> StepGradient | ShardedStep | None:
+
+def loss_function(trainer: Any) -> LossFunction:
+    """A function of model and micro-batch: the sum of the supervised tokens' cross-entropies, a float32 scalar."""
+
+    def loss_sum(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return trainer.layout.output.loss_sum(
+            model,
+            model_inputs(batch),
+            batch,
+            label_smoothing=trainer.args.label_smoothing_factor,
+            count_hits=trainer.means.add_correct,
+        )
+
+    return loss_sum
+
+
+def data_parallel_of(trainer: Any) -> Literal["ddp", "fsdp2", "deepspeed", "none"]:
+    """What sums the gradients of several processes."""
+    if trainer.is_deepspeed_enabled:
+        return "deepspeed"
+    if trainer.is_sharded:
+        return "fsdp2"
+    return "ddp" if trainer.context.world_size > 1 else "none"
+
+
+def build_step(trainer: Any, loss_sum: LossFunction, bad_steps: BadSteps) -> StepGradient | ShardedStep | None:
     """The step of a trainer that is put together; None where DeepSpeed sums the gradients.
 
-    Accelerate would wrap the model in DistributedDataParallel. A model that is marked as prepared is not wrapped: our
-    own code sums the gradients once a step, or FSDP does it in the backward pass.
+    Accelerate would wrap the model in DistributedDataParallel by itself. A model that is marked as prepared is not
+    wrapped: `StepGradient` wraps it together with its loss, so that a step can be retried, or FSDP reduces the shards.
     """
     if trainer.is_deepspeed_enabled:
         return None
     trainer.add_callback(bad_steps)
+    if trainer.context.world_size > 1 or trainer.is_sharded:
+        trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     if trainer.is_sharded:
         reshard_weights(trainer.model)
-        trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
-        return ShardedStep(lambda: _trained_weights(trainer.model), bad_steps)
-    weights = _trained_weights(trainer.model)
-    if trainer.context.world_size > 1:
-        trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
-        broadcast_weights(weights)
-    plan = trainer.setup.plan
+        return ShardedStep(lambda: [weight for weight in trainer.model.parameters() if weight.requires_grad], bad_steps)
+    config, plan, checks = trainer.setup.config.training, trainer.setup.plan, None if trainer.args.fp16 else bad_steps
+    loss = MicroBatchLoss(trainer.model, loss_sum)
+    cpu_group, gradient_sum = open_cpu_group(trainer.context), None
+    if cpu_group is not None:
+        gradient_sum = GradientSum(
+            loss,
+            cpu_group,
+            bucket_cap_mb=config.passed_through.ddp_bucket_cap_mb,
+            finds_unused=config.passed_through.ddp_find_unused_parameters,
+            syncs_buffers=config.passed_through.ddp_broadcast_buffers,
+            comm_dtype=COMM_DTYPES.get(trainer.setup.config.distributed.ddp_comm_hook),
+            marks_bad_losses=checks is not None,
+        )
     return StepGradient(
-        weights,
+        loss,
         trainer.layout.collator,
         plan.per_device_train_batch_size,
         trainer.context,
+        gradient_sum=gradient_sum,
         num_chunks=plan.num_chunks,
-        bad_steps=None if trainer.args.fp16 else bad_steps,
+        bad_steps=checks,
         on_retry=trainer.means.restart_step,
     )
-
-
-def _trained_weights(model: Any) -> list[Any]:
-    return [weight for weight in model.parameters() if weight.requires_grad]

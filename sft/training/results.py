@@ -28,6 +28,7 @@ from sft.reporting.log_lines import before_and_after_lines, before_and_after_row
 from sft.reporting.metrics_log import read_metrics
 from sft.reporting.remarks import remark_lines
 from sft.reporting.summary import build_summary
+from sft.training.gradients import data_parallel_of
 from sft.training.hub_pushes import NOT_PUSHED_STATUS
 from sft.training.run_report import HTML_FILE, RunReport
 from sft.training.stopping import StopCallback
@@ -183,7 +184,8 @@ def _write_summary(training: Any, result: TrainingResult, pushed: str | None) ->
             setup.context.device,
             data_digests=dataclasses.asdict(setup.identity.data),
         )
-        summary |= {"trackers": training.trackers.problems(), "push_to_hub": pushed}
+        environment = dataclasses.asdict(setup.identity.environment) | {"data_parallel": data_parallel_of(trainer)}
+        summary |= {"environment": environment, "trackers": training.trackers.problems(), "push_to_hub": pushed}
         write_json(summary, path)
         return summary
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,17 +16,17 @@ from sft.batching.transfer import to_device
 from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import MemoryShortage
 from sft.common.run_records import DistributedContext
-from sft.modeling.gradient_sum import sum_gradients
+from sft.modeling.data_parallel import Failure, GradientSum, MicroBatchLoss
 from sft.modeling.random_state import RandomState
-from sft.processes.agreement import open_cpu_group
 from sft.training.bad_steps import BadSteps
 
 logger = logging.getLogger("sft.train")
 Batch = Mapping[str, Any]
+Run = Callable[[nn.Module, Batch], torch.Tensor]
 
 
 class StepGradient:
-    """Accumulates the gradient of a step and sums it over processes.
+    """Accumulates the gradient of a step, which DDP sums over processes during the last backward pass.
 
     If a micro-batch does not fit on the device of any process, all processes discard the step's gradient and run the
     same rows again in smaller chunks, before any weight has changed. The result is that of a smaller micro-batch size
@@ -34,31 +35,33 @@ class StepGradient:
 
     def __init__(
         self,
-        weights: Sequence[nn.Parameter],
+        loss: MicroBatchLoss,
         collator: FlatCollator | PaddedCollator,
         micro_batch_size: int,
         context: DistributedContext,
         *,
+        gradient_sum: GradientSum | None = None,
         num_chunks: int = 1,
         bad_steps: BadSteps | None = None,
         on_retry: Callable[[], None] = lambda: None,
     ):
         """
         Args:
-            weights: the trainable weights.
+            loss: the model and its loss.
             collator: collates the rows of a chunk.
             micro_batch_size: rows, or packs, of a full micro-batch.
-            context: this process; with several processes, a process group must be open.
+            context: this process.
+            gradient_sum: sums the gradient over processes; None for a single one.
             num_chunks: chunks per micro-batch at the start.
             bad_steps: checks the gradient of each step.
             on_retry: called before a step is retried.
         """
-        self._weights = list(weights)
+        self._loss = loss
+        self._weights = [weight for weight in loss.parameters() if weight.requires_grad]
         self._collator = collator
         self._micro_batch_size = micro_batch_size
         self._context = context
-        # Agreement is reached in main memory, without synchronizing with the GPU.
-        self._group = open_cpu_group(context)
+        self._sum = gradient_sum
         self._bad_steps = bad_steps
         self._on_retry = on_retry
         self.num_chunks = num_chunks
@@ -69,12 +72,12 @@ class StepGradient:
         self._is_out_of_memory = False
         self._random_state: RandomState | None = None
 
-    def add(self, batch: Batch, run: Callable[[Batch], torch.Tensor], *, is_last: bool, step: int) -> torch.Tensor:
-        """Adds the gradient of a micro-batch; with the last one of the step, sums the gradient over processes.
+    def add(self, batch: Batch, run: Run, *, is_last: bool, step: int) -> torch.Tensor:
+        """Adds the gradient of a micro-batch; with the last one of the step, the gradient is summed over processes.
 
         Args:
             batch: the collator's output, on the device.
-            run: forward and backward pass of a batch; returns its share of the step's loss.
+            run: forward and backward pass of a batch with a module; returns its share of the step's loss.
             is_last: whether this is the last micro-batch of the step.
             step: number of the step, for the log.
 
@@ -86,92 +89,120 @@ class StepGradient:
         """
         if not self._batches:
             self._random_state = RandomState.capture(self._context.device)
+            self._begin(accumulates=not is_last)
         self._batches.append(batch)
-        if not self._is_out_of_memory:
-            self._try(batch, run)
+        self._try(batch, run, reduces=is_last)
         if not is_last:
             return torch.zeros((), device=batch["targets"].device)
-        has_gradient = self._agree()
-        while has_gradient is None:
-            self._split_further(step)
+        while (failure := self._end()) != Failure.NONE:
+            self._restart(failure, step)
             for each in self._batches:
-                self._try(each, run)
-            has_gradient = self._agree()
+                self._try(each, run, reduces=each is batch)
         loss = torch.stack(self._losses).sum()
         if self._bad_steps is not None:
-            self._bad_steps.mark(loss, self._weights)
-        if self._context.world_size > 1:
-            sum_gradients(self._weights, has_gradient)
-        if self._bad_steps is not None:
+            if self._sum is None:
+                self._bad_steps.mark(loss, self._weights)
             loss = self._bad_steps.check(loss, self._weights, self._batches)
         self._batches, self._losses = [], []
         return loss
 
-    def _try(self, batch: Batch, run: Callable[[Batch], torch.Tensor]) -> None:
-        """Runs a micro-batch, split into chunks if necessary; sets `_is_out_of_memory` if memory runs out."""
+    def _begin(self, *, accumulates: bool) -> None:
+        if self._sum is not None:
+            self._sum.begin_step(accumulates=accumulates or self.num_chunks > 1)
+
+    def _try(self, batch: Batch, run: Run, *, reduces: bool) -> None:
+        """Runs a micro-batch, split into chunks if necessary; sets `_is_out_of_memory` if memory runs out.
+
+        Args:
+            batch: the micro-batch.
+            run: see `add`.
+            reduces: whether the gradient is summed over processes during the backward pass of its last chunk.
+        """
         if self._is_out_of_memory:
             return
+        chunks = self._chunks_of(batch)
         try:
-            for chunk in self._chunks_of(batch):
-                self._losses.append(run(chunk))
+            for number, chunk in enumerate(chunks, start=1):
+                if self._sum is None:
+                    self._losses.append(run(self._loss, chunk()))
+                    continue
+                with self._sum.without_reduction(not reduces or number < len(chunks)):
+                    self._losses.append(run(self._sum.module, chunk()))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             # The traceback's tensors are only freed after this block.
             self._is_out_of_memory = True
 
-    def _chunks_of(self, batch: Batch) -> Iterable[Batch]:
+    def _chunks_of(self, batch: Batch) -> Sequence[Callable[[], Batch]]:
+        """The chunks of a micro-batch, each collated when it is called."""
         if self.num_chunks == 1:
-            return [batch]
+            return [lambda: batch]
         device = batch["targets"].device
         collator = self._collator.for_chunks(self.num_chunks)
         split = split_rows(batch["rows"], self._micro_batch_size, self.num_chunks)
-        return (to_device(collator(rows), device) for rows in split)
+        return [partial(lambda rows: to_device(collator(rows), device), rows) for rows in split]
 
-    def _agree(self) -> list[bool] | None:
-        """For each weight, whether any process has a gradient; None if memory ran out on any process.
+    def _end(self) -> Failure:
+        """Waits for the sum of the gradient; returns why all processes must retry the step, if they must.
 
         Raises:
             MemoryShortage: if memory ran out, and none of those processes has a chunk that can be split.
         """
-        largest = max(
-            len(rows)
-            for batch in self._batches
-            for rows in split_rows(batch["rows"], self._micro_batch_size, self.num_chunks)
-        )
-        can_split = self._is_out_of_memory and largest > 1
-        own = [self._is_out_of_memory, can_split, *(weight.grad is not None for weight in self._weights)]
-        agreed = torch.tensor(own, dtype=torch.uint8)
-        if self._group is not None:
-            distributed.all_reduce(agreed, op=distributed.ReduceOp.MAX, group=self._group)
-        is_out_of_memory, can_split, *has_gradient = agreed.tolist()
-        if is_out_of_memory and not can_split:
+        failure = Failure.OUT_OF_MEMORY if self._is_out_of_memory else Failure.NONE
+        if failure != Failure.NONE and self._context.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        if self._sum is not None:
+            failure = self._sum.end_step(failure)
+        if failure == Failure.OUT_OF_MEMORY and not self._can_split():
             longest = max(len(row["input_ids"]) for batch in self._batches for row in batch["rows"])
             raise MemoryShortage(
                 f"Out of memory on {self._context.device} with a single row (of up to {longest:,} tokens). Checkpoints "
                 "are intact: resume with resume_from_checkpoint: auto and gradient_checkpointing: true, or start a "
                 "new run with a smaller max_seq_length or lora_config. --dry_run shows what uses the memory."
             )
-        return None if is_out_of_memory else [bool(has) for has in has_gradient]
+        return failure
 
-    def _split_further(self, step: int) -> None:
-        """Discards the step's gradient and losses, and raises the number of chunks."""
-        self.shortages += 1
-        self.num_chunks = next_num_chunks(self._micro_batch_size, self.num_chunks)
-        for weight in self._weights:
-            weight.grad = None
+    def _can_split(self) -> bool:
+        """Whether any process that ran out of memory has a chunk of several rows."""
+        largest = max(
+            len(rows)
+            for batch in self._batches
+            for rows in split_rows(batch["rows"], self._micro_batch_size, self.num_chunks)
+        )
+        can_split = torch.tensor(int(self._is_out_of_memory and largest > 1))
+        if self._sum is not None:
+            distributed.all_reduce(can_split, distributed.ReduceOp.MAX, group=self._sum.cpu_group)
+        return bool(can_split)
+
+    def _restart(self, failure: Failure, step: int) -> None:
+        """Discards the step's gradient and losses; after a shortage of memory, raises the number of chunks."""
         self._losses, self._is_out_of_memory = [], False
         self._on_retry()
+        if self._sum is not None:
+            self._sum.rewrap(failure)
+        for weight in self._weights:
+            weight.grad = None
         if self._context.device.startswith("cuda"):
             torch.cuda.empty_cache()
         if self._random_state is not None:
             self._random_state.restore()  # dropout draws the same numbers
-        logger.info(
-            "Out of memory at step %d: retrying it with %s at a time on each device, which later steps also use. "
-            "Each step still trains on the same rows.",
-            step,
-            self._chunk_size_text(),
-        )
+        if failure == Failure.OUT_OF_MEMORY:
+            self.shortages += 1
+            self.num_chunks = next_num_chunks(self._micro_batch_size, self.num_chunks)
+            logger.info(
+                "Out of memory at step %d: retrying it with %s at a time on each device, which later steps also use. "
+                "Each step still trains on the same rows.",
+                step,
+                self._chunk_size_text(),
+            )
+        else:
+            logger.info(
+                "Step %d: some trainable weights get no gradient, so DDP searches for such weights from now on "
+                "(ddp_find_unused_parameters: true does so from the start).",
+                step,
+            )
+        self._begin(accumulates=len(self._batches) > 1)
 
     def _chunk_size_text(self) -> str:
         """The size of a chunk: `4 of 8`, rows or packs."""

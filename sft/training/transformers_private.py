@@ -28,3 +28,7 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
 WRITTEN: tuple[str, ...] = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
 """Attributes that `running_means.py` reads and restores: Trainer starts these sums at zero when it resumes, so a log
 across a checkpoint, and the mean loss of the run, would cover fewer steps than stated."""
+
+WRITTEN_ARGUMENTS: tuple[str, ...] = ("_n_gpu",)
+"""Attributes of `TrainingArguments` that `arguments.py` sets: the number of GPUs of one process. With more than one,
+Trainer wraps the model in DataParallel, which `CUDA_VISIBLE_DEVICES` cannot always prevent."""

@@ -365,6 +365,8 @@ def test_load_config_accepts_streaming_with_validation_data_and_epochs():
             "gradient_checkpointing_kwargs: {use_reentrant: no}\n",
             "gradient_checkpointing_kwargs has no effect: gradient_checkpointing is false.",
         ),
+        ("fsdp: {}\nddp_bucket_cap_mb: 5\n", "ddp_bucket_cap_mb has no effect: FSDP sums the gradients."),
+        ("fsdp: {}\nddp_comm_hook: bf16\n", "ddp_comm_hook has no effect: FSDP sums the gradients."),
         ("shuffle_block_rows: 5\n", "shuffle_block_rows has no effect: streaming is false."),
         ("max_bad_row_share: 0.2\n", "max_bad_row_share has no effect: on_bad_rows: error stops at any bad row."),
         (

@@ -125,3 +125,14 @@ def test_bench_memory_runs():
     result = json.loads(last.removeprefix("RESULT "))
     assert result["worst"] < 0.5  # a toy is nearly all libraries
     assert all(cell["measured_mib"] > cell["before_mib"] for cell in result["cells"])
+
+
+def test_bench_ddp_runs():
+    toy = ["--rounds=1", "--layers=2", "--width=16", "--tokens=8", "--bucket_mb=0.01"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/bench_ddp.py", *toy], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+    assert set(result["seconds"]) == {"computation", "overlapping", "afterwards"}
+    assert all(seconds > 0 for seconds in result["seconds"].values())

@@ -161,7 +161,9 @@ def test_a_sharded_run_is_resumed_without_sharding(runs):
 def test_a_bad_step_of_one_process_is_skipped_on_all_and_counted(runs):
     folder, output = runs
     found, expected = steps(folder / "bad-step"), steps(folder / "all-two")
-    assert json.loads((folder / "bad-step/run_summary.json").read_text())["bad_steps"] == 1
+    summary = json.loads((folder / "bad-step/run_summary.json").read_text())
+    assert summary["bad_steps"] == 1
+    assert summary["environment"]["data_parallel"] == "fsdp2"
     assert output.count(messages.BAD_STEP.format(step=2)) == 1
     assert "train.jsonl:" in output.partition(messages.BAD_STEP.format(step=2))[2].partition("\n")[0]
     assert found[0]["loss"] == expected[0]["loss"]

@@ -83,6 +83,7 @@ def test_main_summary_has_the_contract_keys(run_sft):
     assert summary["batch_plan"]["global_batch_size"] == 4
     assert summary["train"]["steps"] == 5  # 18 rows of 24 train, in batches of 4
     assert summary["versions"]["torch"] == torch.__version__.partition("+")[0] or summary["versions"]["torch"]
+    assert summary["environment"]["data_parallel"] == "none"
     assert len(summary["config_sha256"]) == 64
     assert (run.output_dir / "training_curves.png").stat().st_size > 10_000
     assert_report_shows(run, summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from sft.processes.device_peaks import PEAK_TFLOPS, find_peak_flops, matmul_dtype
 
@@ -36,3 +37,14 @@ def test_matmul_dtype_is_that_of_mixed_precision_if_it_is_used():
     assert matmul_dtype(False, True, "torch.float32") == "float16"
     assert matmul_dtype(False, False, "torch.bfloat16") == "bfloat16"
     assert matmul_dtype(False, False, "torch.float32") == "float32"
+
+
+def test_tf32_is_read_by_the_name_that_transformers_sets():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for precision, name in (("tf32", "tf32"), ("ieee", "float32")):
+            matmul.fp32_precision = precision
+            assert matmul_dtype(False, False, "torch.float32") == name
+    finally:
+        matmul.fp32_precision = before

@@ -111,3 +111,4 @@ def test_all_processes_retry_when_one_runs_out_of_memory(tmp_path, model_folder,
     summary = json.loads((parted / "run_summary.json").read_text())
     assert summary["memory_shortages"] == {"training": 1, "evaluation": 0}
     assert summary["batch_plan"]["parts"] == 2
+    assert summary["environment"]["data_parallel"] == "ddp"

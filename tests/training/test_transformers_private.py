@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
-from sft.training.transformers_private import OVERRIDDEN, WRITTEN
+from sft.training.transformers_private import OVERRIDDEN, WRITTEN, WRITTEN_ARGUMENTS
 from tests.support.paths import REPOSITORY
 from trainer_utils import SFTTrainer
 
@@ -37,3 +37,17 @@ def test_every_private_attribute_that_is_used_is_listed_and_exists():
     for path in [REPOSITORY / "trainer_utils.py", *(REPOSITORY / "sft").rglob("*.py")]:
         used.update(re.findall(r"trainer\.(_[a-z]\w*)", path.read_text(encoding="utf-8")))
     assert used == set(WRITTEN)
+
+
+def test_a_process_with_several_visible_gpus_uses_one(monkeypatch, prepare):
+    """`n_gpu` above 1 makes Trainer wrap the model in DataParallel."""
+    (name,) = WRITTEN_ARGUMENTS
+    usual = TrainingArguments.__post_init__
+
+    def with_two(arguments):
+        usual(arguments)
+        setattr(arguments, name, 2)
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", with_two)
+    prepared, _ = prepare()
+    assert prepared.trainer.args.n_gpu == 1

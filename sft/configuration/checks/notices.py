@@ -36,6 +36,12 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
         yield "checkpoint_every_n_layers has no effect: gradient_checkpointing is false."
     if data.on_bad_rows == "error" and data.max_bad_row_share != _default("max_bad_row_share"):
         yield "max_bad_row_share has no effect: on_bad_rows: error stops at any bad row."
+    if config.fsdp is not None or training.passed_through.deepspeed is not None:
+        reducer = "FSDP" if config.fsdp is not None else "DeepSpeed"
+        ddp = ("ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_broadcast_buffers")
+        given = [key for key in ddp if key in training.extra_training_arguments]
+        for key in [*given, *(["ddp_comm_hook"] if config.distributed.ddp_comm_hook else [])]:
+            yield f"{key} has no effect: {reducer} sums the gradients."
     if training.passed_through.gradient_checkpointing_kwargs and not training.gradient_checkpointing:
         yield "gradient_checkpointing_kwargs has no effect: gradient_checkpointing is false."
 
