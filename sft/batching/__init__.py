@@ -10,7 +10,7 @@ Public names:
     stream: `MicroBatchStream`: micro-batches of an endless stream.
     chunks: `split_rows`, `next_num_chunks`: a micro-batch in smaller chunks.
     plan: `resolve_batch_plan`: rows per step, steps per epoch, total steps.
-    memory, optimizer_state: `MemoryFacts`, `estimate_memory`, `optimizer_bytes`.
+    memory, kernels, optimizer_state: `MemoryFacts`, `estimate_memory`, `kernel_bytes`, `optimizer_bytes`.
     fit, advice: `fit_batch_size`, `candidate_sizes`, `advise`: what fits, and what to change where it does not.
     transfer: `to_device`.
 

@@ -4,11 +4,15 @@ Public names:
     precision: `resolve_precision`.
     tokenizer, loading, adapters, quantization: `load_tokenizer`, `load_model`, `add_adapters`, `dequantize`.
     fitting, footprint, flops: model and tokenizer adjusted to each other; the size and cost of a model.
+    architecture, causality, text_path, extra_loss, few_tokens: what config.json and a few tokens show about a model.
+    text_adapters, frozen_weights: adapters where text passes, and what they leave frozen.
+    rope_by_row: rotary embeddings that depend on the length of a row.
     document_attention, isolation: attention within the documents of a packed row, and whether a model supports it.
     output_layer, supervised_loss, evaluation_sums: loss and metrics of supervised tokens.
-    compiling, gradient_checkpointing, gradient_sum, random_state: what a training step needs.
+    compiling, gradient_checkpointing, data_parallel, random_state: what a training step needs.
     sharding, sharded_state, state_copy: FSDP2, and state written to and read from files.
-    answering, merging, saving: other uses of a model than training.
+    answering, merging, saving, saved_folder: other uses of a model than training.
+    model_files, loading_errors, generation_settings: files of a model that cannot be used, each in one line.
 
 Must not know: data sets, files of a run, the trainer. A model is recognized by its structure, never by its name.
 """

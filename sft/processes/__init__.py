@@ -6,6 +6,7 @@ Light modules, which import neither torch nor transformers (the entries import t
 - `first_signals`, `signals`: Ctrl-C, SIGTERM and SIGUSR1 during start-up, preparation and training
 - `exit_records`: exit statuses and problems that processes record for the launcher
 - `watchdog`: ends a process that hangs
+- `output`: what is written to a terminal or a log, without secrets and control characters
 - `logs`, `libraries`, `terminal`: the log, quiet libraries, whether there is a terminal to draw on
 - `machine`: GPUs, cores and compilers that this machine certainly lacks
 - `heap`, `control_groups`: the C library's heap, memory limits of the system

@@ -4,7 +4,9 @@ Before the first step:
 
 - `output_folder`, `run_identity`: the claimed folder, the checkpoint to resume from, whether it is the same run
 - `decided_precision`, `decided_layout`: the types to compute in; what trials on the model decided. For all processes
-- `model_preparation`, `row_layout`: the sharded model, its row layout by trial. `prepared_model`: the record of both
+- `model_preparation`, `model_trials`, `row_layout`: the sharded model, its row layout by trial. `prepared_model`: the
+  record of both
+- `saved_state`: whether the state in a checkpoint can be read. `run_checks`: settings that do not fit the run
 - `batch_size_trials`, `memory_probe`: the batch plan. `dry_run`: where a dry run ends
 - `run_setup`: `RunSetup`, the record of all of this. `arguments`: transformers' `TrainingArguments`
 

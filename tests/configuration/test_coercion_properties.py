@@ -129,6 +129,8 @@ NUMBERS = [name for name, annotation in ANNOTATIONS.items() if not {str, dict} &
 @given(name=st.sampled_from(NUMBERS), text=TEXT)
 def test_any_text_is_read_or_rejected_in_the_same_way(name, text):
     """On the command line and, quoted, in a file: both have the same value, or the same problem."""
+    if get_origin(ANNOTATIONS[name]) is list and text.strip().startswith("["):
+        return  # a list on the command line, and a text in quotes
     quoted = yaml.compose(yaml.safe_dump({name: text}, default_style='"')).value[0][1]
     typed = read_command_line_settings([f"--{name}={text}"]).settings
     assert [outcome(name, setting.node) for setting in typed if text != "null"] in ([], [outcome(name, quoted)])
