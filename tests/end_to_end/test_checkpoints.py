@@ -32,8 +32,9 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_previous_one_is_resumed(sho
             log.write('{"step": 6, "prompt": "caf\u00e9'.encode()[:-1])
     again = short_run(resume_from_checkpoint="auto")
     assert again.status == 0, again.err
-    assert "are not read: adapter_model.safetensors, pytorch_model.bin, scaler.pt, weights-1-of-1" in again.out
-    assert again.out.count("is not a complete line") == 2
+    planted = "adapter_model.safetensors, pytorch_model.bin, scaler.pt, weights-1-of-1"
+    assert messages.NOT_READ.format(names=planted) in again.out
+    assert again.out.count(messages.TORN_LINE) == 2
     assert f"checkpoint-6 {messages.CANNOT_RESUME}: optimizer.pt {messages.CHANGED_FILE}" in again.out
     assert f"checkpoint-4 {messages.CANNOT_RESUME}: trainer_state.json {messages.CHANGED_FILE}" in again.out
     assert (first.output_dir / "earlier-run-1" / "checkpoint-6").is_dir()
@@ -210,7 +211,7 @@ def test_trackers_continue_the_same_run(short_run, run_sft, tmp_path, monkeypatc
         monkeypatch.delenv(name, raising=False)
     again = short_run(**trackers, resume_from_checkpoint="auto")
     assert again.status == 0, again.err
-    assert "Changed since" not in again.out
+    assert messages.CHANGED not in again.out
     manifest = read_manifest(again.output_dir / "checkpoint-6")
     assert manifest["configuration"]["run_name"] == "a-name"
     records = {path.name.partition("-run-")[2].rpartition("-")[2] for path in (again.output_dir / "wandb").glob("off*")}
@@ -256,8 +257,8 @@ def test_a_damaged_best_checkpoint_is_logged_and_the_last_weights_are_kept(run_s
         patched.setattr(checkpointed_trainer.CheckpointedTrainer, "_load_best_model", damage_then_load)
         run = run_sft(load_best_model_at_end=True, **settings)
     assert run.status == 0, run.err
-    assert run.out.count(f"is damaged (model.safetensors {messages.CHANGED_FILE})") == 1
-    assert "Loaded the best checkpoint" not in run.out
+    assert run.out.count(messages.BEST_DAMAGED.format(problem=f"model.safetensors {messages.CHANGED_FILE}")) == 1
+    assert messages.BEST_LOADED not in run.out
     last = run.output_dir / f"checkpoint-{run.summary['train']['steps']}" / "model.safetensors"
     plain = run_sft(output_dir=str(run.output_dir) + "-plain", **settings)
     assert (run.output_dir / "model.safetensors").read_bytes() == (plain.output_dir / "model.safetensors").read_bytes()

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from distributed_utils import start_distributed
 from sft.common.errors import ConfigError
 from sft.configuration.schema import DistributedConfig
+from tests.support import messages
 from tests.support.paths import REPOSITORY
 
 
@@ -163,7 +164,7 @@ def test_processes_that_cannot_connect_end_with_one_line(launched, monkeypatch, 
         launched.close()
     elif case == "no address":
         monkeypatch.delenv("MASTER_ADDR")
-    with pytest.raises(ConfigError, match="could not connect") as raised:
+    with pytest.raises(ConfigError, match=messages.NOT_CONNECTED) as raised:
         start_distributed(DistributedConfig(), use_cpu=True, timeout_seconds=1)
     (line,) = raised.value.problems
     assert reason in line
@@ -251,7 +252,7 @@ def test_two_processes_write_each_line_once(runs):
     assert summary["batch_plan"]["world_size"] == 2
     assert summary["batch_plan"]["global_batch_size"] == 4
     assert done.stdout.count("step  1/10") == 1
-    assert done.stdout.count("Saved the model") == 1
+    assert done.stdout.count(messages.SAVED_MODEL.format(kind="model")) == 1
     assert done.stderr == ""
     steps = [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
@@ -271,7 +272,7 @@ def test_data_that_cannot_be_read_is_reported_whichever_process_finds_it(model_f
     data.write_text('[{"question": "a", "answer": "b"}, {"question": ')
     done = run_on_processes(2, "--use_cpu", data=data, model=model_folder("llama"), folder=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.count("train.json:1: invalid JSON") == 1
+    assert done.stderr.count(messages.INVALID_JSON.format(row="train.json:1")) == 1
     assert done.stderr.count("\n") == 1
 
 
@@ -279,7 +280,7 @@ def test_data_that_cannot_be_read_is_reported_whichever_process_finds_it(model_f
 def test_more_processes_than_cores_are_refused_before_any_starts(model_folder, question_file, tmp_path):
     done = run_on_processes(5000, data=question_file, model=model_folder("llama"), folder=tmp_path)
     assert done.returncode == 2
-    assert "num_gpus is 5000, but this machine has no GPU and" in done.stderr
+    assert messages.TOO_MANY_GPUS.format(count=5000) in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -22,7 +22,7 @@ from sft.configuration.checks.sharding import GATHER_ON_SAVE, check_deepspeed
 from sft.configuration.command_line import read_command
 from sft.configuration.keys import flat_keys, keys_of
 from sft.configuration.schema import NESTED_SECTIONS, DatasetSource
-from tests.support import forked
+from tests.support import forked, messages
 from tests.support.in_process import run_command
 from tests.support.paths import REPOSITORY
 
@@ -180,13 +180,14 @@ def test_deepspeed_that_would_save_no_model_is_refused(small_files, tmp_path):
     for stage, more, is_refused in ((3, {}, True), (3, {GATHER_ON_SAVE: True}, False), (2, {}, False)):
         settings.write_text(json.dumps({"zero_optimization": {"stage": stage, **more}}))
         told = [text for _, text in check_deepspeed(replace(config, training=training))]
-        assert any(f"requires {GATHER_ON_SAVE}: true" in text for text in told) == is_refused
+        requires = messages.REQUIRES.format(name="", key=f"{GATHER_ON_SAVE}: true")
+        assert any(requires in text for text in told) == is_refused
 
 
 def test_the_deepspeed_example_names_its_package_and_its_file(small_files):
     with pytest.raises(ConfigError) as raised:
         load_config("examples/deepspeed_zero3.yaml", ["--deepspeed=examples/no.json"])
-    assert any("no such file: 'examples/no.json'" in problem for problem in raised.value.problems)
+    assert any(messages.NO_SUCH_FILE.format(path="examples/no.json") in problem for problem in raised.value.problems)
     document = json.loads((REPOSITORY / "examples/deepspeed_zero3.json").read_text())
     assert document["zero_optimization"]["stage"] == 3
 

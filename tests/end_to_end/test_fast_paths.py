@@ -54,7 +54,7 @@ def test_packs_of_a_step_are_the_same_however_it_is_split(run_sft, tmp_path):
         **PACKED, per_device_train_batch_size=1, gradient_accumulation_steps=4, output_dir=str(tmp_path / "split")
     )
     assert (one.status, split.status) == (0, 0)
-    assert "packs of up to 96 tokens" in one.out
+    assert messages.PACKS.format(length=96) in one.out
     assert one.summary["batch_plan"] == {
         **split.summary["batch_plan"],
         **{"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
@@ -87,14 +87,14 @@ def test_tokens_per_batch_fills_micro_batches(run_sft):
     assert plan["per_device_train_batch_size"] == 1
     assert plan["steps_per_epoch"] == plan["packs"]["num_packs"] < 24 / 3
     assert plan["packs"]["fill"] > 0.8
-    assert "packs of up to 128 tokens" in run.out
+    assert messages.PACKS.format(length=128) in run.out
 
 
 def test_dry_run_shows_the_layout_and_the_packs(run_sft):
     run = run_sft("--dry_run", **PACKED)
     assert run.status == 0
     assert messages.PADDING_FREE in run.out
-    assert "packs of up to 96 tokens" in run.out
+    assert messages.PACKS.format(length=96) in run.out
     document = json.loads((run.output_dir / "preflight.json").read_text())
     assert document["plan"]["packs"]["capacity"] == 96
     assert document["plan"]["packs"]["fill"] > 0.8
@@ -164,7 +164,7 @@ def test_reuse_freed_memory_is_logged_if_it_has_no_effect(monkeypatch, caplog):
         assert not reuse_freed_memory("auto", "cpu")
         assert not caplog.records
         assert not reuse_freed_memory(True, "cpu")
-    assert "reuse_freed_memory has no effect" in caplog.text
+    assert messages.NO_EFFECT.format(key="reuse_freed_memory") in caplog.text
 
 
 @pytest.mark.skipif(
@@ -208,7 +208,7 @@ def test_compiled_run_is_the_same_and_compiles_each_layer_once(run_sft, tmp_path
         )
         graphs[steps] = counters["stats"]["unique_graphs"]
     assert (plain.status, compiled.status) == (0, 0)
-    assert "Compiling 2 layers" in compiled.out
+    assert messages.COMPILING.format(count=2) in compiled.out
     assert graphs[-1] == graphs[1] > 0
     assert_same_run(plain, compiled)
 

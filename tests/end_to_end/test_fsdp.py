@@ -175,7 +175,7 @@ def test_a_bad_step_of_one_process_is_skipped_on_all_and_counted(runs):
 
 def test_a_signal_to_one_process_saves_and_the_resumed_run_equals_an_uninterrupted_one(runs):
     folder, output = runs
-    assert "Resume with: " in output
+    assert messages.RESUME_WITH in output
     assert trained(folder / "stopped") == trained(folder / "tied-two")
     expected, found = final_weights(folder / "tied-two"), final_weights(folder / "stopped")
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
@@ -193,5 +193,5 @@ def test_sample_answers_equal_those_of_one_process(runs, kind):
 
 def test_the_log_reports_sharding_and_padding_free_rows(runs):
     _, output = runs
-    assert output.count("Weights are sharded over 2 processes (FSDP2), 2 layers one by one.") == 9
+    assert output.count(messages.SHARDED.format(count=2, layers=2)) == 9
     assert output.count(messages.PADDING_FREE) == 9

@@ -102,7 +102,7 @@ def test_an_error_of_the_hub_is_one_line_with_the_next_step(found, case, message
 def test_a_token_without_read_access_is_reported(tmp_path):
     run = on_local_hub(tmp_path, "gated model", HF_TOKEN_PATH=str(token_file(tmp_path)))["runs"]["gated model"]
     assert run["status"] == 2
-    assert "gated or private on the Hub, and the configured token has no access: accept the terms" in run["err"]
+    assert messages.HUB_NO_ACCESS in run["err"]
 
 
 def token_file(folder: Path) -> Path:
@@ -115,5 +115,5 @@ def token_file(folder: Path) -> Path:
 def test_an_unreachable_hub_is_one_line(tmp_path):
     for case, run in on_local_hub(tmp_path, *SLOW)["runs"].items():
         assert run["status"] == 2, (case, run)
-        assert "no such folder, and the Hugging Face Hub cannot be reached" in run["err"]
+        assert messages.HUB_NOT_REACHED in run["err"]
         assert run["err"].count("\n") == 1

@@ -101,8 +101,8 @@ def test_a_signal_interrupts_an_evaluation_and_the_resumed_run_repeats_it(run_sf
         add_to_trainers(patched, Signal)
         stopped = run_sft(**settings)
         assert stopped.status == 143, stopped.err
-        assert f"Stopped at step {at} of 6, saved in" in stopped.out
-        was_interrupted = f"The evaluation at step {at} was interrupted; the resumed run will repeat it." in stopped.out
+        assert f"{messages.STOPPED_AT} {at} of 6, saved in" in stopped.out
+        was_interrupted = messages.EVALUATION_INTERRUPTED.format(step=at) in stopped.out
         assert was_interrupted == (where != "the answers")
         assert (at in [event["step"] for event in stopped.metrics if "eval_loss" in event]) == (not was_interrupted)
         if where == "the repeated evaluation":

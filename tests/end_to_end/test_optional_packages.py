@@ -64,7 +64,7 @@ def test_without_matplotlib_runs_are_compared_as_text(tmp_path, capsys, remove):
         (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     assert compare_runs.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert capsys.readouterr().out.endswith(
-        f"The curves were not drawn: this {messages.MISSING_PACKAGE.format(name='matplotlib')}.\n"
+        messages.CURVES_NOT_DRAWN.format(reason=messages.MISSING_PACKAGE.format(name="matplotlib")) + "\n"
     )
 
 
@@ -125,7 +125,7 @@ def test_without_bitsandbytes_a_model_saved_in_4_bits_is_refused_in_one_line(cap
     remove("bitsandbytes")
     assert chat.main([str(tmp_path), "--prompt", "Hi", "--device", "cpu"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert "the model cannot be loaded: " in line
+    assert messages.MODEL_NOT_LOADED in line
     assert "bitsandbytes" in line
 
 

@@ -163,7 +163,7 @@ def test_a_checkpoint_that_cannot_be_copied_is_written_and_logged(short_run, mon
     monkeypatch.setattr(checkpointed_trainer, "copy_to_memory", fail)
     run = short_run()
     assert run.status == 0, run.err
-    assert "The state could not be copied (DefaultCPUAllocator: can't allocate memory)" in run.out
+    assert messages.NOT_COPIED.format(error="DefaultCPUAllocator: can't allocate memory") in run.out
     for step in (2, 4, 6):
         assert find_damage(run.output_dir / f"checkpoint-{step}") == []
 
@@ -190,7 +190,7 @@ def test_a_picture_a_report_and_a_tracker_that_fail_do_not_end_the_run(short_run
     assert summary["status"] == "completed"
     assert "unexpected" in summary["trackers"]["tensorboard"]
     for what in ("training_curves.png", "report.html", "the result"):
-        assert f"{what} cannot be written" in run.out
+        assert f"{what} {messages.CANNOT_BE_WRITTEN}" in run.out
 
 
 def test_a_summary_that_cannot_be_written_ends_a_run_that_has_saved_its_model(short_run, monkeypatch):
@@ -200,7 +200,7 @@ def test_a_summary_that_cannot_be_written_ends_a_run_that_has_saved_its_model(sh
         patched.setattr(results, "write_json", no_room)
         run = short_run(max_steps=2)
     assert run.status == results.WITHOUT_SUMMARY_STATUS
-    assert "run_summary.json cannot be written" in run.out
+    assert f"run_summary.json {messages.CANNOT_BE_WRITTEN}" in run.out
     for name in ("config.json", "report.html", "training_curves.png"):
         assert (run.output_dir / name).is_file()
 
@@ -268,7 +268,7 @@ def test_a_run_with_odd_characters_in_all_paths_keeps_its_files(short_run, model
     run = short_run("--log_dir", str(folder / f"log {bad}"), draws_curves=True, **settings)
     assert run.status == 0, run.err
     assert "Traceback" not in run.out + run.err
-    assert "cannot be written" not in run.out + run.err
+    assert messages.CANNOT_BE_WRITTEN not in run.out + run.err
     assert messages.RUN_CONTINUES not in run.out + run.err
     for each in ("config.json", "run_summary.json", "report.html", "checkpoint-2/manifest.json"):
         assert (run.output_dir / each).is_file()

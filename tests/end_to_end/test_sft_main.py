@@ -207,7 +207,7 @@ def test_main_sets_an_earlier_run_aside(run_sft):
     run_sft()
     second = run_sft()
     assert second.status == 0
-    assert "holds an earlier run" in second.out
+    assert messages.EARLIER_RUN in second.out
     assert (second.output_dir / "earlier-run-1" / "run_summary.json").is_file()
     assert (second.output_dir / "earlier-run-1" / "report.html").is_file()
     assert (second.output_dir / "earlier-run-1" / "checkpoint-6").is_dir()
@@ -338,14 +338,14 @@ def test_main_interrupted_logs_where_it_stopped_and_is_resumed(model_folder, que
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "Stopped at step" in out
-    assert "--resume_from_checkpoint auto" in out
+    assert messages.STOPPED_AT in out
+    assert messages.RESUME_OPTION in out
     assert "Traceback" not in err
     summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
     assert summary["status"] == "interrupted"
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert f"It was stopped by SIGINT at step {summary['train']['steps']:,}." in page
-    assert "No model was saved: the run was stopped." in page
+    assert messages.REPORT_STOPPED.format(signal="SIGINT", step=f"{summary['train']['steps']:,}") in page
+    assert messages.REPORT_NO_MODEL in page
     stopped = summary["train"]["steps"]
     process = start_command(*arguments, f"--max_steps={stopped + 2}", "--resume_from_checkpoint=auto")
     out, err = process.communicate(timeout=120)
@@ -417,7 +417,7 @@ def test_main_reports_a_mistake_in_one_line_with_exit_code_2(run_sft, mistake, m
 def test_main_refuses_rows_longer_than_learned_positions(run_sft, model_folder):
     run = run_sft(model_name_or_path=model_folder("gpt2"), max_seq_length=512)
     assert run.status == 2
-    assert "has 128 learned positions. Write max_seq_length: 128 or less." in run.err
+    assert f"{messages.LEARNED_POSITIONS.format(length=128)}{messages.WRITE_LENGTH.format(length=128)}." in run.err
 
 
 def test_main_help_does_not_import_torch():
