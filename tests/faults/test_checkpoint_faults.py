@@ -91,7 +91,7 @@ def test_a_run_resumed_after_a_kill_is_identical(start, tmp_path, kind, processe
         again = start(folder.name, processes=processes, resume_from_checkpoint="auto", **settings)
         assert again.returncode == 0, again.stderr
         assert messages.RESUMING_FROM.format(path=folder / f"checkpoint-{step}") in again.stdout
-        assert "Changed since" not in again.stdout
+        assert messages.CHANGED not in again.stdout
         assert trained(folder) == trained(reference)
         assert evaluated(folder) == evaluated(reference)
         assert digests(folder / f"checkpoint-{last}") == digests(reference / f"checkpoint-{last}")

@@ -64,7 +64,7 @@ def test_a_killed_process_is_restarted_if_restarts_are_left(tmp_path, uninterrup
     process.wait_for("step  5/")
     os.kill(process.children()[0], signal.SIGKILL)
     assert process.end(90) == 0, process.err
-    assert "A process died: restarted, resuming from" in process.out
+    assert messages.RESTARTED in process.out
     assert weights_of(output) == uninterrupted
 
 
@@ -88,4 +88,4 @@ def test_two_nodes_on_this_machine_end_with_the_weights_of_one(tmp_path, uninter
     for node in nodes:
         assert node.end(120) == 0, node.err
     assert weights_of(tmp_path / "out") == uninterrupted
-    assert sys.platform != "linux" or sum("Saved the model" in node.out for node in nodes) == 1
+    assert sys.platform != "linux" or sum(messages.SAVED_MODEL.format(kind="model") in node.out for node in nodes) == 1

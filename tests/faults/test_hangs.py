@@ -46,10 +46,10 @@ def test_a_process_that_hangs_ends_all_in_time_and_the_resumed_run_is_identical(
     assert took < TIMEOUT + (30 if how == "stopped" else 8)
     assert not any(map(is_running, children))
     stacks = (output / "hang-rank-0.txt").read_text()
-    assert stacks.startswith("Rank 0, in step 6: ")
+    assert stacks.startswith(messages.IN_STEP.format(rank=0, step=6))
     assert "training_step" in stacks or "get_batch_samples" in stacks, stacks
-    assert "Rank 0, in step 6: no progress for " in process.err
-    assert process.err.count("hung, or waited for a process that hung") == 1
+    assert messages.NO_PROGRESS.format(rank=0, step=6) in process.err
+    assert process.err.count(messages.HUNG_OR_WAITED) == 1
     assert "Traceback" not in process.err
     if how == "sleep":
         assert "tests/support/run_hanging.py" in (output / "hang-rank-1.txt").read_text()
@@ -87,5 +87,5 @@ def test_a_hang_causes_a_restart_if_restarts_are_left(tmp_path, uninterrupted):
     output = tmp_path / "out"
     process = hanging(tmp_path, "sleep:1:6", *settings(output, "--save_steps=3"), "--num_gpus=2", "--max_restarts=1")
     assert process.end(300) == 0, process.err
-    assert "A process died: restarted, resuming from" in process.out
+    assert messages.RESTARTED in process.out
     assert weights_of(output) == uninterrupted

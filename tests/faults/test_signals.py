@@ -43,7 +43,7 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_the_resumed_run_is_id
     assert process.err == ""
     (step,) = saved_steps(output)
     assert 2 <= step < STEPS
-    assert f"Stopped at step {step} of {STEPS}" in process.out
+    assert f"{messages.STOPPED_AT} {step} of {STEPS}" in process.out
     again = sft(tmp_path / "again", *settings(output), "--num_gpus=2", "--resume_from_checkpoint=auto")
     assert again.end() == 0, again.err
     assert weights_of(output) == uninterrupted
@@ -91,11 +91,11 @@ def test_a_signal_during_an_evaluation_ends_it_on_all_and_saves_the_same_step(tm
     os.kill(process.children()[rank], signal.SIGUSR1)
     assert process.end() == 138, process.err
     assert process.err == ""
-    assert process.out.count("The evaluation at step 3 was interrupted; the resumed run will repeat it.") == 1
+    assert process.out.count(messages.EVALUATION_INTERRUPTED.format(step=3)) == 1
     assert saved_steps(output) == [3]
     again = sft(tmp_path / "again", *settings(output, *often), "--num_gpus=2", "--resume_from_checkpoint=auto")
     assert again.end() == 0, again.err
-    assert "validation at step 3:" in again.out
+    assert f"{messages.VALIDATION_AT.format(step=3)}:" in again.out
     assert weights_of(output) == uninterrupted
 
 
@@ -138,4 +138,4 @@ def test_a_signal_to_one_of_two_processes_causes_no_restart(tmp_path):
     process.wait_for("/100000  loss")
     os.kill(process.children()[1], signal.SIGTERM)
     assert process.end() == 143, process.err
-    assert process.out.count("Stopped at step") == 1
+    assert process.out.count(messages.STOPPED_AT) == 1

@@ -127,7 +127,7 @@ def test_a_job_that_is_stopped_twice_ends_with_the_weights_of_an_uninterrupted_r
         assert job.end() == "COMPLETED", job.log
     finally:
         subprocess.run(["scancel", job.number], check=False, timeout=60)
-    assert job.log.count("Stopped at step") == 2
+    assert job.log.count(messages.STOPPED_AT) == 2
     assert job.log.count(messages.RESUMING_FROM.format(path="")) == 2
     assert "Traceback" not in job.log
     assert weights_of(output) == uninterrupted
@@ -140,7 +140,7 @@ def test_a_job_that_is_stopped_twice_ends_with_the_weights_of_an_uninterrupted_r
 def test_a_job_that_cannot_run_reports_it_and_is_not_requeued(tmp_path):
     job = Job(tmp_path, "slurm_multi_node.sh", "--learning_rat=1")
     assert job.end() == "FAILED"
-    assert "unknown key 'learning_rat'" in job.log
+    assert messages.UNKNOWN_KEY.format(key="learning_rat") in job.log
     assert "Traceback" not in job.log
     assert job.state()["Restarts"] == "0"
 
@@ -152,5 +152,5 @@ def test_a_job_that_is_cancelled_saves_and_is_not_requeued(tmp_path):
     job.wait_for(lambda: f"step  3/{STEPS}" in job.log, "step 3")
     answer("scancel", "--batch", "--signal=TERM", job.number)
     assert job.end() == "FAILED"
-    assert "Stopped at step" in job.log
+    assert messages.STOPPED_AT in job.log
     assert job.state()["Restarts"] == "0"
