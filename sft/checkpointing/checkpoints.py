@@ -136,7 +136,7 @@ def check_same_run(
             "%s was saved by %s processes and this run has %s: the order of rows is the same, but sums are rounded "
             "differently, and random numbers (dropout) differ.",
             resume_point.name,
-            before,
+            "an unknown number of" if before is None else before,
             world_size,
         )
 

@@ -13,6 +13,8 @@ from sft.common.errors import ConfigError
 from sft.common.files import refuse_link
 
 DRY_RUN_FILE = "preflight.json"
+_MODEL_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.bin")
+"""Of the final model, which replaces links; patterns."""
 
 
 def check_own_paths(output_dir: str | Path, folders: Sequence[str] = ()) -> None:
@@ -34,6 +36,9 @@ def check_own_paths(output_dir: str | Path, folders: Sequence[str] = ()) -> None
         refuse_link(path)
         if not path.is_file():
             raise ConfigError(f"{path}: a run writes a file of this name, but this is not a file. Remove or rename it.")
+    for path in (path for path in present if any(fnmatchcase(path.name, pattern) for pattern in _MODEL_FILES)):
+        if path.is_dir() and not path.is_symlink():
+            raise ConfigError(f"{path}: the model has a file of this name, but this is a folder. Remove or rename it.")
     for path in (output / name for name in (UNFINISHED, *folders)):
         refuse_link(path)
         if path.exists() and not path.is_dir():

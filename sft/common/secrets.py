@@ -19,7 +19,7 @@ SHOWN_CHARACTERS = 57
 """Characters that a message shows of a long value."""
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SECRETS = set(
-    "password passwords passwd passphrase pwd secret secrets credential credentials authorization bearer sig "
+    "password passwords passwd passphrase pwd secret secrets credential credentials authorization bearer sig signature "
     "apikey apikeys apitoken accesskey secretkey privatekey".split()
 )
 _KEYS_OF = set("api access private secret auth account wandb hub hf comet encryption".split())
@@ -40,10 +40,10 @@ _BLOCK = re.compile(
 )
 """`name: value` and `name=value`; a name in YAML with its value on the lines below."""
 _COMMENT_LINE = re.compile(r"^\s*#.*$", re.M)
-_USER = re.compile(r"(?<=://)[^/\s?#'\"]+(?=@)")
+_USER = re.compile(r"(:/{1,2})[^/\s?#'\"]+(?=@)")  # of a path, one slash is left
 _QUERY = re.compile(r"([?&]([\w.-]+)=)([^&\s#'\"]+)")
 _KNOWN_FORMS = re.compile(
-    r"\b(?:hf_|gh[pousr]_|sk-|sk-proj-|wandb_v1_)[A-Za-z0-9]{30,}|\bgithub_pat_\w{40,}|\bAKIA[0-9A-Z]{16}\b"
+    r"\bhf_(?=\w*[a-z])(?=\w*[A-Z])[A-Za-z0-9]{10,}|\b(?:hf_|gh[pousr]_|sk-|sk-proj-|wandb_v1_)[A-Za-z0-9]{30,}|\bgithub_pat_\w{40,}|\bAKIA[0-9A-Z]{16}\b"
 )
 _HEADER = re.compile(r"(\bBearer\s+|[Aa]uthorization\W{1,6}\w+\s+)[\w.~+/=-]{6,}")
 _NO_SECRETS = {"true", "false", "null", "none", "yes", "no", "on", "off", "auto", ""}
@@ -107,7 +107,7 @@ def hide(text: str, known: Collection[str] = ()) -> str:
 def hide_addresses(text: str) -> str:
     """The text with credentials in addresses and tokens of well-known form masked."""
     text = _QUERY.sub(lambda found: f"{found[1]}{HIDDEN if looks_secret(found[2]) else found[3]}", text)
-    return _KNOWN_FORMS.sub(HIDDEN, _USER.sub(HIDDEN, text))
+    return _KNOWN_FORMS.sub(HIDDEN, _USER.sub(rf"\1{HIDDEN}", text))
 
 
 def hide_value(text: str) -> str:

@@ -16,13 +16,14 @@ import yaml
 
 from sft.common.secrets import SHOWN_CHARACTERS, hide_value
 from sft.common.text import counted
-from sft.configuration.rules import CommaSeparated, IsPath, Range, StepLimit, WholeOrShare
+from sft.configuration.rules import MAX_STEPS, CommaSeparated, IsPath, Range, StepLimit, WholeOrShare
 
 TRUE_WORDS = {"true", "yes", "on", "1"}
 FALSE_WORDS = {"false", "no", "off", "0"}
 NULL_TAG = "tag:yaml.org,2002:null"
 _READ_BY_YAML = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_PAIR = re.compile(r"[\ud800-\udbff][\udc00-\udfff]")
 _INTEGER = re.compile(r"[+-]?\d[\d_]*")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
@@ -220,8 +221,14 @@ def _coerce_scalar(annotation: Any, node: yaml.Node, expected: str) -> Any:
 
 
 def _check_text(value: Any) -> Any:
-    """The value, if it is not text that has no encoding: nothing could tokenize or write it."""
-    if isinstance(value, str) and _SURROGATE.search(value):
+    """The value, if it is not text that has no encoding: nothing could tokenize or write it.
+
+    Two escapes that JSON writes for one character (`\\ud83d\\ude00`) are that character.
+    """
+    if not isinstance(value, str):
+        return value
+    value = _PAIR.sub(lambda found: found[0].encode("utf-16", "surrogatepass").decode("utf-16"), value)
+    if _SURROGATE.search(value):
         raise CoercionError("contains an unpaired surrogate (\\ud800 to \\udfff), which is not text; write it as UTF-8")
     return value
 
@@ -246,6 +253,8 @@ def _apply_rule(rule: Any, value: Any, node: yaml.Node) -> Any:
         fits = 0 < value < 1
     elif isinstance(rule, StepLimit):
         fits = value == -1 or value >= 1
+        if value > MAX_STEPS:
+            raise CoercionError(f"{node.value.strip()} is out of range; a run has at most {MAX_STEPS:,} steps")
     elif isinstance(rule, Range):
         fits = (
             (rule.minimum is None or value >= rule.minimum)

@@ -24,6 +24,7 @@ COMMAND_LINE = "command line"
 _TEXT_TAG = "tag:yaml.org,2002:str"
 _MAPPING_TAG = "tag:yaml.org,2002:map"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,6 +184,8 @@ def with_entry(mapping: yaml.Node | None, name: str, value: yaml.Node) -> yaml.M
 def _read_text(path: str) -> str:
     refuse_special_files(ConfigError, path)
     try:
+        if (size := Path(path).stat().st_size) > _MAX_BYTES:
+            raise ConfigError(f"{path}: has {size:,} bytes; a configuration has at most {_MAX_BYTES:,}. Shorten it.")
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file. Give the configuration with --config_file.") from None

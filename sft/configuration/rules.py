@@ -20,6 +20,10 @@ class WholeOrShare(NamedTuple):
     least: int = 1
 
 
+MAX_STEPS = 10**15
+"""Far more than any run has: steps are also computed in 64 bits."""
+
+
 class StepLimit(NamedTuple):
     """A positive integer, or -1 for no limit."""
 

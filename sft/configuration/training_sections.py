@@ -73,7 +73,7 @@ class TrainingConfig:
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay (AdamW). Not applied to biases and norms."""
 
-    num_train_epochs: PositiveFloat = 3.0
+    num_train_epochs: Annotated[float, Range(above=0, maximum=1e9)] = 3.0
     """Number of passes over the training data."""
 
     max_steps: Annotated[int, StepLimit()] = -1

@@ -169,7 +169,7 @@ def test_a_link_where_a_run_writes_is_refused(tmp_path, name, target):
     assert (tmp_path / "precious.txt").read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "config.json", "chat_template.jinja", "model-00001-of-00002.safetensors"])
 def test_a_folder_where_a_run_writes_a_file_is_refused_and_the_reverse(tmp_path, name):
     if name in (".unfinished", "logs"):
         (tmp_path / name).touch()
@@ -177,6 +177,13 @@ def test_a_folder_where_a_run_writes_a_file_is_refused_and_the_reverse(tmp_path,
         (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=messages.REMOVE_OR_RENAME):
         check_own_paths(tmp_path, ["logs"])
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model"])
+def test_the_final_model_replaces_links(tmp_path, name):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / name).symlink_to("precious")
+    check_own_paths(tmp_path)
 
 
 def test_unfinished_checkpoints_are_not_removed_through_a_link(tmp_path):

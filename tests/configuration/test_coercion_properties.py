@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sft.configuration.coercion import FALSE_WORDS, TRUE_WORDS, coerce, record_type
 from sft.configuration.keys import flat_keys, keys_of
 from sft.configuration.reading import read_command_line_settings
-from sft.configuration.rules import CommaSeparated, IsPath, Range, StepLimit, WholeOrShare
+from sft.configuration.rules import MAX_STEPS, CommaSeparated, IsPath, Range, StepLimit, WholeOrShare
 from sft.configuration.schema import NESTED_SECTIONS
 
 NESTED = {
@@ -53,7 +53,7 @@ def values_of_rule(base: Any, rule: Any) -> st.SearchStrategy[Any]:
     if isinstance(rule, WholeOrShare):
         return st.integers(rule.least, 2**53) | share
     if isinstance(rule, StepLimit):
-        return st.just(-1) | st.integers(1)
+        return st.just(-1) | st.integers(1, MAX_STEPS)
     if isinstance(rule, IsPath):
         return TEXT.filter(lambda text: text.strip() and not text.startswith("~"))
     if isinstance(rule, CommaSeparated):

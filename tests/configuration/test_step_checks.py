@@ -90,6 +90,11 @@ CASES = {
     "the default of logging": ("", 5, 5, []),
     "cache emptied beyond the end": ("torch_empty_cache_steps: 100\n", 50, 25, [("torch_empty_cache_steps", NOTE)]),
     "more bad steps than steps": ("max_bad_steps: 60\n", 50, 25, [("max_bad_steps", NOTE)]),
+    "more steps than fit into memory": ("eval_steps: 5\n", 10**15, 10**6, []),
+    "more epochs than fit into memory": ("load_best_model_at_end: yes\n", 10**15, 2, []),
+    "a last epoch that is not complete": ("load_best_model_at_end: yes\n", 60, 25, []),
+    "a delay to the last epoch": ("eval_strategy: epoch\neval_delay: 2\n", 60, 25, []),
+    "a delay beyond the last epoch": ("eval_strategy: epoch\neval_delay: 3\n", 60, 25, [("eval_delay", NOTE)]),
     "steps of an epoch not known": ("load_best_model_at_end: yes\n", 50, None, []),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from config_manager import load_config
 from sft.common.errors import ConfigError
 from sft.configuration.yaml_bounds import MAX_LEVELS, MAX_REPEATED, YamlBounds, load_bounded
 from sft.reporting.run_record import read_run_record
@@ -121,3 +122,20 @@ def test_a_run_record_is_bounded_too(text, tmp_path: Path):
 @pytest.mark.parametrize("text", ["", "a: 1", "{a: &x [1, 2.5, null, yes, 2024-01-01], b: *x}", "- 1\n- 'b'"])
 def test_load_bounded_reads_as_safe_load(text):
     assert load_bounded(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("text", ["# " + "x" * 2**20, "run_name: " + "x" * 2**20, "key: 1\n" * 200_000])
+def test_a_large_file_is_not_read(tmp_path, text):
+    (tmp_path / "my.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"my.yaml: has 1,\d{3},\d{3} bytes; a configuration has at most 1,048,576"):
+        load_config(str(tmp_path / "my.yaml"), [])
+
+
+@pytest.mark.parametrize("text", ["max_steps: 1000000000000000000000000", "num_train_epochs: 1e300"])
+def test_numbers_of_steps_are_bounded(text):
+    (problem,) = problems_of(text)
+    assert "is out of range; " in problem
+
+
+def test_the_escapes_that_json_writes_for_one_character_are_that_character():
+    assert value_of(load('run_name: "a\\ud83d\\ude00"\n'), "run_name") == "a😀"

@@ -143,7 +143,7 @@ def _check_saves(config: SFTConfig, length: RunLength) -> Iterator[Finding]:
     if strategy not in ("steps", "epoch"):
         return
     steps = _steps_of(strategy, training.save_steps, length)
-    if steps is None or any(step < total for step in steps):
+    if steps is None or (steps and steps[0] < total):
         return
     lost = "the only checkpoint is saved at the end, and a run that is killed before has to start again"
     if strategy == "steps":
@@ -153,7 +153,7 @@ def _check_saves(config: SFTConfig, length: RunLength) -> Iterator[Finding]:
         yield Finding(key="save_steps", message=f"not set, and {length.text} in one epoch: {lost}. Set it.")
 
 
-def _steps_of(strategy: str, every: float | None, length: RunLength, *, delay: float = 0) -> list[int] | None:
+def _steps_of(strategy: str, every: float | None, length: RunLength, *, delay: float = 0) -> range | None:
     """The steps at which something happens that is due every so many steps, or at the end of each epoch.
 
     Args:
@@ -163,16 +163,17 @@ def _steps_of(strategy: str, every: float | None, length: RunLength, *, delay: f
         delay: steps or epochs before which nothing happens.
 
     Returns:
-        None if the steps of an epoch are not known.
+        Numbers that are not stored, as a run may have billions of steps; the end of the last epoch may lie beyond the
+        run's. None if the steps of an epoch are not known.
     """
     total = length.total_steps
     if strategy == "steps" and every:
         interval = math.ceil(every * total) if every < 1 else round(every)
-        return [step for step in range(interval, total + 1, interval) if step >= delay]
-    if length.steps_per_epoch is None:
+        return range(interval * max(math.ceil(delay / interval), 1), total + 1, interval)
+    size = length.steps_per_epoch
+    if size is None:
         return None
-    ends = [*range(length.steps_per_epoch, total, length.steps_per_epoch), total]
-    return [step for step in ends if step / length.steps_per_epoch >= delay]
+    return range(size * max(math.ceil(delay), 1), total + size if delay * size <= total else 0, size)
 
 
 def _shown(value: float) -> str:
