@@ -11,7 +11,7 @@ from transformers import TrainingArguments, get_scheduler
 from sft.common.text import counted
 from sft.configuration.checks.finding import Finding
 from sft.configuration.checks.rows import check_rows
-from sft.configuration.checks.steps import RunLength, check_steps
+from sft.configuration.checks.steps import RunLength, check_steps, is_trial
 from sft.training.run_setup import RunSetup
 
 _MOST_STEPS = 2000
@@ -36,7 +36,7 @@ def find_in_run(setup: RunSetup, arguments: TrainingArguments) -> list[Finding]:
         if share < _NEARLY:
             steps = counted(plan.total_steps, "step")
             message = f"the learning rate reaches at most {share:.0%} of learning_rate in {steps}."
-            found.append(Finding(key="lr_scheduler_kwargs", message=message, stops=True))
+            found.append(Finding(key="lr_scheduler_kwargs", message=message, stops=not is_trial(config)))
     positions = setup.prepared.positions
     return [*found, *check_rows(config, data.report, plan, data.num_train_rows, positions=positions)]
 

@@ -54,9 +54,13 @@ def check_steps(config: SFTConfig, length: RunLength, *, has_validation: bool) -
         length: of the run.
         has_validation: whether there is validation data.
     """
-    is_trial = 0 < config.training.max_steps <= TRIAL_RUN
     for finding in _check_all(config, length, has_validation=has_validation):
-        yield replace(finding, stops=finding.stops and not is_trial)
+        yield replace(finding, stops=finding.stops and not is_trial(config))
+
+
+def is_trial(config: SFTConfig) -> bool:
+    """Whether the run is a short one that only tries its settings."""
+    return 0 < config.training.max_steps <= TRIAL_RUN
 
 
 def _check_all(config: SFTConfig, length: RunLength, *, has_validation: bool) -> Iterator[Finding]:
