@@ -162,6 +162,8 @@ class SplitReport:
     notes: Mapping[str, int] = field(default_factory=dict)
     """Note of the renderer -> used rows with this note (see `RenderedText.notes`)."""
     remarks: RowRemarks = RowRemarks()
+    remarks_include_validation: bool = False
+    """Whether the remarks also count the rows that were held out for validation."""
     tokens: int = 0
     supervised_tokens: int = 0
     longest_row: int = 0

@@ -15,7 +15,7 @@ from sft.common.machine_records import LaunchOptions
 from sft.common.secrets import hide, hide_value, looks_secret, secrets_in_arguments
 from sft.common.standard_streams import write_product
 
-_DEFAULT_ROWS = (1, 2, 3)
+DEFAULT_ROWS = (1, 2, 3)
 """Training rows that a dry run shows."""
 _EXAMPLES = {
     "--config_file": "--config_file my.yaml",
@@ -140,7 +140,7 @@ def read_command(arguments: Sequence[str]) -> Command:
     given, overrides = _run_parser().parse_known_args(list(arguments))
     if given.show_rows is not None and not given.dry_run:
         raise ConfigError("command line: --show_rows requires --dry_run.")
-    rows = _DEFAULT_ROWS if given.show_rows is None else given.show_rows
+    rows = DEFAULT_ROWS if given.show_rows is None else given.show_rows
     return Command(
         config_file=given.config_file,
         overrides=tuple(overrides),

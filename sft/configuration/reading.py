@@ -49,6 +49,9 @@ class Settings(NamedTuple):
     """Values of keys with a secret name, which no message may quote."""
 
 
+_IN_QUOTES = "while scanning a quoted scalar"
+
+
 class _Loader(yaml.SafeLoader):
     """Builds nodes only; values are converted later, by the type of each key."""
 
@@ -83,7 +86,10 @@ def read_command_line_settings(arguments: Sequence[str]) -> Settings:
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--") or len(argument) == 2:
-            problems.append(f"{COMMAND_LINE}: unexpected argument {argument!r}; settings are given as --key value.")
+            expected = "settings are given as --key value."
+            if argument.endswith((".yaml", ".yml")):
+                expected = "give the configuration with --config_file."
+            problems.append(f"{COMMAND_LINE}: unexpected argument {argument!r}; {expected}")
             continue
         name, equals, value = argument[2:].partition("=")
         head, dot, inner = name.partition(".")
@@ -201,7 +207,8 @@ def _compose(text: str, path: str) -> yaml.Node | None:
     try:
         return yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        is_open_quote = error.context == _IN_QUOTES and error.problem == "found unexpected end of stream"
+        mark = error.context_mark if is_open_quote else error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else path
         column = f" (column {mark.column + 1})" if mark else ""
         raise ConfigError(f"{where}: not valid YAML: {_explain(error)}{column}.") from None
@@ -216,6 +223,8 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
     what = ", ".join(part for part in (error.context, error.problem) if part)
     if "'\\t'" in what:
         return f"{what}; use spaces, not tabs"
+    if error.context == _IN_QUOTES:
+        return f"{what}; close the quote, and write a quote inside of it twice"
     if isinstance(error, ScannerError):
         return f"{what}; quote strings that contain ': ' or begin with * & ! % @ `"
     return what

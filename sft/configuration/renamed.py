@@ -118,6 +118,7 @@ HINTS: dict[str, str] = {
     "epochs": "num_train_epochs",
     "num_epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
+    "per_device_batch_size": "per_device_train_batch_size",
     "micro_batch_size": "per_device_train_batch_size",
     "model": "model_name_or_path",
     "model_name": "model_name_or_path",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from sft.common.data_records import DataReport, SplitReport
 from sft.configuration.data_sections import SKIP
@@ -15,6 +15,12 @@ _ANSWER_THEM = (
     'For questions without an answer, set unanswerable: skip to skip and count them, or unanswerable: "I don\'t know." '
     "(any text) to train that answer."
 )
+
+_FIXES = {
+    "nothing_left_after_truncation": "raise max_seq_length",
+    "tool_calls_left_out": "choose a chat_template that writes tool calls",
+}
+"""Reason -> what to do about all of its rows at once."""
 
 
 def find_problems(report: DataReport, config: DataConfig) -> list[str]:
@@ -81,10 +87,8 @@ def _split_problems(name: str, split: SplitReport, config: DataConfig) -> Iterat
         )
     if bad:
         count = sum(bad.values())
-        longer = ", raise max_seq_length" if "nothing_left_after_truncation" in bad else ""
-        yield (
-            f"{count:,} of {split.rows_read:,} {name} rows cannot be used ({_counted(bad)}). Fix them{longer}, or set "
-            "on_bad_rows to skip, which drops and counts them."
+        yield f"{count:,} of {split.rows_read:,} {name} rows cannot be used ({_counted(bad)}). " + _remedy(
+            bad, split, config
         )
     elif split.rows_used == 0 and not unanswerable:
         yield (
@@ -93,6 +97,23 @@ def _split_problems(name: str, split: SplitReport, config: DataConfig) -> Iterat
         )
     elif not unanswerable:
         yield from _too_many_dropped(name, split, config)
+
+
+def _remedy(bad: Mapping[str, int], split: SplitReport, config: DataConfig) -> str:
+    """What to do about rows that stop a run. Skipping them is only proposed where rows are left."""
+    fixes = ["Fix them", *(fix for reason, fix in _FIXES.items() if reason in bad)]
+    if not split.rows_used:
+        return f"{_or(fixes)}: no row is left."
+    dropped = sum(count for reason, count in split.rows_dropped.items() if not is_dropped_on_request(reason, config))
+    share = dropped / split.rows_read
+    remedy = f"{', '.join(fixes)}, or set on_bad_rows to skip, which drops and counts them."
+    if share > config.max_bad_row_share:
+        remedy += f" To skip {share:.1%} of the rows, raise max_bad_row_share (now {config.max_bad_row_share:g}), too."
+    return remedy
+
+
+def _or(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])}, or {items[-1]}"
 
 
 def _stopping(split: SplitReport, config: DataConfig) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,6 +38,8 @@ def count_data(
     train_report = _count_split(train, epoch_rows, with_dropped=True)
     if validation is None:
         return DataReport(train=train_report)
+    if not has_own_validation:
+        train_report = replace(train_report, remarks_include_validation=True)
     digests = train.rows.columns().digest
     val_digests = validation.rows.columns().digest
     leaked = np.flatnonzero(np.isin(val_digests, digests))

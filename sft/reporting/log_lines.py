@@ -9,7 +9,7 @@ from sft.common.machine_records import ComputeEnvironment
 from sft.common.run_records import BatchPlan, EvaluationResult, ModelFootprint, Precision, SampleAnswer
 from sft.common.text import change_text, counted, first_of, note_text, percent, printable, share_text
 from sft.configuration.schema import QuantizationConfig
-from sft.reporting.remarks import remark_lines
+from sft.reporting.remarks import split_remark_lines
 from sft.reporting.time_left import clock
 
 SHOWN_ROWS = 3
@@ -64,7 +64,7 @@ def _split_lines(name: str, split: SplitReport) -> list[str]:
             f"  no trained end token: {counted(without_end, 'row')}, which do not teach the model when to stop."
         )
     lines += [f"  {note_text(note, count)}." for note, count in split.notes.items()]
-    lines += [f"  {text}." for _, text in remark_lines(split.remarks)]
+    lines += [f"  {text}." for _, text in split_remark_lines(split)]
     if split.duplicates:
         pairs = [f"{row} repeats {original}" for row, original in split.duplicate_examples[:SHOWN_ROWS]]
         lines.append(f"  duplicates: {counted(split.duplicates, 'row')}: {first_of(pairs, split.duplicates)}")

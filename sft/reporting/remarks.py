@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sft.common.data_records import NamedRows, RowRemarks
+from sft.common.data_records import NamedRows, RowRemarks, SplitReport
 from sft.common.text import counted, first_of
 
 SHOWN_NAMES = 8
 
 
-def remark_lines(remarks: RowRemarks) -> Iterator[tuple[str, str]]:
+def remark_lines(remarks: RowRemarks, *, include_validation: bool = False) -> Iterator[tuple[str, str]]:
     """For each kind of remark a label, and its names with their first rows, without a full stop."""
+    rows = " (counted with the rows held out for validation)" if include_validation else ""
     if remarks.unread_keys:
-        yield "keys", f"keys of messages that are not used: {_named(remarks.unread_keys)}"
+        yield "keys", f"keys of messages that are not used{rows}: {_named(remarks.unread_keys)}"
     if remarks.control_tokens:
         names = _named(remarks.control_tokens)
-        yield "control", f"control tokens in the data, which the model receives as tokens, not as text: {names}"
+        yield "control", f"control tokens in the data, which the model receives as tokens, not as text{rows}: {names}"
     if remarks.split_tokens:
         names = _named(remarks.split_tokens)
-        yield "edges", f"tokens across the edge of the supervised text, trained as a whole: {names}"
+        yield "edges", f"tokens across the edge of the supervised text, trained as a whole{rows}: {names}"
+
+
+def split_remark_lines(split: SplitReport) -> Iterator[tuple[str, str]]:
+    """As `remark_lines`, for the rows of a split."""
+    return remark_lines(split.remarks, include_validation=split.remarks_include_validation)
 
 
 def remark_counts(remarks: RowRemarks) -> dict[str, dict[str, Any]]:

@@ -73,7 +73,7 @@ def keep_findings(found: LayoutFindings, kept: LayoutFindings | None, *, can_sha
     if kept.is_padding_free and not found.is_padding_free:
         lost.append(f"padding-free batches: {found.obstacle}")
     elif kept.shares_prefixes and not found.shares_prefixes and can_share:
-        lost.append("shared leading tokens that are computed once: there is dropout, or the trial fails")
+        lost.append("shared leading tokens, computed once: on this model, as it runs here, the trial of it fails")
     if kept.uses_output_layer and not found.uses_output_layer:
         lost.append("the loss at the output layer: its output no longer equals the model's logits")
     if lost:

@@ -24,6 +24,7 @@ from sft.common.text import size
 from sft.configuration.batch_sizes import AUTO
 from sft.configuration.checks.finding import Finding
 from sft.configuration.checks.schedule import NEED_VALIDATION
+from sft.configuration.command_line import DEFAULT_ROWS
 from sft.configuration.schema import SFTConfig
 from sft.data.checks import bad_row_lines, find_problems
 from sft.processes.terminal import can_colour, log_drawn, open_live_line
@@ -136,7 +137,8 @@ def show_preflight(dry_run: DryRun, prepared: PreparedModel | None = None, plan:
     data = dry_run.data
     rows_read = sum(source.rows_read for source in data.report.train.sources)
     found = {preview.number for preview in data.previews}
-    for number in (number for number in dry_run.show_rows if number not in found):
+    requested = () if tuple(dry_run.show_rows) == DEFAULT_ROWS else dry_run.show_rows
+    for number in (number for number in requested if number not in found):
         logger.info("Row %d is not shown: there are %d training rows.", number, rows_read)
     if dry_run.context.is_main_process:
         path = Path(dry_run.config.training.output_dir, DRY_RUN_FILE)

@@ -212,14 +212,21 @@ def _log_result(trainer: Any, result: TrainingResult, status: int) -> None:
     table, terminal = before_and_after_rows(result.eval_before, result.eval_after), open_live_line(sys.stdout)
     drawn = terminal.table("validation", table[0], table[1:]) if table and terminal is not None else None
     log_drawn(logger, before_and_after_lines(table), drawn)
-    logger.info(
-        "Trained %d steps in %.0f s: %.1f examples/s, %s tokens/s, %s supervised tokens/s.",
-        result.steps - trainer.setup.first_step,  # the seconds are those since a resume
-        result.seconds,
-        result.examples_per_second,
-        f"{result.tokens_per_second:,.0f}",
-        f"{result.supervised_tokens_per_second:,.0f}",
-    )
+    steps = result.steps - trainer.setup.first_step  # the seconds are those since a resume
+    if steps:
+        logger.info(
+            "Trained %d steps in %.0f s: %.1f examples/s, %s tokens/s, %s supervised tokens/s.",
+            steps,
+            result.seconds,
+            result.examples_per_second,
+            f"{result.tokens_per_second:,.0f}",
+            f"{result.supervised_tokens_per_second:,.0f}",
+        )
+    else:
+        logger.info(
+            "All %d steps were trained before this resume. To train for longer, raise num_train_epochs or max_steps.",
+            result.steps,
+        )
     for _, text in remark_lines(result.remarks):
         logger.info("Streamed rows: %s.", printable(text))
     kind = "adapters" if config.lora is not None else "model"

@@ -9,9 +9,12 @@ import pytest
 import yaml
 
 from sft.common.files import NOT_UTF8
+from sft.configuration.keys import flat_keys
 from tests.support import messages
 from tests.support.configurations import MODEL, VALIDATED, load, problems_of, reloaded
 from tests.support.paths import ODD_NAMES
+
+OPTIMIZER = flat_keys()["optim"].default
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,12 @@ from tests.support.paths import ODD_NAMES
         ),
         ("warmup_steps: 1\nwarmup_ratio: 0.1\n", ":4: warmup_ratio: conflicts with warmup_steps; choose one."),
         ("optim: adamw_torh\n", ":3: optim: unknown value 'adamw_torh'. Did you mean 'adamw_torch'?"),
+        ("optim: adam\n", f":3: optim: unknown value 'adam'. Did you mean {OPTIMIZER!r}?"),
+        ("optim: AdamW\n", f":3: optim: unknown value 'AdamW'. Did you mean {OPTIMIZER!r}?"),
+        (
+            "per_device_batch_size: 4\n",
+            ":3: unknown key 'per_device_batch_size'. Use 'per_device_train_batch_size' instead.",
+        ),
         ("lr_scheduler_type: cosin\n", ":3: lr_scheduler_type: unknown value 'cosin'. Did you mean 'cosine'?"),
         ("output_dir: train.jsonl\n", ":3: output_dir: 'train.jsonl' is a file; give a folder."),
         (
@@ -382,6 +391,14 @@ def test_load_config_accepts_streaming_with_validation_data_and_epochs():
 )
 def test_load_config_reports_settings_without_effect(text, notice):
     assert load(text).notices == (notice,)
+
+
+@pytest.mark.parametrize(
+    ("rate", "is_logged"), [("2e5", True), ("1", True), ("0.51", True), ("0.5", False), ("0.1", False), ("2e-5", False)]
+)
+def test_a_learning_rate_without_its_minus_sign_is_logged(rate, is_logged):
+    notices = load(f"learning_rate: {rate}\n").notices
+    assert [notice.split(",")[0] for notice in notices] == [f"learning_rate is {float(rate):g}"] * is_logged
 
 
 def test_load_config_reports_no_effective_or_default_settings():

@@ -175,6 +175,8 @@ def test_load_config_takes_everything_from_the_command_line():
     ("arguments", "problem"),
     [
         (["stray"], "unexpected argument 'stray'; settings are given as --key value."),
+        (["my.yaml"], "unexpected argument 'my.yaml'; give the configuration with --config_file."),
+        (["my.yml"], "unexpected argument 'my.yml'; give the configuration with --config_file."),
         (["-x"], "unexpected argument '-x'; settings are given as --key value."),
         (["--"], "unexpected argument '--'; settings are given as --key value."),
         (["--run_name"], "run_name: requires a value: a string or null."),
@@ -198,6 +200,10 @@ def test_load_config_rejects_an_invalid_command_line(arguments, problem):
 
 
 QUOTES = "quote strings that contain ': ' or begin with * & ! % @ `"
+OPEN_QUOTE = (
+    "while scanning a quoted scalar, found unexpected end of stream; "
+    "close the quote, and write a quote inside of it twice"
+)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +222,8 @@ QUOTES = "quote strings that contain ': ' or begin with * & ! % @ `"
             f"character, but found '.'; {QUOTES} (column 14).",
         ),
         (b"run_name: a: b\n", f":1: not valid YAML: mapping values are not allowed here; {QUOTES} (column 12)."),
+        (b"a: 1\nb: 'open\nc: 2\n", f":2: not valid YAML: {OPEN_QUOTE} (column 4)."),
+        (b'a: 1\nb: "open\n\nc: 2\n', f":2: not valid YAML: {OPEN_QUOTE} (column 4)."),
         (
             b"a: 1\n---\nb: 2\n",
             ":2: not valid YAML: expected a single document in the stream, but found another document (column 1).",
@@ -229,7 +237,20 @@ QUOTES = "quote strings that contain ': ' or begin with * & ! % @ `"
         ),
         (b"[\n" * 3000, ": not valid YAML: nested too deeply."),
     ],
-    ids=["list", "text", "tab", "star", "colon", "two documents", "latin-1", "utf-16", "binary", "deep"],
+    ids=[
+        "list",
+        "text",
+        "tab",
+        "star",
+        "colon",
+        "quote",
+        "double quote",
+        "two documents",
+        "latin-1",
+        "utf-16",
+        "binary",
+        "deep",
+    ],
 )
 def test_load_config_rejects_invalid_files(content, problem):
     Path("my.yaml").write_bytes(content)

@@ -63,16 +63,59 @@ def test_find_problems_of_bad_rows_up_to_a_share(tmp_path, tokenizer, bad, rows,
     assert bad_row_lines(report, config) == []
 
 
+def more_than_allowed(share):
+    return f"To skip {share} of the rows, raise max_bad_row_share (now 0.1), too."
+
+
+@pytest.mark.parametrize(
+    ("bad", "rows", "ending"),
+    [
+        (1, 10, f"Fix them, {messages.FIX_OR_SKIP}"),
+        (2, 10, f"Fix them, {messages.FIX_OR_SKIP} {more_than_allowed('20.0%')}"),
+        (9, 10, f"Fix them, {messages.FIX_OR_SKIP} {more_than_allowed('90.0%')}"),
+        (10, 10, "Fix them: no row is left."),
+    ],
+)
+def test_skipping_is_proposed_where_it_would_help(tmp_path, tokenizer, bad, rows, ending):
+    file = write(tmp_path / "a.jsonl", [*pairs(rows - bad), *[{"question": "q", "answer": ""}] * bad])
+    config = DataConfig(train_file=file)
+    (problem,) = find_problems(prepare(config, tokenizer).report, config)
+    assert problem == f"{bad} of {rows} train rows cannot be used ({bad} empty_answer). {ending}"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "fixes"),
+    [
+        ({"nothing_left_after_truncation": 2}, "Fix them, or raise max_seq_length: no row is left."),
+        ({"tool_calls_left_out": 2}, "Fix them, or choose a chat_template that writes tool calls: no row is left."),
+    ],
+)
+def test_a_reason_with_a_remedy_names_it(tmp_path, tokenizer, reasons, fixes):
+    config = DataConfig(train_file=write(tmp_path / "a.jsonl", pairs(2)))
+    report = prepare(config, tokenizer).report
+    train = replace(report.train, rows_used=0, rows_dropped=reasons)
+    assert find_problems(replace(report, train=train), config)[0].endswith(fixes)
+
+
+def test_remarks_of_held_out_rows_are_said_to_be_counted(tmp_path, tokenizer):
+    file = write(tmp_path / "a.jsonl", pairs(10))
+    own = write(tmp_path / "b.jsonl", pairs(2, 50))
+    split = DataConfig(train_file=file, validation_split=0.2)
+    assert prepare(split, tokenizer).report.train.remarks_include_validation
+    for config in (DataConfig(train_file=file), DataConfig(train_file=file, validation_file=own)):
+        assert not prepare(config, tokenizer).report.train.remarks_include_validation
+
+
 def test_find_problems_of_both_splits(tmp_path, tokenizer):
     config = DataConfig(
         train_file=write(tmp_path / "a.jsonl", [*pairs(3), "[]"]),
         validation_file=write(tmp_path / "b.jsonl", [*pairs(2, 50), "[]", "{}"]),
     )
     report = prepare(config, tokenizer).report
-    ending = f"Fix them, {messages.FIX_OR_SKIP}"
+    ending, half = f"Fix them, {messages.FIX_OR_SKIP}", more_than_allowed("50.0%")
     assert find_problems(report, config) == [
-        f"1 of 4 train rows cannot be used (1 not_an_object). {ending}",
-        f"2 of 4 validation rows cannot be used (1 not_an_object, 1 missing_field). {ending}",
+        f"1 of 4 train rows cannot be used (1 not_an_object). {ending} {more_than_allowed('25.0%')}",
+        f"2 of 4 validation rows cannot be used (1 not_an_object, 1 missing_field). {ending} {half}",
     ]
     assert [line.split(":")[0] for line in bad_row_lines(report, config)] == [
         config.train_file,

@@ -237,7 +237,8 @@ def test_bad_row_lines_give_the_location_of_each_row(tmp_path, data_chat_tokeniz
     assert find_problems(report, config) == [
         "7 of 9 train rows cannot be used (1 empty_answer, 1 invalid_json, 1 wrong_type, 1 missing_field, "
         "1 not_an_object, 1 nothing_left_after_truncation, 1 not_unicode). Fix them, raise max_seq_length, or "
-        "set on_bad_rows to skip, which drops and counts them."
+        "set on_bad_rows to skip, which drops and counts them. To skip 77.8% of the rows, raise max_bad_row_share "
+        "(now 0.1), too."
     ]
 
 
@@ -250,7 +251,7 @@ def test_bad_row_lines_are_the_first_ten(tmp_path, data_chat_tokenizer):
     assert lines[-1] == "... and 15 more."
     assert find_problems(report, config) == [
         "25 of 26 train rows cannot be used (25 invalid_json). Fix them, or set on_bad_rows to "
-        "skip, which drops and counts them."
+        "skip, which drops and counts them. To skip 96.2% of the rows, raise max_bad_row_share (now 0.1), too."
     ]
 
 

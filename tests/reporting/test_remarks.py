@@ -43,6 +43,13 @@ def test_remarks_are_shown_with_their_first_rows(kind):
     assert any(words in finding.text for finding in data_findings(report))
 
 
+def test_remarks_that_include_held_out_rows_say_so():
+    named = (NamedRows(name="first", rows=1, examples=(row_source(3),)),)
+    train = train_report(remarks=RowRemarks(**dict.fromkeys(KINDS, named)), remarks_include_validation=True)
+    lines = data_lines(DataReport(train=train))
+    assert sum(" (counted with the rows held out for validation): first" in line for line in lines) == len(KINDS)
+
+
 def test_remarks_without_rows_are_not_shown():
     report = report_with()
     assert not any(words in " ".join(data_lines(report)) for _, words in KINDS.values())

@@ -9,6 +9,9 @@ from sft.configuration.checks.steps import WITHOUT_WARMUP
 from sft.configuration.keys import flat_keys
 from sft.configuration.schema import SFTConfig
 
+HIGHEST_USUAL_LEARNING_RATE = 0.5
+"""Above it, a learning rate is probably a typing error (2e5 instead of 2e-5), with any optimizer."""
+
 
 def find_notices(config: SFTConfig) -> Iterator[str]:
     """Yield a line for each setting that differs from its default and has no effect.
@@ -61,6 +64,11 @@ def _schedule_notices(config: SFTConfig) -> Iterator[str]:
         yield "save_only_model: a run that is stopped cannot be resumed from its checkpoints."
     if training.learning_rate == 0:
         yield "learning_rate is 0: the weights do not change."
+    elif training.learning_rate > HIGHEST_USUAL_LEARNING_RATE:
+        yield (
+            f"learning_rate is {training.learning_rate:g}, and training will probably diverge: usual are 1e-5 to "
+            "5e-5 for full fine-tuning, 1e-4 to 3e-4 for LoRA. A minus sign in the exponent may be missing."
+        )
 
 
 def _default(key: str) -> Any:

@@ -11,6 +11,7 @@ from sft.common.optional_packages import is_installed, missing_package
 from sft.configuration.batch_sizes import AUTO
 from sft.configuration.checks.contradiction import Contradiction
 from sft.configuration.installed_transformers import optimizer_names, scheduler_names
+from sft.configuration.keys import flat_keys
 from sft.configuration.schema import SFTConfig
 
 TRACKERS: dict[str, tuple[str, ...]] = {
@@ -42,7 +43,9 @@ def check_training(config: SFTConfig) -> Iterator[Contradiction]:
     for key, allowed in (("optim", optimizer_names()), ("lr_scheduler_type", scheduler_names())):
         value = getattr(training, key)
         if allowed and value not in allowed:
-            hint = did_you_mean(value, allowed) or f" Allowed: {', '.join(allowed)}."
+            usual = str(flat_keys()[key].default)  # adam, AdamW: adamw_torch
+            similar = did_you_mean(usual, [usual]) if usual.startswith(value.lower() or "?") else ""
+            hint = similar or did_you_mean(value, allowed) or f" Allowed: {', '.join(allowed)}."
             yield Contradiction(key, f"unknown value {value!r}.{hint}")
     if os.path.exists(training.output_dir) and not os.path.isdir(training.output_dir):
         yield Contradiction("output_dir", f"{training.output_dir!r} is a file; give a folder.")

@@ -13,7 +13,7 @@ from sft.common.text import WIDTH, counted, first_of, note_text, percent, printa
 from sft.reporting.log_lines import batch_text
 from sft.reporting.preflight.memory_text import advice_lines, memory_lines, memory_rows
 from sft.reporting.preflight.row_text import row_lines
-from sft.reporting.remarks import remark_lines
+from sft.reporting.remarks import split_remark_lines
 
 if TYPE_CHECKING:
     from sft.processes.live_line import LiveLine
@@ -95,7 +95,7 @@ def _rows(report: DataReport) -> Iterator[str]:
         if len(split.sources) > 1 or any(source.unused_columns for source in split.sources):
             for source in split.sources:
                 yield from _labelled("source", _source_text(source), depth=2)
-        for label, text in remark_lines(split.remarks):
+        for label, text in split_remark_lines(split):
             yield from _labelled(label, text, depth=2)
         yield from _labelled("duplicates", _pairs(split.duplicates, split.duplicate_examples, "repeats"), depth=2)
     if report.validation is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sft.common.data_records import FEW_VALIDATION_ROWS, DataReport, SplitReport
 from sft.common.run_records import TrainingResult
 from sft.common.text import counted, note_text, percent, share_text
-from sft.reporting.remarks import remark_lines
+from sft.reporting.remarks import remark_lines, split_remark_lines
 from sft.reporting.report.records import ReportRecords
 from sft.reporting.report.verdicts.verdict import BAD, GOOD, WARN, Verdict, as_sentence
 
@@ -108,5 +108,5 @@ def _split_findings(name: str, split: SplitReport) -> Iterator[Finding]:
         yield Finding(text=counted(split.duplicates, f"duplicate {name} row"))
     for note, count in split.notes.items():
         yield Finding(text=f"{name}: {note_text(note, count)}")
-    for _, text in remark_lines(split.remarks):
+    for _, text in split_remark_lines(split):
         yield Finding(text=f"{name}: {text}")

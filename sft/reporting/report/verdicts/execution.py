@@ -117,7 +117,7 @@ def _utilization_verdict(device: str, share: float | None) -> tuple[str, str]:
     )
     if share >= IDLE:
         return WARN, f"Partly: {advice}."
-    return BAD, f"No. The {device} was mostly idle: {advice}."
+    return BAD, f"No. The run left the {device} mostly idle: {advice}."
 
 
 def answer_end_verdict(records: ReportRecords) -> Verdict | None:
