@@ -14,7 +14,7 @@ from sft.prompting.formats import FORMATS, RecordFormat, find_format, format_nam
 SAMPLED_ROWS = 1000
 """Number of rows whose columns decide the format."""
 RENAMING_HINT = " Rename yours with dataset_columns: {their_name: our_name}."
-"""End of the message that no format matches. `--init` maps columns itself and removes it."""
+"""End of the message that no format matches. `--init` replaces it."""
 MAX_UNREADABLE_ROWS = 10_000
 """If none of the first rows, this many of them, can be read, no format can be chosen."""
 

@@ -220,6 +220,14 @@ def test_load_config_rejects_a_missing_model_folder(folder, name):
     ]
 
 
+@pytest.mark.parametrize("key", ["model_name_or_path", "tokenizer_name_or_path"])
+def test_a_missing_model_folder_is_answered_with_a_similar_name(folder, key):
+    (folder / "my_model").mkdir()
+    others = {"train_file": "train.jsonl", "model_name_or_path": "gpt2"} | {key: "./my_modell"}
+    (problem,) = problems_of("".join(f"{name}: {value}\n" for name, value in others.items()), base="")
+    assert problem.endswith(f"no such folder: './my_modell' (current directory: {folder}). Did you mean 'my_model'?")
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

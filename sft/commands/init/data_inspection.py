@@ -39,6 +39,8 @@ _BYTES_PER_TOKEN = 2.5
 _PROMPT_WORDS = ("question", "query", "prompt", "instruction", "input", "user", "human", "request", "source")
 _ANSWER_WORDS = ("answer", "response", "output", "reply", "completion", "assistant", "target", "solution", "chosen")
 
+_RENAMING_HINT = " Rename them in the data, or write the configuration by hand, with dataset_columns."
+
 
 def inspect_data(name: str, tokenizer_file: str | None) -> DataInfo:
     """Inspect a file, a folder or a glob. A dataset on the Hub is not inspected.
@@ -194,7 +196,7 @@ def _with_format(source: Source) -> tuple[Source, RecordFormat, Iterator[Any]]:
         columns = _columns_of(source)
         mapped = _guess_columns(columns)
         if mapped is None:
-            raise DataError(str(error).removesuffix(RENAMING_HINT)) from None
+            raise DataError(str(error).replace(RENAMING_HINT, _RENAMING_HINT)) from None
         source = replace(source, columns=mapped)
         return source, *find_source_format(source)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import NamedTuple
+
+from sft.common.did_you_mean import did_you_mean
 
 
 class Contradiction(NamedTuple):
@@ -17,3 +20,10 @@ class Contradiction(NamedTuple):
 def current_directory() -> str:
     """The directory that relative paths start from, to append to a message."""
     return f"(current directory: {os.getcwd()})"
+
+
+def did_you_mean_file(path: str | Path) -> str:
+    """` Did you mean 'x'?` with the most similar name in the folder of a path; empty if there is none."""
+    path = Path(path)
+    is_readable = os.path.isdir(path.parent) and os.access(path.parent, os.R_OK)
+    return did_you_mean(path.name, os.listdir(path.parent) if is_readable else [])

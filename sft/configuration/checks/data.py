@@ -10,7 +10,7 @@ from pathlib import Path
 from sft.common.did_you_mean import did_you_mean
 from sft.common.files import matching_paths
 from sft.common.hub_names import full_name
-from sft.configuration.checks.contradiction import Contradiction, current_directory
+from sft.configuration.checks.contradiction import Contradiction, current_directory, did_you_mean_file
 from sft.configuration.data_sections import SKIP
 from sft.configuration.schema import RECORD_FORMATS, DatasetSource, SFTConfig
 
@@ -130,7 +130,5 @@ def _check_path(key: str, name: str, *, folder: str | None = None, hint: str = "
         if known is not None:
             way = f"use name: {known}" if key.endswith(".path") else f"set dataset_name: {known}"
             hint = f" To load the dataset from the Hugging Face Hub, {way}."
-        is_readable = os.path.isdir(path.parent) and os.access(path.parent, os.R_OK)
-        siblings = os.listdir(path.parent) if is_readable else []
-        hint = did_you_mean(path.name, siblings) or hint
+        hint = did_you_mean_file(path) or hint
         yield Contradiction(key, f"no such file or folder: {str(path)!r} {current_directory()}.{hint}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sft.common.files import NOT_UTF8, is_utf8
-from sft.configuration.checks.contradiction import Contradiction, current_directory
+from sft.configuration.checks.contradiction import Contradiction, current_directory, did_you_mean_file
 from sft.configuration.schema import SFTConfig
 
 
@@ -19,7 +19,7 @@ def check_model(config: SFTConfig) -> Iterator[Contradiction]:
         if name and not is_utf8(name):
             yield Contradiction(key, NOT_UTF8.format(path=name))
         elif name and _is_path(name) and not os.path.exists(name):
-            yield Contradiction(key, f"no such folder: {name!r} {current_directory()}.")
+            yield Contradiction(key, f"no such folder: {name!r} {current_directory()}.{did_you_mean_file(name)}")
     folder = model.model_name_or_path
     if model.gguf_file and os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, model.gguf_file)):
         present = ", ".join(sorted(path.name for path in Path(folder).glob("*.gguf"))) or "none"

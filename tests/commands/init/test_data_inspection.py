@@ -34,7 +34,7 @@ def test_inspect_data_reports_whether_tokens_are_counted_with_the_chat_template(
 def test_inspect_data_maps_columns_by_name():
     facts = inspect_data(rows_file("rows.jsonl", [{"id": 1, "user_query": "One?", "reply": "1"}]), None)
     assert facts.dataset_columns == {"user_query": "prompt", "reply": "completion"}
-    with pytest.raises(DataError, match=messages.NO_FORMAT):
+    with pytest.raises(DataError, match=messages.NO_FORMAT + r".*with dataset_columns\.$"):
         inspect_data(rows_file("odd.jsonl", [{"a": "1", "b": "2"}]), None)
 
 
