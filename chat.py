@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from sft.commands.chat.options import MODEL_BEFORE_TRAINING, ChatOptions, Sampling
 from sft.common.errors import ConfigError, UserError
+from sft.common.files import long_names_refused
 from sft.common.standard_streams import guard_standard_streams
 from sft.configuration.command_line import OneLineParser, number
 from sft.processes.exit_records import print_problems
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         return 130
 
 
+@long_names_refused()
 def chat(options: ChatOptions) -> int:
     """Answer the prompt, or start a conversation if there is none and standard input is a terminal."""
     prompt = options.prompt

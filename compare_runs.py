@@ -11,6 +11,7 @@ from sft.commands.compare.comparison import compare
 from sft.commands.compare.runs import ComparedRun, read_run, short_names
 from sft.commands.compare.text import comparison_lines
 from sft.common.errors import ConfigError, UserError, one_line
+from sft.common.files import long_names_refused
 from sft.common.optional_packages import missing_package
 from sft.common.standard_streams import guard_standard_streams, write_product
 from sft.configuration.command_line import OneLineParser
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+@long_names_refused()
 def _read(folders: Sequence[str]) -> list[ComparedRun]:
     paths = [Path(folder).resolve() for folder in folders]
     repeated = next((folder for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1), None)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from sft.checkpointing.publish import describe_full_disk
 from sft.commands.export.options import ExportOptions
 from sft.common.errors import ConfigError, ModelError, UserError
+from sft.common.files import long_names_refused
 from sft.common.standard_streams import continue_without_output, guard_standard_streams
 from sft.configuration.command_line import OneLineParser
 from sft.processes.exit_records import print_problems
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+@long_names_refused()
 def run_export(options: ExportOptions) -> None:
     """Import the libraries, and export.
 

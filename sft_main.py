@@ -19,6 +19,7 @@ from config_manager import load_config
 from sft.checkpointing.output_lock import OutputLock
 from sft.checkpointing.publish import describe_full_disk
 from sft.common.errors import CheckpointError, ConfigError, UserError, located
+from sft.common.files import long_names_refused
 from sft.common.standard_streams import continue_without_output, write_product
 from sft.configuration.checks.machine import find_machine_notices, find_machine_problems
 from sft.configuration.checks.steps import find_early_problems
@@ -100,6 +101,7 @@ def main(arguments: Sequence[str]) -> int:
             return interrupted.exit_code
 
 
+@long_names_refused()
 def _start(options: InitOptions) -> int:
     """Writes a first configuration; asks on a terminal for what is not given."""
     continue_without_output()
@@ -115,6 +117,7 @@ def _start(options: InitOptions) -> int:
         return 130
 
 
+@long_names_refused()
 def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
     """Start the processes of the run, or run as one of them."""
     config = load_config(command.config_file, command.overrides)

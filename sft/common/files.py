@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sft.common.errors import ConfigError, UserError
+from sft.common.errors import ConfigError, UserError, one_line
 
 _SPECIAL = (
     (stat.S_ISFIFO, "a FIFO (named pipe)"),
@@ -72,6 +73,23 @@ def matching_paths(pattern: str, folder: str | None = None) -> Iterator[Path]:
     while parts and os.path.exists(base / parts[0]):
         base, parts = base / parts[0], parts[1:]
     return base.glob(str(Path(*parts))) if parts else iter([base])
+
+
+@contextmanager
+def long_names_refused() -> Iterator[None]:
+    """Turn a name that the file system does not take into one line, whichever setting or option it is from.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ConfigError(
+            f"{one_line(error.filename, 100)}: this name is too long for a file or folder. Shorten it."
+        ) from error
 
 
 def require_utf8(name: str, path: str | Path) -> None:

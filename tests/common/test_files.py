@@ -6,12 +6,16 @@ import errno
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 
+import compare_runs
+import sft_main
 from sft.common.errors import ConfigError
-from sft.common.files import append, json_safe, open_to_append, refuse_link, write_json, write_text
+from sft.common.files import append, json_safe, long_names_refused, open_to_append, refuse_link, write_json, write_text
 from tests.support import messages
+from tests.support.paths import REPOSITORY
 
 
 def test_json_safe_replaces_nan_and_inf_with_null():
@@ -95,3 +99,24 @@ def test_append_writes_everything_or_nothing(tmp_path, monkeypatch):
     assert path.read_text() == "first\n"
     append(path, "second\n\udcff")
     assert path.read_text() == "first\nsecond\n\\udcff"
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (sft_main.main, ["--config_file", "examples/cpu_demo.yaml", "--deepspeed", LONG]),
+        (compare_runs.main, [LONG, "other"]),
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line(monkeypatch, capsys, command, arguments):
+    monkeypatch.chdir(REPOSITORY)
+    assert command(arguments) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("is too long for a file or folder. Shorten it.")
+
+
+def test_other_errors_of_files_are_raised():
+    with pytest.raises(FileNotFoundError), long_names_refused():
+        Path("nowhere").read_text()

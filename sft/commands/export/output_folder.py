@@ -27,7 +27,7 @@ def resolve_output(output: str | None, model: str, *, is_merged: bool) -> Path:
         name = name.absolute() if str(name) in (".", "..") else name
         path = name.with_name(name.name + ("-merged" if is_merged else "-export"))
     require_utf8("command line: --output", path)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ConfigError(f"command line: --output: {path} already exists. Name a new folder.")
     path = Path(os.path.realpath(path))  # a link is what it points to
     parent = next(folder for folder in path.parents if folder.exists())

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import constants, get_token
 
+from sft.common.device_errors import is_device_error
 from sft.common.errors import DataError
 from sft.common.files import refuse_special_files
 from sft.common.hub_errors import hub_problem
 from sft.common.hub_names import full_name_hint
 from sft.common.optional_packages import missing_package
+from sft.common.outside_files import reason
 from sft.data.sources.arrow_values import ArrowValues
 from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS, Entries, RowBlock, entry_blocks
 from sft.data.sources.json_rows import checked_record
@@ -72,7 +74,9 @@ def load_splits(
             # a slice, or a dataset that is a script, which the library refuses to run.
             which = f", dataset_config_name {configuration!r}" if key == "dataset_name" else ""
             raise DataError(f"{key} {name!r}{which}: {_first_line(error)}{hint}") from None
-        raise
+        if is_device_error(error):
+            raise
+        raise DataError(f"{key} {name!r}: cannot be read: {reason(error)}.{hint}") from error
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from sft.commands.export.output_folder import resolve_output, temporary_folder
+from sft.common.errors import ConfigError
 
 
 def test_a_folder_appears_complete_or_not_at_all(tmp_path):
@@ -16,6 +20,13 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         stopped_half_way()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.touch, lambda path: (path / "x").mkdir(parents=True)])
+def test_what_exists_is_not_replaced(tmp_path, make):
+    make(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"out already exists\. Name a new folder"):
+        resolve_output(str(tmp_path / "out"), "model", is_merged=False)
 
 
 @pytest.mark.parametrize("target", ["real", "new"])

@@ -202,6 +202,26 @@ def test_open_sources_names_what_a_saved_dataset_lacks(tmp_path):
         assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("dataset_dict.json", "[]"),
+        ("dataset_dict.json", "null"),
+        ("dataset_dict.json", '{"splits": null}'),
+        ("train/state.json", "[]"),
+        ("train/state.json", "{}"),
+        ("train/dataset_info.json", "[1]"),
+        ("train/dataset_info.json", "\xff"),
+    ],
+)
+def test_open_sources_reports_records_of_another_shape_in_one_line(tmp_path, file, content):
+    folder = saved(tmp_path / "made", "train")
+    (tmp_path / "made" / file).write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=r"^train_file '.*made'.*: .+") as caught:
+        open_sources(DataConfig(train_file=folder))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_open_sources_does_not_take_a_folder_with_a_state_for_a_saved_dataset(tmp_path):
     _write(tmp_path, train=2)
     own = tmp_path / "train.jsonl"
