@@ -63,6 +63,27 @@ def test_an_error_of_the_model_is_an_answer(error):
     check_is_causal(failing(error))
 
 
+@pytest.mark.parametrize(
+    ("share", "is_shared"), [(0.0, True), (1.1e-4, True), (5e-4, True), (5e-3, False), (0.1, False)]
+)
+def test_shared_tokens_are_judged_above_rounding(share, is_shared):
+    """The fourth call, with the shared tokens once, is off by a share of the largest logit."""
+    model, calls = build_model("llama"), []
+    original = model.forward
+
+    def forward(*args, **kwargs):
+        outputs = original(*args, **kwargs)
+        calls.append(None)
+        if len(calls) == 4:
+            outputs.logits = outputs.logits.clone()
+            outputs.logits[0, 0, 0] += share * outputs.logits.abs().max()
+        return outputs
+
+    model.forward = forward
+    assert ModelTrials(model, FLOAT32).can_share_prefixes() == is_shared
+    assert len(calls) == 4
+
+
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:20])
 def test_a_batch_size_that_runs_out_of_any_memory_is_too_large(error):
     def measure(size):
