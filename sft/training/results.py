@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sft.checkpointing.checkpoints import list_checkpoints
 from sft.checkpointing.final_model import model_staging_folder, publish_model, write_model
 from sft.common.data_records import RowRemarks
-from sft.common.errors import one_line
+from sft.common.errors import ConfigError, one_line
 from sft.common.files import write_json
 from sft.common.markdown import escape_markdown
 from sft.common.optional_packages import missing_package
@@ -27,6 +27,7 @@ from sft.reporting.curves import draw_curves
 from sft.reporting.log_lines import before_and_after_lines, before_and_after_rows, sample_lines
 from sft.reporting.metrics_log import read_metrics
 from sft.reporting.remarks import remark_lines
+from sft.reporting.run_record import read_run_record
 from sft.reporting.summary import build_summary
 from sft.training.gradients import data_parallel_of
 from sft.training.hub_pushes import NOT_PUSHED_STATUS
@@ -35,6 +36,17 @@ from sft.training.stopping import StopCallback
 
 logger = logging.getLogger("sft")
 METRICS = tuple(field.name for field in dataclasses.fields(EvaluationResult))
+MEASURED = (
+    "seconds",
+    "examples_per_second",
+    "tokens_per_second",
+    "supervised_tokens_per_second",
+    "model_flops_per_second",
+    "mfu",
+    "peak_memory_bytes",
+    "memory_share",
+)
+"""Fields of `TrainingResult` that are measured while steps are trained."""
 WITHOUT_SUMMARY_STATUS = 2
 """The exit status of a run whose model is saved, but not `run_summary.json`."""
 _T = TypeVar("_T")
@@ -86,6 +98,22 @@ def training_result(trainer: Any, steps: int, stop: StopCallback) -> TrainingRes
     )
 
 
+def with_earlier_speed(result: TrainingResult, output: Path) -> TrainingResult:
+    """The result of a resume that had nothing left to train, with the speed and memory of the run that trained.
+
+    Args:
+        result: of the resume.
+        output: folder of the run; without a summary of the same number of steps, the result is returned as it is.
+    """
+    try:
+        earlier = read_run_record(output).summary.get("train", {})
+    except ConfigError:
+        return result
+    if earlier.get("steps") != result.steps:
+        return result
+    return dataclasses.replace(result, **{name: earlier[name] for name in MEASURED if name in earlier})
+
+
 def attach_report(training: Any) -> RunReport:
     """The report of the run, which the trainer keeps up to date from now on."""
     trainer = training.trainer
@@ -112,6 +140,8 @@ def save_and_report(training: Any, result: TrainingResult, report: RunReport) ->
         _save_model(trainer)
     status = 0 if completed else 128 + result.stopped_by
     if trainer.context.is_main_process:
+        if result.steps == trainer.setup.first_step:
+            result = with_earlier_speed(result, Path(trainer.setup.config.training.output_dir))
         status = _report(training, result, report, status)
     # No process exits while others still write.
     return -agree_on_smallest(-status, trainer.context)

@@ -225,12 +225,14 @@ def test_a_run_whose_last_save_was_lost_is_finished_from_the_last_checkpoint(sho
     for steps in (6, 5):
         first = short_run(max_steps=steps)
         weights = (first.output_dir / "model.safetensors").read_bytes()
+        measured = first.summary["train"]
         (first.output_dir / "config.json").unlink()
         again = short_run(max_steps=steps, resume_from_checkpoint="auto")
         assert again.status == 0, again.err
         assert [step for step, *_ in trained(again.output_dir)] == list(range(1, steps + 1))
         assert (again.output_dir / "model.safetensors").read_bytes() == weights
         assert (again.output_dir / "config.json").is_file()
+        assert again.summary["train"] == measured  # nothing was left to train
     assert uninterrupted.status == 0
 
 
