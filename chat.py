@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from sft.commands.chat.options import MODEL_BEFORE_TRAINING, ChatOptions, Sampling
 from sft.common.errors import ConfigError, UserError
-from sft.common.files import long_names_refused
+from sft.common.files import is_utf8, long_names_refused
 from sft.common.standard_streams import guard_standard_streams
 from sft.configuration.command_line import OneLineParser, number
 from sft.processes.exit_records import print_problems
@@ -63,6 +63,9 @@ def read_options(arguments: Sequence[str]) -> ChatOptions:
         ConfigError: if an option is unknown, has an invalid value, or contradicts another one.
     """
     given = vars(_parser().parse_args(arguments))
+    for name in ("prompt", "system"):
+        if given[name] is not None and not is_utf8(given[name]):
+            raise ConfigError(f"command line: --{name}: not UTF-8 text.")
     if given["top_p"] is not None and not given["temperature"]:
         raise ConfigError("command line: --top_p has no effect without --temperature; add it, for example 0.7.")
     sampling = Sampling(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sft.common.errors import ConfigError
 from sft.common.files import require_utf8
+from sft.common.outside_files import reason
 
 
 def resolve_output(output: str | None, model: str, *, is_merged: bool) -> Path:
@@ -42,8 +43,13 @@ def resolve_output(output: str | None, model: str, *, is_merged: bool) -> Path:
 def temporary_folder(output: Path) -> Iterator[Path]:
     """Yield a folder beside `output`, which is renamed to `output` at the end and removed on any error."""
     target = output.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-unfinished-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-unfinished-", dir=target.parent))
+    except OSError as error:
+        raise ConfigError(
+            f"command line: --output: {target} cannot be written ({reason(error)}); name another folder."
+        ) from error
     try:
         yield folder
         for path in (folder, *folder.rglob("*")):  # mkdtemp and safetensors give access to the owner only

@@ -106,6 +106,8 @@ MISTAKES = {
     "a file": ([__file__], "test_chat.py is a file. Name the folder"),
     "not on the hub": (["nobody/nothing"], "nobody/nothing: "),
     "an empty prompt": (["model", "--prompt", " "], "the prompt (--prompt or standard input) is empty"),
+    "a prompt of other bytes": (["model", "--prompt", "caf\udce9"], "--prompt: not UTF-8 text"),
+    "a system prompt of other bytes": (["model", "--system", "\udcff"], "--system: not UTF-8 text"),
     "a number": (["model", "--temperature", "hot"], "--temperature: expected a number >= 0, found 'hot'"),
     "top_p alone": (["model", "--top_p", "0.5"], "--top_p has no effect without --temperature"),
     "unknown option": (["model", "--sytem", "x"], "unrecognized arguments: --sytem"),

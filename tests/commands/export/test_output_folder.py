@@ -29,6 +29,15 @@ def test_what_exists_is_not_replaced(tmp_path, make):
         resolve_output(str(tmp_path / "out"), "model", is_merged=False)
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where nobody can create a folder")
+def test_a_place_that_cannot_be_written_is_one_line():
+    with (
+        pytest.raises(ConfigError, match=r"^command line: --output: /proc/x cannot be written"),
+        temporary_folder(Path("/proc/x")),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("target", ["real", "new"])
 def test_a_folder_that_is_a_link_is_what_it_points_to(tmp_path, target):
     (tmp_path / "real").mkdir()
