@@ -12,6 +12,7 @@ from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.document_attention import isolated_documents
 from sft.training.row_layout import resolve_layout
+from tests.support import messages
 from tests.support.layouts import LENGTHS, gradients, random_rows
 from tests.support.small_models import build_model
 
@@ -75,7 +76,7 @@ def test_a_document_does_not_change_the_others():
 def test_float32_without_mixed_precision_is_padded_with_a_reason():
     layout = layout_on_gpu(build_model("llama").to("cuda:0"), weights="float32")
     assert not layout.is_padding_free
-    assert "16 bits" in layout.obstacle
+    assert messages.NEEDS_16_BITS in layout.obstacle
 
 
 def test_a_micro_batch_does_not_synchronize_with_the_device():

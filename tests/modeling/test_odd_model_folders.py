@@ -24,6 +24,7 @@ from sft.modeling.loading import load_pretrained_model
 from sft.modeling.saving import save_final_model
 from sft.modeling.tokenizer import load_tokenizer
 from sft.training.model_trials import ModelTrials
+from tests.support import messages
 from tests.support.paths import REPOSITORY
 
 FLOAT32 = Precision(weights="float32", mixed="no")
@@ -311,7 +312,7 @@ def test_weights_that_the_model_does_not_have_are_reported(folder, caplog, chang
     change(folder)
     caplog.set_level(logging.INFO, logger="sft.model")
     load_pretrained_model(ModelConfig(model_name_or_path=str(folder)), None, None, FLOAT32, DistributedContext())
-    assert f"{folder}: {number} of the weights do not belong to the model" in caplog.text
+    assert f"{folder}: {messages.NOT_OF_THE_MODEL.format(number=number)}" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8])

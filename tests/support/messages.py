@@ -131,6 +131,8 @@ COMPILING = "Compiling {count} layers"
 SHARDED = "Weights are sharded over {count} processes (FSDP2), {layers} layers one by one."
 MODEL_NOT_LOADED = "the model cannot be loaded: "
 LEARNED_POSITIONS = "has {length} learned positions. "
+NOT_OF_THE_MODEL = "{number} of the weights do not belong to the model"
+NEEDS_16_BITS = "16 bits"
 
 # reporting
 PREFLIGHT_OK = "OK: training would start."
