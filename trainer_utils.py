@@ -181,7 +181,8 @@ class SFTTrainer(EvaluatingTrainer):
         Multiplied by the number of processes where FSDP or DeepSpeed average gradients over them.
         """
         # A step's module computes the loss within its forward call, as DistributedDataParallel requires.
-        total = self._loss_sum(model, inputs) if self.step_gradient is None else model(inputs)
+        is_step = self.step_gradient is not None and model is self.step_gradient.module
+        total = model(inputs) if is_step else self._loss_sum(model, inputs)
         # A step of a stream may have no supervised token at all; its sum is then 0.
         assert isinstance(num_items_in_batch, torch.Tensor)  # see `get_batch_samples`
         factor = self.context.world_size if self.step_gradient is None else 1

@@ -13,7 +13,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import Any
 
@@ -145,9 +145,9 @@ class GradientSum:
             for weight, view in zip(self._weights, self._views, strict=True):
                 weight.grad = view
 
-    def without_reduction(self, needed: bool = True) -> AbstractContextManager[None]:
+    def without_reduction(self) -> AbstractContextManager[None]:
         """A context for all passes of a step but the last."""
-        return self.module.no_sync() if needed else nullcontext()
+        return self.module.no_sync()
 
     def end_step(self, failure: Failure) -> Failure:
         """Wait until gradients are summed, or until all processes know that they cannot be.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -72,6 +73,11 @@ class StepGradient:
         self._is_out_of_memory = False
         self._random_state: RandomState | None = None
 
+    @property
+    def module(self) -> nn.Module:
+        """Computes the loss of a micro-batch; what `run` of `add` is called with."""
+        return self._loss if self._sum is None else self._sum.module
+
     def add(self, batch: Batch, run: Run, *, is_last: bool, step: int) -> torch.Tensor:
         """Adds the gradient of a micro-batch; with the last one of the step, the gradient is summed over processes.
 
@@ -123,11 +129,9 @@ class StepGradient:
         chunks = self._chunks_of(batch)
         try:
             for number, chunk in enumerate(chunks, start=1):
-                if self._sum is None:
-                    self._losses.append(run(self._loss, chunk()))
-                    continue
-                with self._sum.without_reduction(not reduces or number < len(chunks)):
-                    self._losses.append(run(self._sum.module, chunk()))
+                is_reduced = reduces and number == len(chunks)
+                with nullcontext() if self._sum is None or is_reduced else self._sum.without_reduction():
+                    self._losses.append(run(self.module, chunk()))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

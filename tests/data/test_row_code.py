@@ -18,6 +18,7 @@ NOT_DECIDING = {
     "common/outside_files.py": "errors of files as messages",
     "common/secrets.py": "masks secrets in messages",
     "common/shapes.py": "whether records of a run are complete",
+    "common/standard_streams.py": "where the output of a command goes",
     "common/text.py": "widths of lines on a terminal",
     "configuration/model_sections.py": "settings of the model",
     "configuration/passed_through.py": "names of TrainingArguments",
@@ -26,6 +27,7 @@ NOT_DECIDING = {
     "configuration/training_sections.py": "settings of the training",
     "processes/environment.py": "number of cores, cache folder, threads of the tokenizer",
     "processes/live_line.py": "draws the progress",
+    "processes/logs.py": "lines of the log",
     "processes/output.py": "standard output and error",
     "processes/terminal.py": "whether the progress is drawn",
 }
