@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from config_manager import load_config
 from sft.checkpointing.output_lock import OutputLock
 from sft.checkpointing.publish import describe_full_disk
+from sft.common.device_errors import is_lost_connection
 from sft.common.errors import CheckpointError, ConfigError, UserError, located
 from sft.common.files import long_names_refused
 from sft.common.standard_streams import continue_without_output, write_product
@@ -28,7 +29,13 @@ from sft.configuration.help import format_help
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_with_origins
 from sft.processes.environment import exit_with_launcher, is_launched, rank_of_this_process
-from sft.processes.exit_records import exit_together, previous_final_exit, print_problems, record_exit
+from sft.processes.exit_records import (
+    exit_status_of_another,
+    exit_together,
+    previous_final_exit,
+    print_problems,
+    record_exit,
+)
 from sft.processes.heap import reuse_freed_memory
 from sft.processes.libraries import (
     import_libraries,
@@ -99,6 +106,11 @@ def main(arguments: Sequence[str]) -> int:
                 name = signal_name(interrupted.number)
                 print_errors([f"Ended by {name} before or after training: there was no checkpoint to save."])
             return interrupted.exit_code
+        except Exception as error:
+            status = exit_status_of_another() if is_lost_connection(error) else None
+            if status is None:
+                raise
+            return status  # the other process has said why
 
 
 @long_names_refused()

@@ -17,7 +17,10 @@ _MEMORY_TEXTS = (
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
 )
-_DEVICE_CLASSES = frozenset({"AcceleratorError", "DistError", "DistBackendError", "DistNetworkError", "DistStoreError"})
+_CONNECTION_CLASSES = frozenset({"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"})
+_LOST_TEXTS = ("connection closed by peer", "connection reset by peer")
+"""Of gloo."""
+_DEVICE_CLASSES = _CONNECTION_CLASSES | {"AcceleratorError"}
 _DEVICE_TEXTS = (
     "cuda error",
     "hip error",
@@ -36,6 +39,11 @@ _DEVICE_TEXTS = (
     "ecc error",
     "triton error [",
 )
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective operation failed because another process has ended."""
+    return _has_class(error, _CONNECTION_CLASSES) or (isinstance(error, RuntimeError) and _says(error, _LOST_TEXTS))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from sft.processes.environment import (
     LAUNCHER_VARIABLE,
     is_launched,
+    local_rank_of_this_process,
     num_processes_here,
     num_restarts,
     rank_of_this_process,
@@ -47,6 +49,23 @@ def record_exit(status: int, problems: Sequence[str] = ()) -> bool:
     is_reported = any(record.problems for record in read_exit_records(folder).values())
     _write(_EXITED, status, problems)
     return is_reported
+
+
+def exit_status_of_another(seconds: float = 5) -> int | None:
+    """The status of another process of this machine that exited deliberately; None if none did.
+
+    Args:
+        seconds: how long to wait: a process closes its connections when it exits, just after it recorded the status.
+    """
+    if not has_launcher():
+        return None
+    deadline = time.monotonic() + seconds
+    while True:
+        records = read_exit_records(_error_file().parents[1])
+        records.pop(local_rank_of_this_process(), None)
+        if records or time.monotonic() > deadline:
+            return next((record.exit_status for record in records.values()), None)
+        time.sleep(0.1)
 
 
 def record_hang(status: int) -> None:
