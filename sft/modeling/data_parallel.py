@@ -5,7 +5,8 @@ runs out of memory before that would leave the others waiting for its buckets. S
 bucket in a second group, on the CPU: its number of elements, whether it is the last, its dtype, and why the process
 failed, if it did; all of it reduced by maximum. A process that failed reads these headers and contributes zeros to each
 announced bucket, until the last one, or until the maximum is 0 elements: no process has a bucket left then. The others
-read no header during the pass; afterwards all of them find the same reason, and discard the gradient.
+read no header during the pass. After the last bucket one more header follows, for a process that failed later than
+that. So all of them find the same reason, and discard the gradient.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from typing import Any
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from sft.common.device_errors import is_out_of_memory
+from sft.common.errors import MemoryShortage, ModelError
 
 Batch = Mapping[str, Any]
 COMM_DTYPES: dict[str | None, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,18 +52,13 @@ class MicroBatchLoss(nn.Module):
         super().__init__()
         self.model = model
         self._loss_sum = loss_sum
-        self.is_finite: torch.Tensor | None = None
-        """Whether all losses since this was None are finite; a bool scalar on the device."""
 
     def forward(self, batch: Batch | None) -> torch.Tensor:
         """The loss of a micro-batch. For None every weight is used once, in the order of the model's parameters."""
         if batch is None:
             weights = [weight for weight in self.model.parameters() if weight.requires_grad]
             return torch.stack([weight.sum(dtype=torch.float32) for weight in weights]).sum()
-        loss = self._loss_sum(self.model, batch)
-        finite = loss.detach().isfinite()
-        self.is_finite = finite if self.is_finite is None else self.is_finite & finite
-        return loss
+        return self._loss_sum(self.model, batch)
 
 
 class GradientSum:
@@ -90,9 +89,10 @@ class GradientSum:
         self._weights = [weight for weight in loss.parameters() if weight.requires_grad]
         self.cpu_group = cpu_group
         self._syncs_buffers = syncs_buffers
-        self._exchange = _Exchange(
-            cpu_group, comm_dtype, loss if marks_bad_losses else None, device=self._weights[0].device
-        )
+        self._exchange = exchange = _Exchange(cpu_group, comm_dtype, device=self._weights[0].device)
+        if marks_bad_losses:
+            # Without a reference to self, whose DDP would live as long as the model.
+            loss.register_forward_hook(lambda _, __, value: exchange.check_loss(value))
         self._options: dict[str, Any] = {
             "bucket_cap_mb": bucket_cap_mb,
             "gradient_as_bucket_view": True,
@@ -113,14 +113,25 @@ class GradientSum:
         DDP lays out its buckets again in the forward pass after the first reduction, by the order in which gradients
         came. Two passes that use each weight once make this happen here, on all processes together, and in an order
         that depends on the model alone: with the order of a sum, the last bits of a resumed run would change.
+
+        Raises:
+            MemoryShortage: if there is no memory for the buckets.
         """
         self.finds_unused = finds_unused
-        self.module = DistributedDataParallel(self._loss, find_unused_parameters=finds_unused, **self._options)
-        self.module.register_comm_hook(self._exchange, lambda exchange, bucket: exchange.reduce(bucket))
-        for _ in range(2):
-            self._drop_gradients()
-            self.module(None).backward()
-            self.end_step(Failure.NONE)
+        try:
+            self.module = DistributedDataParallel(self._loss, find_unused_parameters=finds_unused, **self._options)
+            self.module.register_comm_hook(self._exchange, lambda exchange, bucket: exchange.reduce(bucket))
+            for _ in range(2):
+                self._drop_gradients()
+                self.module(None).backward()
+                self.end_step(Failure.NONE)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryShortage(
+                f"Out of memory on {self._weights[0].device} for the gradients of all trainable weights alone. Use "
+                "lora_config, which trains fewer weights, fsdp, which shards them, or a smaller model."
+            ) from error
         self._views = [weight.grad for weight in self._weights if weight.grad is not None]
         self._drop_gradients()
 
@@ -161,7 +172,17 @@ class GradientSum:
         return self._exchange.finish(failure, num_unused_flags=len(self._weights) if self.finds_unused else 0)
 
     def rewrap(self, failure: Failure) -> None:
-        """Discard the gradients and the DDP of a step that failed; search for unused weights if that was the reason."""
+        """Discard the gradients and the DDP of a step that failed; search for unused weights if that was the reason.
+
+        Raises:
+            ModelError: if the search was on already, so that the step would fail again.
+        """
+        if failure == Failure.UNUSED_WEIGHTS and self.finds_unused:
+            raise ModelError(
+                "DDP searched this model's loss for weights without a gradient, and still waits for the gradients of "
+                "others: the loss depends on weights that its backward pass does not reach. Train on one process, or "
+                "with fsdp, or freeze these weights (lora_config)."
+            )
         self._views = []
         del self.module
         gc.collect()  # DDP's hooks on the weights disappear with it
@@ -172,17 +193,9 @@ class GradientSum:
 class _Exchange:
     """The buckets of one step: announced, reduced, or contributed to with zeros."""
 
-    def __init__(
-        self,
-        cpu_group: distributed.ProcessGroup,
-        comm_dtype: torch.dtype | None,
-        loss: MicroBatchLoss | None,
-        *,
-        device: torch.device,
-    ):
+    def __init__(self, cpu_group: distributed.ProcessGroup, comm_dtype: torch.dtype | None, *, device: torch.device):
         self._cpu_group = cpu_group
         self._comm_dtype = comm_dtype
-        self._loss = loss
         self._device = device
         self.reset()
 
@@ -193,21 +206,31 @@ class _Exchange:
         """A bucket that is announced but not sent."""
         self._is_complete = False
         """Whether the last bucket was announced."""
-        if self._loss is not None:
-            self._loss.is_finite = None
+        self._is_handed_over = False
+        """Whether the last bucket was sent, after which DDP itself reduces which weights were used."""
+        self._is_finite: torch.Tensor | None = None
+        """Whether all losses of the step are finite, a bool scalar on the device; None if they are not checked."""
+
+    def check_loss(self, loss: torch.Tensor) -> None:
+        """Note whether a micro-batch's loss is finite; if it is not, NaN is written into the sum."""
+        is_finite = loss.detach().isfinite()
+        self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
 
     def reduce(self, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
         """DDP's communication hook: the sum of a bucket over all processes."""
         gradient = bucket.buffer()
-        if bucket.index() == 0 and self._loss is not None and self._loss.is_finite is not None:
-            gradient[:1] += torch.where(self._loss.is_finite, 0.0, torch.nan).to(gradient.dtype)
+        if bucket.index() == 0 and self._is_finite is not None:
+            gradient[:1] += torch.where(self._is_finite, 0.0, torch.nan).to(gradient.dtype)
         sent = gradient if self._comm_dtype is None else gradient.to(self._comm_dtype)
         self._announce(sent.numel(), bucket.is_last(), sent.dtype, Failure.NONE)
         self._announced, self._is_complete = sent, bucket.is_last()
         future = self._send(sent).get_future()
         if sent is gradient:
-            return future.then(lambda done: done.value()[0])
-        return future.then(lambda done: gradient.copy_(done.value()[0]))
+            future = future.then(lambda done: done.value()[0])
+        else:
+            future = future.then(lambda done: gradient.copy_(done.value()[0]))
+        self._is_handed_over = bucket.is_last()
+        return future
 
     def _announce(self, size: int, is_last: bool, dtype: torch.dtype, failure: Failure) -> torch.Tensor:
         header = torch.tensor([size, is_last, _DTYPES.index(dtype), failure])
@@ -227,6 +250,8 @@ class _Exchange:
             failure = Failure.UNUSED_WEIGHTS
         if failure != Failure.NONE:
             self._contribute_zeros(failure, num_unused_flags)
+        if self._is_complete:
+            self._announce(0, False, _DTYPES[0], failure)
         for work, _ in self._headers:
             work.wait()
         reasons = [int(header[3]) for _, header in self._headers]
@@ -243,7 +268,7 @@ class _Exchange:
                 break
             self._send(torch.zeros(size, dtype=_DTYPES[dtype], device=self._device))
             self._is_complete = bool(is_last)
-        if self._is_complete and num_unused_flags:
+        if self._is_complete and num_unused_flags and not self._is_handed_over:
             self._send(torch.zeros(num_unused_flags, dtype=torch.int32, device=self._device))
         for work in self._sums:
             work.wait()

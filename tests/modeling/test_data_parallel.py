@@ -10,12 +10,17 @@ import pytest
 import torch
 from torch import distributed, nn
 
+from sft.common.errors import ModelError
 from sft.modeling.data_parallel import Failure, GradientSum, MicroBatchLoss
-from tests.support import forked
+from tests.support import forked, messages
 
 SIZE, LAYERS = 24, 4
 BUCKET_MIB = SIZE * SIZE * 4 / 2**20
 """Such that each layer's weight fills a bucket."""
+
+
+LATE = ("sending the last bucket", "after the last bucket", "after the pass")
+"""Points of the last backward pass at which all buckets are announced."""
 
 
 class Chain(nn.Module):
@@ -28,8 +33,24 @@ class Chain(nn.Module):
         self.register_buffer("shift", torch.zeros(SIZE))
 
 
+class Passing(torch.autograd.Function):
+    """Calls a function in its backward pass."""
+
+    @staticmethod
+    def forward(ctx, inputs, call):
+        ctx.call = call
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.call()
+        return gradient, None
+
+
 def loss_sum(model, batch):
     hidden = batch["inputs"]
+    if "on_end" in batch:  # the gradient of the inputs comes after that of all weights
+        hidden = Passing.apply(hidden.clone().requires_grad_(), batch["on_end"])
     for number, layer in enumerate(model.layers):
         if number not in batch.get("skipped", ()):
             hidden = torch.tanh(layer(hidden) + model.shift)
@@ -50,6 +71,15 @@ class Step:
         self.failing = None
         for number, weight in enumerate(self.weights):
             weight.register_post_accumulate_grad_hook(lambda _, number=number: self._fail(number))
+        exchange = self.sum._exchange
+        send = exchange._send
+
+        def failing_send(bucket):
+            if exchange._is_complete:
+                self._fail(LATE[0])
+            return send(bucket)
+
+        exchange._send = failing_send
 
     @property
     def weights(self):
@@ -57,6 +87,7 @@ class Step:
 
     def _fail(self, number):
         if self.failing == (self.backward, number):
+            self.failing = None
             raise torch.OutOfMemoryError("out of memory (test)")
 
     def batch(self, rank, micro_batch, **more):
@@ -64,7 +95,13 @@ class Step:
         return {"inputs": torch.randn(3, SIZE, generator=generator), **more}
 
     def run(self, failing=None, skipped=((), ())):
-        """One attempt. `failing`: micro-batch and weight at whose gradient this process fails; -1 before the pass."""
+        """One attempt.
+
+        Args:
+            failing: micro-batch, and the point at which this process fails: a weight, when it gets its gradient; -1,
+                before the pass; or one of `LATE`.
+            skipped: the layers that each micro-batch skips.
+        """
         self.failing = failing
         self.sum.begin_step(accumulates=True)
         failure = Failure.NONE
@@ -73,8 +110,10 @@ class Step:
                 if failing == (self.backward, -1):
                     raise torch.OutOfMemoryError("out of memory (test)")
                 batch = self.batch(self.rank, self.backward, skipped=skipped[self.backward])
+                batch["on_end"] = lambda: self._fail(LATE[1])
                 with self.sum.without_reduction() if self.backward == 0 else nullcontext():
                     self.sum.module(batch).backward()
+                self._fail(LATE[2])
             except torch.OutOfMemoryError:
                 failure = Failure.OUT_OF_MEMORY
                 break
@@ -118,6 +157,7 @@ def check_failures(stride):
     points = [(micro_batch, weight) for micro_batch in range(2) for weight in range(-1, 2 * LAYERS)]
     # In the last pass, the last weight's gradient completes the last bucket: nothing is left that could fail.
     points.remove((1, 0))
+    points += [(1, point) for point in LATE]
     ranks = [set(each) for n in (1, 2, step.world_size) for each in itertools.combinations(range(step.world_size), n)]
     for number, (point, failing) in enumerate(itertools.islice(itertools.product(points, ranks), 0, None, stride)):
         # Processes that fail together do so at different points.
@@ -136,6 +176,64 @@ def check_failures(stride):
 )
 def test_any_processes_may_fail_at_any_gradient(tmp_path, processes, stride):
     run_on(tmp_path, processes, check_failures, stride)
+
+
+def check_late_failures(finds_unused):
+    step = Step(finds_unused=finds_unused)
+    skipped = ((2,), (2,)) if finds_unused and step.rank == 0 else ((), ())
+    assert step.run(skipped=skipped) == Failure.NONE
+    first = step.gradients()
+    for n in range(1, step.world_size + 1):
+        for failing in itertools.combinations(range(step.world_size), n):
+            for number, point in enumerate(LATE):
+                # The second of them fails at another point, the third before its last backward pass.
+                place = failing.index(step.rank) if step.rank in failing else None
+                own = {None: None, 0: (1, point), 1: (1, LATE[number - 1]), 2: (1, -1)}[place]
+                assert step.run(own, skipped=skipped) == Failure.OUT_OF_MEMORY, (point, failing)
+                step.sum.rewrap(Failure.OUT_OF_MEMORY)
+                assert step.run(skipped=skipped) == Failure.NONE
+                assert all(map(torch.equal, step.gradients(), first))
+
+
+@pytest.mark.parametrize("finds_unused", [False, True])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_processes_may_fail_after_the_last_bucket(tmp_path, processes, finds_unused):
+    run_on(tmp_path, processes, check_late_failures, finds_unused)
+
+
+def check_unreached():
+    step = Step()
+    step.loss._loss_sum = lambda model, batch: step.partial.append(loss_sum(model, batch)) or step.partial[-1]
+    for failure in (Failure.UNUSED_WEIGHTS, Failure.UNUSED_WEIGHTS):
+        step.partial = []
+        step.sum.begin_step(accumulates=False)
+        step.sum.module(step.batch(step.rank, 0))
+        # As a model does that computes the gradient of a part of its loss by itself.
+        torch.autograd.backward(step.partial[0], inputs=step.weights[:4])
+        assert step.sum.end_step(Failure.NONE) == failure
+        if not step.sum.finds_unused:
+            step.sum.rewrap(failure)
+    with pytest.raises(ModelError, match=messages.DDP_INCOMPLETE):
+        step.sum.rewrap(failure)
+
+
+def test_a_step_that_stays_incomplete_although_unused_weights_are_searched_for_is_an_error(tmp_path):
+    run_on(tmp_path, 2, check_unreached)
+
+
+def check_hooks():
+    step = Step()
+    assert len(step.loss._forward_hooks) == 1
+    assert not Step(marks_bad_losses=False).loss._forward_hooks
+    step.run((0, 3))
+    step.sum.rewrap(Failure.OUT_OF_MEMORY)
+    assert len(step.loss._forward_hooks) == 1
+
+
+def test_losses_are_checked_by_the_sum_alone(tmp_path):
+    """On one process the step checks its loss itself, once."""
+    assert not MicroBatchLoss(Chain(), loss_sum)._forward_hooks
+    run_on(tmp_path, 2, check_hooks)
 
 
 def check_unused(skipped_by):
