@@ -45,7 +45,7 @@ from sft.processes.libraries import (
 )
 from sft.processes.logs import configure_logging, rank_log
 from sft.processes.machine import look_at_machine
-from sft.processes.output import ask, print_errors, print_line, safe_text
+from sft.processes.output import ask, hide_known, print_errors, print_line, safe_text
 from sft.processes.signals import Interrupted, InterruptOnSignal, StopRequest, ignore_signals, signal_name
 from sft.processes.watchdog import Watchdog
 
@@ -191,12 +191,12 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     from sft.training.dry_run import DryRun, check_data, check_run, show_preflight
     from sft.training.model_preparation import prepare_model, with_micro_batch_size
     from sft.training.output_folder import claim_output, find_resume_point, prepare_output
-    from sft.training.run_identity import check_resume, identify_run, with_saved_run_name
+    from sft.training.run_identity import check_resume, identify_run, with_shown_run_name
     from sft.training.run_setup import RunSetup
 
     claim_output(config, context, lock, is_dry_run=command.dry_run)
     resume = find_resume_point(config)
-    config = with_saved_run_name(config, resume)
+    config = with_shown_run_name(config, resume)
     actual = replace(context, world_size=1) if command.dry_run else context  # a dry run represents all processes
     precision = decide_precision(config, actual, resume)
     tokenizer = load_tokenizer(config.model)
@@ -231,7 +231,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
         identity=identity,
         resume=resume,
         lock=lock,
-        command=command.to_repeat,
+        command=hide_known(command.to_repeat),
     )
     arguments = build_training_arguments(setup, actual)
     dry_run = check_run(dry_run, setup, arguments, is_dry_run=command.dry_run)

@@ -40,7 +40,11 @@ _BLOCK = re.compile(
 )
 """`name: value` and `name=value`; a name in YAML with its value on the lines below."""
 _COMMENT_LINE = re.compile(r"^\s*#.*$", re.M)
-_USER = re.compile(r"(:/{1,2})[^/\s?#'\"]+(?=@)")  # of a path, one slash is left
+_USER = re.compile(  # of a path, one slash is left
+    r"(:/{1,2})(?:[^/\s?#'\"@:]+:(?!\d+[/?#])[^\s'\"]{1,256}|[^/\s?#'\"]+)(?=@)"
+)
+_REMOTE_USER = re.compile(r"(?<![\w.%+/:@-])(?!mailto:)[\w.%+-]+:(?!/)[^\s'\"]{1,256}(?=@[\w\[])")
+"""`user:password@host:path`, without a scheme."""
 _QUERY = re.compile(r"([?&]([\w.-]+)=)([^&\s#'\"]+)")
 _KNOWN_FORMS = re.compile(
     r"\bhf_(?=\w*[a-z])(?=\w*[A-Z])[A-Za-z0-9]{10,}|\b(?:hf_|gh[pousr]_|sk-|sk-proj-|wandb_v1_)[A-Za-z0-9]{30,}|\bgithub_pat_\w{40,}|\bAKIA[0-9A-Z]{16}\b"
@@ -107,7 +111,7 @@ def hide(text: str, known: Collection[str] = ()) -> str:
 def hide_addresses(text: str) -> str:
     """The text with credentials in addresses and tokens of well-known form masked."""
     text = _QUERY.sub(lambda found: f"{found[1]}{HIDDEN if looks_secret(found[2]) else found[3]}", text)
-    return _KNOWN_FORMS.sub(HIDDEN, _USER.sub(rf"\1{HIDDEN}", text))
+    return _KNOWN_FORMS.sub(HIDDEN, _REMOTE_USER.sub(HIDDEN, _USER.sub(rf"\1{HIDDEN}", text)))
 
 
 def hide_value(text: str) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from sft.common.errors import ConfigError
@@ -248,23 +251,36 @@ def _true_or_false(text: str) -> bool:
     return text.lower() == "true"
 
 
-def _without_nested_secrets(argument: str) -> str:
-    """The argument with masked secrets in a mapping or `name=value` list. Text, such as a prompt, is left as it is."""
-    return argument if " " in argument and "{" not in argument else hide_value(argument)
+def program(script: str) -> list[str]:
+    """The first words of a command that runs `script` of this program from the current folder, as this process runs.
+
+    `python` where a shell finds this interpreter by that name, else its path; a script elsewhere is named by its path.
+    """
+    names = [name for name in ("python", "python3") if shutil.which(name) == sys.executable]
+    path = Path(__file__).absolute().parents[2] / script
+    with suppress(OSError, ValueError):  # another folder, or the current one was removed
+        path = path.relative_to(Path.cwd())
+    return [*(names or [sys.executable or "python"])[:1], str(path)]
+
+
+def _without_nested_secrets(argument: str, key: str) -> str:
+    """The argument with masked secrets in a mapping or `name=value` list; of a text, such as a prompt, in addresses."""
+    is_text = " " in argument and "{" not in argument and key != "run_name"
+    return hide(argument) if is_text else hide_value(argument)
 
 
 def _command_to_repeat(arguments: Sequence[str]) -> str:
     """The command as shown to the user and written to files: without secrets and without resuming."""
     kept: list[str] = []
-    is_omitted = False
+    is_omitted, key = False, ""
     for argument in arguments:
         if argument.startswith("--"):
             key = argument[2:].partition("=")[0].replace("-", "_")
             is_omitted = key == "resume_from_checkpoint" or looks_secret(key)
             if not is_omitted:
-                kept.append(_without_nested_secrets(argument))
+                kept.append(_without_nested_secrets(argument, key))
             # What follows `--key=value` is not a value of this option, but an error that is reported elsewhere.
             is_omitted = is_omitted and "=" not in argument
         elif not is_omitted:
-            kept.append(_without_nested_secrets(argument))
-    return shlex.join(["python", "sft_main.py", *kept])
+            kept.append(_without_nested_secrets(argument, key))
+    return shlex.join([*program("sft_main.py"), *kept])

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from sft.common.secrets import hide, looks_secret
+from sft.common.secrets import hide, looks_secret, secrets_in_arguments
 from sft.common.text import printable, visible
 
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
@@ -26,12 +26,23 @@ _SHORTEST_SECRET = 8
 
 def safe_line(text: str) -> str:
     """A text from outside on one line; line breaks in it are written out too."""
-    return printable(hide(text, _environment_secrets()))
+    return printable(hide_known(text))
 
 
 def safe_text(text: str) -> str:
     """A text of several lines of our own."""
-    return visible(hide(text, _environment_secrets()))
+    return visible(hide_known(text))
+
+
+def hide_known(text: str) -> str:
+    """A text without secrets, those in environment variables of this process included. Records are masked by it too."""
+    return hide(text, _environment_secrets())
+
+
+def arguments_without_secrets() -> list[str]:
+    """`sys.argv` without secrets."""
+    known = [*secrets_in_arguments(sys.argv[1:]), *_environment_secrets()]
+    return [hide(argument, known) for argument in sys.argv]
 
 
 def print_line(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,6 +14,7 @@ from sft.common.data_records import TrainingData
 from sft.common.files import json_safe
 from sft.common.machine_records import ComputeEnvironment
 from sft.common.run_records import Answer, BatchPlan, EvaluationResult, Precision
+from sft.common.secrets import hide_value
 from sft.common.text import printable
 from sft.configuration.batch_sizes import AUTO
 from sft.configuration.schema import SFTConfig
@@ -20,11 +22,14 @@ from sft.configuration.values import config_sha256, config_values
 from sft.data.digest import rows_digest
 from sft.data.store import PreparedRows
 from sft.processes.heap import keeps_freed_memory
+from sft.processes.output import hide_known
 from sft.reporting.environment import compute_environment
 from sft.reporting.log_lines import batch_text, mixed_text
 from sft.reporting.summary import plan_entries
 from sft.training.decided_layout import LayoutFindings
 from sft.training.prepared_model import PreparedModel
+
+logger = logging.getLogger("sft.train")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,11 +150,17 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def with_saved_run_name(config: SFTConfig, resume: ResumePoint | None) -> SFTConfig:
-    """The configuration with the resumed run's name, where no name is set now."""
-    if config.logging.run_name is not None or resume is None or not resume.is_in(config.training.output_dir):
-        return config
-    name = (resume.manifest.get("configuration") or {}).get("run_name")
+def with_shown_run_name(config: SFTConfig, resume: ResumePoint | None) -> SFTConfig:
+    """The configuration with the name that trackers, records and the report show: without secrets.
+
+    Where no name is set now, it is that of the resumed run.
+    """
+    name = config.logging.run_name
+    if name is None and resume is not None and resume.is_in(config.training.output_dir):
+        name = (resume.manifest.get("configuration") or {}).get("run_name")
+    if name is not None and (masked := hide_known(hide_value(name))) != name:
+        logger.info("run_name: trackers and records show it, so the secret in it is masked: %s.", masked)
+        name = masked
     return replace(config, logging=replace(config.logging, run_name=name))
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from config_manager import load_config
 from sft.common.errors import ConfigError
 from sft.common.machine_records import LaunchOptions
-from sft.configuration.command_line import InitOptions, OneLineParser, number, read_command, read_init
+from sft.configuration.command_line import InitOptions, OneLineParser, number, program, read_command, read_init
 from tests.support import messages
 from tests.support.configurations import BASE, load, problems_of
+from tests.support.paths import REPOSITORY
 
 
 @pytest.mark.parametrize(
@@ -49,9 +54,10 @@ def test_read_command_separates_options_and_settings():
     assert (command.config_file, command.dry_run, command.show_rows) == ("a.yaml", True, (3, 17))
     assert command.overrides == ("--learning_rate", "1")
     again = read_command(["--config=a.yaml", "--resume_from_checkpoint", "auto", "--seed", "1"])
-    assert again.to_repeat == "python sft_main.py --config=a.yaml --seed 1"
+    start = shlex.join(program("sft_main.py"))
+    assert again.to_repeat == f"{start} --config=a.yaml --seed 1"
     secret = read_command(["--config", "a.yaml", "--hub_token", "hf_x", "--push_to_hub_token=hf_y"])
-    assert secret.to_repeat == "python sft_main.py --config a.yaml"
+    assert secret.to_repeat == f"{start} --config a.yaml"
     assert again.show_rows == ()
 
 
@@ -122,7 +128,7 @@ def test_errors_of_the_parser_are_one_line(arguments, message):
 @pytest.mark.parametrize("values", [["hf_secret"], ["hf_secret", "hf_secret2"]])
 def test_a_secret_is_never_shown(option, values):
     command = read_command(["--config", "my.yaml", option, *values, "--seed", "1"])
-    assert command.to_repeat == "python sft_main.py --config my.yaml --seed 1"
+    assert command.to_repeat == f"{shlex.join(program('sft_main.py'))} --config my.yaml --seed 1"
     if len(values) == 1:
         config = load("", *command.overrides)
         assert config.training.extra_training_arguments["hub_token"] == "hf_secret"
@@ -135,3 +141,30 @@ def test_settings_of_the_command_line_override_the_file(folder):
     (folder / "my.yaml").write_text(BASE + "seed: 1\n")
     command = read_command(["--config", "my.yaml", "--seed", "2"])
     assert load_config(command.config_file, command.overrides).training.seed == 2
+
+
+@pytest.mark.parametrize("folder", ["elsewhere", "a 'b\" $c", REPOSITORY, REPOSITORY / "sft", "the 'checkout", "."])
+@pytest.mark.parametrize("is_on_path", [True, False])
+def test_the_command_to_repeat_runs_in_the_same_shell(tmp_path, folder, is_on_path):
+    checkout = tmp_path / "the 'checkout"
+    checkout.symlink_to(REPOSITORY)
+    here = tmp_path / folder
+    here.mkdir(exist_ok=True)
+    (tmp_path / "my run.yaml").write_text(f"model_name_or_path: gpt2\ntrain_file: {__file__}\n")
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin" if is_on_path else "/nowhere"
+    environment = {"PATH": path, "PYTHONPATH": str(checkout)}
+    show = "import sys; from sft.configuration.command_line import read_command as r; print(r(sys.argv[1:]).to_repeat)"
+    arguments = ["--config", str(tmp_path / "my run.yaml"), "--run_name", "it's $HOME", "--resume_from_checkpoint=auto"]
+    shell: dict = {"cwd": here, "env": environment, "capture_output": True, "text": True, "check": True}
+    shown = subprocess.run([sys.executable, "-c", show, *arguments], **shell).stdout.strip()
+    del environment["PYTHONPATH"]
+    again = subprocess.run(["/bin/sh", "-c", f"{shown} --print_config"], **shell)
+    assert "run_name: it's $HOME" in again.stdout
+    assert shown.startswith(("python ", "python3 ")) == is_on_path
+
+
+def test_a_script_below_the_current_folder_is_named_from_there(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    assert program("chat.py")[1:] == ["chat.py"]
+    monkeypatch.chdir(REPOSITORY.parent)
+    assert program("chat.py")[1:] == [f"{REPOSITORY.name}/chat.py"]

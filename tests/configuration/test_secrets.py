@@ -102,6 +102,8 @@ def test_what_is_shown_and_recorded_of_a_valid_configuration(tmp_path):
     assert values["run_name"] == "https://***@host"
     assert "hub_token" not in values
     assert "'My password: a'" in command
+    named = read_command(["--config_file", "a.yaml", "--run_name", f"try 2 password={SECRET}"]).to_repeat
+    assert SECRET not in named
     other = load_config(None, [argument.replace(SECRET, "another") for argument in arguments])
     assert config_sha256(other) == config_sha256(config)
 

@@ -18,7 +18,7 @@ from sft.common.errors import ConfigError, UserError
 from sft.common.optional_packages import is_installed, missing_package
 from sft.common.text import counted, size
 from sft.configuration.checks.packages import needs_bitsandbytes
-from sft.configuration.command_line import InitOptions
+from sft.configuration.command_line import InitOptions, program
 
 Ask = Callable[[str], str]
 Say = Callable[[str], None]
@@ -217,7 +217,7 @@ def _memory_line(fits: dict[str, Fit], machine: MachineInfo) -> str | None:
 
 
 def _closing_lines(choices: Choices, machine: MachineInfo, fit: Fit, missing: str | None) -> Iterator[str]:
-    file = shlex.quote(choices.config_file)
+    command = shlex.join([*program("sft_main.py"), "--config_file", choices.config_file])
     if not fit.fits and machine.memory_bytes:
         yield (
             f"Note: {choices.method} does not fit: estimated {size(fit.needed_bytes)} per device, of "
@@ -229,5 +229,5 @@ def _closing_lines(choices: Choices, machine: MachineInfo, fit: Fit, missing: st
     if missing is not None:
         yield f"Note: {missing}"
     yield f"Wrote {choices.config_file}. Look at it, then run:"
-    yield f"  python sft_main.py --config_file {file} --dry_run    # check what it would train on"
-    yield f"  python sft_main.py --config_file {file}"
+    yield f"  {command} --dry_run    # check what it would train on"
+    yield f"  {command}"

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from sft.configuration.command_line import program
 from sft.reporting.report.records import COMPLETED, FAILED, INTERRUPTED, RUNNING, ReportRecords
 
 MAX_PROMPT_CHARACTERS = 200
@@ -15,12 +16,11 @@ MAX_PROMPT_CHARACTERS = 200
 def reproduce_commands(records: ReportRecords) -> str:
     """Shell commands that repeat the run, and that resume it if it did not complete."""
     output = str(records.settings.get("output_dir"))
-    config = shlex.quote(str(Path(output, "resolved_config.yaml")))
-    again = shlex.quote(f"{output.rstrip('/')}-again")
+    config, again = str(Path(output, "resolved_config.yaml")), f"{output.rstrip('/')}-again"
     lines = [
         "# same versions, same data, from the same directory",
         *_install_commands(records.machine.versions),
-        f"python sft_main.py --config_file {config} --output_dir {again}",
+        shlex.join([*program("sft_main.py"), "--config_file", config, "--output_dir", again]),
         "# the original command",
         records.command,
     ]
@@ -83,11 +83,12 @@ def use_note(records: ReportRecords) -> str:
     if records.status == COMPLETED:
         is_adapter = bool(records.settings.get("lora_config"))
         kind = "The adapters (loaded on top of their base model)" if is_adapter else "The model"
-        folder = shlex.quote(str(records.settings.get("output_dir")))
-        merge = f"; to merge them into the base model: python export_model.py {folder} --merge" if is_adapter else ""
+        folder = str(records.settings.get("output_dir"))
+        merging = shlex.join([*program("export_model.py"), folder, "--merge"])
+        merge = f"; to merge them into the base model: {merging}" if is_adapter else ""
         return (
             f"{kind} and the tokenizer with its chat template are saved in output_dir. To chat with the model: "
-            f"python chat.py {folder}{merge}"
+            f"{shlex.join([*program('chat.py'), folder])}{merge}"
         )
     if records.status == RUNNING:
         return "The model is saved when the run completes."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from sft.common.errors import one_line
+from sft.processes.output import arguments_without_secrets
 
 logger = logging.getLogger("sft.train")
 
@@ -28,6 +30,7 @@ class GuardedTracker(TrainerCallback):
         self.name = name
         self.problem: str | None = None
         """When and how it failed; None while it works."""
+        self._arguments = arguments_without_secrets()
         self._tracker: Any = self._guarded("at startup", create)
 
     def _guarded(self, when: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +43,9 @@ class GuardedTracker(TrainerCallback):
         """
         if self.problem is not None:
             return None
+        arguments = sys.argv
         try:
+            sys.argv = self._arguments  # trackers record them
             return call(*args, **kwargs)
         except Exception as error:
             self.problem = f"{when}: {type(error).__name__}: {one_line(error, longest=200)}"
@@ -48,6 +53,8 @@ class GuardedTracker(TrainerCallback):
                 "%s failed %s. The run continues without it; metrics.jsonl has all metrics.", self.name, self.problem
             )
             return None
+        finally:
+            sys.argv = arguments
 
     def forward(self, event: str, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Forwards an event of the trainer, `on_log` and so on."""

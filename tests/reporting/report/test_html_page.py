@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from xml.etree import ElementTree
 
 import pytest
 
+from sft.configuration.command_line import program
 from sft.reporting.report.facts import SHOWN_PROMPTS, find_facts
 from sft.reporting.report.html_page import report_html
 from sft.reporting.report.markdown_page import report_markdown
@@ -53,9 +55,9 @@ def test_page_describes_the_run():
         "torch",
         "c" * 64,
         "1" * 64,
-        "python sft_main.py --config_file out/resolved_config.yaml --output_dir out-again",
+        f"{shlex.join(program('sft_main.py'))} --config_file out/resolved_config.yaml --output_dir out-again",
         "pip install torch==2.13.0",
-        "python chat.py out",
+        f"{shlex.join(program('chat.py'))} out",
         "AutoModelForCausalLM.from_pretrained(folder)",
         "Answers in between (1)",
         "ended with an end token",

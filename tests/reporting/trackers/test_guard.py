@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+
+import pytest
 
 from tests.support import forked, messages
 from tests.support.injected import TrackersDie
@@ -49,3 +52,31 @@ def test_a_tracker_that_cannot_start_is_switched_off(run_sft, tmp_path, monkeypa
     assert run.status == 0, run.err
     assert run.out.count(messages.TRACKER_FAILED.format(name="wandb")) == 1
     assert "nonsense" in run.summary["trackers"]["wandb"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a password=Xy7-s3cr3t",
+        "https://me:Xy7-s3cr3t@host",
+        "me:Xy7-s3cr3t@host:data",
+        "of Xy7-s3cr3t",
+        "'Xy7-s3cr3t'",
+    ],
+)
+def test_a_secret_in_the_run_name_is_in_no_tracker_and_no_record(run_sft, tmp_path, monkeypatch, name):
+    for variable in [variable for variable in os.environ if variable.startswith("WANDB")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MY_API_KEY", "Xy7-s3cr3t")
+    more = [f"--run_name={name}", "--hub_token", "Xy7-s3cr3t"]
+    monkeypatch.setattr(sys, "argv", ["sft_main.py", *more])  # which trackers record
+    is_whole = name.startswith("of")
+    trackers = "[tensorboard, wandb]" if is_whole else "none"
+    run = run_sft(*more, report_to=trackers, max_steps=1, sample_prompts="[]", save_steps=1)
+    assert run.status == 0, run.err
+    assert "run_name: trackers and records show it" in run.out
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"Xy7-s3cr3t" in path.read_bytes()]
+    assert any(path.suffix == ".wandb" for path in files) == is_whole
+    assert sys.argv == ["sft_main.py", *more]
