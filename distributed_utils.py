@@ -12,6 +12,7 @@ import torch
 from sft.common.errors import ConfigError
 from sft.common.run_records import DistributedContext
 from sft.configuration.schema import DistributedConfig
+from sft.processes.device_allocator import use_expandable_segments
 from sft.processes.environment import (
     hide_all_gpus_but_first,
     is_launched,
@@ -96,4 +97,6 @@ def _select_device(local_rank: int, processes_here: int, use_cpu: bool) -> str:
             num_devices,
         )
     torch.cuda.set_device(local_rank)
-    return f"cuda:{local_rank}"
+    device = f"cuda:{local_rank}"
+    use_expandable_segments(device)
+    return device

@@ -35,6 +35,7 @@ ENVIRONMENT_NAMES = {
     "gpu": "GPU",
     "instruction_set": "CPU instructions",
     "reuses_freed_memory": "reuse of freed memory",
+    "gpu_allocator": "allocator of GPU memory",
 }
 """What the entries of an environment are called in a message, where that is not their key."""
 UNSET = "unset"

@@ -144,6 +144,8 @@ class ComputeEnvironment:
     """Environment variables that choose other kernels, as far as they are set."""
     reuses_freed_memory: bool
     """Whether the heap keeps freed memory: affects memory and speed, not the results."""
+    gpu_allocator: str | None = None
+    """Settings of torch's allocator of GPU memory, which affect memory, not the results; None for its defaults."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,8 @@ Modules that import torch or rich:
 
 - `launcher`: starts the processes of this machine
 - `process_group`, `agreement`: the process group, and what all processes decide together
-- `device_memory`, `device_peaks`, `utilization`: memory, peak throughput and utilization of the device
+- `device_memory`, `device_allocator`: memory of the device, and torch's allocator on a GPU
+- `device_peaks`, `utilization`: peak throughput and utilization of the device
 - `live_line`: the line of progress on a terminal
 
 The package knows no settings: callers pass plain values.

@@ -10,6 +10,7 @@ import torch
 
 from sft.common.machine_records import ComputeEnvironment, Environment
 from sft.common.run_records import DistributedContext, ModelFootprint
+from sft.processes.device_allocator import allocator_settings
 from sft.processes.device_memory import total_memory_bytes
 from sft.processes.environment import kernel_variables, num_processes_here, num_usable_cores
 from sft.reporting.report.records import Machine
@@ -83,6 +84,7 @@ def compute_environment(device: str, *, reuses_freed_memory: bool) -> ComputeEnv
         versions=installed_versions(),
         variables=kernel_variables(),
         reuses_freed_memory=reuses_freed_memory,
+        gpu_allocator=allocator_settings(device),
     )
 
 

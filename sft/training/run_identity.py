@@ -141,6 +141,7 @@ def decision_lines(identity: RunIdentity, plan: BatchPlan, resume: ResumePoint |
         f"attention of the model: {found.attention}",
         f"batch: {batch_text(plan)}, in evaluation {plan.per_device_eval_batch_size} per device ({sizes})",
         f"freed memory reused: {_yes(environment.reuses_freed_memory)}",
+        *([f"GPU allocator: {environment.gpu_allocator or 'as torch sets it'}"] if environment.gpu else []),
         f"computed by: {', '.join([environment.gpu or environment.cpu, *described])}",
     ]
     return [printable(line) for line in lines]

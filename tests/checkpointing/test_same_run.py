@@ -40,6 +40,7 @@ ENVIRONMENT = {
     "versions": {"torch": "2.13.0", "peft": "0.21.2"},
     "variables": {},
     "reuses_freed_memory": True,
+    "gpu_allocator": None,
 }
 PLAN = {"global_batch_size": 4, "packs": None}
 
@@ -111,6 +112,7 @@ def test_find_changes_refuses_other_data_and_another_step_size():
         ("device", "cuda", "device cpu -> cuda"),
         ("gpu", "H100", "GPU null -> H100"),
         ("reuses_freed_memory", False, "reuse of freed memory True -> False"),
+        ("gpu_allocator", "backend:native", "allocator of GPU memory null -> backend:native"),
         ("versions", {"torch": "2.11.0", "peft": "0.21.2"}, "torch 2.13.0 -> 2.11.0"),
         ("versions", {"torch": "2.13.0"}, "peft 0.21.2 -> unset"),
         ("versions", {"torch": "2.13.0", "peft": "0.21.2", "x": "1"}, "x unset -> 1"),

@@ -102,6 +102,8 @@ RESTARTED = "A process died: restarted, resuming from"
 HUNG_OR_WAITED = "hung, or waited for a process that hung"
 IN_STEP = "Rank {rank}, in step {step}: "
 NO_EFFECT = "{key} has no effect"
+EXPANDABLE_SEGMENTS = "the allocator uses expandable segments"
+DEFAULT_ALLOCATOR = "the allocator keeps its default"
 
 # modeling
 ENCODER_DECODER = "is an encoder-decoder model"
