@@ -36,6 +36,7 @@ from sft.processes.exit_records import (
     print_problems,
     record_exit,
 )
+from sft.processes.first_signals import restore_default_handlers
 from sft.processes.heap import reuse_freed_memory
 from sft.processes.libraries import (
     import_libraries,
@@ -120,7 +121,6 @@ def _start(options: InitOptions) -> int:
     try:
         quiet_libraries()
         from sft.commands.init.start import start  # imports transformers
-        from sft.processes.first_signals import restore_default_handlers
 
         restore_default_handlers()
         return start(options, ask if sys.stdin.isatty() else None, print_line, load_config)
@@ -188,9 +188,10 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     from sft.training.arguments import build_training_arguments
     from sft.training.batch_size_trials import memory_limits, resolve_batches
     from sft.training.decided_precision import decide_precision
-    from sft.training.dry_run import DryRun, check_data, check_run, show_preflight
+    from sft.training.dry_run import DryRun, check_data, show_preflight
     from sft.training.model_preparation import prepare_model, with_micro_batch_size
-    from sft.training.output_folder import claim_output, find_resume_point, prepare_output
+    from sft.training.output_folder import claim_output, find_resume_point
+    from sft.training.run_checks import check_run
     from sft.training.run_identity import check_resume, identify_run, with_shown_run_name
     from sft.training.run_setup import RunSetup
 
@@ -237,7 +238,6 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     dry_run = check_run(dry_run, setup, arguments, is_dry_run=command.dry_run)
     if command.dry_run:
         return show_preflight(dry_run, setup.prepared, plan)
-    prepare_output(setup)
     return _train_and_save(setup, arguments, watchdog)
 
 
@@ -264,9 +264,11 @@ def _start_process(config: SFTConfig, command: Command) -> "DistributedContext":
 def _train_and_save(setup: "RunSetup", arguments: "TrainingArguments", watchdog: Watchdog) -> int:
     """Trains, saves the model, and writes the records; the report shows a failure too."""
     # A dry run does not need Trainer, which takes seconds to import.
+    from sft.training.output_folder import prepare_output
     from sft.training.results import attach_report, save_and_report
     from trainer_utils import build_trainer, train_and_evaluate
 
+    prepare_output(setup)
     training = build_trainer(setup, arguments)
     report = attach_report(training)
     with report.reporting_failure():

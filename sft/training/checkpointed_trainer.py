@@ -21,7 +21,7 @@ from transformers import TrainingArguments
 
 from sft.checkpointing.publish import UNFINISHED, describe_disk_error, publish, rotate
 from sft.common.device_errors import is_out_of_memory
-from sft.common.errors import CheckpointError, one_line
+from sft.common.errors import CheckpointError, UserError, one_line
 from sft.modeling.saved_folder import finish_saved_folder
 from sft.modeling.sharded_state import gather_optimizer_state, gather_weights, save_shards
 from sft.modeling.state_copy import copy_to_memory, state_bytes
@@ -142,7 +142,7 @@ class CheckpointedTrainer(ResumingTrainer):
         if self.context.is_main_process:
             try:
                 confirm_output(self.setup)
-            except CheckpointError as error:
+            except UserError as error:
                 problem = one_line(error, longest=2000)
         problem = agree_on_problem(problem, self.context, self._control_group)
         if problem is not None:

@@ -5,24 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import TrainingArguments
 
 from sft.batching.advice import advise
 from sft.batching.kernels import kernel_bytes
 from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.checkpointing.own_paths import DRY_RUN_FILE
 from sft.common.data_records import TrainingData
-from sft.common.errors import ConfigError, DataError, located
+from sft.common.errors import ConfigError, DataError
 from sft.common.machine_records import Environment, MemoryAdvice, MemoryEstimate, MemoryLimits
 from sft.common.run_records import BatchPlan, DistributedContext
-from sft.common.text import size
-from sft.configuration.batch_sizes import AUTO
-from sft.configuration.checks.finding import Finding
 from sft.configuration.checks.schedule import NEED_VALIDATION
 from sft.configuration.command_line import DEFAULT_ROWS
 from sft.configuration.schema import SFTConfig
@@ -34,8 +30,6 @@ from sft.reporting.preflight.document import preflight_document, write_preflight
 from sft.reporting.preflight.text import Preflight, preflight_lines
 from sft.training.prepared_model import PreparedModel
 from sft.training.row_layout import RowLayout
-from sft.training.run_checks import find_in_run
-from sft.training.run_setup import RunSetup
 
 logger = logging.getLogger("sft.data")
 EXIT_UNSOUND = 2
@@ -66,34 +60,6 @@ def check_data(config: SFTConfig, data: TrainingData, *, is_dry_run: bool) -> li
                 f"{wanted[0]}: the data has no validation split; give validation_file or validation_split."
             )
     return problems
-
-
-def check_run(dry_run: "DryRun", setup: RunSetup, arguments: TrainingArguments, *, is_dry_run: bool) -> "DryRun":
-    """Checks that the settings fit the steps, the rows and the model. A run logs notes, and stops at problems.
-
-    A resumed run has no problems, only notes: it was started with these settings.
-
-    Args:
-        dry_run: what is known before the model is loaded.
-        setup: the run.
-        arguments: transformers' settings, built from the same plan.
-        is_dry_run: return the problems instead of stopping.
-
-    Returns:
-        The first argument with the problems and notes that were found.
-
-    Raises:
-        ConfigError: in a run, with every problem.
-    """
-    found, origins = [*find_in_run(setup, arguments), *_find_in_space(dry_run, setup)], setup.config.origins
-    stopping = [finding for finding in found if finding.stops and setup.resume is None]
-    error = located(ConfigError(*(finding.line for finding in stopping)), origins)
-    if stopping and not is_dry_run:
-        raise error
-    notes = located(ConfigError(*(finding.line for finding in found if finding not in stopping)), origins).problems
-    for note in () if is_dry_run else notes:
-        logger.info("Note: %s", note)
-    return replace(dry_run, problems=[*dry_run.problems, *error.problems], notes=notes)
 
 
 def remove_earlier_report(config: SFTConfig, context: DistributedContext) -> None:
@@ -208,7 +174,10 @@ def _kernel_bytes(data: TrainingData, plan: BatchPlan, prepared: PreparedModel) 
     )
 
 
-def _environment(dry_run: DryRun, prepared: PreparedModel, plan: BatchPlan, memory: MemoryEstimate) -> Environment:
+def planned_environment(
+    dry_run: DryRun, prepared: PreparedModel, plan: BatchPlan, memory: MemoryEstimate
+) -> Environment:
+    """The machine, and what the run would write there."""
     return gather_environment(
         dry_run.context,
         prepared.footprint,
@@ -219,24 +188,6 @@ def _environment(dry_run: DryRun, prepared: PreparedModel, plan: BatchPlan, memo
     )
 
 
-def _find_in_space(dry_run: DryRun, setup: RunSetup) -> Iterator[Finding]:
-    """Yield a note where, as predicted, the run does not fit into memory or its checkpoints do not fit on the disk."""
-    device, limits = setup.context.device, setup.limits
-    facts = memory_facts(
-        setup.config, setup.data, setup.prepared, setup.plan, device=device, process_bytes=limits.process_bytes
-    )
-    memory = estimate_memory(facts)
-    is_tried = setup.config.training.per_device_train_batch_size == AUTO
-    if limits.budget_bytes is not None and memory.total_bytes > limits.budget_bytes and not is_tried:
-        message = f"predicted memory is {size(memory.total_bytes)}, and {size(limits.budget_bytes)} may be used"
-        yield Finding(key="per_device_train_batch_size", message=f"{message}. --dry_run lists changes that would fit.")
-    environment = _environment(dry_run, setup.prepared, setup.plan, memory)
-    needed, free = environment.needed_disk_bytes, environment.free_disk_bytes
-    if needed > free:
-        message = f"the run needs {size(needed)} of disk space, and {size(free)} are free. Lower save_total_limit."
-        yield Finding(key="output_dir", message=message)
-
-
 def _gather_preflight(dry_run: DryRun, prepared: PreparedModel | None, plan: BatchPlan | None) -> Preflight:
     config, data, limits = dry_run.config, dry_run.data, dry_run.limits
     memory = environment = None
@@ -245,7 +196,7 @@ def _gather_preflight(dry_run: DryRun, prepared: PreparedModel | None, plan: Bat
         device, process_bytes = dry_run.context.device, limits.process_bytes
         facts = memory_facts(config, data, prepared, plan, device=device, process_bytes=process_bytes)
         memory = estimate_memory(facts)
-        environment = _environment(dry_run, prepared, plan, memory)
+        environment = planned_environment(dry_run, prepared, plan, memory)
         if limits.budget_bytes is not None:
             advice = advise(facts, limits.budget_bytes)
     return Preflight(

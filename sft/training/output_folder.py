@@ -15,8 +15,9 @@ from sft.checkpointing.output_lock import OutputLock
 from sft.checkpointing.own_paths import check_own_paths
 from sft.checkpointing.publish import clear_unfinished
 from sft.checkpointing.resume_point import ResumePoint
-from sft.common.errors import ConfigError, one_line
+from sft.common.errors import CheckpointError, ConfigError, one_line
 from sft.common.files import write_text
+from sft.common.outside_files import reason
 from sft.common.run_records import DistributedContext
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_to_yaml
@@ -112,8 +113,14 @@ def confirm_output(setup: RunSetup) -> None:
     Raises:
         CheckpointError: if nothing must be saved in it.
     """
-    if setup.lock is not None and setup.lock.confirm():
-        _write_configuration(setup)
+    if setup.lock is None:
+        return
+    try:
+        if setup.lock.confirm():
+            _write_configuration(setup)
+    except OSError as error:
+        folder = setup.config.training.output_dir
+        raise CheckpointError(f"output_dir: {folder} cannot be written: {reason(error)}.") from error
 
 
 def _write_configuration(setup: RunSetup) -> None:

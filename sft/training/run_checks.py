@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers import TrainingArguments, get_scheduler
 
-from sft.common.text import counted
+from sft.batching.memory import estimate_memory
+from sft.common.errors import ConfigError, located
+from sft.common.text import counted, size
+from sft.configuration.batch_sizes import AUTO
 from sft.configuration.checks.finding import Finding
 from sft.configuration.checks.rows import check_rows
 from sft.configuration.checks.steps import RunLength, check_steps, is_trial
+from sft.training.dry_run import DryRun, memory_facts, planned_environment
 from sft.training.run_setup import RunSetup
 
+logger = logging.getLogger("sft.data")
 _MOST_STEPS = 2000
 """Steps at which a schedule is computed."""
 _NEARLY = 0.99
+
+
+def check_run(dry_run: DryRun, setup: RunSetup, arguments: TrainingArguments, *, is_dry_run: bool) -> DryRun:
+    """Checks that the settings fit the steps, the rows and the model. A run logs notes, and stops at problems.
+
+    A resumed run has no problems, only notes: it was started with these settings.
+
+    Args:
+        dry_run: what is known before the model is loaded.
+        setup: the run.
+        arguments: transformers' settings, built from the same plan.
+        is_dry_run: return the problems instead of stopping.
+
+    Returns:
+        The first argument with the problems and notes that were found.
+
+    Raises:
+        ConfigError: in a run, with every problem.
+    """
+    found, origins = [*find_in_run(setup, arguments), *_find_in_space(dry_run, setup)], setup.config.origins
+    stopping = [finding for finding in found if finding.stops and setup.resume is None]
+    error = located(ConfigError(*(finding.line for finding in stopping)), origins)
+    if stopping and not is_dry_run:
+        raise error
+    notes = located(ConfigError(*(finding.line for finding in found if finding not in stopping)), origins).problems
+    for note in () if is_dry_run else notes:
+        logger.info("Note: %s", note)
+    return replace(dry_run, problems=[*dry_run.problems, *error.problems], notes=notes)
 
 
 def find_in_run(setup: RunSetup, arguments: TrainingArguments) -> list[Finding]:
@@ -62,3 +98,21 @@ def highest_share(arguments: TrainingArguments, total_steps: int) -> float:
         return 1.0
     steps = np.linspace(0, total_steps - 1, min(total_steps, _MOST_STEPS)).round().astype(int)
     return max(schedule.lr_lambdas[0](int(step)) for step in steps)
+
+
+def _find_in_space(dry_run: DryRun, setup: RunSetup) -> Iterator[Finding]:
+    """Yield a note where, as predicted, the run does not fit into memory or its checkpoints do not fit on the disk."""
+    device, limits = setup.context.device, setup.limits
+    facts = memory_facts(
+        setup.config, setup.data, setup.prepared, setup.plan, device=device, process_bytes=limits.process_bytes
+    )
+    memory = estimate_memory(facts)
+    is_tried = setup.config.training.per_device_train_batch_size == AUTO
+    if limits.budget_bytes is not None and memory.total_bytes > limits.budget_bytes and not is_tried:
+        message = f"predicted memory is {size(memory.total_bytes)}, and {size(limits.budget_bytes)} may be used"
+        yield Finding(key="per_device_train_batch_size", message=f"{message}. --dry_run lists changes that would fit.")
+    environment = planned_environment(dry_run, setup.prepared, setup.plan, memory)
+    needed, free = environment.needed_disk_bytes, environment.free_disk_bytes
+    if needed > free:
+        message = f"the run needs {size(needed)} of disk space, and {size(free)} are free. Lower save_total_limit."
+        yield Finding(key="output_dir", message=message)

@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 
 from sft.checkpointing.resume_point import ResumePoint
 from sft.common.errors import ConfigError
-from sft.training.dry_run import DryRun, check_run
-from sft.training.run_checks import highest_share
+from sft.training.dry_run import DryRun
+from sft.training.run_checks import check_run, highest_share
 from tests.support import messages
 
 

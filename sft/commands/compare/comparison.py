@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sft.checkpointing.same_run import IGNORED_KEYS
 from sft.commands.compare.runs import ComparedRun
 from sft.common.text import share_text, size
 from sft.reporting.report.records import best_evaluation, is_number
 
 NOT_RECORDED = "not recorded"
 UNFINISHED = "unfinished"
-IGNORED_SETTINGS = {"output_dir", "logging_dir"}
+IGNORED_SETTINGS = {*IGNORED_KEYS, "logging_dir"}
 """Settings that differ between any two runs."""
 _MAX_DROPPED_LINES = 3
 """Lines of a damaged log that are named for each run."""

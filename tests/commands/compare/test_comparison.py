@@ -47,6 +47,7 @@ def test_equal_runs_have_no_differences(tmp_path):
 
 def test_only_settings_and_versions_that_differ_are_shown(tmp_path):
     settings = {"learning_rate": 0.01, "lora_config": {"r": 16, "lora_alpha": 16.0}, "packing": True}
+    settings |= {"output_dir": "b", "resume_from_checkpoint": "auto", "data_cache_dir": "c", "logging_dir": "d"}
     summary = changed(SUMMARY, ("versions", "torch"), "2.11.0")
     found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", settings=settings, summary=summary))
     assert rows(found.settings) == {
