@@ -27,6 +27,8 @@ class LayoutFindings:
     """Whether the loss is computed at the output layer's input, instead of from the model's logits."""
     attention: str
     """The model's own attention, which transformers chose or the settings name."""
+    sharing_obstacle: str | None = None
+    """Why shared leading tokens are computed for each row, as a clause; None if they are not, or if that was set."""
     reason: str = TRIED
     """Where it comes from: trials, or the checkpoint that the run resumes from."""
 
@@ -57,7 +59,7 @@ def saved_findings(resume: ResumePoint | None, config: SFTConfig) -> LayoutFindi
     return replace(found, shares_prefixes=shares_prefixes, reason=f"as in {resume.name}")
 
 
-def keep_findings(found: LayoutFindings, kept: LayoutFindings | None, *, can_share: bool) -> LayoutFindings:
+def keep_findings(found: LayoutFindings, kept: LayoutFindings | None) -> LayoutFindings:
     """What a resumed run uses of what was found now: nothing that the earlier run did not use.
 
     What the earlier run used and this one cannot is logged in one line.
@@ -65,15 +67,14 @@ def keep_findings(found: LayoutFindings, kept: LayoutFindings | None, *, can_sha
     Args:
         found: now.
         kept: of the earlier run; None for a new one.
-        can_share: whether the settings allow shared leading tokens now.
     """
     if kept is None:
         return found
     lost = []
     if kept.is_padding_free and not found.is_padding_free:
         lost.append(f"padding-free batches: {found.obstacle}")
-    elif kept.shares_prefixes and not found.shares_prefixes and can_share:
-        lost.append("shared leading tokens, computed once: on this model, as it runs here, the trial of it fails")
+    elif kept.shares_prefixes and found.sharing_obstacle is not None:
+        lost.append(f"shared leading tokens, computed once: {found.sharing_obstacle}")
     if kept.uses_output_layer and not found.uses_output_layer:
         lost.append("the loss at the output layer: its output no longer equals the model's logits")
     if lost:
@@ -81,6 +82,7 @@ def keep_findings(found: LayoutFindings, kept: LayoutFindings | None, *, can_sha
     return replace(
         found,
         shares_prefixes=kept.shares_prefixes and found.shares_prefixes,
+        sharing_obstacle=found.sharing_obstacle or (kept.sharing_obstacle if found.shares_prefixes else None),
         uses_output_layer=kept.uses_output_layer and found.uses_output_layer,
         reason=kept.reason if not lost else TRIED,
     )

@@ -13,6 +13,7 @@ from sft.batching.layout import FlatCollator, model_inputs
 from sft.batching.prefixes import MIN_SHARED
 from sft.common.data_records import IGNORED
 from sft.common.device_errors import reraise_device_error
+from sft.common.errors import one_line
 from sft.common.run_records import Precision
 from sft.modeling.causality import check_computes, check_is_causal
 from sft.modeling.document_attention import NAME as DOCUMENTS
@@ -56,13 +57,11 @@ class ModelTrials:
             found = find_obstacle(self._model, self._collate, attention, max_seq_length)
         return found and f"the model {found}"
 
-    def can_share_prefixes(self) -> bool:
-        """Whether leading tokens that two documents share can be computed once.
-
-        Not with dropout: the same values would be dropped for both documents.
-        """
+    def sharing_obstacle(self) -> str | None:
+        """Why leading tokens that two documents share cannot be computed once, as a clause; None if they can be."""
+        dropout = "with dropout, the same values would be dropped in all rows"
         if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self._model.modules()):
-            return False
+            return dropout
         shared = list(range(3, 3 + MIN_SHARED))
         documents = [[*shared, 1, 2], [*shared, 2]]
         was_training = self._model.training
@@ -71,18 +70,19 @@ class ModelTrials:
                 self._model.train()  # dropout may also be a function, which no module reveals
                 outputs = [self._model(**self._collate(documents)).logits for _ in range(2)]
                 if not torch.equal(*outputs):
-                    return False
+                    return dropout
                 self._model.eval()
                 twice = self._model(**self._collate(documents)).logits[0].float()
                 once = self._model(**self._collate(documents, shares_prefixes=True)).logits[0].float()
         except Exception as error:
             reraise_device_error(error)
-            return False  # the model does not pass the prefixes on to its attention, whatever the error
+            return f"the model does not pass them on to its attention ({one_line(error, 120)})"
         finally:
             self._model.train(was_training)
         expected = torch.cat([twice[: len(documents[0])], twice[-1:]])
         allowed = max(tolerance(self._model), SHARING_TOLERANCE)
-        return torch.allclose(once, expected, rtol=0, atol=allowed * float(expected.abs().max()))
+        is_equal = torch.allclose(once, expected, rtol=0, atol=allowed * float(expected.abs().max()))
+        return None if is_equal else "the model's results differ if they are computed once"
 
     def output_layer(self) -> torch.nn.Linear | None:
         """The layer whose output is the logits; None if the logits are computed in another way."""

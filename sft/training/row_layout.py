@@ -75,6 +75,8 @@ class RowLayout:
         found = self.findings
         if isinstance(self.collator, FlatCollator):
             once = "; shared leading tokens are computed once" if self.collator.shares_prefixes else ""
+            if found.sharing_obstacle is not None:
+                once = f"; shared leading tokens are computed for each row: {found.sharing_obstacle}"
             text = f"Padding-free batches: rows are concatenated, and attention stays within each row{once}"
         else:
             text = f"Rows are padded to the longest row of their batch{f': {self.obstacle}' if self.obstacle else ''}"
@@ -121,17 +123,20 @@ def resolve_layout(
         obstacle = agree_on_problem(obstacle or trial.obstacle(attention, max_seq_length), context)
         _refuse_if_needed(training, obstacle)
     is_padding_free = training.padding_free is not False and obstacle is None
-    may_share = is_padding_free and training.share_prefixes and attention == DOCUMENTS and own_rope is None
-    shares_prefixes = agree_on_smallest(may_share and trial.can_share_prefixes(), context)
+    may_share, sharing_obstacle = is_padding_free and training.share_prefixes, None
+    if may_share:
+        sharing_obstacle = _sharing_obstacle(attention, own_rope) or trial.sharing_obstacle()
+        sharing_obstacle = agree_on_problem(sharing_obstacle, context)
     output_layer = None if sharded else trial.output_layer()
     found = LayoutFindings(
         is_padding_free=is_padding_free,
         obstacle=obstacle,
-        shares_prefixes=bool(shares_prefixes),
+        shares_prefixes=may_share and sharing_obstacle is None,
+        sharing_obstacle=sharing_obstacle,
         uses_output_layer=bool(agree_on_smallest(output_layer is not None, context)),
         attention=attention_of(model),
     )
-    found = keep_findings(found, kept, can_share=may_share)
+    found = keep_findings(found, kept)
     padded = PaddedCollator(pad_token_id, with_positions=own_rope is not None)
     collator, evaluation_collator = _collators(training, found, padded, max_seq_length)
     return RowLayout(
@@ -142,6 +147,12 @@ def resolve_layout(
         own_rope=own_rope,
         findings=found,
     )
+
+
+def _sharing_obstacle(attention: str | None, own_rope: str | None) -> str | None:
+    if attention != DOCUMENTS:
+        return "flash attention takes complete rows"
+    return None if own_rope is None else f"positions depend on the length of each row ({own_rope})"
 
 
 def _collators(

@@ -136,7 +136,8 @@ def decision_lines(identity: RunIdentity, plan: BatchPlan, resume: ResumePoint |
         f"precision: {identity.precision.weights} weights, {mixed_text(identity.precision)}",
         f"rows: {identity.layout}{f', since {found.obstacle}' if found.obstacle else ''} "
         f"({'padding_free: false' if is_set else found.reason})",
-        f"shared leading tokens computed once: {_yes(found.shares_prefixes)} ({found.reason})",
+        f"shared leading tokens computed once: {_yes(found.shares_prefixes)}"
+        f"{f', since {found.sharing_obstacle}' if found.sharing_obstacle else ''} ({found.reason})",
         f"loss at the output layer: {_yes(found.uses_output_layer)} ({found.reason})",
         f"attention of the model: {found.attention}",
         f"batch: {batch_text(plan)}, in evaluation {plan.per_device_eval_batch_size} per device ({sizes})",

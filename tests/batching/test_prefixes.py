@@ -111,13 +111,19 @@ def test_a_documents_own_tokens_change_no_other_by_a_bit():
 
 
 def test_prefixes_are_not_shared_where_dropout_would_be():
-    assert layout_of(build_model("llama")).collator.shares_prefixes
-    assert not layout_of(build_model("gpt2")).collator.shares_prefixes
+    shared = layout_of(build_model("llama"))
+    assert shared.collator.shares_prefixes
+    assert "for each row" not in shared.describe()
     adapted = add_adapters(build_model("llama"), LoRAConfig(r=4, lora_dropout=0.1))
-    assert not layout_of(adapted).collator.shares_prefixes
     few = {"ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}
     # OPT's dropout is a function, which no module reveals.
     opt = transformers.OPTForCausalLM(transformers.OPTConfig(vocab_size=400, hidden_size=32, dropout=0.1, **few))
-    assert layout_of(opt).is_padding_free
-    assert not layout_of(opt).collator.shares_prefixes
-    assert not layout_of(build_model("llama"), share_prefixes=False).collator.shares_prefixes
+    for model in (build_model("gpt2"), adapted, opt):
+        layout = layout_of(model)
+        assert layout.is_padding_free
+        assert not layout.collator.shares_prefixes
+        assert "shared leading tokens are computed for each row: with dropout" in layout.describe()
+    for settings in ({"share_prefixes": False}, {"padding_free": False}):
+        layout = layout_of(build_model("llama"), **settings)
+        assert not getattr(layout.collator, "shares_prefixes", False)
+        assert "leading tokens" not in layout.describe()

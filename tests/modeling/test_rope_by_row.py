@@ -124,7 +124,9 @@ def test_a_plain_batch_would_differ(name):
 def test_leading_tokens_are_not_shared():
     shared = {"share_prefixes": True}
     assert layout_of(build_model("llama"), **shared).collator.shares_prefixes
-    assert not layout_of(build("dynamic llama"), **shared).collator.shares_prefixes
+    layout = layout_of(build("dynamic llama"), **shared)
+    assert not layout.collator.shares_prefixes
+    assert "leading tokens are computed for each row: positions depend on the length" in layout.describe()
 
 
 @pytest.mark.parametrize("name", BUILDERS)

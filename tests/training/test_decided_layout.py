@@ -72,6 +72,7 @@ def test_a_checkpoint_without_the_record_is_one_line(caplog):
         KEPT,
         PADDED,
         replace(KEPT, shares_prefixes=False),
+        replace(KEPT, shares_prefixes=False, sharing_obstacle="dropout was set"),
         replace(KEPT, uses_output_layer=False),
         replace(PADDED, uses_output_layer=False),
     ],
@@ -109,14 +110,16 @@ def test_what_is_no_longer_possible_is_one_line(model, settings, lost, caplog):
     [
         ({}, True, True, True),
         ({"obstacle": "the model fails"}, False, False, True),
-        ({"shares_prefixes": False}, True, False, True),
+        ({"sharing_obstacle": "its dropout differs"}, True, False, True),
         ({"uses_output_layer": False}, True, True, False),
     ],
 )
 def test_all_processes_use_what_each_of_them_found(monkeypatch, other, padding_free, shares, at_output):
-    asked = iter(["shares_prefixes", "uses_output_layer"])
-    monkeypatch.setattr(row_layout, "agree_on_problem", lambda value, _: value or other.get("obstacle"))
-    monkeypatch.setattr(row_layout, "agree_on_smallest", lambda value, _: min(value, other.get(next(asked), value)))
+    asked = iter(["obstacle", "sharing_obstacle"])
+    monkeypatch.setattr(row_layout, "agree_on_problem", lambda value, _: value or other.get(next(asked)))
+    monkeypatch.setattr(
+        row_layout, "agree_on_smallest", lambda value, _: min(value, other.get("uses_output_layer", value))
+    )
     layout = layout_of(build_model("llama"))
     found = layout.findings
     assert (layout.is_padding_free, found.shares_prefixes, found.uses_output_layer) == (padding_free, shares, at_output)

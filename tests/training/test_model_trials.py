@@ -20,7 +20,7 @@ ERRORS = [OUT_OF_MEMORY[0], OUT_OF_MEMORY[3], MemoryError("host"), DEVICE[0], DE
 TRIALS = {
     "causality": lambda trials: trials.check_is_causal(),
     "isolation": lambda trials: trials.obstacle("sft_documents", 64),
-    "prefixes": lambda trials: trials.can_share_prefixes(),
+    "prefixes": lambda trials: trials.sharing_obstacle(),
     "output layer": lambda trials: trials.output_layer(),
 }
 
@@ -58,7 +58,7 @@ def test_memory_that_runs_out_at_any_trial_does_not_pad(after):
 def test_an_error_of_the_model_is_an_answer(error):
     trials = ModelTrials(failing(error), FLOAT32)
     assert messages.PACKED_ROW_FAILS in trials.obstacle("sft_documents", 64)
-    assert not trials.can_share_prefixes()
+    assert "does not pass them on to its attention" in trials.sharing_obstacle()
     assert trials.output_layer() is None
     check_is_causal(failing(error))
 
@@ -80,7 +80,7 @@ def test_shared_tokens_are_judged_above_rounding(share, is_shared):
         return outputs
 
     model.forward = forward
-    assert ModelTrials(model, FLOAT32).can_share_prefixes() == is_shared
+    assert (ModelTrials(model, FLOAT32).sharing_obstacle() is None) == is_shared
     assert len(calls) == 4
 
 
