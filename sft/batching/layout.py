@@ -15,6 +15,7 @@ Beside the inputs of the model (`MODEL_INPUTS`), both layouts return where the `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -36,10 +37,11 @@ MODEL_INPUTS = (
     "max_length_q",
     "max_length_k",
     "shared_prefixes",
+    "document_lengths",
 )
 """Keys of a batch that are passed to the model where they are present.
 
-The names are those of transformers, except for the last one, which the model passes through to the attention."""
+The names are those of transformers, except for the last two, which the model passes through to the attention."""
 
 MIN_BOUNDARIES = 16
 """Least number of document boundaries in a batch of fixed size: fewer would only cause more compiled shapes."""
@@ -122,6 +124,7 @@ class PaddedCollator:
         return self
 
 
+@dataclass(frozen=True, slots=True)
 class FlatCollator:
     """Packs rows in one row without padding; each of them is a document of that row.
 
@@ -133,37 +136,24 @@ class FlatCollator:
     and `shared_prefixes` describes how to assemble these.
     """
 
-    def __init__(
-        self,
-        pad_token_id: int,
-        *,
-        shares_prefixes: bool = False,
-        fixed_tokens: int | None = None,
-        max_seq_length: int | None = None,
-    ):
-        """
-        Args:
-            pad_token_id: the token that a batch of fixed size is filled with.
-            shares_prefixes: lay out leading tokens that rows share once.
-            fixed_tokens: fill every batch up to this many tokens with documents without supervised tokens, so that a
-                compiled model sees few shapes: empty documents fill the boundaries up to a power of two too.
-            max_seq_length: the bound of lengths to report; None reports each batch's longest document.
-        """
-        self.pad_token_id = pad_token_id
-        self.shares_prefixes = shares_prefixes
-        self.fixed_tokens = fixed_tokens
-        self.max_seq_length = max_seq_length
+    pad_token_id: int
+    """The token that a batch of fixed size is filled with."""
+    _: KW_ONLY
+    shares_prefixes: bool = False
+    """Lay out leading tokens that rows share once."""
+    fixed_tokens: int | None = None
+    """Fill every batch up to this many tokens with documents without supervised tokens, so that a compiled model sees
+    few shapes: empty documents fill the boundaries up to a power of two too."""
+    max_seq_length: int | None = None
+    """The bound of lengths to report; None reports each batch's longest document."""
+    lists_lengths: bool = False
+    """Return `document_lengths` too, a list of `B` numbers, for attention that takes documents one by one on a GPU."""
 
     def for_chunks(self, num_chunks: int) -> FlatCollator:
         """The collator for one of `num_chunks` chunks of a micro-batch; a fixed size is divided."""
         if self.fixed_tokens is None:
             return self
-        return FlatCollator(
-            self.pad_token_id,
-            shares_prefixes=self.shares_prefixes,
-            fixed_tokens=max(-(-self.fixed_tokens // num_chunks), self.max_seq_length or 1),
-            max_seq_length=self.max_seq_length,
-        )
+        return replace(self, fixed_tokens=max(-(-self.fixed_tokens // num_chunks), self.max_seq_length or 1))
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         given = _with_batch_index(rows)
@@ -187,6 +177,7 @@ class FlatCollator:
             "max_length_q": max_length,
             "max_length_k": max_length,
             **shared,
+            **({"document_lengths": lengths.tolist()} if self.lists_lengths else {}),
             **_supervision(rows, starts - skipped, num_computed=int(computed.sum())),
             "rows": given,
         }

@@ -52,7 +52,7 @@ _SHAPE = {
     "precision": {"weights!": str, "mixed!": str},
     "trials": {
         **dict.fromkeys(("is_padding_free!", "shares_prefixes!", "uses_output_layer!"), bool),
-        **dict.fromkeys(("obstacle", "sharing_obstacle"), str),
+        **dict.fromkeys(("obstacle", "kernel_obstacle", "sharing_obstacle"), str),
         "attention!": str,
     },
     "environment": {"versions": dict, "variables": dict},

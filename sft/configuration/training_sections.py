@@ -59,7 +59,8 @@ class TrainingConfig:
     padding_free: bool | Literal["auto"] = "auto"
     """Concatenate the rows of a micro-batch instead of padding them; rows do not attend to each other. The results are
     the same, and training is faster. auto: use it if the model supports it (tested on a few tokens), otherwise pad and
-    log the reason. true: stop if the model does not support it. false: always pad."""
+    log the reason; also pad on a GPU that has no kernel for it. true: stop if the model does not support it. false:
+    always pad."""
 
     per_device_eval_batch_size: PositiveInt | Literal["auto"] = 8
     """Rows per device in an evaluation batch. Affects speed and memory, not the result. auto: found by trial."""

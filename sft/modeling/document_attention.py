@@ -1,24 +1,29 @@
 """Attention within the documents of a packed row: causal inside each of them, none between them.
 
-Called through transformers' `AttentionInterface`. transformers builds no mask for a function whose name it does not
-know, so this one refuses to run without the boundaries: documents would silently attend to each other.
+On CPU documents are attended one by one, on a GPU all at once by torch's kernel (`varlen_kernel`), or one by one too
+where that cannot be used. Called through transformers' `AttentionInterface`. transformers builds no mask for a function
+whose name it does not know, so this one refuses to run without the boundaries: documents would silently attend to each
+other.
 
 Shapes: `H` heads, `K` heads of keys and values, `N` tokens of the row, `D` size of a head, `B` documents.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from sft.modeling.varlen_kernel import VarlenKernel, find_kernel, repeat_heads
+
 NAME = "sft_documents"
+ONE_BY_ONE = "sft_documents_one_by_one"
+"""Without the kernel, on a GPU too."""
 
 
 class SharedPrefixes(Protocol):
@@ -45,14 +50,15 @@ class UnsupportedAttention(Exception):
 
 @contextmanager
 def isolated_documents(model: Any, name: str | None) -> Iterator[None]:
-    """Use the attention registered as `name` in this context; None keeps the model's own.
+    """Use `NAME`, `ONE_BY_ONE` or another registered attention in this context; None keeps the model's own.
 
     Generation, which has no documents, needs the model's own attention.
     """
     if name is None:
         yield
         return
-    AttentionInterface.register(NAME, attend_within_documents)
+    AttentionInterface.register(NAME, partial(attend_within_documents, kernel=find_kernel(model.device)))
+    AttentionInterface.register(ONE_BY_ONE, attend_within_documents)
     before = attention_of(model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base.set_attn_implementation(name)
@@ -82,6 +88,8 @@ def attend_within_documents(
     sliding_window: int | None = None,
     is_causal: bool | None = None,
     shared_prefixes: SharedPrefixes | None = None,
+    document_lengths: Sequence[int] | None = None,
+    kernel: VarlenKernel | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within documents; transformers calls this in each layer, and defines the parameters.
@@ -99,6 +107,8 @@ def attend_within_documents(
         is_causal: False is not supported.
         shared_prefixes: set where shared leading tokens of documents occur in the row once (see
             `sft.batching.prefixes`); `N` is then less than the last boundary.
+        document_lengths: of the `B` documents, so that a GPU need not be waited for to attend one by one.
+        kernel: computes all documents at once; None attends one by one.
         others: arguments without effect, or not supported.
 
     Returns:
@@ -106,6 +116,7 @@ def attend_within_documents(
 
     Raises:
         UnsupportedAttention: if the model needs something else.
+        KernelObstacle: if the kernel cannot compute it.
     """
     if cu_seq_lens_q is None or max_length_q is None:
         raise UnsupportedAttention("does not pass the document boundaries to its attention")
@@ -115,18 +126,23 @@ def attend_within_documents(
         raise UnsupportedAttention("has attention that is not causal")
     if sliding_window is not None and sliding_window < max_length_q:
         raise UnsupportedAttention(f"attends within a sliding window of {sliding_window} tokens")
+    _check_arguments(others, query.device.type)
+    if shared_prefixes is not None:
+        query, key, value = (_with_prefixes(tensor, shared_prefixes) for tensor in (query, key, value))
+    if kernel is not None:
+        attended = kernel(query, key, value, dropout, scaling, cu_seq_lens_q, max_length_q)
+    else:
+        attended = _one_by_one(query, key, value, dropout, scaling, cu_seq_lens_q, document_lengths)
+    return attended if shared_prefixes is None else _without_borrowed(attended, shared_prefixes), None
+
+
+def _check_arguments(others: Mapping[str, Any], device_type: str) -> None:
+    """Refuses arguments of a model's attention that have an effect, and devices without an implementation."""
     for name, meaning in _UNSUPPORTED.items():
         if others.get(name) is not None:
             raise UnsupportedAttention(meaning)
-    if query.device.type not in ("cpu", "cuda"):
-        raise UnsupportedAttention(f"runs on {query.device.type}, where attention within documents is not implemented")
-    if shared_prefixes is not None:
-        query, key, value = (_with_prefixes(tensor, shared_prefixes) for tensor in (query, key, value))
-    if query.device.type == "cuda":
-        attended = _on_cuda(query, key, value, dropout, scaling, cu_seq_lens_q, max_length_q)
-    else:
-        attended = _on_cpu(query, key, value, dropout, scaling, cu_seq_lens_q)
-    return attended if shared_prefixes is None else _without_borrowed(attended, shared_prefixes), None
+    if device_type not in ("cpu", "cuda"):
+        raise UnsupportedAttention(f"runs on {device_type}, where attention within documents is not implemented")
 
 
 def _with_prefixes(tensor: torch.Tensor, shared: SharedPrefixes) -> torch.Tensor:
@@ -145,19 +161,21 @@ def _without_borrowed(attended: torch.Tensor, shared: SharedPrefixes) -> torch.T
 
 
 @torch.compiler.disable  # compiled layers would be recompiled for each number of documents
-def _on_cpu(
+def _one_by_one(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     dropout: float,
     scaling: float | None,
     boundaries: torch.Tensor,
+    lengths: Sequence[int] | None,
 ) -> torch.Tensor:
-    """Document by document: short ones are cheap, and no score is computed that a mask would discard."""
-    lengths = [length for length in boundaries.diff().tolist() if length]
+    """Short documents are cheap, and no score is computed that a mask would discard."""
+    if lengths is None:
+        lengths = [length for length in boundaries.diff().tolist() if length]
     # Repeated once: inside each document's call, the backward pass would also run it per document.
     repeats = query.shape[1] // key.shape[1]
-    key, value = _repeat_heads(key, repeats, dim=1), _repeat_heads(value, repeats, dim=1)
+    key, value = repeat_heads(key, repeats, dim=1), repeat_heads(value, repeats, dim=1)
     # `split` and `cat` have one backward each; the backward of each slice would fill a full row with zeros.
     parts = zip(query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True)
     attended = [
@@ -165,56 +183,3 @@ def _on_cpu(
         for part in parts
     ]
     return torch.cat(attended, dim=1)
-
-
-def _on_cuda(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    dropout: float,
-    scaling: float | None,
-    boundaries: torch.Tensor,
-    max_length: int,
-) -> torch.Tensor:
-    """torch's flash attention for documents of any length (`torch.nn.attention.varlen`, since torch 2.10)."""
-    if dropout:
-        raise UnsupportedAttention("uses dropout on attention weights, which the kernel for documents does not support")
-    kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
-    if kind not in (torch.float16, torch.bfloat16):
-        raise UnsupportedAttention("computes in float32, and the kernel for documents needs 16 bits (bf16: true)")
-    if query.shape[-1] > 256:
-        raise UnsupportedAttention(f"has heads of size {query.shape[-1]}, and the kernel for documents takes up to 256")
-    rows = [tensor[0].transpose(0, 1).to(kind) for tensor in (query, key, value)]
-    varlen_attn, takes_window, takes_groups = _varlen_attention()
-    options: dict[str, Any] = {"window_size": (-1, 0)} if takes_window else {"is_causal": True}
-    if takes_groups:
-        options["enable_gqa"] = True
-    else:
-        repeats = query.shape[1] // key.shape[1]
-        rows[1:] = [_repeat_heads(tensor, repeats, dim=1) for tensor in rows[1:]]
-    if scaling is not None and scaling != query.shape[-1] ** -0.5:
-        if takes_window:
-            options["scale"] = scaling
-        else:
-            rows[0] = rows[0] * (scaling * query.shape[-1] ** 0.5)
-    return varlen_attn(*rows, boundaries, boundaries, max_length, max_length, **options)[None]
-
-
-@cache
-def _varlen_attention() -> tuple[Any, bool, bool]:
-    """The kernel, whether it takes a window (else `is_causal`), and whether it supports grouped queries.
-
-    Its signature differs between versions of torch: 2.10 has `is_causal`, 2.12 has `window_size` and `enable_gqa`.
-    """
-    try:
-        # Not at the top: torch before 2.10 does not have it.
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        raise UnsupportedAttention("needs torch 2.10 or later for attention within documents on a GPU") from None
-    known = inspect.signature(varlen_attn).parameters
-    return varlen_attn, "window_size" in known, "enable_gqa" in known
-
-
-def _repeat_heads(tensor: torch.Tensor, repeats: int, *, dim: int) -> torch.Tensor:
-    """Repeat each head, copies side by side, as grouped queries expect."""
-    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, dim=dim)

@@ -17,6 +17,7 @@ import torch
 from sft.common.device_errors import reraise_device_error
 from sft.common.errors import one_line
 from sft.modeling.document_attention import UnsupportedAttention, isolated_documents
+from sft.modeling.varlen_kernel import KernelObstacle
 
 _LENGTHS = (5, 9)
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -34,6 +35,9 @@ def find_obstacle(
         lay_out: makes the inputs of a call from documents' tokens: on the model's device, all in one row.
         attention: the attention that isolates documents (see `isolated_documents`); None for the model's own.
         max_seq_length: tokens of the longest possible document.
+
+    Raises:
+        KernelObstacle: if only torch's kernel for packed rows cannot be used.
     """
     limited = _limited_attention(model.config.get_text_config(), max_seq_length)
     if limited:
@@ -61,6 +65,8 @@ def find_obstacle(
                 return f"computes different logits for a packed document than for the same one alone (by {worst:.1e})"
     except UnsupportedAttention as obstacle:
         return str(obstacle)
+    except KernelObstacle:
+        raise
     except Exception as error:  # a model's own code may fail in any way; the reason is logged
         reraise_device_error(error)
         return f"fails with several documents in one row: {one_line(error)}"

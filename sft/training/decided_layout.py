@@ -25,12 +25,20 @@ class LayoutFindings:
     """Whether shared leading tokens are computed once."""
     uses_output_layer: bool
     """Whether the loss is computed at the output layer's input, instead of from the model's logits."""
+    kernel_obstacle: str | None = None
+    """Why torch's kernel for packed rows is not used on a GPU, as a clause: their documents are attended one by one, or
+    rows are padded. None where it is used, and on CPU."""
     attention: str
     """The model's own attention, which transformers chose or the settings name."""
     sharing_obstacle: str | None = None
     """Why shared leading tokens are computed for each row, as a clause; None if they are not, or if that was set."""
     reason: str = TRIED
     """Where it comes from: trials, or the checkpoint that the run resumes from."""
+
+    @property
+    def attends_one_by_one(self) -> bool:
+        """Whether documents of a packed row are attended one by one on a GPU, without torch's kernel."""
+        return self.is_padding_free and self.kernel_obstacle is not None
 
 
 def saved_findings(resume: ResumePoint | None, config: SFTConfig) -> LayoutFindings | None:
@@ -75,6 +83,8 @@ def keep_findings(found: LayoutFindings, kept: LayoutFindings | None) -> LayoutF
         lost.append(f"padding-free batches: {found.obstacle}")
     elif kept.shares_prefixes and found.sharing_obstacle is not None:
         lost.append(f"shared leading tokens, computed once: {found.sharing_obstacle}")
+    if kept.is_padding_free and found.kernel_obstacle and not kept.kernel_obstacle:
+        lost.append(f"the kernel for packed rows: {found.kernel_obstacle}")
     if kept.uses_output_layer and not found.uses_output_layer:
         lost.append("the loss at the output layer: its output no longer equals the model's logits")
     if lost:

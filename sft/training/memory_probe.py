@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,7 +114,7 @@ class MemoryProbe:
         collator = self._layout.collator if trains else self._layout.evaluation_collator
         if isinstance(collator, FlatCollator):
             # The worst case: no leading tokens are shared.
-            collator = FlatCollator(collator.pad_token_id, max_seq_length=collator.max_seq_length)
+            collator = replace(collator, shares_prefixes=False, fixed_tokens=None)
         started = time.perf_counter()
         with PeakMemory(self._device) as watch:
             batch = to_device(collator(rows), torch.device(self._device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from sft.common.errors import one_line
 from sft.common.run_records import Precision
 from sft.modeling.causality import check_computes, check_is_causal
 from sft.modeling.document_attention import NAME as DOCUMENTS
-from sft.modeling.document_attention import isolated_documents
+from sft.modeling.document_attention import ONE_BY_ONE, isolated_documents
 from sft.modeling.extra_loss import left_out_line
 from sft.modeling.isolation import find_obstacle, tolerance
 from sft.modeling.output_layer import find_output_layer
@@ -52,13 +53,21 @@ class ModelTrials:
             return left_out_line(self._model)
 
     def obstacle(self, attention: str | None, max_seq_length: int) -> str | None:
-        """Why the model does not support padding-free batches; None if it does."""
+        """Why the model does not support padding-free batches; None if it does.
+
+        Raises:
+            KernelObstacle: if only torch's kernel for packed rows cannot be used.
+        """
         with self._autocast():
-            found = find_obstacle(self._model, self._collate, attention, max_seq_length)
+            found = find_obstacle(self._model, partial(self._collate, attention), attention, max_seq_length)
         return found and f"the model {found}"
 
-    def sharing_obstacle(self) -> str | None:
-        """Why leading tokens that two documents share cannot be computed once, as a clause; None if they can be."""
+    def sharing_obstacle(self, attention: str | None = DOCUMENTS) -> str | None:
+        """Why leading tokens that two documents share cannot be computed once, as a clause; None if they can be.
+
+        Args:
+            attention: `DOCUMENTS`, or `ONE_BY_ONE`.
+        """
         dropout = "with dropout, the same values would be dropped in all rows"
         if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self._model.modules()):
             return dropout
@@ -66,14 +75,14 @@ class ModelTrials:
         documents = [[*shared, 1, 2], [*shared, 2]]
         was_training = self._model.training
         try:
-            with self._autocast(), torch.no_grad(), isolated_documents(self._model, DOCUMENTS):
+            with self._autocast(), torch.no_grad(), isolated_documents(self._model, attention):
                 self._model.train()  # dropout may also be a function, which no module reveals
-                outputs = [self._model(**self._collate(documents)).logits for _ in range(2)]
+                outputs = [self._model(**self._collate(attention, documents)).logits for _ in range(2)]
                 if not torch.equal(*outputs):
                     return dropout
                 self._model.eval()
-                twice = self._model(**self._collate(documents)).logits[0].float()
-                once = self._model(**self._collate(documents, shares_prefixes=True)).logits[0].float()
+                twice = self._model(**self._collate(attention, documents)).logits[0].float()
+                once = self._model(**self._collate(attention, documents, shares_prefixes=True)).logits[0].float()
         except Exception as error:
             reraise_device_error(error)
             return f"the model does not pass them on to its attention ({one_line(error, 120)})"
@@ -105,8 +114,11 @@ class ModelTrials:
         dtype = torch.bfloat16 if self._mixed == "bf16" else torch.float16
         return torch.autocast(self._model.device.type, dtype=dtype)
 
-    def _collate(self, documents: Sequence[Sequence[int]], *, shares_prefixes: bool = False) -> dict[str, Any]:
+    def _collate(
+        self, attention: str | None, documents: Sequence[Sequence[int]], *, shares_prefixes: bool = False
+    ) -> dict[str, Any]:
         rows = [{"input_ids": np.array(ids), "labels": np.full(len(ids), IGNORED)} for ids in documents]
-        batch = model_inputs(FlatCollator(0, shares_prefixes=shares_prefixes)(rows))
+        collator = FlatCollator(0, shares_prefixes=shares_prefixes, lists_lengths=attention == ONE_BY_ONE)
+        batch = model_inputs(collator(rows))
         device = self._model.device
         return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}

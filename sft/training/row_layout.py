@@ -12,9 +12,10 @@ from sft.common.errors import ConfigError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.document_attention import NAME as DOCUMENTS
-from sft.modeling.document_attention import UnsupportedAttention, attention_of
+from sft.modeling.document_attention import ONE_BY_ONE, UnsupportedAttention, attention_of
 from sft.modeling.output_layer import OutputLayer
 from sft.modeling.rope_by_row import give_rows_their_own_rope
+from sft.modeling.varlen_kernel import KernelObstacle
 from sft.processes.agreement import agree_on_problem, agree_on_smallest
 from sft.processes.environment import uses_deepspeed
 from sft.training.decided_layout import TRIED, LayoutFindings, keep_findings
@@ -66,9 +67,7 @@ class RowLayout:
         if not isinstance(one, FlatCollator) or one.fixed_tokens is None:
             return self
         fixed = one.fixed_tokens * micro_batch_size
-        return replace(
-            self, collator=FlatCollator(one.pad_token_id, fixed_tokens=fixed, max_seq_length=one.max_seq_length)
-        )
+        return replace(self, collator=replace(one, fixed_tokens=fixed))
 
     def describe(self) -> str:
         """One line for the log."""
@@ -78,8 +77,12 @@ class RowLayout:
             if found.sharing_obstacle is not None:
                 once = f"; shared leading tokens are computed for each row: {found.sharing_obstacle}"
             text = f"Padding-free batches: rows are concatenated, and attention stays within each row{once}"
+            if found.attends_one_by_one:
+                text += f"; {found.kernel_obstacle}: attention goes document by document"
         else:
             text = f"Rows are padded to the longest row of their batch{f': {self.obstacle}' if self.obstacle else ''}"
+            if self.obstacle and self.obstacle == found.kernel_obstacle:
+                text += " (padding_free: true attends document by document)"
         text += "" if found.uses_output_layer else "; the loss is computed from the model's own logits"
         return f"{text}{'' if found.reason == TRIED else f' ({found.reason})'}."
 
@@ -115,22 +118,18 @@ def resolve_layout(
     trial = ModelTrials(model, precision)
     trial.check_is_causal()
     sharded = uses_deepspeed(training.passed_through.deepspeed)
-    attention, obstacle = None, None
-    if training.padding_free is not False:
-        attention, obstacle = _attention(config.attn_implementation)
-        obstacle = obstacle or _obstacle_in_settings(training, sharded=sharded)
-        obstacle = kept.obstacle if kept is not None and obstacle is None else obstacle
-        obstacle = agree_on_problem(obstacle or trial.obstacle(attention, max_seq_length), context)
-        _refuse_if_needed(training, obstacle)
+    attention, obstacle, kernel_obstacle = _find_attention(trial, config, training, context, max_seq_length, kept)
+    _refuse_if_needed(training, obstacle)
     is_padding_free = training.padding_free is not False and obstacle is None
     may_share, sharing_obstacle = is_padding_free and training.share_prefixes, None
     if may_share:
-        sharing_obstacle = _sharing_obstacle(attention, own_rope) or trial.sharing_obstacle()
+        sharing_obstacle = _sharing_obstacle(attention, own_rope) or trial.sharing_obstacle(attention)
         sharing_obstacle = agree_on_problem(sharing_obstacle, context)
     output_layer = None if sharded else trial.output_layer()
     found = LayoutFindings(
         is_padding_free=is_padding_free,
         obstacle=obstacle,
+        kernel_obstacle=kernel_obstacle,
         shares_prefixes=may_share and sharing_obstacle is None,
         sharing_obstacle=sharing_obstacle,
         uses_output_layer=bool(agree_on_smallest(output_layer is not None, context)),
@@ -150,7 +149,7 @@ def resolve_layout(
 
 
 def _sharing_obstacle(attention: str | None, own_rope: str | None) -> str | None:
-    if attention != DOCUMENTS:
+    if attention not in (DOCUMENTS, ONE_BY_ONE):
         return "flash attention takes complete rows"
     return None if own_rope is None else f"positions depend on the length of each row ({own_rope})"
 
@@ -161,12 +160,56 @@ def _collators(
     """What makes micro-batches of rows, for training and for evaluation."""
     if not found.is_padding_free:
         return padded, padded
-    flat = FlatCollator(padded.pad_token_id, shares_prefixes=found.shares_prefixes)
+    # A compiled layer would be recompiled for each list of lengths; there they are read from the boundaries.
+    lists_lengths = found.attends_one_by_one and not training.torch_compile
+    flat = FlatCollator(padded.pad_token_id, shares_prefixes=found.shares_prefixes, lists_lengths=lists_lengths)
     if not training.torch_compile:
         return flat, flat
     # A compiled layer treats the maximal length as a constant, and would be recompiled for other prefixes.
     pack = training.tokens_per_batch or (max_seq_length if training.packing else None)
     return FlatCollator(padded.pad_token_id, fixed_tokens=pack, max_seq_length=max_seq_length), flat
+
+
+def _find_attention(
+    trial: ModelTrials,
+    config: ModelConfig,
+    training: TrainingConfig,
+    context: DistributedContext,
+    max_seq_length: int,
+    kept: LayoutFindings | None,
+) -> tuple[str | None, str | None, str | None]:
+    """The attention that keeps documents apart, why there is none, and why torch's kernel is not used: tried.
+
+    Where the kernel for packed rows cannot be used, documents are attended one by one if padding-free batches were
+    requested, and else rows are padded: that is one call a layer, whereas one by one takes as many as there are rows,
+    which on a GPU has not been measured. A collective operation.
+    """
+    if training.padding_free is False:
+        return None, None, None
+    attention, obstacle = _attention(config.attn_implementation)
+    sharded = uses_deepspeed(training.passed_through.deepspeed)
+    obstacle = obstacle or _obstacle_in_settings(training, sharded=sharded)
+    kernel_obstacle = None
+    if kept is not None:
+        obstacle, kernel_obstacle = obstacle or kept.obstacle, kept.kernel_obstacle
+    if obstacle is not None:
+        return attention, agree_on_problem(obstacle, context), kernel_obstacle
+    if kernel_obstacle is None:
+        try:
+            obstacle = trial.obstacle(attention, max_seq_length)
+        except KernelObstacle as reason:
+            kernel_obstacle = str(reason)
+        kernel_obstacle = agree_on_problem(kernel_obstacle, context)
+    if kernel_obstacle is not None:
+        attention = ONE_BY_ONE
+        is_requested = bool(_requests(training)) or (kept is not None and kept.is_padding_free)
+        obstacle = trial.obstacle(attention, max_seq_length) if is_requested else kernel_obstacle
+    return attention, agree_on_problem(obstacle, context), kernel_obstacle
+
+
+def _requests(training: TrainingConfig) -> list[str]:
+    """The settings that need padding-free batches."""
+    return [key for key in _KEYS if getattr(training, key) not in (False, None, "auto")]
 
 
 def _refuse_if_needed(training: TrainingConfig, obstacle: str | None) -> None:
@@ -175,7 +218,7 @@ def _refuse_if_needed(training: TrainingConfig, obstacle: str | None) -> None:
     Raises:
         ConfigError: naming the setting.
     """
-    wanted = [key for key in _KEYS if getattr(training, key) not in (False, None, "auto")]
+    wanted = _requests(training)
     if obstacle and wanted:
         advice = "Remove the key." if obstacle.startswith("the model") else "Choose one."
         raise ConfigError(f"{wanted[0]}: padding-free batches are not possible: {obstacle}. {advice}")

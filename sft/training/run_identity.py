@@ -132,6 +132,7 @@ def decision_lines(identity: RunIdentity, plan: BatchPlan, resume: ResumePoint |
     named = {"threads": environment.num_threads, "instructions": environment.instruction_set, **environment.versions}
     described = [f"{name} {value}" for name, value in {**named, **environment.variables}.items()]
     is_set = not found.is_padding_free and found.obstacle is None
+    one_by_one = f"; document by document, since {found.kernel_obstacle}" if found.attends_one_by_one else ""
     lines = [
         f"precision: {identity.precision.weights} weights, {mixed_text(identity.precision)}",
         f"rows: {identity.layout}{f', since {found.obstacle}' if found.obstacle else ''} "
@@ -139,7 +140,7 @@ def decision_lines(identity: RunIdentity, plan: BatchPlan, resume: ResumePoint |
         f"shared leading tokens computed once: {_yes(found.shares_prefixes)}"
         f"{f', since {found.sharing_obstacle}' if found.sharing_obstacle else ''} ({found.reason})",
         f"loss at the output layer: {_yes(found.uses_output_layer)} ({found.reason})",
-        f"attention of the model: {found.attention}",
+        f"attention of the model: {found.attention}{one_by_one}",
         f"batch: {batch_text(plan)}, in evaluation {plan.per_device_eval_batch_size} per device ({sizes})",
         f"freed memory reused: {_yes(environment.reuses_freed_memory)}",
         *([f"GPU allocator: {environment.gpu_allocator or 'as torch sets it'}"] if environment.gpu else []),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sft.batching.layout import model_inputs
 from sft.batching.transfer import to_device
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
-from sft.modeling.document_attention import isolated_documents
+from sft.modeling.document_attention import ONE_BY_ONE, attend_within_documents, isolated_documents
+from sft.modeling.varlen_kernel import find_kernel
 from sft.training.row_layout import resolve_layout
 from tests.support import messages
+from tests.support.checkpoints import as_if_killed
 from tests.support.layouts import LENGTHS, gradients, random_rows
 from tests.support.small_models import build_model
 
@@ -77,6 +80,66 @@ def test_float32_without_mixed_precision_is_padded_with_a_reason():
     layout = layout_on_gpu(build_model("llama").to("cuda:0"), weights="float32")
     assert not layout.is_padding_free
     assert messages.NEEDS_16_BITS in layout.obstacle
+
+
+def test_packs_in_float32_are_attended_one_by_one():
+    found = {}
+    for settings in ({"packing": True}, {"padding_free": False}):
+        model = build_model("llama").to("cuda:0")
+        layout = layout_on_gpu(model, weights="float32", share_prefixes=False, **settings)
+        assert (layout.attention == ONE_BY_ONE) == ("packing" in settings)
+        found[layout.is_padding_free] = loss_and_gradients(model, layout)
+    assert found[True][0] == pytest.approx(found[False][0], rel=1e-5)
+    for name, gradient in found[False][1].items():
+        torch.testing.assert_close(found[True][1][name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """What `full_determinism` sets."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_deterministic_attention_repeats_its_gradients_to_the_bit(deterministic, dtype):
+    """Documents of many blocks, whose gradients of queries would otherwise be added up as the blocks finish."""
+    bounds = torch.tensor([0, 3000, 3017, 8192], dtype=torch.int32, device="cuda:0")
+    kernel = find_kernel(bounds.device) if dtype == torch.bfloat16 else None
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, heads, 8192, 64, device="cuda:0", dtype=dtype) for heads in (8, 2, 2)]
+    outcomes = []
+    for _ in range(5):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        module = torch.nn.Module()
+        output, _ = attend_within_documents(
+            module,
+            *leaves,
+            None,
+            cu_seq_lens_q=bounds,
+            max_length_q=5175,
+            document_lengths=[3000, 17, 5175],
+            kernel=kernel,
+        )
+        output.float().square().sum().backward()
+        outcomes.append([leaf.grad for leaf in leaves])
+    for each in outcomes[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(outcomes[0], each, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"packing": True}, {"padding_free": False}])
+def test_a_resumed_run_with_full_determinism_equals_an_uninterrupted_one_to_the_bit(short_run, tmp_path, settings):
+    settings |= {"full_determinism": True, "bf16": True}
+    uninterrupted = short_run(**settings)
+    assert uninterrupted.status == 0, uninterrupted.err
+    folder = as_if_killed(uninterrupted.output_dir, tmp_path / "killed", 2)
+    again = short_run(**settings, resume_from_checkpoint="auto", output_dir=folder)
+    assert again.status == 0, again.err
+    weights = [load_file(each / "checkpoint-6" / "model.safetensors") for each in (uninterrupted.output_dir, folder)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
 def test_a_micro_batch_does_not_synchronize_with_the_device():

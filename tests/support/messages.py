@@ -135,7 +135,15 @@ SHARDED = "Weights are sharded over {count} processes (FSDP2), {layers} layers o
 MODEL_NOT_LOADED = "the model cannot be loaded: "
 LEARNED_POSITIONS = "has {length} learned positions. "
 NOT_OF_THE_MODEL = "{number} of the weights do not belong to the model"
-NEEDS_16_BITS = "16 bits"
+NEEDS_16_BITS = "attention is computed in float32, and the kernel for packed rows needs 16 bits"
+OLD_GPU = "this GPU has compute capability {}, and the kernel for packed rows needs 8.0"
+HEAD_SIZE = "the model has heads of size {}, and the kernel for packed rows takes multiples of 8 up to 256"
+HEAD_SIZES_DIFFER = "the model's keys and values differ in size"
+ATTENTION_DROPOUT = "the model uses dropout on attention weights, and the kernel"
+PADDED_FOR_THE_KERNEL = (
+    "Rows are padded to the longest row of their batch: {} (padding_free: true attends document by document)."
+)
+ONE_BY_ONE = "{}: attention goes document by document"
 
 # reporting
 PREFLIGHT_OK = "OK: training would start."

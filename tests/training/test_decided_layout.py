@@ -115,7 +115,7 @@ def test_what_is_no_longer_possible_is_one_line(model, settings, lost, caplog):
     ],
 )
 def test_all_processes_use_what_each_of_them_found(monkeypatch, other, padding_free, shares, at_output):
-    asked = iter(["obstacle", "sharing_obstacle"])
+    asked = iter(["kernel_obstacle", "obstacle", "sharing_obstacle"])
     monkeypatch.setattr(row_layout, "agree_on_problem", lambda value, _: value or other.get(next(asked)))
     monkeypatch.setattr(
         row_layout, "agree_on_smallest", lambda value, _: min(value, other.get("uses_output_layer", value))

@@ -16,12 +16,13 @@ from tests.support import messages
 from tests.support.layouts import FLOAT32, layout_of
 from tests.support.small_models import build_model
 
-ERRORS = [OUT_OF_MEMORY[0], OUT_OF_MEMORY[3], MemoryError("host"), DEVICE[0], DEVICE[5]]
+ERRORS = [OUT_OF_MEMORY[0], OUT_OF_MEMORY[3], OUT_OF_MEMORY[6], MemoryError("host"), *DEVICE]
 TRIALS = {
     "causality": lambda trials: trials.check_is_causal(),
     "isolation": lambda trials: trials.obstacle("sft_documents", 64),
     "prefixes": lambda trials: trials.sharing_obstacle(),
     "output layer": lambda trials: trials.output_layer(),
+    "left out": lambda trials: trials.left_out_line(),
 }
 
 

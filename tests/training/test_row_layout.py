@@ -10,8 +10,10 @@ import transformers
 from sft.batching.layout import FlatCollator, PaddedCollator, model_inputs
 from sft.common.errors import ConfigError
 from sft.configuration.schema import LoRAConfig, ModelConfig
+from sft.modeling import document_attention
 from sft.modeling.adapters import add_adapters
-from sft.modeling.document_attention import isolated_documents
+from sft.modeling.document_attention import ONE_BY_ONE, isolated_documents
+from sft.modeling.varlen_kernel import VarlenKernel
 from tests.support import messages
 from tests.support.layouts import (
     LENGTHS,
@@ -132,6 +134,58 @@ def test_resolve_layout_replaces_sdpa():
     assert layout_of(
         build_model("llama"), ModelConfig(model_name_or_path="m", attn_implementation="sdpa")
     ).is_padding_free
+
+
+@pytest.fixture
+def old_gpu(monkeypatch):
+    """A device whose kernel for packed rows exists and does not run."""
+    reason = messages.OLD_GPU.format("7.5")
+    kernel = VarlenKernel(attend=pytest.fail, takes_window=True, takes_groups=True, obstacle=reason)
+    monkeypatch.setattr(document_attention, "find_kernel", lambda device: kernel)
+    return reason
+
+
+def test_rows_are_padded_where_the_kernel_cannot_be_used(old_gpu):
+    layout = layout_of(build_model("llama"))
+    assert not layout.is_padding_free
+    assert layout.attention is None
+    assert (layout.obstacle, layout.findings.kernel_obstacle) == (old_gpu, old_gpu)
+    assert layout.describe() == messages.PADDED_FOR_THE_KERNEL.format(old_gpu)
+
+
+@pytest.mark.parametrize("setting", [{"padding_free": True}, {"packing": True}, {"tokens_per_batch": 256}])
+@pytest.mark.parametrize("shares", [False, True])
+def test_requested_packs_are_attended_one_by_one_without_the_kernel(old_gpu, setting, shares):
+    model = build_model("llama")
+    found = loss_and_gradients(model, random_rows(), **setting, share_prefixes=shares)
+    layout = found[2]
+    assert layout.attention == ONE_BY_ONE
+    assert layout.is_padding_free
+    assert messages.ONE_BY_ONE.format(old_gpu) in layout.describe()
+    assert layout.collator(random_rows())["document_lengths"] == list(LENGTHS)
+    assert_same(found, padded_loss_and_gradients(model, random_rows()))
+
+
+def test_a_resumed_run_keeps_how_documents_are_attended(old_gpu, monkeypatch):
+    kept = layout_of(build_model("llama"), packing=True).findings
+    padded = layout_of(build_model("llama")).findings
+    monkeypatch.undo()
+    assert layout_of(build_model("llama"), packing=True, kept=kept).attention == ONE_BY_ONE
+    assert not layout_of(build_model("llama"), kept=padded).is_padding_free
+
+
+def test_a_resumed_run_whose_kernel_is_gone_attends_one_by_one(old_gpu, monkeypatch, caplog):
+    with monkeypatch.context() as newer:
+        newer.setattr(document_attention, "find_kernel", lambda device: None)
+        kept = layout_of(build_model("llama")).findings
+    with caplog.at_level("INFO", "sft.train"):
+        assert layout_of(build_model("llama"), kept=kept).attention == ONE_BY_ONE
+    assert caplog.text.count(old_gpu) == 1
+
+
+def test_compiled_layers_get_no_list_of_lengths(old_gpu):
+    layout = layout_of(build_model("llama"), packing=True, torch_compile=True, per_device_train_batch_size=2)
+    assert "document_lengths" not in layout.collator(random_rows())
 
 
 def test_evaluation_batches_have_no_fixed_shape():
