@@ -122,6 +122,7 @@ def _smaller_batches(facts: MemoryFacts) -> Iterator[tuple[str, MemoryFacts]]:
                     per_device_train_batch_size=fewer,
                     gradient_accumulation_steps=steps,
                     tokens=max(facts.tokens * fewer // rows, facts.longest_row),
+                    documents=-(-facts.documents * fewer // rows),
                 ),
             )
 

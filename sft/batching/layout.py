@@ -187,8 +187,7 @@ class FlatCollator:
         boundaries = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=boundaries[1:])
         if self.fixed_tokens:
-            count = max(1 << len(lengths).bit_length(), MIN_BOUNDARIES)
-            boundaries = np.pad(boundaries, (0, count - len(boundaries)), mode="edge")
+            boundaries = np.pad(boundaries, (0, padded_documents(len(lengths)) - len(lengths)), mode="edge")
         return boundaries
 
     def _fillers(self, num_tokens: int) -> list[Row]:
@@ -203,6 +202,11 @@ class FlatCollator:
             }
             for length in lengths
         ]
+
+
+def padded_documents(num_documents: int) -> int:
+    """Documents of a batch of fixed size: one less than a power of two, the empty ones included."""
+    return max(1 << num_documents.bit_length(), MIN_BOUNDARIES) - 1
 
 
 def _with_batch_index(rows: Sequence[Row]) -> list[Row]:

@@ -42,6 +42,7 @@ weights do not need their input for the backward pass, but adapters beside them 
 hardly any activations.
 """
 
+_ROWS_BESIDE_DOCUMENT = 128
 _BUCKET_BYTES = 2**26
 """Gradients are reduced over processes in flat copies of this size, one at a time."""
 _FRAGMENTATION = {"all": (0.45, 0.45), "adapters": (0.9, 0.75), "4-bit": (0.9 * 4 / 3, 0.75 * 4 / 3)}
@@ -70,6 +71,9 @@ class MemoryFacts:
     """`N`, of the largest micro-batch, padding included."""
     longest_row: int
     """`T`."""
+    documents: int = 0
+    """Most documents of a micro-batch that a kernel for packed rows attends to on a GPU; 0 where there is no such
+    kernel."""
     weights: str
     """Type of the weights in memory: `float32`, `bfloat16`, `float16`."""
     mixed: str
@@ -124,7 +128,8 @@ def estimate_memory(facts: MemoryFacts) -> MemoryEstimate:
         weights_bytes=_weights_bytes(facts),
         gradients_bytes=trained * trained_element,
         optimizer_bytes=round(trained * optimizer_bytes(facts.optimizer, trained_element)),
-        activations_bytes=_activation_bytes(facts, gradient_checkpointing=facts.gradient_checkpointing),
+        activations_bytes=_activation_bytes(facts, gradient_checkpointing=facts.gradient_checkpointing)
+        + _attention_workspace_bytes(facts),
         logits_bytes=_logits_bytes(facts),
         slack_bytes=_slack_bytes(facts, trained * trained_element) + (_BUCKET_BYTES if facts.world_size > 1 else 0),
         process_bytes=facts.process_bytes,
@@ -172,6 +177,23 @@ def _activation_bytes(facts: MemoryFacts, *, gradient_checkpointing: bool) -> in
     # Hidden states between layers have the type of the weights, under autocast too.
     between_layers = facts.tokens * size.hidden_size * (2 if is_16_bit else 4)
     return size.num_layers * between_layers + layer
+
+
+def _attention_workspace_bytes(facts: MemoryFacts) -> int:
+    """What the backward pass of flash attention for packed rows allocates, in one layer at a time.
+
+    The sums of the queries' gradients and of the softmax, float32, for all tokens and 128 more for each document (Tri
+    Dao's `mha_varlen_bwd`: `total_q + 128 * batch_size` rows), with heads rounded up to 32, above 128 to 64. This is
+    what torch 2.11's allocator counts, to 1 MiB. With `full_determinism` there are several such sums, one for each
+    group of a GPU's multiprocessors; these are not counted.
+    """
+    size = facts.footprint
+    if not facts.documents or not size.num_attention_heads:
+        return 0
+    head = size.head_size or size.hidden_size // size.num_attention_heads
+    multiple = 32 if head <= 128 else 64
+    rounded = -(-head // multiple) * multiple
+    return 4 * size.num_attention_heads * (facts.tokens + _ROWS_BESIDE_DOCUMENT * facts.documents) * (rounded + 1)
 
 
 def _logits_bytes(facts: MemoryFacts) -> int:

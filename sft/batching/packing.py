@@ -77,6 +77,14 @@ class PackPlan:
         """Used share of the packs' capacity; 1 where there are no packs."""
         return self.num_tokens / (self.num_packs * self.capacity) if self.num_packs else 1.0
 
+    def most_crowded(self, num_packs: int) -> list[np.ndarray]:
+        """The lengths of the documents of the packs with the most documents, at most `num_packs`; in every epoch."""
+        by_pack = np.argsort(self.packs_by_length, kind="stable")
+        starts = np.searchsorted(self.packs_by_length[by_pack], np.arange(self.num_packs + 1))
+        lengths = np.sort(self.lengths)[by_pack]
+        most = np.argsort(-np.diff(starts), kind="stable")[:num_packs]
+        return [lengths[starts[number] : starts[number + 1]] for number in most]
+
     def deal(self, seed: int, epoch: int, shuffle: bool = True) -> Packs:
         """The packs of one epoch: a function of lengths, capacity, seed and epoch alone.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +50,9 @@ class PackPattern(Protocol):
     def fill(self) -> float:
         """Used share of the capacity."""
 
+    def most_crowded(self, num_packs: int) -> Sequence[Sized]:
+        """The rows' lengths of the packs with the most rows."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
@@ -92,6 +95,8 @@ class ModelFootprint:
     intermediate_size: int = 0
     """Width inside the feed-forward block; 0 where the model's configuration does not say."""
     num_attention_heads: int = 0
+    head_size: int = 0
+    """Width of a head of attention; 0 where the heads share the hidden size."""
     num_lookup_parameters: int = 0
     """Parameters of an untied input embedding: looked up, never multiplied."""
     num_4bit_parameters: int = 0

@@ -28,6 +28,7 @@ def footprint(model: "PreTrainedModel") -> ModelFootprint:
         vocab_size=config.vocab_size,
         intermediate_size=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 0,
         num_attention_heads=getattr(config, "num_attention_heads", 0),
+        head_size=getattr(config, "head_dim", None) or 0,
         num_lookup_parameters=0 if is_tied else embedding.weight.numel(),
         num_4bit_parameters=sum(count for parameter, count in parameters if count != parameter.numel()),
     )

@@ -10,12 +10,13 @@ from typing import Any
 from sft.batching.advice import advise
 from sft.batching.fit import BatchFit, Trial, candidate_sizes, fit_batch_size
 from sft.batching.memory import MemoryFacts, estimate_memory
+from sft.batching.packing import plan_packs
 from sft.batching.plan import resolve_batch_plan
 from sft.checkpointing.resume_point import ResumePoint
 from sft.common.data_records import RowDataset, TrainingData
 from sft.common.errors import ConfigError, MemoryShortage
 from sft.common.machine_records import MemoryLimits
-from sft.common.run_records import BatchPlan, DistributedContext
+from sft.common.run_records import BatchPlan, DistributedContext, PackPattern
 from sft.common.text import size
 from sft.configuration.batch_sizes import AUTO, with_accumulation
 from sft.configuration.schema import SFTConfig, TrainingConfig
@@ -24,8 +25,9 @@ from sft.processes.device_memory import available_memory_bytes, process_memory_b
 from sft.processes.environment import num_processes_here, uses_deepspeed
 from sft.reporting.log_lines import trial_line
 from sft.training.arguments import checkpointing_options
-from sft.training.memory_probe import MemoryProbe, full_packs, longest_rows
+from sft.training.memory_probe import MemoryProbe, crowded_packs, full_packs, longest_rows
 from sft.training.prepared_model import PreparedModel
+from sft.training.row_layout import RowLayout
 
 logger = logging.getLogger("sft.train")
 MOST_ROWS = 1024
@@ -168,6 +170,7 @@ class _SizeTrials:
         self._prepared = prepared
         self._max_seq_length = config.data.max_seq_length
         self._limits = limits
+        self._packs = plan_packs(data.train.lengths, self._max_seq_length) if training.packing else None
         self._probe = MemoryProbe(
             prepared.model,
             prepared.precision,
@@ -199,7 +202,7 @@ class _SizeTrials:
         most = max(num_units // (world_size * training.gradient_accumulation_steps), 1)
         candidates = candidate_sizes(a_device, a_device or min(most, MOST_ROWS))
         unit = "pack" if training.packing else "row"
-        fit = self._fit(candidates, lambda count: self._probe.train(self._training_rows(count)))
+        fit = self._fit(candidates, self._train)
         if fit.size is None:
             raise self._shortage(fit, unit, self._longest_row(self._data.train))
         chosen = agree_on_smallest(fit.size, self._actual)
@@ -237,6 +240,14 @@ class _SizeTrials:
             return replace(fit, size=None)
         return fit
 
+    def _train(self, size: int) -> Trial:
+        """The pass over the longest rows, with the peak of the pass over the most rows where that is higher."""
+        trial = self._probe.train(self._training_rows(size))
+        if self._packs is None or not self._prepared.layout.uses_kernel(self._context.device):
+            return trial
+        crowded = self._probe.train(crowded_packs(self._data.train, self._packs, size))
+        return replace(trial, peak_bytes=max(trial.peak_bytes or 0, crowded.peak_bytes or 0))
+
     def _training_rows(self, size: int) -> list[Any]:
         """The largest micro-batch that can occur."""
         rows = self._data.train
@@ -263,6 +274,7 @@ class _SizeTrials:
         )
         return MemoryFacts(
             footprint=self._prepared.footprint,
+            documents=documents_of_a_batch(self._prepared.layout, self._packs, count, self._context.device),
             per_device_train_batch_size=count,
             gradient_accumulation_steps=2,  # above 1: gradients are kept beside a micro-batch
             tokens=tokens,
@@ -290,6 +302,13 @@ class _SizeTrials:
             f"per_device_train_batch_size: auto: a single {unit} ({longest:,} tokens) {needs} with model, "
             f"gradients and optimizer, and the budget is {size(fit.budget_bytes)} a device. {way_out}"
         )
+
+
+def documents_of_a_batch(layout: RowLayout, packs: PackPattern | None, size: int, device: str) -> int:
+    """Most documents of a micro-batch of `size` rows or packs, for `MemoryFacts`."""
+    if not layout.uses_kernel(device):
+        return 0
+    return layout.num_documents(size if packs is None else sum(map(len, packs.most_crowded(size))))
 
 
 def _log_choice(what: str, fit: BatchFit, chosen: int, unit: str) -> None:

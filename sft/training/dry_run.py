@@ -28,6 +28,7 @@ from sft.reporting.environment import gather_environment
 from sft.reporting.log_lines import data_lines
 from sft.reporting.preflight.document import preflight_document, write_preflight
 from sft.reporting.preflight.text import Preflight, preflight_lines
+from sft.training.batch_size_trials import documents_of_a_batch
 from sft.training.prepared_model import PreparedModel
 from sft.training.row_layout import RowLayout
 
@@ -140,6 +141,7 @@ def memory_facts(
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         tokens=_tokens_of_a_batch(data, plan, layout),
         longest_row=train.longest_row,
+        documents=documents_of_a_batch(layout, plan.packs, plan.per_device_train_batch_size, device),
         weights=prepared.precision.weights,
         mixed=prepared.precision.mixed,
         optimizer=training.optim,

@@ -17,6 +17,7 @@ import torch
 from sft.batching.fit import Trial
 from sft.batching.layout import FlatCollator, model_inputs
 from sft.batching.optimizer_state import optimizer_bytes
+from sft.batching.packing import PackPlan
 from sft.batching.transfer import to_device
 from sft.common.data_records import RowDataset
 from sft.common.run_records import Precision
@@ -114,7 +115,7 @@ class MemoryProbe:
         collator = self._layout.collator if trains else self._layout.evaluation_collator
         if isinstance(collator, FlatCollator):
             # The worst case: no leading tokens are shared.
-            collator = replace(collator, shares_prefixes=False, fixed_tokens=None)
+            collator = replace(collator, shares_prefixes=False)
         started = time.perf_counter()
         with PeakMemory(self._device) as watch:
             batch = to_device(collator(rows), torch.device(self._device))
@@ -156,6 +157,21 @@ def full_packs(dataset: RowDataset, count: int, capacity: int, max_seq_length: i
     ids = np.asarray(dataset[int(np.argmax(dataset.lengths))]["input_ids"])
     lengths = [min(max_seq_length, capacity - start) for start in range(0, capacity, max_seq_length)]
     return [_all_supervised(np.resize(ids, length)) for _ in range(count) for length in lengths]
+
+
+def crowded_packs(dataset: RowDataset, plan: PackPlan, count: int) -> list[Row]:
+    """Rows that fill `count` packs, as many in each as the plan's packs with the most rows have.
+
+    Unused space is added to the last row of a pack. The longest row's tokens are repeated.
+    """
+    ids = np.asarray(dataset[int(np.argmax(dataset.lengths))]["input_ids"])
+    packs = plan.most_crowded(count)
+    packs += [packs[0]] * (count - len(packs))
+    rows = []
+    for lengths in packs:
+        filled = [*lengths[:-1].tolist(), plan.capacity - int(lengths[:-1].sum())]
+        rows += [_all_supervised(np.resize(ids, length)) for length in filled]
+    return rows
 
 
 def _all_supervised(input_ids: np.ndarray) -> Row:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sft.batching.layout import FlatCollator, PaddedCollator
+from sft.batching.layout import FlatCollator, PaddedCollator, padded_documents
 from sft.common.errors import ConfigError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
@@ -60,6 +60,14 @@ class RowLayout:
     def has_fixed_shape(self) -> bool:
         """Whether every batch has the same number of tokens."""
         return isinstance(self.collator, FlatCollator) and self.collator.fixed_tokens is not None
+
+    def uses_kernel(self, device: str) -> bool:
+        """Whether attention for packed rows is one call of a kernel, whose memory depends on the number of rows."""
+        return self.is_padding_free and self.attention != ONE_BY_ONE and device.startswith("cuda")
+
+    def num_documents(self, rows: int) -> int:
+        """Documents of a micro-batch of `rows` rows, as its boundaries count them: padded if shapes are fixed."""
+        return padded_documents(rows) if self.has_fixed_shape else rows
 
     def with_micro_batch_size(self, micro_batch_size: int) -> "RowLayout":
         """The layout for micro-batches of `micro_batch_size` rows or packs; fixed shapes are scaled accordingly."""

@@ -87,6 +87,24 @@ def test_estimate_memory_of_eager_attention_grows_with_the_square_of_the_row():
     assert in_16_bits == 2 * 6 * 2 * 2 * 10 * 10  # float32 and its cast copy
 
 
+@pytest.mark.parametrize(
+    ("head_size", "documents", "rows", "width"),
+    [(0, 0, 0, 0), (0, 1, 20 + 128, 33), (0, 3, 20 + 3 * 128, 33), (80, 1, 20 + 128, 97), (160, 1, 20 + 128, 193)],
+)
+def test_estimate_memory_of_a_kernel_for_packed_rows_grows_with_the_documents(head_size, documents, rows, width):
+    """Two heads: float32 sums for each token and 128 more for each document, with heads rounded up to 32 or 64."""
+    small = dataclasses.replace(SMALL, head_size=head_size)
+    plain, packed = (components(small, device="cuda:0", documents=number)[3] for number in (0, documents))
+    assert packed - plain == 4 * 2 * rows * width
+
+
+def test_estimate_memory_of_many_documents_is_what_was_counted():
+    """32 heads of 128: torch 2.11's allocator took 4,402 - 276 MiB more for 2,048 documents than for one."""
+    size = dataclasses.replace(SMALL, num_attention_heads=32, head_size=128)
+    one, many = (components(size, device="cuda:0", tokens=4096, documents=number)[3] for number in (1, 2048))
+    assert (many - one) / 2**20 == pytest.approx(4402 - 276, rel=0.01)
+
+
 def test_estimate_memory_of_logits_shrinks_with_what_is_supervised():
     assert components(supervised_share=0.25)[4] == 5 * 50 * 8
     assert components(weights="bfloat16", supervised_share=0.25)[4] == 5 * 50 * 4

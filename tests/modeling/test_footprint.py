@@ -11,4 +11,5 @@ def test_footprint_counts_parameters():
     size = footprint(model)
     assert size.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert size.num_trainable_parameters == size.num_parameters
+    assert size.head_size == model.config.head_dim
     assert (size.hidden_size, size.num_layers, size.vocab_size) == (32, 2, VOCABULARY)

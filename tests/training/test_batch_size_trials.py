@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import sft_main
 from config_manager import load_config
 from data_handler import prepare_data
+from sft.batching.layout import FlatCollator
 from sft.checkpointing.manifest import read_manifest, write_manifest
 from sft.common.errors import ConfigError, MemoryShortage
 from sft.common.machine_records import MemoryLimits
 from sft.common.run_records import DistributedContext, Precision
-from sft.training.batch_size_trials import memory_limits, resolve_batches
+from sft.training import batch_size_trials
+from sft.training.batch_size_trials import documents_of_a_batch, memory_limits, resolve_batches
+from sft.training.memory_probe import MemoryProbe
 from sft.training.model_preparation import prepare_model
+from sft.training.row_layout import RowLayout
 from tests.support import messages
 from tests.support.small_models import build_model, build_tokenizer
 
@@ -110,6 +115,34 @@ def test_contradictions_are_reported_before_anything_is_loaded(question_file, se
         load_config(None, ["--model_name_or_path=m", f"--train_file={question_file}", "--max_seq_length=64", *settings])
     assert len(raised.value.problems) == 1
     assert f"command line: {message}" in raised.value.problems[0]
+
+
+def test_packs_are_tried_with_the_most_rows_too(resolve, monkeypatch):
+    """As on a GPU, where the kernel for packed rows takes memory for each of them."""
+    tried, train = [], MemoryProbe.train
+
+    def record(probe, rows):
+        trial = train(probe, rows)
+        tried.append((len(rows), sum(len(row["input_ids"]) for row in rows)))
+        # One byte more for each row beside the longest.
+        return replace(trial, peak_bytes=2**28 + len(rows))
+
+    monkeypatch.setattr(RowLayout, "uses_kernel", lambda layout, device: True)
+    monkeypatch.setattr(MemoryProbe, "train", record)
+    fits = []
+    monkeypatch.setattr(batch_size_trials, "_log_choice", lambda what, fit, *_: fits.append(fit))
+    plan, _ = resolve("--packing=true", "--per_device_train_batch_size=auto", "--max_steps=2")
+    sizes = sorted((len(pack) for pack in plan.packs.deal(seed=0, epoch=0)), reverse=True)
+    assert sizes[0] > 1
+    assert tried[:2] == [(1, 64), (sizes[0], 64)]
+    assert fits[0].trials[0].peak_bytes == 2**28 + sizes[0]
+    layout = RowLayout(
+        collator=FlatCollator(0), evaluation_collator=FlatCollator(0), attention=None, output=None, findings=None
+    )
+    assert documents_of_a_batch(layout, plan.packs, 2, "cuda:0") == sum(sizes[:2])
+    assert documents_of_a_batch(layout, None, 2, "cuda:0") == 2
+    fixed = replace(layout, collator=FlatCollator(0, fixed_tokens=64))
+    assert documents_of_a_batch(fixed, None, 20, "cuda:0") == 31
 
 
 def test_a_row_that_does_not_fit_is_refused(resolve):

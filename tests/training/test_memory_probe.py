@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from sft.batching.packing import plan_packs
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
-from sft.training.memory_probe import MemoryProbe, full_packs, longest_rows
+from sft.training.memory_probe import MemoryProbe, crowded_packs, full_packs, longest_rows
 from sft.training.row_layout import resolve_layout
 from tests.support.small_models import build_model
 
@@ -85,7 +86,8 @@ def test_a_trial_that_runs_out_of_memory_has_no_side_effects():
 
 
 class Rows:
-    lengths = np.array([3, 9, 5])
+    def __init__(self, lengths=(3, 9, 5)):
+        self.lengths = np.array(lengths)
 
     def __getitem__(self, index):
         return {"input_ids": np.arange(self.lengths[index]) + 10 * index, "labels": np.full(self.lengths[index], -100)}
@@ -96,6 +98,17 @@ def test_every_token_of_the_longest_rows_is_supervised():
     assert [row["input_ids"].tolist() for row in rows] == [list(range(10, 19)), [20, 21, 22, 23, 24]]
     assert all((row["labels"] == row["input_ids"]).all() for row in rows)
     assert [len(row["input_ids"]) for row in longest_rows(Rows(), 5)] == [9, 5, 3, 9, 9]
+
+
+def test_crowded_packs_have_the_most_documents():
+    rows = Rows([16, 16, *[2] * 8, *[5] * 3])
+    plan = plan_packs(rows.lengths, 16)
+    sizes = sorted((len(pack) for pack in plan.deal(seed=1, epoch=2)), reverse=True)
+    for count in (1, 2, len(sizes)):
+        packs = crowded_packs(rows, plan, count)
+        assert len(packs) == sum(sizes[:count])
+        assert sum(len(row["input_ids"]) for row in packs) == 16 * count
+    assert len(crowded_packs(rows, plan, len(sizes) + 2)) == sum(sizes) + 2 * sizes[0]
 
 
 def test_full_packs_are_full():
