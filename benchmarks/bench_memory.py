@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from training_setup import SIZES, build_random_model, configuration, trainer_of
+from training_setup import SHAPES, configuration, save_model_of_size, trainer_of
 
 MODES = ("full", "lora", "qlora")
 
@@ -51,7 +51,7 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", required=True, help=f"folders, or any of {', '.join(SIZES)}")
+    parser.add_argument("--models", nargs="+", required=True, help=f"folders, or any of {', '.join(SHAPES)}")
     parser.add_argument("--lengths", nargs="+", type=int, default=[256, 512, 1024])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--checkpointing", nargs="+", choices=["off", "on"], default=["off", "on"])
@@ -199,9 +199,9 @@ def mib(count: int) -> int:
 
 def _folder_of(model: str, folder: Path) -> str:
     """A model's folder. For a size, the model is built there first."""
-    if model not in SIZES:
+    if model not in SHAPES:
         return model
-    build_random_model(model, folder / model)
+    save_model_of_size(model, folder / model)
     return str(folder / model)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from training_setup import SIZES, build_random_model, configuration, trainer_of, write_tiny_model
+from training_setup import SHAPES, configuration, save_model_of_size, trainer_of, write_tiny_model
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder of a model and a tokenizer with a chat template")
-    source.add_argument("--size", choices=SIZES, help="a model of random weights")
+    source.add_argument("--size", choices=SHAPES, help="a model of random weights")
     parser.add_argument("--data", help="JSON Lines with question and answer; requires --model")
     parser.add_argument("--write_tiny", metavar="TO", help="only save a tiny model in this folder; requires --model")
     parser.add_argument("--mode", choices=["full", "lora", "qlora"], default="full")
@@ -72,15 +72,16 @@ def parse_options() -> argparse.Namespace:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Trains a few steps; returns the figures."""
     if options.size:
-        build_random_model(options.size, folder / "model")
+        save_model_of_size(options.size, folder / "model")
         options.model = str(folder / "model")
     config = configuration(options, folder)
 
-    from step_timing import StepTimer, against_bare_loop, breakdown, device_name, measured_peak
+    from step_timing import against_bare_loop, breakdown, device_name, measured_peak
 
     from data_handler import prepare_data
     from distributed_utils import start_distributed
     from model_manager import load_model, load_tokenizer, resolve_precision
+    from sft.check_gpu.step_timing import StepTimer
     from sft.processes.heap import reuse_freed_memory
     from sft.training.model_preparation import prepare_model
     from trainer_utils import train

@@ -7,17 +7,11 @@ measure the memory from there.
 from __future__ import annotations
 
 import argparse
-import json
-import random
 from pathlib import Path
 from typing import Any
 
-SIZES = {
-    # hidden, intermediate, layers, heads, key/value heads, vocabulary; as in Llama 3.2 1B and Llama 3.1 8B
-    "toy": (64, 128, 2, 4, 2, 512),
-    "1.2b": (2048, 8192, 16, 32, 8, 128256),
-    "8b": (4096, 14336, 32, 32, 8, 128256),
-}
+from sft.check_gpu.shapes import SHAPES
+
 LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -67,60 +61,18 @@ def write_rows(options: argparse.Namespace, path: Path, count: int) -> None:
         lines = Path(options.data).read_text(encoding="utf-8").splitlines()
         path.write_text("".join(f"{lines[number % len(lines)]}\n" for number in range(count)), encoding="utf-8")
         return
-    # The tokenizer of a random model has one token per word; the template adds four.
-    words = random.Random(0)
-    length = (options.document or options.max_length) - 4
-    with path.open("w", encoding="utf-8") as file:
-        for _ in range(count):
-            text = [f"w{words.randrange(400)}" for _ in range(length)]
-            cut = length // 4
-            row = {"question": " ".join(text[:cut]), "answer": " ".join(text[cut:])}
-            file.write(json.dumps(row) + "\n")
+    from sft.check_gpu.random_model import write_random_rows
+
+    write_random_rows(path, count, [options.document or options.max_length])
 
 
-def build_random_model(size: str, folder: Path) -> None:
-    """Saves a Llama-shaped model of random bfloat16 weights, and a tokenizer whose tokens are words."""
+def save_model_of_size(size: str, folder: Path) -> None:
+    """Saves a model of random bfloat16 weights, and a tokenizer whose tokens are words."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    hidden, intermediate, layers, heads, kv_heads, vocabulary = SIZES[size]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        max_position_embeddings=8192,
-        rope_theta=500000.0,
-        tie_word_embeddings=size != "8b",
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        torch.set_default_dtype(torch.bfloat16)
-        model = LlamaForCausalLM(config)
-        torch.set_default_dtype(torch.float32)
-    model.to("cpu").save_pretrained(folder)
-    _word_tokenizer().save_pretrained(folder)
+    from sft.check_gpu.random_model import save_random_model
 
-
-def _word_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<s>", "</s>", "<user>", "<assistant>", "<unk>"]
-    words = {word: number for number, word in enumerate([*special, *(f"w{number}" for number in range(400))])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<s>", "<user>", "<assistant>"]})
-    tokenizer.chat_template = (
-        "<s>{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] }}"
-        "{% if message['role'] == 'assistant' %}{{ '</s>' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
-    )
-    return tokenizer
+    save_random_model(SHAPES[size], folder, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def write_tiny_model(like: str, folder: str) -> None:

@@ -25,6 +25,7 @@ FLOORS = {
     "reporting": 3,
     "training": 4,
     "commands": 4,
+    "check_gpu": 5,
 }
 """Packages of `sft/`. A package imports from lower floors only."""
 COMMANDS = ("sft_main", "chat", "export_model", "compare_runs")

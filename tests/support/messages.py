@@ -12,6 +12,9 @@ def pattern(message: str, **parts: object) -> str:
     return "".join(re.escape(literal) + ("" if name is None else str(parts[name])) for literal, name, _, _ in pieces)
 
 
+# check_gpu
+NO_GPU_FOUND = "No GPU that torch can use was found"
+
 # checkpointing
 CANNOT_RESUME = "cannot be resumed from"
 CHANGED_FILE = "does not match its checksum in manifest.json (sha256)"

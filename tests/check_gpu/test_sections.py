@@ -1,0 +1,124 @@
+"""The checks on the CPU: they pass, and fail where what they check is broken."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sft.check_gpu import fitting_shape as fitting
+from sft.check_gpu.bench import Bench
+from sft.check_gpu.options import read_options
+from sft.check_gpu.outcome import FAIL, PASS, SKIP
+from sft.check_gpu.program import FinishedRun
+from sft.check_gpu.section_process import run_section
+from sft.check_gpu.sections import SECTIONS, attention, recovery
+from sft.check_gpu.shapes import SHAPES
+from tests.support import forked
+
+SLOW = ("several", "recovery")
+"""The first starts processes that import everything again; `determinism` makes the checks of the second and more."""
+
+
+def section_on_cpu(name: str, folder: Path) -> int:
+    options = ["--device=cpu", "--seconds=100000", f"--section={name}", f"--folder={folder}"]
+    return run_section(name, read_options(options))
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SECTIONS])
+def test_sections_pass_on_cpu(tmp_path, name):
+    done = forked.call(tmp_path / "output", section_on_cpu, name, tmp_path)
+    assert done.status == 0, done.err
+    checks = [json.loads(line) for line in done.out.splitlines()]
+    assert [check for check in checks if check["status"] == FAIL] == []
+    assert [check for check in checks if check["status"] == PASS], checks
+    assert all(set(check) == {"name", "status", "figure", "values"} for check in checks)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench("cpu", tmp_path, is_quick=True)
+
+
+def statuses(cases):
+    return {case.name: case.check().status for case in cases}
+
+
+def test_wrong_attention_fails(bench, monkeypatch):
+    attend = attention.attend_within_documents
+
+    def with_another_scale(*inputs, scaling, **others):
+        return attend(*inputs, scaling=0.9 * (scaling or inputs[1].shape[-1] ** -0.5), **others)
+
+    monkeypatch.setattr(attention, "attend_within_documents", with_another_scale)
+    found = statuses(attention.cases(bench))
+    assert found.pop("a document does not change the others") == PASS
+    assert set(found.values()) == {FAIL}
+
+
+def test_attention_across_documents_fails(bench, monkeypatch):
+    attend = attention.attend_within_documents
+
+    def as_one_document(*inputs, cu_seq_lens_q, **others):
+        ends = torch.tensor([0, int(cu_seq_lens_q[-1])], dtype=torch.int32)
+        return attend(*inputs, cu_seq_lens_q=ends, **others)
+
+    monkeypatch.setattr(attention, "attend_within_documents", as_one_document)
+    assert statuses(attention.cases(bench))["a document does not change the others"] == FAIL
+
+
+class Finished(FinishedRun):
+    """A run with given results."""
+
+    def __init__(self, losses, weights):
+        self._losses, self._weights = losses, weights
+
+    @property
+    def losses(self):
+        return self._losses
+
+    def weights(self):
+        return self._weights
+
+
+@pytest.mark.parametrize(
+    ("loss", "weight", "status"), [(2.0, 1.0, PASS), (2.0, 1.0000001, FAIL), (2.0000001, 1.0, FAIL), (0.0, 1.0, FAIL)]
+)
+def test_other_bits_fail(bench, loss, weight, status):
+    right = Finished({1: 3.0, 2: 2.0 if loss else 0.0}, {"w": torch.ones(3)})
+    other = Finished({2: loss}, {"w": torch.full((3,), weight)})
+    assert recovery._Runs(bench)._compared(right, other).status == status
+
+
+def test_rounding_is_allowed_on_a_gpu_without_full_determinism(bench):
+    bench.device = "cuda:0"
+    right, other = (Finished({1: loss}, {"w": torch.full((3,), loss)}) for loss in (2.0, 2.0001))
+    assert recovery._Runs(bench)._compared(right, other).status == PASS
+    bench.full_determinism = True
+    assert recovery._Runs(bench)._compared(right, other).status == FAIL
+
+
+def test_models_have_as_many_layers_as_fit(bench, monkeypatch):
+    found = []
+    for gib in (79, 24, 12, 4):
+        monkeypatch.setattr(fitting, "available_memory_bytes", lambda device, gib=gib: gib * 2**30)
+        fits = fitting.fitting_shape(bench, SHAPES["1.2b"], tokens=4096, has_adapters=False, checkpointing=True)
+        found.append(fits and fits.num_layers)
+    assert found[0] == SHAPES["1.2b"].num_layers
+    assert 16 > found[1] > found[2] > 0
+    assert found[3] is None
+
+
+def test_the_name_of_a_smaller_model_says_so():
+    full = SHAPES["8b"]
+    assert fitting.shape_text("8B", full, full) == "8B"
+    assert fitting.shape_text("8B", full, replace(full, num_layers=12)) == "8B, 12 of 32 layers"
+
+
+def test_checks_of_a_gpu_alone_are_skipped_with_a_reason(bench):
+    checks = {case.name: case.check for case in recovery.cases(bench)}
+    outcome = checks["out of memory, retried in chunks"]()
+    assert (outcome.status, bool(outcome.figure)) == (SKIP, True)
