@@ -15,7 +15,7 @@ from sft.checkpointing.resume_point import ResumePoint
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import SFTConfig
 from sft.modeling.fitting import fit_to_tokenizer
-from sft.modeling.loading import load_pretrained_model
+from sft.modeling.loading import check_quantized_weights_can_train, load_pretrained_model
 from sft.modeling.precision import resolve_precision
 from sft.modeling.saving import save_final_model
 from sft.modeling.text_path import report_unused_modules
@@ -59,7 +59,9 @@ def load_model(
         gradient_checkpointing=config.training.gradient_checkpointing,
         adapters_from=resume.path if resume is not None else None,
     )
-    if config.lora is None:
+    name, has_adapters = config.model.model_name_or_path, config.lora is not None
+    check_quantized_weights_can_train(model, name, has_adapters=has_adapters)
+    if not has_adapters:
         report_unused_modules(model)
-    fit_to_tokenizer(model, tokenizer, config.data.max_seq_length, adapters_only=config.lora is not None)
+    fit_to_tokenizer(model, tokenizer, config.data.max_seq_length, adapters_only=has_adapters)
     return model

@@ -42,7 +42,7 @@ def read_json_lines(path: str | Path, shape: Any) -> tuple[list[dict[str, Any]],
         if misfit is None:
             found.append(document)
         else:
-            dropped.append(f"{path}:{number} is not a complete line ({misfit}); it is left out.")
+            dropped.append(f"{path}:{number} is not a complete line ({misfit}); it is skipped.")
     return found, dropped
 
 

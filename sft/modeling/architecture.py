@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from sft.common.device_errors import reraise_device_error
+from sft.common.errors import ModelError
+from sft.common.outside_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+_OF_BITSANDBYTES = {"load_in_4bit", "load_in_8bit"}
+"""Older files name no method."""
 _MOST_LAYERS = 10_000
 """More would be built for hours, one after the other, before the files are compared."""
 
@@ -17,6 +25,13 @@ _MOST_LAYERS = 10_000
 def why_not_causal_lm(config: "PretrainedConfig") -> str | None:
     """What else the model is, after its name, and what to do; None if it can be loaded as a causal language model."""
     name = architecture_name(config)
+    method = quantization_method(config)
+    known = sorted({each.removesuffix("_4bit").removesuffix("_8bit") for each in AUTO_QUANTIZATION_CONFIG_MAPPING})
+    if method is not None and method not in known:
+        return (
+            f"is quantized by {method!r} (quant_method in config.json), which transformers does not know. Known: "
+            f"{', '.join(known)}. Choose the same model in full precision."
+        )
     if getattr(config, "is_encoder_decoder", False):
         return (
             f"is an encoder-decoder model ({name}); only decoder-only (causal) language models can be trained here. "
@@ -36,6 +51,32 @@ def why_not_causal_lm(config: "PretrainedConfig") -> str | None:
         f"is not a causal language model ({name}): transformers cannot load it with AutoModelForCausalLM. Choose a "
         "decoder-only language model."
     )
+
+
+def why_adapters_not_causal_lm(path: str) -> str | None:
+    """What the base model of adapters is, after their name, if it is no causal language model; None if not known.
+
+    Args:
+        path: a folder or a name on the Hub, without a config.json.
+    """
+    try:
+        file = find_adapter_config_file(path)
+        base = file and read_json(file, ModelError).get("base_model_name_or_path")
+        problem = why_not_causal_lm(AutoConfig.from_pretrained(base)) if base else None
+    except Exception as error:  # loading them reports it
+        reraise_device_error(error)
+        return None
+    return problem and f"contains adapters on {base}, which {problem}"
+
+
+def quantization_method(config: "PretrainedConfig") -> str | None:
+    """The method by which the saved weights are quantized; None if they are not."""
+    settings = getattr(config, "quantization_config", None)
+    settings = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
+    method = settings.get("quant_method")
+    if method is None:
+        return None if not settings else "bitsandbytes" if settings.keys() & _OF_BITSANDBYTES else "(none)"
+    return str(getattr(method, "value", method))
 
 
 def _too_many_layers(config: "PretrainedConfig") -> str | None:

@@ -9,9 +9,10 @@ Shapes: `N` tokens, `h` hidden size, `V` vocabulary.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from sft.common.device_errors import reraise_device_error
 from sft.common.errors import ModelError, one_line
@@ -19,8 +20,12 @@ from sft.common.outside_files import outside_file
 from sft.modeling.few_tokens import call_on, few_tokens
 from sft.modeling.random_state import RandomState
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 logger = logging.getLogger("sft.model")
 _NUM_TOKENS = 9
+_MOST_PARAMETERS = 100_000_000
 _LEAST_SHARE = 1e-5
 """Smallest gradient of the last token that counts, as a share of the largest one: a masked token's is exactly zero, but
 for models that compute by Fourier transform; one of nine tokens that are seen has a share of 1e-3 and more."""
@@ -74,6 +79,37 @@ def check_is_causal(model: Any) -> None:
             "tokens after it, so it would learn to copy the answers, not to write them. Choose a decoder-only (causal) "
             "language model."
         )
+
+
+def check_config_is_causal(config: "PretrainedConfig") -> None:
+    """As `check_is_causal`, before there are weights: on a random model of one layer and few tokens.
+
+    A layer of more than 100 million parameters is not tried: it is none of an encoder, and would take gigabytes.
+
+    Args:
+        config: of a model that transformers loads as a causal language model.
+
+    Raises:
+        ModelError: if it is not causal.
+    """
+    layers = getattr(config, "num_hidden_layers", None)
+    settings: dict[str, Any] = {"num_hidden_layers": 1, "vocab_size": 64, "pad_token_id": 0}
+    for key, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == layers:
+            settings[key] = value[:1]  # of each layer
+    try:
+        with torch.device("meta"):
+            small = type(config).from_dict(config.to_dict() | settings)
+            size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(small).parameters())
+        if size > _MOST_PARAMETERS:
+            return
+        random_state = RandomState.capture("cpu")
+        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
+        random_state.restore()
+    except Exception as error:  # another shape of configuration: the run tries the model itself
+        reraise_device_error(error)
+        return
+    check_is_causal(model)
 
 
 def _sees_last_token(model: Any, ids: torch.Tensor) -> bool:

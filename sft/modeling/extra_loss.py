@@ -1,6 +1,6 @@
 """Does the model's own loss have a term beside the cross-entropy, such as a router's? Tried on a few tokens.
 
-Such terms are left out of training, with a line in the log. The load-balancing loss of a mixture of experts is a
+Such terms are not trained, with a line in the log. The load-balancing loss of a mixture of experts is a
 product of two means over the tokens of a batch: computed by micro-batch it would depend on their size and on the number
 of processes, and computed by row it would be another loss than the one that the model was trained with. So neither is
 added in silence, and a run stays the same for any split of its steps.
@@ -24,8 +24,8 @@ _TOLERANCE = 2e-5
 _COEFFICIENT = re.compile(r".*(aux|z_loss|router|balanc).*(coef|weight|alpha).*")
 
 
-def left_out_line(model: Any) -> str | None:
-    """A line about the term that is left out; None if the model's loss is the cross-entropy alone.
+def untrained_loss_line(model: Any) -> str | None:
+    """A line about the term that is not trained; None if the model's loss is the cross-entropy alone.
 
     Args:
         model: on the device and in the types of training, under autocast if training uses it.
@@ -40,7 +40,10 @@ def left_out_line(model: Any) -> str | None:
         found = f"config.json asks for a router loss ({causes})"
     else:
         return None
-    return f"{found}. It is left out: the loss of this run is the cross-entropy of the supervised tokens alone."
+    return (
+        f"{found}. It is not trained: it would depend on how a step is split over micro-batches and processes. The "
+        "loss of this run is the cross-entropy of the supervised tokens alone."
+    )
 
 
 def _difference(model: Any) -> float:

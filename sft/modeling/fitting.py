@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sft.common.errors import ModelError
+from sft.modeling.causality import check_is_causal
 from sft.modeling.generation_settings import check_can_be_saved
 from sft.prompting.rendering import ChatRenderer
 
@@ -34,6 +35,7 @@ def fit_to_tokenizer(
     """
     positions = num_learned_positions(model)
     if positions is not None and max_seq_length > positions:
+        check_is_causal(model)  # of two problems, the one that no setting mends comes first
         raise ModelError(
             f"max_seq_length is {max_seq_length} but {_class_name(model)} has {positions} learned positions. "
             f"Write max_seq_length: {positions} or less."

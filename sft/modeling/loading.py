@@ -16,7 +16,12 @@ from sft.common.errors import ConfigError, ModelError, one_line
 from sft.common.run_records import DistributedContext, Precision
 from sft.common.text import counted, first_of
 from sft.configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig
-from sft.modeling.architecture import text_part_line, why_not_causal_lm
+from sft.modeling.architecture import (
+    quantization_method,
+    text_part_line,
+    why_adapters_not_causal_lm,
+    why_not_causal_lm,
+)
 from sft.modeling.loading_errors import readable_loading_errors
 
 if TYPE_CHECKING:
@@ -65,6 +70,8 @@ def load_pretrained_model(
         logger.info(line)
     if config.gguf_file is not None:
         _clear_gguf_quantization(model)
+    if getattr(model, "hf_quantizer", None) is None:
+        _check_finite(model, config.model_name_or_path)
     if quantization is not None:
         model = prepare_quantized_model(model)
     if lora is not None:
@@ -75,6 +82,22 @@ def load_pretrained_model(
             # The frozen embedding's output requires no gradient, but the input of a checkpointed layer must.
             model.enable_input_require_grads()
     return model
+
+
+def check_quantized_weights_can_train(model: Any, path: str, *, has_adapters: bool) -> None:
+    """Check that weights which are quantized in their files can be trained.
+
+    Raises:
+        ModelError: if the method does not allow it, or there are no adapters.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        return
+    found = f"model_name_or_path: {path} is quantized by {quantization_method(model.config)} (config.json)"
+    if not quantizer.is_trainable:
+        raise ModelError(f"{found}, which cannot be trained. Choose the same model in full precision.")
+    if not has_adapters and not quantizer.is_qat_trainable:
+        raise ModelError(f"{found}: only adapters can be trained. Add lora_config, or choose it in full precision.")
 
 
 def _check_architecture(config: ModelConfig) -> "PretrainedConfig | None":
@@ -90,8 +113,8 @@ def _check_architecture(config: ModelConfig) -> "PretrainedConfig | None":
                 config.model_name_or_path, trust_remote_code=config.trust_remote_code, **options
             )
         except Exception:
-            return None  # loading the weights reports it, or finds the base model of adapters
-    problem = why_not_causal_lm(found)
+            found = None  # loading the weights reports it, or finds the base model of adapters
+    problem = why_adapters_not_causal_lm(config.model_name_or_path) if found is None else why_not_causal_lm(found)
     if problem is not None:
         raise ModelError(f"model_name_or_path: {config.model_name_or_path} {problem}")
     return found
@@ -103,7 +126,7 @@ def _unused_line(path: str, names: Collection[str]) -> str | None:
         return None
     return (
         f"{path}: {counted(len(names), 'tensor')} of the weights do not belong to the model that config.json "
-        f"describes, and are left out: {first_of(sorted(names)[:3], len(names))}."
+        f"describes, and are not trained: {first_of(sorted(names)[:3], len(names))}."
     )
 
 
@@ -144,6 +167,24 @@ def _load_weights(config: ModelConfig, options: dict[str, Any]) -> tuple[Any, Co
             "them. The files do not belong to its config.json, or are incomplete."
         )
     return model, loading["unexpected_keys"]
+
+
+def _check_finite(model: Any, path: str) -> None:
+    """Check that no weight is NaN or inf: every step would be skipped, and the file would be looked at last.
+
+    Raises:
+        ModelError: with the name of the first one.
+    """
+    for name, weight in model.named_parameters():
+        if weight.is_meta or not weight.is_floating_point() or weight.detach().sum(dtype=torch.float32).isfinite():
+            continue
+        count = int((~weight.detach().isfinite()).sum())  # 0 if only the sum is too large
+        if count:
+            raise ModelError(
+                f"{path}: {name} contains {counted(count, 'value')} that are NaN or inf, of {weight.numel():,} "
+                f"({str(weight.dtype).removeprefix('torch.')}). The weights are damaged, or too large for this type: "
+                "download the model again, or choose another."
+            )
 
 
 def _clear_gguf_quantization(model: Any) -> None:

@@ -22,6 +22,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "architectures": [str],
         "model_type": str,
         "auto_map": dict,
+        "quantization_config": {"quant_method": str},
         "layer_types": [str],
         **dict.fromkeys(("max_position_embeddings", "sliding_window", "attention_chunk_size"), (bool, int)),
     },

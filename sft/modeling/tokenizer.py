@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from sft.common.errors import ModelError
 from sft.common.files import refuse_special_files
 from sft.configuration.schema import ModelConfig
+from sft.modeling.architecture import why_adapters_not_causal_lm
 from sft.modeling.loading_errors import readable_loading_errors
 from sft.prompting.templates import set_chat_template
 
@@ -64,6 +65,9 @@ def _check_model_folder(config: ModelConfig) -> None:
             f"model_name_or_path: {folder} is a file. Name its folder (and for a GGUF file, set gguf_file)."
         )
     if folder.is_dir() and config.gguf_file is None and not (folder / "config.json").is_file():
+        other = why_adapters_not_causal_lm(str(folder))
+        if other is not None:
+            raise ModelError(f"model_name_or_path: {folder} {other}")
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         adapters = " These are adapters: name their base model." if (folder / "adapter_config.json").is_file() else ""
         raise ModelError(f"model_name_or_path: no config.json in {folder}; found: {found}.{adapters}")

@@ -79,7 +79,7 @@ class TokenizedRows:
     refusals: Mapping[int, RowRefused]
     """Index among the given rows -> why that row is not included."""
     split_tokens: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    """Index among the included rows -> as in `TokenizedRow`; rows without any are left out."""
+    """Index among the included rows -> as in `TokenizedRow`; rows without any are missing."""
 
     def split(self) -> list[TokenizedRow | RowRefused]:
         """Each given row by itself, or why it was refused. Copies, so that keeping one does not keep all in memory."""

@@ -14,10 +14,7 @@ from sft.common.run_records import BatchPlan, TrainingResult
 from sft.reporting.remarks import remark_counts
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "bitsandbytes")
-_TRAIN_FIELDS = (
-    "steps",
-    "epochs",
-    "loss",
+MEASURED = (
     "seconds",
     "examples_per_second",
     "tokens_per_second",
@@ -26,8 +23,9 @@ _TRAIN_FIELDS = (
     "mfu",
     "peak_memory_bytes",
     "memory_share",
-    "rows_dropped",
 )
+"""Fields of `TrainingResult` that are measured while steps are trained."""
+_TRAIN_FIELDS = ("steps", "epochs", "loss", *MEASURED, "rows_dropped")
 """Fields of `TrainingResult` under `train`."""
 
 

@@ -74,7 +74,7 @@ def prepare_model(
             max_seq_length=config.data.max_seq_length,
             kept=kept,
         )
-        left_out = ModelTrials(model, precision).left_out_line()
+        left_out = ModelTrials(model, precision).untrained_loss_line()
     logger.info(layout.describe())
     if left_out is not None:
         logger.info(left_out)

@@ -19,7 +19,7 @@ from sft.common.run_records import Precision
 from sft.modeling.causality import check_computes, check_is_causal
 from sft.modeling.document_attention import NAME as DOCUMENTS
 from sft.modeling.document_attention import ONE_BY_ONE, isolated_documents
-from sft.modeling.extra_loss import left_out_line
+from sft.modeling.extra_loss import untrained_loss_line
 from sft.modeling.isolation import find_obstacle, tolerance
 from sft.modeling.output_layer import find_output_layer
 
@@ -47,10 +47,10 @@ class ModelTrials:
             check_computes(self._model)
             check_is_causal(self._model)
 
-    def left_out_line(self) -> str | None:
+    def untrained_loss_line(self) -> str | None:
         """A line about a term of the model's own loss that training leaves out; None if there is none."""
         with self._autocast():
-            return left_out_line(self._model)
+            return untrained_loss_line(self._model)
 
     def obstacle(self, attention: str | None, max_seq_length: int) -> str | None:
         """Why the model does not support padding-free batches; None if it does.

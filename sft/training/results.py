@@ -28,7 +28,7 @@ from sft.reporting.log_lines import before_and_after_lines, before_and_after_row
 from sft.reporting.metrics_log import read_metrics
 from sft.reporting.remarks import remark_lines
 from sft.reporting.run_record import read_run_record
-from sft.reporting.summary import build_summary
+from sft.reporting.summary import MEASURED, build_summary
 from sft.training.gradients import data_parallel_of
 from sft.training.hub_pushes import NOT_PUSHED_STATUS
 from sft.training.run_report import HTML_FILE, RunReport
@@ -36,17 +36,6 @@ from sft.training.stopping import StopCallback
 
 logger = logging.getLogger("sft")
 METRICS = tuple(field.name for field in dataclasses.fields(EvaluationResult))
-MEASURED = (
-    "seconds",
-    "examples_per_second",
-    "tokens_per_second",
-    "supervised_tokens_per_second",
-    "model_flops_per_second",
-    "mfu",
-    "peak_memory_bytes",
-    "memory_share",
-)
-"""Fields of `TrainingResult` that are measured while steps are trained."""
 WITHOUT_SUMMARY_STATUS = 2
 """The exit status of a run whose model is saved, but not `run_summary.json`."""
 _T = TypeVar("_T")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import transformers as t
 
@@ -9,9 +13,15 @@ from sft.common.errors import ModelError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig
 from sft.modeling.architecture import text_part_line, why_not_causal_lm
-from sft.modeling.loading import load_pretrained_model
+from sft.modeling.loading import check_quantized_weights_can_train, load_pretrained_model
+from sft.modeling.tokenizer import load_tokenizer
 from tests.support import messages
 from tests.support.small_models import build_model
+
+
+def load_float32(config):
+    return load_pretrained_model(config, None, None, Precision(weights="float32", mixed="no"), DistributedContext())
+
 
 ENCODER_DECODER = [t.T5Config, t.BartConfig, t.WhisperConfig, t.MarianConfig, t.PegasusConfig, t.T5GemmaConfig]
 MULTIMODAL = {
@@ -63,3 +73,59 @@ def test_a_text_part_that_is_loaded_alone_is_reported():
         "and saved; the saved model has no part for vision."
     )
     assert text_part_line(model.config, model) is None
+
+
+@pytest.mark.parametrize("kind", [*ENCODER_DECODER[:3], *MULTIMODAL, *OTHER])
+@pytest.mark.parametrize("load", [load_tokenizer, load_float32])
+def test_adapters_of_another_kind_of_model_are_named_by_it(kind, load, tmp_path):
+    base, adapters = tmp_path / "base", tmp_path / "adapters"
+    kind(architectures=["TheirModel"]).save_pretrained(base)
+    adapters.mkdir()
+    (adapters / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    config = ModelConfig(model_name_or_path=str(adapters))
+    with pytest.raises(ModelError, match=rf"adapters contains adapters on {base}, which is .*TheirModel") as caught:
+        load(config)
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant_method": "nope"},
+        {"quant_method": "GPTQ"},
+        {"quant_method": ""},
+        {"quant_method": "bnb", "load_in_4bit": True},
+        {"bits": 4},
+    ],
+)
+def test_an_unknown_method_of_quantization_is_named(settings, tmp_path):
+    found = build_model("llama").config.to_dict() | {"quantization_config": settings}
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    config = ModelConfig(model_name_or_path=str(tmp_path))
+    with pytest.raises(ModelError, match=r"is quantized by .* which transformers does not know") as caught:
+        load_float32(config)
+    assert len(caught.value.problems) == 1
+    assert str(settings.get("quant_method", "none")) in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "mxfp4", "bitsandbytes", None])
+def test_a_known_method_of_quantization_is_left_to_the_loader(method):
+    settings = {"quant_method": method} if method else {"load_in_8bit": True}
+    assert why_not_causal_lm(t.LlamaConfig(quantization_config=settings)) is None
+
+
+@pytest.mark.parametrize(
+    ("trains", "has_adapters", "found"),
+    [
+        (False, True, "which cannot be trained"),
+        (False, False, "which cannot be trained"),
+        (True, False, "only adapters can be trained. Add lora_config"),
+        (True, True, None),
+    ],
+)
+def test_weights_that_are_quantized_in_their_files(trains, has_adapters, found):
+    model = build_model("llama")
+    model.config.quantization_config = {"quant_method": "gptq"}
+    model.hf_quantizer = SimpleNamespace(is_trainable=trains, is_qat_trainable=False)
+    with pytest.raises(ModelError, match=found) if found else nullcontext():
+        check_quantized_weights_can_train(model, "their/model", has_adapters=has_adapters)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as t
 
-from sft.modeling.extra_loss import left_out_line
+from sft.modeling.extra_loss import untrained_loss_line
 from tests.support import messages
 from tests.support.small_models import ARCHITECTURES, build_model
 
@@ -37,11 +37,11 @@ BUILDERS = {
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_router_loss_that_config_json_asks_for_is_reported(name, asks, coefficient):
     torch.manual_seed(0)
-    line = left_out_line(BUILDERS[name](output_router_logits=asks, router_aux_loss_coef=coefficient).train())
+    line = untrained_loss_line(BUILDERS[name](output_router_logits=asks, router_aux_loss_coef=coefficient).train())
     assert (line is not None) == (asks and coefficient > 0)
     if line is not None:
         assert messages.ROUTER_LOSS.format(coefficient=coefficient) in line
-        assert messages.LOSS_LEFT_OUT in line
+        assert messages.LOSS_NOT_TRAINED in line
         assert len(line.splitlines()) == 1
 
 
@@ -55,7 +55,7 @@ def test_a_loss_without_another_term_is_not_reported(name, dtype):
         if name == "not shifted"
         else build_model(name)
     )
-    assert left_out_line(model.to(dtype)) is None
+    assert untrained_loss_line(model.to(dtype)) is None
 
 
 def test_another_term_is_reported_without_a_name():
@@ -69,13 +69,13 @@ def test_another_term_is_reported_without_a_name():
         return output
 
     model.forward = forward
-    line = left_out_line(model)
+    line = untrained_loss_line(model)
     assert messages.ANOTHER_LOSS in line
-    assert messages.LOSS_LEFT_OUT in line
+    assert messages.LOSS_NOT_TRAINED in line
 
 
 def test_a_router_loss_that_the_model_cannot_compute_is_reported_by_its_configuration():
     model = build_model("llama")
     model.config.output_router_logits, model.config.router_aux_loss_coef = True, 0.01
-    expected = "config.json asks for a router loss (router_aux_loss_coef: 0.01). It is left out: "
-    assert left_out_line(model).startswith(expected)
+    expected = "config.json asks for a router loss (router_aux_loss_coef: 0.01). It is not trained: "
+    assert untrained_loss_line(model).startswith(expected)

@@ -30,8 +30,7 @@ def resolve_output(output: str | None, model: str, *, is_merged: bool) -> Path:
     require_utf8("command line: --output", path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ConfigError(f"command line: --output: {path} already exists. Name a new folder.")
-    path = Path(os.path.realpath(path))  # a link is what it points to
-    parent = next(folder for folder in path.parents if folder.exists())
+    parent = next(folder for folder in _target(path).parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(
             f"command line: --output: {parent} is not a folder that this user can write to; name another folder."
@@ -42,7 +41,7 @@ def resolve_output(output: str | None, model: str, *, is_merged: bool) -> Path:
 @contextmanager
 def temporary_folder(output: Path) -> Iterator[Path]:
     """Yield a folder beside `output`, which is renamed to `output` at the end and removed on any error."""
-    target = output.absolute()
+    target = _target(output)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-unfinished-", dir=target.parent))
@@ -57,6 +56,11 @@ def temporary_folder(output: Path) -> Iterator[Path]:
         os.rename(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _target(output: Path) -> Path:
+    """Where the folder is: a link is what it points to. Messages name the path as it was given."""
+    return Path(os.path.realpath(output))
 
 
 def _umask() -> int:

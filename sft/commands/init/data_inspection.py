@@ -16,7 +16,7 @@ from sft.commands.init.findings import DataInfo
 from sft.commands.paths import looks_like_a_path
 from sft.common.data_records import Conversation, RawRow, RowProblem
 from sft.common.did_you_mean import did_you_mean
-from sft.common.errors import DataError, ModelError, UserError
+from sft.common.errors import DataError, ModelError
 from sft.common.hub_names import full_name_hint
 from sft.common.outside_files import outside_file
 from sft.configuration.schema import DataConfig
@@ -25,15 +25,15 @@ from sft.data.sources.files import SPLIT_WORDS
 from sft.data.sources.load import OpenedSources, Source, open_sources
 from sft.prompting.formats import UNANSWERABLE, RecordFormat
 from sft.prompting.messages import RowRefused
-from sft.prompting.template import ChatTemplate
+from sft.prompting.rendering import ChatRenderer
 
 MAX_ROWS = 20_000
 _TOKENS_PER_MESSAGE = 8
 """An upper limit for what most chat templates add to a message."""
 _TOKENS_PER_ROW = 48
 """Allowance for what a template adds to a conversation: a system prompt, a date."""
-_MAX_RENDERED_ROWS = 200
-"""The longest rows by estimate, which are rendered with the chat template and counted; rendering all would be slow."""
+_MAX_COUNTED_ROWS = 200
+"""The longest rows by estimate, which are counted by the tokenizer."""
 _BYTES_PER_TOKEN = 2.5
 """Less than text has in most languages, so that estimates are rather too high."""
 _PROMPT_WORDS = ("question", "query", "prompt", "instruction", "input", "user", "human", "request", "source")
@@ -63,7 +63,8 @@ def inspect_data(name: str, tokenizer_file: str | None) -> DataInfo:
         raise DataError(f"no file or folder {name!r}.{hint}")
     opened = open_sources(DataConfig(train_file=str(path)))
     source, record_format, chunks = _with_format(opened.train[0])
-    counts = _RowCounts(record_format, source.columns, _token_counter(tokenizer_file))
+    loaded = None if tokenizer_file is None else _load_renderer(Path(tokenizer_file).parent)
+    counts = _RowCounts(record_format, source.columns, _token_counter(tokenizer_file), loaded and loaded[0])
     for chunk in chunks:
         counts.add(chunk.rows())
         if counts.rows >= MAX_ROWS:
@@ -72,9 +73,9 @@ def inspect_data(name: str, tokenizer_file: str | None) -> DataInfo:
         counts.is_complete = True
     if not counts.max_tokens:
         raise DataError(f"no row of {name} can be used: {counts.first_bad or 'no question has an answer'}")
-    max_tokens, is_counted = counts.max_tokens, False
-    if tokenizer_file is not None:
-        max_tokens, is_counted = _count_longest(counts, Path(tokenizer_file).parent)
+    max_tokens, texts = counts.max_tokens, [text for _, _, text in counts.longest_rows if text is not None]
+    if loaded is not None and not counts.is_plain_text:
+        max_tokens = max(map(len, loaded[1](texts, add_special_tokens=False, verbose=False)["input_ids"]))
     validation, is_found = _validation_beside(opened, path)
     ours = {source.columns.get(name, name) for name in counts.columns}
     return DataInfo(
@@ -90,7 +91,7 @@ def inspect_data(name: str, tokenizer_file: str | None) -> DataInfo:
         num_bad_rows=counts.bad,
         first_bad_row=counts.first_bad,
         max_tokens=max_tokens,
-        are_tokens_counted=is_counted,
+        are_tokens_counted=tokenizer_file is not None and (counts.is_plain_text or loaded is not None),
         validation=validation,
         is_validation_found=is_found,
     )
@@ -99,64 +100,78 @@ def inspect_data(name: str, tokenizer_file: str | None) -> DataInfo:
 class _RowCounts:
     """Counts of the rows read so far."""
 
-    def __init__(self, record_format: RecordFormat, columns: Mapping[str, str], count: Callable[[str], int]):
-        self._format, self._names, self._count = record_format, columns, count
+    def __init__(
+        self,
+        record_format: RecordFormat,
+        columns: Mapping[str, str],
+        count: Callable[[str], int],
+        renderer: ChatRenderer | None,
+    ):
+        self._format, self._names, self._count, self._renderer = record_format, columns, count, renderer
         self.rows = self.bad = self.unanswerable = 0
-        self.longest_rows: list[tuple[int, int, Conversation]] = []
-        """A heap of the longest rows: estimated tokens, number of the row, the row."""
+        self.longest_rows: list[tuple[int, int, str | None]] = []
+        """A heap of the longest rows: estimated tokens, number of the row, its text if it is rendered."""
         self.first_bad = ""
         self.columns: dict[str, None] = {}
         self.is_complete = False
+        self.is_plain_text = True
 
     @property
     def max_tokens(self) -> int:
         """Estimated tokens of the longest row; 0 if no row can be used."""
         return max((tokens for tokens, _, _ in self.longest_rows), default=0)
 
-    def add(self, rows: Iterable[RawRow]) -> None:
-        for row in rows:
+    def add(self, rows: Sequence[RawRow]) -> None:
+        """Count rows, rendered together as a run does."""
+        converted = [self._convert(row) for row in rows]
+        chats = [each for each in converted if isinstance(each, Conversation) and each.text is None]
+        rendered = iter(self._renderer.render_all(chats) if self._renderer is not None else [None] * len(chats))
+        for row, outcome in zip(rows, converted, strict=True):
             self.rows += 1
-            problem = row.problem
-            if problem is None and row.record is not None:
-                problem = self._add_record(row.record)
-            if problem is not None and problem.reason == UNANSWERABLE:
+            if isinstance(outcome, Conversation):
+                text = next(rendered) if outcome.text is None else None
+                if not isinstance(text, RowRefused):
+                    self.is_plain_text &= outcome.text is not None
+                    self._keep(_estimate_tokens(outcome, self._count), None if text is None else text.text)
+                    continue
+                outcome = text.problem
+            if outcome.reason == UNANSWERABLE:
                 self.unanswerable += 1
-            elif problem is not None:
+            else:
                 self.bad += 1
-                self.first_bad = self.first_bad or f"{row.source}: {problem.message}"
+                self.first_bad = self.first_bad or f"{row.source}: {outcome.message}"
 
-    def _add_record(self, record: Mapping[str, Any]) -> RowProblem | None:
-        """Count a record. Returns why it cannot be used, or None."""
-        self.columns.update(dict.fromkeys(record))
+    def _convert(self, row: RawRow) -> Conversation | RowProblem:
+        """The conversation of a row, or why it cannot be used."""
+        if row.problem is not None or row.record is None:
+            return row.problem or RowProblem(reason="no_record", message="it is empty")
+        self.columns.update(dict.fromkeys(row.record))
         try:
-            conversation = self._format.convert({self._names.get(name, name): value for name, value in record.items()})
+            return self._format.convert({self._names.get(name, name): value for name, value in row.record.items()})
         except RowRefused as refused:
             return refused.problem
-        self._keep(_estimate_tokens(conversation, self._count), conversation)
-        return None
 
-    def _keep(self, tokens: int, conversation: Conversation) -> None:
-        entry = (tokens, self.rows, conversation)
-        if len(self.longest_rows) < _MAX_RENDERED_ROWS:
+    def _keep(self, tokens: int, text: str | None) -> None:
+        entry = (tokens, self.rows, text)
+        if len(self.longest_rows) < _MAX_COUNTED_ROWS:
             heapq.heappush(self.longest_rows, entry)
         else:
             heapq.heappushpop(self.longest_rows, entry)
 
 
-def _count_longest(counts: _RowCounts, folder: Path) -> tuple[int, bool]:
-    """Return the tokens of the longest row, and whether they were counted with the chat template, not estimated."""
-    if all(row.text is not None for _, _, row in counts.longest_rows):
-        return counts.max_tokens, True
+def _load_renderer(folder: Path) -> tuple[ChatRenderer, Any] | None:
+    """The chat template of the tokenizer in a folder, and the tokenizer; None if it has none, or cannot be loaded.
+
+    Raises:
+        ConfigError: if the template cannot render a question and an answer, as a run would.
+    """
     try:
         with outside_file(f"{folder}: the tokenizer cannot be loaded", ModelError):
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
             tokenizer("a b")  # some values only fail when they are used
-        template = ChatTemplate(tokenizer)
-        texts = [template.apply(row.messages, row.tools) for _, _, row in counts.longest_rows if row.text is None]
-    except (UserError, RowRefused):
-        # No template, one that refuses such rows, or a tokenizer that needs remote code: use the estimate.
-        return counts.max_tokens, False
-    return max(map(len, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])), True
+    except ModelError:
+        return None  # one that needs remote code, for example: use the estimate
+    return (ChatRenderer(tokenizer), tokenizer) if isinstance(tokenizer.chat_template, str | dict) else None
 
 
 def _estimate_tokens(conversation: Conversation, count: Callable[[str], int]) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ from sft.common.hub_names import full_name_hint
 from sft.common.outside_files import outside_file
 from sft.common.run_records import ModelFootprint
 from sft.modeling.architecture import why_not_causal_lm
+from sft.modeling.causality import check_config_is_causal
 from sft.modeling.footprint import footprint
 from sft.modeling.model_files import check_settings_files
 
@@ -60,6 +63,8 @@ def inspect_model(name: str) -> ModelInfo:
         context_length=getattr(config.get_text_config(), "max_position_embeddings", None),
         tokenizer_file=_find_tokenizer_file(name_or_path),
     )
+    with _quiet_transformers():
+        check_config_is_causal(config)
     try:
         return replace(info, footprint=_footprint_of(config))
     except ModelError as error:
@@ -90,12 +95,18 @@ def _not_found(name: str) -> str:
 
 
 def _footprint_of(config: "PretrainedConfig") -> ModelFootprint:
-    transformers_logger = logging.getLogger("transformers")
-    level, transformers_logger.level = transformers_logger.level, logging.ERROR
-    try:
+    with _quiet_transformers():
         with outside_file("its size is unknown", ModelError), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         return footprint(model)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    transformers_logger = logging.getLogger("transformers")
+    level, transformers_logger.level = transformers_logger.level, logging.ERROR
+    try:
+        yield
     finally:
         transformers_logger.level = level
 

@@ -25,7 +25,7 @@ class ArrowValues:
     def __init__(self, fields: Iterable[pyarrow.Field] | None, *, parse_json: bool = False):
         """
         Args:
-            fields: The columns; None if their types are unknown, and every null in an object is left out.
+            fields: The columns; None if their types are unknown, and every null in an object is dropped.
             parse_json: Whether columns of the type JSON hold JSON text.
         """
         self._parse_json = parse_json

@@ -43,6 +43,7 @@ def test_a_folder_that_is_a_link_is_what_it_points_to(tmp_path, target):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(target)
     output = resolve_output(str(tmp_path / "link"), "model", is_merged=False)
+    assert output == tmp_path / "link"  # which messages name
     with temporary_folder(output) as aside:
         (aside / "file").write_text("whole")
     assert (tmp_path / target / "file").read_text() == "whole"
