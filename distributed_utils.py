@@ -14,6 +14,7 @@ from sft.common.run_records import DistributedContext
 from sft.configuration.schema import DistributedConfig
 from sft.processes.device_allocator import use_expandable_segments
 from sft.processes.environment import (
+    has_gpu_of_its_own,
     hide_all_gpus_but_first,
     is_launched,
     is_set,
@@ -84,7 +85,9 @@ def _select_device(local_rank: int, processes_here: int, use_cpu: bool) -> str:
             logger.info("No GPU on this machine: %d processes on CPU, connected by gloo.", processes_here)
         return "mps" if processes_here == 1 and torch.backends.mps.is_available() else "cpu"
     num_devices = torch.cuda.device_count()
-    if processes_here > num_devices:
+    if processes_here > num_devices and has_gpu_of_its_own():
+        local_rank = 0  # each task sees its own GPUs only
+    elif processes_here > num_devices:
         raise ConfigError(
             f"{processes_here} processes but {num_devices} GPUs on this machine; start at most {num_devices}."
         )

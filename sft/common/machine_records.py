@@ -101,6 +101,8 @@ class MachineFacts:
     """Processes that the launcher started on all machines; 1 without one."""
     processes_here: int = 1
     """Those of them on this machine."""
+    has_gpu_of_its_own: bool = False
+    """Whether a scheduler bound GPUs to this process, which sees no others."""
     lacks_bfloat16: bool = False
     """Whether none of the GPUs supports bfloat16; False if that is not known."""
     missing_to_compile: Mapping[bool, str | None] = field(default_factory=dict)

@@ -59,6 +59,18 @@ def num_processes_here(world_size: int) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
 
 
+def has_gpu_of_its_own() -> bool:
+    """Whether this process is a task of SLURM's that GPUs are bound to, as by `srun --gpus-per-task=1`.
+
+    Such a task sees its own GPUs only, numbered from 0 in each task.
+    """
+    given = os.environ
+    is_task = given.get("SLURM_PROCID") == given.get("RANK") and given.get("SLURM_NTASKS") == given.get("WORLD_SIZE")
+    binding = given.get("SLURM_GPU_BIND", "")
+    is_bound = "SLURM_GPUS_PER_TASK" in given or "gpu" in given.get("SLURM_TRES_PER_TASK", "")
+    return is_launched() and is_task and (is_bound or "per_task:" in binding or "single:" in binding)
+
+
 def hide_all_gpus_but_first() -> None:
     """Leave one GPU visible. To be called before CUDA is initialized."""
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

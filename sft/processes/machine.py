@@ -14,7 +14,13 @@ from pathlib import Path
 
 from sft.common.machine_records import MachineFacts
 from sft.common.optional_packages import is_installed
-from sft.processes.environment import is_launched, launched_world_size, num_processes_here, num_usable_cores
+from sft.processes.environment import (
+    has_gpu_of_its_own,
+    is_launched,
+    launched_world_size,
+    num_processes_here,
+    num_usable_cores,
+)
 
 _DEVICE_FILES = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")
 """In /dev, of NVIDIA's driver (on a Jetson nvhost or nvmap), of AMD's, and of either in WSL."""
@@ -37,6 +43,7 @@ def look_at_machine(*, asks_bfloat16: bool, asks_compiler: bool) -> MachineFacts
         is_launched=is_launched(),
         world_size=launched_world_size(),
         processes_here=num_processes_here(launched_world_size()),
+        has_gpu_of_its_own=has_gpu_of_its_own(),
         lacks_bfloat16=asks_bfloat16 and most_gpus != 0 and _gpus_lack_bfloat16(),
         missing_to_compile={gpu: _missing_to_compile(on_gpu=gpu) for gpu in (False, True) if asks_compiler},
     )

@@ -67,6 +67,7 @@ def test_processes_that_torchrun_started_share_cores_with_a_notice_but_no_gpu():
     assert notice.startswith(messages.CORES_SHARED.format(processes=6, cores=4))
     (problem,) = problems("", most_gpus=2, **started)
     assert problem == "6 processes were started, but this machine has 2 GPUs; start at most 2."
+    assert problems("", most_gpus=1, has_gpu_of_its_own=True, **started) == []
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,46 @@ def test_processes_that_cannot_connect_end_with_one_line(launched, monkeypatch, 
     assert not torch.distributed.is_initialized()
 
 
+TASK = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_GPUS_PER_TASK": "1"}
+"""Of `srun --ntasks=4 --gpus-per-task=1`, in the last task."""
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "device"),
+    [
+        (TASK, 1, "cuda:0"),
+        ({**TASK, "SLURM_GPUS_PER_TASK": None, "SLURM_TRES_PER_TASK": "cpu:4,gres/gpu:1"}, 1, "cuda:0"),
+        ({**TASK, "SLURM_GPUS_PER_TASK": None, "SLURM_GPU_BIND": "quiet,single:1"}, 1, "cuda:0"),
+        ({**TASK, "SLURM_GPUS_PER_TASK": "2"}, 2, "cuda:0"),
+        (TASK, 4, "cuda:3"),  # the binding is off (--gpu-bind=none)
+        ({**TASK, "SLURM_GPUS_PER_TASK": None}, 1, None),  # tasks that share a GPU
+        ({**TASK, "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 1, None),  # torchrun in one task
+        ({}, 1, None),
+        ({}, 4, "cuda:3"),
+    ],
+)
+def test_a_task_with_a_gpu_of_its_own_uses_that_one(launched, monkeypatch, variables, devices, device):
+    launched.close()
+    names = ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND"]
+    given = {**dict.fromkeys(names), **variables, "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}
+    for name, value in given.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    if device is None:
+        with pytest.raises(ConfigError, match=messages.MORE_PROCESSES_THAN_GPUS):
+            start_distributed(DistributedConfig(), is_dry_run=True)
+        return
+    context = start_distributed(DistributedConfig(), is_dry_run=True)
+    assert (context.rank, context.device) == (3, device)
+    assert chosen == [int(device[-1])]
+
+
 def test_a_dry_run_opens_no_process_group(launched):
     assert start_distributed(DistributedConfig(), use_cpu=True, is_dry_run=True).world_size == 2
     assert not torch.distributed.is_initialized()

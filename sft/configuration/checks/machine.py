@@ -32,7 +32,7 @@ def find_machine_problems(config: SFTConfig, machine: MachineFacts, *, is_dry_ru
         if missing is not None:
             yield f"torch_compile: needs {missing}, and found none. Install it, or remove the key."
     gpus = _gpus(config, machine)
-    if is_dry_run or (machine.is_launched and not gpus):
+    if is_dry_run or (machine.is_launched and not gpus) or machine.has_gpu_of_its_own:
         return  # processes that share cores are slow, but they run
     count = machine.processes_here if machine.is_launched else config.distributed.num_gpus or 1
     problem = too_many_processes(count, gpus, machine.num_cores)
