@@ -58,6 +58,7 @@ def load_model(
         context,
         gradient_checkpointing=config.training.gradient_checkpointing,
         adapters_from=resume.path if resume is not None else None,
+        is_to_be_sharded=config.fsdp is not None and context.world_size > 1,
     )
     name, has_adapters = config.model.model_name_or_path, config.lora is not None
     check_quantized_weights_can_train(model, name, has_adapters=has_adapters)

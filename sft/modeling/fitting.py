@@ -10,6 +10,7 @@ from torch import nn
 from sft.common.errors import ModelError
 from sft.modeling.causality import check_is_causal
 from sft.modeling.generation_settings import check_can_be_saved
+from sft.modeling.mapped_weights import widen_weights
 from sft.prompting.rendering import ChatRenderer
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def fit_to_tokenizer(
                 "Use the model's own tokenizer, or train all weights."
             )
         logger.info("The tokenizer has %d tokens, the model %d: adding new embeddings.", len(tokenizer), rows)
+        widen_weights(model, model.config.dtype or model.dtype)  # new ones are computed from those that are there
         model.resize_token_embeddings(len(tokenizer))
     for name in SPECIAL_TOKEN_IDS:
         ours, theirs = getattr(tokenizer, name), getattr(model.config, name, None)

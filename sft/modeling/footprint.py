@@ -12,8 +12,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def footprint(model: "PreTrainedModel") -> ModelFootprint:
-    """Measure the model, in one pass over its parameters; a quantized weight counts its original parameters."""
+def footprint(model: "PreTrainedModel", least_bytes: int = 0) -> ModelFootprint:
+    """Measure the model, in one pass over its parameters; a quantized weight counts its original parameters.
+
+    Args:
+        model: the model, adapters included.
+        least_bytes: of a weight that is not quantized, once it is cast to its dtype in training.
+    """
     config = model.config.get_text_config()
     embedding: Any = model.get_input_embeddings()
     output = model.get_output_embeddings()
@@ -22,7 +27,10 @@ def footprint(model: "PreTrainedModel") -> ModelFootprint:
     return ModelFootprint(
         num_parameters=sum(count for _, count in parameters),
         num_trainable_parameters=sum(count for parameter, count in parameters if parameter.requires_grad),
-        weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter, _ in parameters),
+        weight_bytes=sum(
+            parameter.numel() * max(parameter.element_size(), least_bytes * parameter.is_floating_point())
+            for parameter, _ in parameters
+        ),
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
         vocab_size=config.vocab_size,

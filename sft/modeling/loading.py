@@ -23,6 +23,7 @@ from sft.modeling.architecture import (
     why_not_causal_lm,
 )
 from sft.modeling.loading_errors import readable_loading_errors
+from sft.modeling.mapped_weights import is_mapped, mappable_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -39,10 +40,12 @@ def load_pretrained_model(
     *,
     gradient_checkpointing: bool = False,
     adapters_from: Path | None = None,
+    is_to_be_sharded: bool = False,
 ) -> "PreTrainedModel":
     """Load the model, quantized and with adapters where the settings ask for it.
 
-    Adapters are put on the same modules as those of the checkpoint `adapters_from`, which is to be resumed.
+    Adapters are put on the same modules as those of the checkpoint `adapters_from`, which is to be resumed. Weights of a
+    model that is to be sharded may still have the dtype of their files (see `mapped_weights`).
 
     Raises:
         ModelError: if the model is no causal language model, cannot be loaded, or lacks the target of an adapter.
@@ -64,7 +67,8 @@ def load_pretrained_model(
         # Each process holds the full model on its own device; `auto` would split it over all (accelerate#2713).
         options["device_map"] = {"": context.device}
     described = _check_architecture(config)
-    model, unused = _load_weights(config, options)
+    maps = is_to_be_sharded and lora is None and quantization is None and config.gguf_file is None
+    model, unused = _load_weights(config, options, mappable_dtype(described, options["dtype"]) if maps else None)
     line = described and text_part_line(described, model)
     if line or (line := _unused_line(config.model_name_or_path, unused)):
         logger.info(line)
@@ -130,8 +134,15 @@ def _unused_line(path: str, names: Collection[str]) -> str | None:
     )
 
 
-def _load_weights(config: ModelConfig, options: dict[str, Any]) -> tuple[Any, Collection[str]]:
+def _load_weights(
+    config: ModelConfig, options: dict[str, Any], mapped_dtype: torch.dtype | None
+) -> tuple[Any, Collection[str]]:
     """Load the model and check that no weight is missing; also the names of weights that it does not have.
+
+    Args:
+        config: the model section.
+        options: of `from_pretrained`.
+        mapped_dtype: dtype of the weights' files, which weights keep where they can be cast later.
 
     Raises:
         ModelError: if the files cannot be read, or lack some of the weights.
@@ -142,7 +153,10 @@ def _load_weights(config: ModelConfig, options: dict[str, Any]) -> tuple[Any, Co
     try:
         with readable_loading_errors("model", config.model_name_or_path), quiet:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                config.model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                config.model_name_or_path,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **(options if mapped_dtype is None else {**options, "dtype": mapped_dtype}),
             )
             model, loading = loaded
     except ModelError as error:
@@ -152,6 +166,11 @@ def _load_weights(config: ModelConfig, options: dict[str, Any]) -> tuple[Any, Co
                 f"attn_implementation: {config.attn_implementation} cannot be used here: {one_line(cause)}"
             ) from error
         raise
+    if mapped_dtype is not None:
+        if not is_mapped(model, config.model_name_or_path, mapped_dtype):
+            del model, loaded
+            return _load_weights(config, options, None)
+        model.config.dtype = options["dtype"]
     if loading["mismatched_keys"]:
         name, saved, expected = min(loading["mismatched_keys"])
         others = counted(len(loading["mismatched_keys"]), "tensor")

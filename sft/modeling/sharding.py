@@ -14,9 +14,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from sft.modeling.compiling import repeated_layers
+from sft.modeling.mapped_weights import widen_weights
 
 
-def shard_weights(model: Any, device_type: str, world_size: int, *, mixed: str, reshard_after_forward: bool) -> int:
+def shard_weights(
+    model: Any,
+    device_type: str,
+    world_size: int,
+    *,
+    weights: torch.dtype,
+    mixed: str,
+    reshard_after_forward: bool,
+) -> int:
     """Shard a model's weights over all processes, in place, and move this process's shards to its device.
 
     A process group must be open, and every process must have the same weights.
@@ -25,6 +34,7 @@ def shard_weights(model: Any, device_type: str, world_size: int, *, mixed: str, 
         model: the model, adapters included.
         device_type: `cpu` or `cuda`.
         world_size: number of processes.
+        weights: dtype of the weights; those that are still in fewer bytes are cast, layer by layer.
         mixed: autocast: `bf16` or `no`.
         reshard_after_forward: free a layer's gathered weights between its forward and its backward pass.
 
@@ -40,11 +50,14 @@ def shard_weights(model: Any, device_type: str, world_size: int, *, mixed: str, 
     }
     layers = _layers(model)
     for layer in layers:
+        widen_weights(layer, weights)
         fully_shard(layer, reshard_after_forward=reshard_after_forward, **options)
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     if output is None or getattr(output, "weight", None) is not embedding.weight:
         # Not needed again in this step. If tied to the output layer, both stay in the root module.
+        widen_weights(embedding, weights)
         fully_shard(embedding, reshard_after_forward=reshard_after_forward, **options)
+    widen_weights(model, weights)
     fully_shard(model, **options)
     return len(layers)
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+
 from sft.checkpointing.resume_point import ResumePoint
 from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import ConfigError, MemoryShortage, one_line
@@ -56,7 +58,8 @@ def prepare_model(
         ModelError: if the model is not causal.
         MemoryShortage: if the model alone does not fit.
     """
-    size = footprint(model)
+    weights = getattr(torch, precision.weights)
+    size = footprint(model, weights.itemsize if config.fsdp is not None and config.lora is None else 0)
     logger.info(model_line(size, class_name(model), precision, config.quantization))
     with _memory_shortage_in_one_line(context):
         is_sharded = config.fsdp is not None and _shard_weights(model, config, precision, context)
@@ -152,6 +155,7 @@ def _shard_weights(
         model,
         context.device.partition(":")[0],
         context.world_size,
+        weights=getattr(torch, precision.weights),
         mixed=precision.mixed,
         reshard_after_forward=config.fsdp.reshard_after_forward,
     )
