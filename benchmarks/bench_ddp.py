@@ -121,7 +121,6 @@ def run_rank(options: argparse.Namespace) -> None:
     )
     model = LlamaForCausalLM(config)
     tokens = torch.randint(0, 256, (1, options.tokens))
-    loss = data_parallel.MicroBatchLoss(model, lambda model, batch: model(**batch).loss)
     group = distributed.new_group(backend="gloo")
     buckets = {"computation": options.bucket_mb, "overlapping": options.bucket_mb, "afterwards": ONE_BUCKET_MIB}
     num_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
@@ -143,13 +142,14 @@ def run_rank(options: argparse.Namespace) -> None:
     for _ in range(options.rounds):
         for mode in MODES:
             link.seconds_per_byte = 0.0
+            loss = data_parallel.MicroBatchLoss(model, lambda model, batch: model(**batch).loss)
             gradients = data_parallel.GradientSum(loss, group, bucket_cap_mb=buckets[mode])
             step(gradients)
             if not slow:
                 slow = statistics.median(step(gradients) for _ in range(3)) / num_bytes
             link.seconds_per_byte = 0.0 if mode == "computation" else slow
             times[mode] += [step(gradients) for _ in range(3)]
-            del gradients
+            del gradients, loss  # the hooks of the old DDP disappear with it
     if rank == 0:
         report({mode: statistics.median(values) for mode, values in times.items()}, slow * num_bytes, options)
     distributed.destroy_process_group()

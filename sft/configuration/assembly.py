@@ -27,7 +27,7 @@ from sft.configuration.reading import (
     takes_mapping,
     with_entry,
 )
-from sft.configuration.renamed import HINTS, MANAGED, RENAMED, WITHOUT_EFFECT, converted_node
+from sft.configuration.renamed import HINTS, MANAGED, REJECTED_VALUES, RENAMED, WITHOUT_EFFECT, converted_node
 from sft.configuration.schema import (
     FLAT_SECTIONS,
     NESTED_SECTIONS,
@@ -183,7 +183,8 @@ class ConfigBuilder:
                     values[key.name] = self._build_value(key.annotation, setting)
                     continue
                 except CoercionError as error:
-                    self._report(setting, str(error))
+                    why = REJECTED_VALUES.get(name, {}).get(str(setting.node.value).lower())
+                    self._report(setting, f"{error} ({why})" if why else str(error))
             if key.required:
                 values[key.name] = "missing"
                 meaning = key.documentation.removesuffix(" Required.")

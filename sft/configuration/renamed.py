@@ -113,6 +113,16 @@ MANAGED: dict[str, str] = {
 }
 """Keys of TrainingArguments (current or old) and of other trainers that cannot be set, with the reason."""
 
+_NO_POWERSGD = (
+    "PowerSGD carries the error of its approximation from step to step, a copy of all gradients that differs on each "
+    "process and would be part of every checkpoint; its result depends on the number of processes; and a sum of its "
+    "starts when another ends, so a process that is out of memory cannot take part"
+)
+REJECTED_VALUES: dict[str, dict[str, str]] = {
+    "ddp_comm_hook": dict.fromkeys(("powersgd", "power_sgd", "batched_power_sgd"), _NO_POWERSGD)
+}
+"""Key -> values that other trainers accept -> the reason why they are invalid here."""
+
 HINTS: dict[str, str] = {
     "lr": "learning_rate",
     "epochs": "num_train_epochs",

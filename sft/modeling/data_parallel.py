@@ -224,11 +224,12 @@ class _Exchange:
         sent = gradient if self._comm_dtype is None else gradient.to(self._comm_dtype)
         self._announce(sent.numel(), bucket.is_last(), sent.dtype, Failure.NONE)
         self._announced, self._is_complete = sent, bucket.is_last()
-        future = self._send(sent).get_future()
-        if sent is gradient:
-            future = future.then(lambda done: done.value()[0])
-        else:
-            future = future.then(lambda done: gradient.copy_(done.value()[0]))
+
+        def receive(done: torch.futures.Future[Any]) -> torch.Tensor:
+            done.value()  # raises the error of a sum that failed
+            return gradient if sent is gradient else gradient.copy_(sent)
+
+        future = self._send(sent).get_future().then(receive)
         self._is_handed_over = bucket.is_last()
         return future
 

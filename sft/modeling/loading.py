@@ -44,8 +44,8 @@ def load_pretrained_model(
 ) -> "PreTrainedModel":
     """Load the model, quantized and with adapters where the settings ask for it.
 
-    Adapters are put on the same modules as those of the checkpoint `adapters_from`, which is to be resumed. Weights of a
-    model that is to be sharded may still have the dtype of their files (see `mapped_weights`).
+    Adapters are put on the same modules as those of the checkpoint `adapters_from`, which is to be resumed. Weights of
+    a model that is to be sharded may still have the dtype of their files (see `mapped_weights`).
 
     Raises:
         ModelError: if the model is no causal language model, cannot be loaded, or lacks the target of an adapter.

@@ -9,6 +9,7 @@ from sft.configuration.keys import keys_of
 from sft.configuration.schema import (
     DatasetSource,
 )
+from tests.support import messages
 from tests.support.configurations import MODEL, load, problems_of
 from tests.support.paths import REPOSITORY
 
@@ -88,6 +89,7 @@ def test_load_config_reports_the_keys_missing_from_an_empty_file():
         ),
         ("on_too_long: cut\n", ":3: on_too_long: expected truncate | drop | error, found 'cut'."),
         ("train_on: first\n", ":3: train_on: expected all | last, found 'first'."),
+        ("ddp_comm_hook: bf8\n", ":3: ddp_comm_hook: expected bf16 | fp16, found 'bf8'."),
         (
             "preprocessing_num_workers: 0\n",
             ":3: preprocessing_num_workers: expected an integer >= 1 or auto, found '0'.",
@@ -120,6 +122,13 @@ def test_load_config_reports_the_keys_missing_from_an_empty_file():
 )
 def test_load_config_reports_the_line_of_a_problem_and_how_to_fix_it(text, problem):
     assert problems_of(text) == ["my.yaml" + problem]
+
+
+@pytest.mark.parametrize("name", ["powersgd", "PowerSGD", "power_sgd", "batched_power_sgd"])
+def test_a_value_that_other_trainers_accept_is_rejected_with_the_reason(name):
+    (problem,) = problems_of(f"ddp_comm_hook: {name}\n")
+    assert problem.startswith(f"my.yaml:3: ddp_comm_hook: expected bf16 | fp16, found '{name}' (")
+    assert messages.POWERSGD_REASON in problem
 
 
 @pytest.mark.parametrize(
