@@ -50,7 +50,8 @@ def fit_to_tokenizer(
                 "Use the model's own tokenizer, or train all weights."
             )
         logger.info("The tokenizer has %d tokens, the model %d: adding new embeddings.", len(tokenizer), rows)
-        widen_weights(model, model.config.dtype or model.dtype)  # new ones are computed from those that are there
+        wanted: Any = model.config.dtype or model.dtype
+        widen_weights(model, wanted)  # new ones are computed from those that are there
         model.resize_token_embeddings(len(tokenizer))
     for name in SPECIAL_TOKEN_IDS:
         ours, theirs = getattr(tokenizer, name), getattr(model.config, name, None)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
+from sft.common.device_errors import is_lost_connection, is_out_of_memory
 from sft.common.errors import ModelError
 from sft.modeling.data_parallel import Failure, GradientSum, MicroBatchLoss
 from tests.support import forked, messages
@@ -199,6 +200,31 @@ def check_late_failures(finds_unused):
 @pytest.mark.parametrize("processes", [2, 3])
 def test_any_processes_may_fail_after_the_last_bucket(tmp_path, processes, finds_unused):
     run_on(tmp_path, processes, check_late_failures, finds_unused)
+
+
+def check_lost_peer(point, own):
+    step = Step()
+    step.run()
+    step.gradients()
+    if step.rank == 1:
+        step._fail = lambda number: os._exit(0) if number == point and step.backward == 1 else None
+        step.run()
+
+    def run_and_agree():
+        step.run(own)  # its last header may have arrived
+        distributed.all_reduce(torch.ones(1), group=step.sum.cpu_group)
+
+    with pytest.raises((RuntimeError, distributed.DistError)) as lost:
+        run_and_agree()
+    assert is_lost_connection(lost.value), str(lost.value)
+    assert not is_out_of_memory(lost.value)
+    os._exit(0)  # without the peer, the group cannot be closed
+
+
+@pytest.mark.parametrize(("point", "own"), [(7, None), (3, (1, 5)), (LATE[1], None), (LATE[2], (1, LATE[2]))])
+def test_a_process_that_is_gone_is_an_error_of_the_connection(tmp_path, point, own):
+    """Whatever the others are doing: reducing buckets, contributing zeros, reading headers."""
+    run_on(tmp_path, 2, check_lost_peer, point, own)
 
 
 def check_unreached():
