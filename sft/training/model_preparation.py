@@ -17,6 +17,7 @@ from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import SFTConfig
 from sft.modeling.fitting import set_generation_defaults
 from sft.modeling.footprint import footprint
+from sft.modeling.input_casts import leave_casts_to_autocast
 from sft.modeling.rope_by_row import unknown_rope
 from sft.modeling.sharding import shard_weights
 from sft.processes.environment import uses_deepspeed
@@ -65,6 +66,7 @@ def prepare_model(
         is_sharded = config.fsdp is not None and _shard_weights(model, config, precision, context)
         if not is_sharded and not uses_deepspeed(config.training.passed_through.deepspeed):
             _move_to_device(model, context.device)
+        leave_casts_to_autocast(model)
         kept = saved_findings(resume, config)
         restore_attention(model, kept, config.model.attn_implementation)
         layout = resolve_layout(

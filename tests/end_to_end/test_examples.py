@@ -207,6 +207,7 @@ def test_memory_in_a_recipe_equals_the_estimate(example):
             gradient_accumulation_steps=2,
             tokens=rows * length,
             longest_row=length,
+            documents=rows,
             weights="float32",
             mixed="bf16",
             optimizer=training.optim,
