@@ -1,9 +1,9 @@
 """Weights that stay in their files, mapped into memory, until they are sharded.
 
-A tensor that is loaded in the dtype of its file is not read: it is a view of the mapped file, whose pages all processes
-of a machine share, and which the system can drop. A cast copies it. So weights in 16 bits that are to be trained in
-float32 are loaded as they are, and cast one layer at a time when they are sharded: no process ever has all of them in
-float32. The values are the same, since each number in 16 bits is one in float32, too.
+A tensor that is loaded in the dtype of its file is not copied: it is a view of the mapped file, whose pages all
+processes of a machine share, and which the system can drop. A cast copies it. So weights in 16 bits that are to be
+trained in float32 are loaded as they are, and cast one layer at a time when they are sharded: no process ever has all
+of them in float32. The values are the same, since each number in 16 bits is one in float32, too.
 """
 
 from __future__ import annotations
