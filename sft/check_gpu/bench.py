@@ -10,9 +10,8 @@ import torch
 from sft.check_gpu.options import CheckOptions
 from sft.check_gpu.sections import SECTIONS
 from sft.check_gpu.shapes import SHAPES, Shape
-
-FLASH_CAPABILITY = (8, 0)
-"""Least compute capability of the kernel for documents (`torch.nn.attention.varlen`), and of bfloat16."""
+from sft.modeling.varlen_kernel import VarlenKernel, find_kernel
+from sft.processes.device_allocator import use_expandable_segments
 
 
 class Bench:
@@ -43,9 +42,9 @@ class Bench:
         return torch.cuda.get_device_capability() if self.on_gpu else (0, 0)
 
     @property
-    def has_flash(self) -> bool:
-        """Whether documents are kept apart by the kernel for them: on a GPU that is too old, rows are padded."""
-        return self.on_gpu and self.capability >= FLASH_CAPABILITY
+    def kernel(self) -> VarlenKernel | None:
+        """The kernel for packed rows; None on a CPU, which has none."""
+        return find_kernel(torch.device(self.device))
 
     @property
     def small_shape(self) -> Shape:
@@ -84,8 +83,10 @@ def open_bench(section: str, options: CheckOptions) -> Bench | None:
     if options.device == "cuda" and not torch.cuda.is_available():
         return None
     assert options.folder is not None  # given by `supervise`
+    device = "cpu" if options.device == "cpu" else "cuda:0"
+    use_expandable_segments(device)  # as a run does, before anything is allocated
     return Bench(
-        "cpu" if options.device == "cpu" else "cuda:0",
+        device,
         Path(options.folder),
         is_quick=options.is_quick,
         full_determinism=SECTIONS[section].full_determinism,

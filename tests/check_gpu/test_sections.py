@@ -64,7 +64,7 @@ def test_attention_across_documents_fails(bench, monkeypatch):
 
     def as_one_document(*inputs, cu_seq_lens_q, **others):
         ends = torch.tensor([0, int(cu_seq_lens_q[-1])], dtype=torch.int32)
-        return attend(*inputs, cu_seq_lens_q=ends, **others)
+        return attend(*inputs, cu_seq_lens_q=ends, **{**others, "document_lengths": None})
 
     monkeypatch.setattr(attention, "attend_within_documents", as_one_document)
     assert statuses(attention.cases(bench))["a document does not change the others"] == FAIL

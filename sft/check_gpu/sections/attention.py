@@ -15,7 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sft.check_gpu.bench import Bench
 from sft.check_gpu.outcome import Case, Outcome, judged, skipped
-from sft.modeling.document_attention import UnsupportedAttention, attend_within_documents
+from sft.modeling.document_attention import attend_within_documents
+from sft.modeling.varlen_kernel import VarlenKernel
 
 _MIXED = (1, 2, 17, 128, 129, 700, 1000, 64)
 _ALLOWED_FACTOR = 2.0
@@ -36,6 +37,8 @@ class AttentionCase:
     scaling: float | None = None
     empty_documents: int = 0
     """At the end, as they fill the boundaries of a batch of fixed size."""
+    one_by_one: bool = False
+    """Without the kernel for packed rows, which a CPU does not have."""
 
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -65,18 +68,21 @@ def _attention_cases(bench: Bench) -> dict[str, AttentionCase]:
     }
     sizes = (32, 64, 80, 96, 192, 256) if bench.on_gpu and not bench.is_quick else (64,)
     found |= {f"heads of size {size}": replace(base, head_size=size) for size in sizes}
+    if bench.on_gpu:
+        found |= {
+            f"one by one, {str(dtype).removeprefix('torch.')}": replace(base, dtype=dtype, one_by_one=True)
+            for dtype in (torch.float16, torch.float32)
+        }
     return found
 
 
 def _compare(bench: Bench, case: AttentionCase) -> Outcome:
     """Output and gradients of the kernel, against float32 attention of each document."""
-    if bench.on_gpu and not bench.has_flash:
-        return skipped("rows are padded on this GPU: the kernel for documents needs capability 8.0")
+    kernel = None if case.one_by_one else bench.kernel
+    if kernel is not None and kernel.obstacle is not None:
+        return skipped(kernel.obstacle)
     inputs = _inputs(case, bench.device)
-    try:
-        found = _with_gradients(case, inputs, partial(_attend, case))
-    except UnsupportedAttention as obstacle:
-        return judged(False, f"refused: the model {obstacle}")
+    found = _with_gradients(case, inputs, partial(_attend, case, kernel))
     with sdpa_kernel(SDPBackend.MATH):
         exact = _with_gradients(case, tuple(each.float() for each in inputs), partial(_by_document, case))
     usual = _with_gradients(case, inputs, partial(_by_document, case))
@@ -111,7 +117,9 @@ def _with_gradients(case: AttentionCase, inputs: Sequence[torch.Tensor], attend:
     return [output.detach(), *torch.autograd.grad((output.float() * weights).sum(), leaves)]
 
 
-def _attend(case: AttentionCase, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _attend(
+    case: AttentionCase, kernel: VarlenKernel | None, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
     """As a model calls it."""
     ends = torch.tensor([0, *case.lengths], device=query.device).cumsum(0)
     boundaries = torch.cat([ends, ends[-1:].expand(case.empty_documents)]).to(torch.int32)
@@ -124,6 +132,8 @@ def _attend(case: AttentionCase, query: torch.Tensor, key: torch.Tensor, value: 
         scaling=case.scaling,
         cu_seq_lens_q=boundaries,
         max_length_q=max(case.lengths),
+        document_lengths=case.lengths if kernel is None else None,
+        kernel=kernel,
     )
     return output
 
@@ -139,19 +149,19 @@ def _by_document(case: AttentionCase, query: torch.Tensor, key: torch.Tensor, va
 
 def _isolation(bench: Bench) -> Outcome:
     """Other tokens in one document: the outputs of the others stay the same, and they send it no gradient."""
-    if bench.on_gpu and not bench.has_flash:
-        return skipped("rows are padded on this GPU: the kernel for documents needs capability 8.0")
-    case = replace(AttentionCase(), lengths=(5, 130, 64) if bench.on_gpu else (5, 13, 6))
+    case, kernel = AttentionCase(lengths=(5, 130, 64) if bench.on_gpu else (5, 13, 6)), bench.kernel
+    if kernel is not None and kernel.obstacle is not None:
+        kernel = None  # documents are attended one by one on this GPU
     inputs = _inputs(case, bench.device)
     start, end = case.lengths[0], sum(case.lengths[:2])
     changed = tuple(each.clone() for each in inputs)
     for each in changed:
         each[:, :, start:end] += 1
-    before, after = _attend(case, *inputs), _attend(case, *changed)
+    before, after = _attend(case, kernel, *inputs), _attend(case, kernel, *changed)
     same = (before == after).flatten(2).all(dim=2)[0]
     others = torch.cat([same[:start], same[end:]])
     leaves = [each.requires_grad_() for each in inputs]
-    output = _attend(case, *leaves)
+    output = _attend(case, kernel, *leaves)
     of_others = output[:, :start].float().sum() + output[:, end:].float().sum()
     leaked = [int((each[:, :, start:end] != 0).sum()) for each in torch.autograd.grad(of_others, leaves)]
     has_effect = not bool(same[start:end].any())

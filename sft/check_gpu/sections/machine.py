@@ -55,7 +55,8 @@ def _device(bench: Bench) -> Outcome:
     major, minor = bench.capability
     properties = torch.cuda.get_device_properties(bench.device)
     types = "bfloat16" if has_bfloat16(bench.device) else "no bfloat16: runs use float16"
-    rows = "padding-free rows" if bench.has_flash else "rows are padded (capability 8.0 is needed)"
+    kernel = bench.kernel
+    rows = "a kernel for packed rows" if kernel is None or kernel.obstacle is None else kernel.obstacle
     return judged(
         major > 0,
         f"{properties.name}, capability {major}.{minor}, {properties.multi_processor_count} multiprocessors; {types}; "

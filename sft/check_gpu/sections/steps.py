@@ -34,7 +34,7 @@ def cases(bench: Bench) -> Iterator[Case]:
     """The checks."""
     yield Case(name="packed rows equal padded rows", check=partial(_packed_equals_padded, bench))
     yield Case(name="a document does not change the others", check=partial(_isolation, bench))
-    if bench.has_flash:
+    if bench.on_gpu:
         yield Case(name="float32 is padded, with the reason", check=partial(_float32_is_padded, bench))
     for name, settings in _LAYOUTS.items():
         yield Case(name=f"no synchronization in a step: {name}", check=partial(_quiet_steps, bench, name, settings))
@@ -100,7 +100,7 @@ def _packed_equals_padded(bench: Bench) -> Outcome:
         for each in found[:2]
     ]
     layout = flat.trainer.layout
-    is_expected = layout.is_padding_free or (bench.on_gpu and not bench.has_flash)
+    is_expected = layout.is_padding_free or (bench.kernel is not None and bench.kernel.obstacle is not None)
     text = f"{layout.name}: gradients off by {off[0]:.1e} from float32 and padded rows, padded rows by {off[1]:.1e}"
     if not layout.is_padding_free:
         text = f"{text}; {layout.obstacle}"
