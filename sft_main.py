@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from config_manager import load_config
 from sft.checkpointing.output_lock import OutputLock
 from sft.checkpointing.publish import describe_full_disk
-from sft.common.device_errors import is_lost_connection
+from sft.common.device_errors import is_lost_connection, lost_connection_line
 from sft.common.errors import CheckpointError, ConfigError, UserError, located
 from sft.common.files import long_names_refused
 from sft.common.standard_streams import continue_without_output, write_product
@@ -108,10 +108,13 @@ def main(arguments: Sequence[str]) -> int:
                 print_errors([f"Ended by {name} before or after training: there was no checkpoint to save."])
             return interrupted.exit_code
         except Exception as error:
-            status = exit_status_of_another() if is_lost_connection(error) else None
-            if status is None:
+            if not is_lost_connection(error):
                 raise
-            return status  # the other process has said why
+            status = exit_status_of_another()
+            if status is not None:
+                return status  # the other process has said why
+            print_errors([lost_connection_line(rank_of_this_process(), error)])
+            return 1
 
 
 @long_names_refused()

@@ -7,6 +7,8 @@ model, and a decision taken from them would differ from run to run. By class nam
 
 from __future__ import annotations
 
+from sft.common.errors import one_line
+
 _MEMORY_CLASSES = frozenset({"MemoryError", "OutOfMemoryError"})
 _MEMORY_TEXTS = (
     "out of memory",
@@ -18,9 +20,17 @@ _MEMORY_TEXTS = (
     "cudnn_status_alloc_failed",
 )
 _CONNECTION_CLASSES = frozenset({"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"})
-_LOST_TEXTS = ("connection closed by peer", "connection reset by peer")
-"""Of gloo."""
-_DEVICE_CLASSES = _CONNECTION_CLASSES | {"AcceleratorError"}
+_LOST_TEXTS = (
+    "gloo/transport",
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "socket timeout",
+    "timed out waiting",
+)
+"""Of gloo, which has no class of errors."""
+_DEVICE_CLASSES = frozenset({"AcceleratorError"})
 _DEVICE_TEXTS = (
     "cuda error",
     "hip error",
@@ -42,8 +52,17 @@ _DEVICE_TEXTS = (
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether a collective operation failed because another process has ended."""
+    """Whether a collective operation failed because another process has ended, or cannot be reached."""
     return _has_class(error, _CONNECTION_CLASSES) or (isinstance(error, RuntimeError) and _says(error, _LOST_TEXTS))
+
+
+def lost_connection_line(rank: int, error: BaseException) -> str:
+    """The line for the user: another process or machine is the cause, not the program."""
+    return (
+        f"Rank {rank} lost the connection to another process, which has ended or cannot be reached "
+        f"({one_line(error, 200)}). The output of that process says why. Resume from the last checkpoint with "
+        "--resume_from_checkpoint auto."
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -53,7 +72,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_device_error(error: BaseException) -> bool:
     """Whether the machine is the cause: its memory, its device, or the connection to other processes."""
-    if is_out_of_memory(error) or _has_class(error, _DEVICE_CLASSES):
+    if is_out_of_memory(error) or is_lost_connection(error) or _has_class(error, _DEVICE_CLASSES):
         return True
     return isinstance(error, RuntimeError) and _says(error, _DEVICE_TEXTS)
 

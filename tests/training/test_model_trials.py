@@ -22,7 +22,7 @@ TRIALS = {
     "isolation": lambda trials: trials.obstacle("sft_documents", 64),
     "prefixes": lambda trials: trials.sharing_obstacle(),
     "output layer": lambda trials: trials.output_layer(),
-    "left out": lambda trials: trials.left_out_line(),
+    "untrained loss": lambda trials: trials.untrained_loss_line(),
 }
 
 
