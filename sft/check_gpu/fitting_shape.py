@@ -12,7 +12,7 @@ from sft.check_gpu.random_model import build_random_model
 from sft.check_gpu.shapes import Shape
 from sft.modeling.footprint import footprint
 from sft.modeling.precision import has_bfloat16
-from sft.modeling.supervised_loss import chunk_bytes
+from sft.modeling.supervised_loss import chunk_bytes_on
 from sft.processes.device_memory import available_memory_bytes
 
 _USABLE_SHARE = 0.85
@@ -51,7 +51,7 @@ def fitting_shape(bench: Bench, shape: Shape, *, tokens: int, has_adapters: bool
             optimizer="adamw_torch_fused",
             gradient_checkpointing=checkpointing,
             device=bench.device,
-            logits_chunk_bytes=chunk_bytes(bench.device.partition(":")[0]),
+            logits_chunk_bytes=chunk_bytes_on(torch.device(bench.device)),
         )
         if estimate_memory(facts).total_bytes <= room:
             return fewer

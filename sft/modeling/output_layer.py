@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from sft.modeling.supervised_loss import (
     CountHits,
-    chunk_bytes,
+    chunk_bytes_on,
     cross_entropy_sum,
     linear_cross_entropy_sum,
     linear_logits,
@@ -47,7 +47,7 @@ class OutputLayer:
     @property
     def chunk_bytes(self) -> int | None:
         """Bytes of a chunk of logits; None where all logits are computed at once."""
-        return None if self._layer is None else chunk_bytes(self._layer.weight.device.type)
+        return None if self._layer is None else chunk_bytes_on(self._layer.weight.device)
 
     def loss_sum(
         self,

@@ -18,6 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 CountHits = Callable[[torch.Tensor], None]
+_LARGE_GPU_BYTES = 60 * 2**30
+"""Of GPUs with 80 GB and more: there 1 GiB of logits, and half of it again in 16 bits, are a small share."""
+_TILE_ROWS = 128
 HALF_PRECISION_SCALE = 1024.0
 """Scale of stored float16 gradients: most probabilities underflow in float16."""
 
@@ -45,7 +48,7 @@ def linear_cross_entropy_sum(
             it, as happens in 16 bits).
         chunk_rows: positions per chunk; None chooses by the vocabulary and the device.
     """
-    rows = chunk_rows or _chunk_rows(weight.shape[0], hidden.device.type)
+    rows = chunk_rows or _chunk_rows(weight.shape[0], hidden.device)
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, count_hits, rows)
 
 
@@ -65,7 +68,7 @@ def cross_entropy_sum(
         targets: int64 `[S]`.
         label_smoothing, count_hits: as for `linear_cross_entropy_sum`.
     """
-    rows = _chunk_rows(logits.shape[1], logits.device.type)
+    rows = _chunk_rows(logits.shape[1], logits.device)
     return _CrossEntropy.apply(logits, targets, label_smoothing, count_hits, rows)
 
 
@@ -89,17 +92,34 @@ def losses_and_hits(logits: Iterator[torch.Tensor], targets: torch.Tensor) -> tu
 
 def linear_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Iterator[torch.Tensor]:
     """An output layer's logits, `[S, V]` in chunks."""
-    for chunk in hidden.split(_chunk_rows(weight.shape[0], hidden.device.type)):
+    for chunk in hidden.split(_chunk_rows(weight.shape[0], hidden.device)):
         yield functional.linear(chunk, weight, bias)
 
 
-def chunk_bytes(device_type: str) -> int:
-    """Bytes of a chunk of float32 logits: on a GPU enough for efficient matrix products, on CPU close to cache size."""
-    return 2**28 if device_type == "cuda" else 2**25
+def chunk_bytes(device_type: str, memory_bytes: int | None) -> int:
+    """Bytes of a chunk of float32 logits: on a GPU enough for efficient matrix products, on CPU close to cache size.
+
+    Each chunk reads and writes the gradient of the output layer's weights once, so a GPU with room gets larger ones.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+        memory_bytes: of a GPU; None if it is not known.
+    """
+    if device_type != "cuda":
+        return 2**25
+    return 2**30 if (memory_bytes or 0) >= _LARGE_GPU_BYTES else 2**28
 
 
-def _chunk_rows(vocab_size: int, device_type: str) -> int:
-    return max(chunk_bytes(device_type) // (4 * vocab_size), 16)
+def chunk_bytes_on(device: torch.device) -> int:
+    """The same for a device of this machine."""
+    is_gpu = device.type == "cuda"
+    return chunk_bytes(device.type, torch.cuda.get_device_properties(device).total_memory if is_gpu else None)
+
+
+def _chunk_rows(vocab_size: int, device: torch.device) -> int:
+    rows = chunk_bytes_on(device) // (4 * vocab_size)
+    # Tiles of matrix products on a GPU have 128 rows.
+    return max(rows, 16) if device.type != "cuda" else max(rows // _TILE_ROWS, 1) * _TILE_ROWS
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -136,11 +156,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient = gradient.to(compute_type)
                 if of_hidden is not None:
                     torch.mm(gradient, matrix, out=of_hidden[start : start + chunk_rows])
-                if of_weight is not None and compute_type is not torch.bfloat16:
-                    # A float16 sum over many rows would overflow, whatever the loss scale.
-                    of_weight.addmm_(gradient.float().t(), chunk.float())
-                elif of_weight is not None:
-                    of_weight += gradient.t() @ chunk
+                if of_weight is not None:
+                    _add_product_(of_weight, gradient, chunk)
                 if of_bias is not None:
                     of_bias += gradient.sum(dim=0, dtype=torch.float32)
         ctx.save_for_backward(of_hidden, of_weight, of_bias)
@@ -183,6 +200,23 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (kept,) = ctx.saved_tensors
         return kept.mul_(gradient / ctx.gradient_scale), None, None, None, None
+
+
+def _add_product_(total: torch.Tensor, gradient: torch.Tensor, chunk: torch.Tensor) -> None:
+    """Adds `gradient.t() @ chunk` to `total`, float32 `[V, h]`, in place."""
+    if chunk.dtype is not torch.float32 and _sums_in_float32(chunk.device):
+        # The product is never rounded to 16 bits, nor stored.
+        torch.addmm(total, gradient.t(), chunk, out_dtype=torch.float32, out=total)
+    elif chunk.dtype is torch.bfloat16:
+        total += gradient.t() @ chunk
+    else:
+        # A float16 sum over many rows would overflow, whatever the loss scale.
+        total.addmm_(gradient.float().t(), chunk.float())
+
+
+def _sums_in_float32(device: torch.device) -> bool:
+    """Whether `addmm` of 16-bit matrices adds to a float32 one, as in torch 2.9 and later on NVIDIA's GPUs."""
+    return device.type == "cuda" and torch.version.hip is None and hasattr(torch.ops.aten.addmm, "dtype_out")
 
 
 def _scaled(kept: torch.Tensor | None, factor: torch.Tensor, kind: torch.dtype) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ from sft.batching.transfer import to_device
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.document_attention import ONE_BY_ONE, attend_within_documents, isolated_documents
+from sft.modeling.supervised_loss import linear_cross_entropy_sum
 from sft.modeling.varlen_kernel import find_kernel
 from sft.training.row_layout import resolve_layout
 from tests.support import messages
@@ -92,6 +93,21 @@ def test_packs_in_float32_are_attended_one_by_one():
     assert found[True][0] == pytest.approx(found[False][0], rel=1e-5)
     for name, gradient in found[False][1].items():
         torch.testing.assert_close(found[True][1][name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_gradient_of_the_output_layer_is_summed_in_float32(dtype):
+    """Over chunks, against float32: at most the rounding of the parts' own 16 bits."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(1024, 64, device="cuda:0"), torch.randn(500, 64, device="cuda:0") * 0.1
+    targets = torch.randint(0, 500, (1024,), device="cuda:0")
+    found = []
+    for enabled in (False, True):
+        leaf = weight.clone().requires_grad_()
+        with torch.autocast("cuda", dtype, enabled=enabled):
+            linear_cross_entropy_sum(hidden, leaf, None, targets, chunk_rows=128).backward()
+        found.append(leaf.grad)
+    assert (found[0] - found[1]).norm() <= 1e-2 * found[0].norm()
 
 
 @pytest.fixture

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from sft.modeling.supervised_loss import cross_entropy_sum, linear_cross_entropy_sum, losses_and_hits
+from sft.modeling.supervised_loss import (
+    _chunk_rows,
+    chunk_bytes,
+    cross_entropy_sum,
+    linear_cross_entropy_sum,
+    losses_and_hits,
+)
 
 
 def batch(positions=14, vocabulary=11, seed=0):
@@ -60,6 +68,36 @@ def test_linear_cross_entropy_sum_equals_torchs_own_on_all_logits(chunk_rows, la
     )
     # Times a factor, as the mean over the global batch is made of it.
     torch.testing.assert_close(with_gradients(found * 0.3, tensors), with_gradients(expected * 0.3, tensors))
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "linear_cross_entropy"), reason="torch 2.13 and later have it")
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_linear_cross_entropy_sum_equals_torchs_fused_one(label_smoothing):
+    _, targets = batch()
+    tensors = layer()
+    found = linear_cross_entropy_sum(**tensors, targets=targets, label_smoothing=label_smoothing, chunk_rows=4)
+    expected = torch.nn.functional.linear_cross_entropy(
+        tensors["hidden"],
+        tensors["weight"],
+        targets,
+        linear_bias=tensors["bias"],
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    torch.testing.assert_close(with_gradients(found, tensors), with_gradients(expected, tensors))
+
+
+def test_chunks_are_larger_on_large_gpus_and_whole_tiles(monkeypatch):
+    gib = 2**30
+    assert chunk_bytes("cpu", 500 * gib) == 2**25
+    assert [chunk_bytes("cuda", size) for size in (None, 24 * gib, 79 * gib)] == [2**28, 2**28, gib]
+    sizes = {}
+    for memory in (24, 79):
+        properties = SimpleNamespace(total_memory=memory * gib)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
+        sizes[memory] = [_chunk_rows(vocabulary, torch.device("cuda:0")) for vocabulary in (49_152, 128_256, 2**22)]
+    assert sizes == {24: [1280, 512, 128], 79: [5376, 2048, 128]}
+    assert _chunk_rows(128_256, torch.device("cpu")) == 65
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])

@@ -88,7 +88,7 @@ def _fit(
         optimizer=_DEFAULT_OPTIMIZER,
         gradient_checkpointing=False,
         device=machine.device,
-        logits_chunk_bytes=chunk_bytes(machine.device),
+        logits_chunk_bytes=chunk_bytes(machine.device, machine.memory_bytes),
         world_size=num_gpus,
         process_bytes=0 if on_gpu else _CPU_PROCESS_BYTES,
     )
