@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from sft.common.data_records import Conversation
 from sft.data.store import PreparedRows
 
+_BLOCK = 1 << 16
+"""Least number of characters that are folded at once, in a long conversation."""
+_SPACE = re.compile(r"\s")
 SAMPLED_ROWS = 256
 """Rows of which every token is part of the digest of all rows."""
 
@@ -30,10 +35,31 @@ def conversation_digest(conversation: Conversation) -> int:
                 parts.append(json.dumps(rest, sort_keys=True, default=str))
     if conversation.tools:
         parts.append(json.dumps(conversation.tools, sort_keys=True, default=str))
-    text = "\x1f".join(" ".join(part.casefold().split()) for part in parts)
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    folded: Iterable[str]
+    if sum(map(len, parts)) <= _BLOCK:
+        folded = ["\x1f".join(" ".join(part.casefold().split()) for part in parts)]
+    else:
+        folded = _in_blocks(parts)
+    digest = hashlib.blake2b(digest_size=8)
+    for text in folded:
+        digest.update((text if text.isascii() else unicodedata.normalize("NFC", text)).encode())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _in_blocks(parts: Sequence[str]) -> Iterator[str]:
+    """The same text in blocks that can be normalized alone: a list of all words would take ten times its memory."""
+    for number, part in enumerate(parts):
+        separator = "\x1f" if number else ""
+        start = 0
+        while start < len(part) or separator == "\x1f":
+            space = _SPACE.search(part, start + _BLOCK)
+            stop = space.start() if space else len(part)
+            words = " ".join(part[start:stop].casefold().split())
+            if words or separator == "\x1f":
+                yield separator + words
+                # Words of the same part follow a space, if there were any.
+                separator = " " if words else ""
+            start = stop
 
 
 def rows_digest(rows: PreparedRows) -> str:

@@ -74,7 +74,7 @@ def _rows_by_number(source: Source, numbers: Collection[int]) -> Iterator[tuple[
 def _as_prompt(conversation: Conversation) -> SamplePrompt:
     """A conversation up to its last answer, with that answer as reference; the first words of plain text."""
     if conversation.text is not None:
-        words = conversation.text.split()
+        words = conversation.text.split(maxsplit=16)  # what follows is one more
         return SamplePrompt(text=" ".join(words[: max(1, min(8, len(words) // 2))]))
     last = max(index for index, message in enumerate(conversation.messages) if message["role"] == "assistant")
     others = conversation.other_keys

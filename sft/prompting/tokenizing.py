@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_BLOCK = 1 << 16
+"""Tokens whose positions are compared with the trained spans at once."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizedRow:
     """The tokens of one row, int32 `[T]` each."""
@@ -132,8 +136,13 @@ class RowTokenizer:
         """Tokenize and label all rows."""
         tokens = self._encode([row.text for row in rows])
         trained, split = self._is_trained(tokens, rows)
-        selected = self._select(tokens, trained)
-        return replace(selected, split_tokens=self._split_texts(tokens, rows, split, selected.refusals))
+        split_tokens = self._split_texts(tokens, rows, split)
+        input_ids, lengths = tokens.input_ids, tokens.lengths
+        del tokens, split  # as large as all that follows
+        selected = self._select(input_ids, lengths, trained)
+        used = (row for row in range(len(rows)) if row not in selected.refusals)
+        found = {index: split_tokens[row] for index, row in enumerate(used) if row in split_tokens}
+        return replace(selected, split_tokens=found)
 
     def segments(self, row: RenderedText) -> tuple[Segment, ...]:
         """The text of a row up to where it is truncated, split where training begins and ends according to labels."""
@@ -162,55 +171,53 @@ class RowTokenizer:
 
         Second, which of them also have characters outside of it, bool `[N]`.
         """
-        text_ends = np.cumsum([len(row.text) for row in rows], dtype=np.int64)
-        characters = np.zeros(text_ends[-1] if rows else 0, dtype=bool)
-        for row, text_end in zip(rows, text_ends.tolist(), strict=True):
-            begin = text_end - len(row.text)
-            for start, end in row.trained_spans:
-                characters[begin + start : begin + end] = True
-        before = _counts_before(characters)
-        num_trained = before[tokens.ends] - before[tokens.starts]
-        trained = num_trained > 0
-        split = trained & (num_trained < tokens.ends - tokens.starts)
+        edges, counts = _trained_before(rows)
+        trained, split = (np.empty(len(tokens.input_ids), dtype=bool) for _ in range(2))
+        for begin in range(0, len(trained), _BLOCK):
+            block = slice(begin, begin + _BLOCK)
+            starts, ends = tokens.starts[block], tokens.ends[block]
+            num_trained = np.interp(ends, edges, counts) - np.interp(starts, edges, counts)
+            trained[block] = num_trained > 0
+            split[block] = (num_trained > 0) & (num_trained < ends - starts)
         if not self._is_chat and self._tokenizer.eos_token_id is not None:
             trained[np.cumsum(tokens.lengths) - 1] = True
         return trained, split
 
     def _split_texts(
-        self, tokens: TokenOffsets, rows: Sequence[RenderedText], split: np.ndarray, refusals: Mapping[int, RowRefused]
+        self, tokens: TokenOffsets, rows: Sequence[RenderedText], split: np.ndarray
     ) -> dict[int, tuple[str, ...]]:
-        """`TokenizedRows.split_tokens`, of the tokens that truncation keeps."""
+        """Index of a row -> the texts of its split tokens, of those that truncation keeps."""
         if not split.any():
             return {}
         stops = np.cumsum(tokens.lengths)
         begins = stops - tokens.lengths
         text_begins = np.cumsum([0, *(len(row.text) for row in rows)])
-        index = np.cumsum([row not in refusals for row in range(len(rows))]) - 1
         found: dict[int, tuple[str, ...]] = {}
         for token in np.flatnonzero(split).tolist():
             row = int(np.searchsorted(stops, token, side="right"))
-            if row not in refusals and token - begins[row] < self._max_seq_length:
+            if token - begins[row] < self._max_seq_length:
                 begin = int(text_begins[row])
                 text = rows[row].text[tokens.starts[token] - begin : tokens.ends[token] - begin]
-                found[int(index[row])] = (*found.get(int(index[row]), ()), text)
+                found[row] = (*found.get(row, ()), text)
         return found
 
-    def _select(self, tokens: TokenOffsets, trained: np.ndarray) -> TokenizedRows:
+    def _select(self, input_ids: np.ndarray, lengths: np.ndarray, trained: np.ndarray) -> TokenizedRows:
         """Truncate rows that are too long, refuse those that leave nothing to train, and label the rest."""
-        lengths, limit = tokens.lengths, self._max_seq_length
+        limit = self._max_seq_length
         stops = np.cumsum(lengths)
         begins = stops - lengths
         cuts = np.minimum(begins + limit, stops)
         predicted = trained.copy()
         predicted[begins[lengths > 0]] = False  # the first token of a row is not predicted
-        before = _counts_before(predicted)
-        ends_before = _counts_before(predicted & np.isin(tokens.input_ids, self._ends))
-        num_supervised = before[cuts] - before[begins]
-        num_lost = before[stops] - before[cuts]
+        num_supervised = _count(predicted, begins, cuts)
+        num_lost = _count(predicted, cuts, stops)
+        predicted &= np.isin(input_ids, self._ends)
+        has_trained_end = _count(predicted, begins, cuts) > 0
+        del predicted
         is_too_long = lengths > limit
         is_refused = num_supervised + num_lost == 0
         is_refused |= is_too_long & (num_supervised == 0 if self._truncate else True)
-        input_ids, labels = tokens.input_ids, np.where(trained, tokens.input_ids, np.int32(IGNORED))
+        labels = np.where(trained, input_ids, np.int32(IGNORED))
         if is_refused.any() or is_too_long.any():
             is_kept = np.repeat(~is_refused, lengths) & (np.arange(len(input_ids)) < np.repeat(cuts, lengths))
             input_ids, labels = input_ids[is_kept], labels[is_kept]
@@ -222,7 +229,7 @@ class RowTokenizer:
             full_length=lengths[used],
             num_supervised=num_supervised[used],
             lost_end=num_lost[used] > 0,
-            has_trained_end=(ends_before[cuts] > ends_before[begins])[used],
+            has_trained_end=has_trained_end[used],
             refusals={
                 row: self._refusal(int(lengths[row]), int(num_supervised[row]), int(num_lost[row]))
                 for row in np.flatnonzero(is_refused).tolist()
@@ -248,8 +255,24 @@ class RowTokenizer:
         return RowTooLong("nothing_left_after_truncation", message, length, "answer")
 
 
-def _counts_before(chosen: np.ndarray) -> np.ndarray:
-    """How many are chosen before each index and before the end: bool `[N]` to integers `[N + 1]`."""
-    counts = np.zeros(len(chosen) + 1, dtype=np.int32 if len(chosen) < 2**31 else np.int64)
-    np.cumsum(chosen, out=counts[1:])
-    return counts
+def _trained_before(rows: Sequence[RenderedText]) -> tuple[list[int], list[int]]:
+    """The edges of the trained spans, counted through all texts, and how many trained characters are before each."""
+    edges, counts = [0], [0]
+    begin = 0
+    for row in rows:
+        reached = 0
+        for start, end in sorted(row.trained_spans):
+            if end > reached:
+                start, reached = max(start, reached), end
+                edges += (begin + start, begin + end)
+                counts += (counts[-1], counts[-1] + end - start)
+        begin += len(row.text)
+    return edges, counts
+
+
+def _count(chosen: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """How many are chosen from each start to its stop, int64 `[R]`. The ranges do not overlap and are in order."""
+    bounds = np.stack([starts, stops], axis=1).ravel()
+    # A sum of an empty range would be the element at its start, and no bound may be the end of the array.
+    sums = np.add.reduceat(np.append(chosen, False).view(np.uint8), bounds, dtype=np.int64) if len(bounds) else bounds
+    return sums[::2] * (starts < stops)

@@ -250,3 +250,26 @@ for name in ("few", "many"):
     assert (few, many) == (5_000, 40_000)
     assert 8 * tokens > 39 * 2**20, "held in memory, these rows would show"
     assert (after - before) / 2**10 < 25  # MiB
+
+
+def test_a_long_row_takes_a_few_times_its_size(tmp_path):
+    """A tokenizer needs over a hundred bytes for a character, and marks in a text made four bytes of each."""
+    words = " ".join(f"word{number % 977} is said," for number in range(40_000))
+    answer = {"role": "assistant", "content": words}
+    write(tmp_path / "small.jsonl", [{"messages": [{"role": "user", "content": "a"}, {**answer, "content": "b"}]}])
+    write(tmp_path / "chat.jsonl", [{"messages": [{"role": "user", "content": words}, answer]}])
+    write(tmp_path / "text.jsonl", [{"text": words}])
+    script = """
+import resource
+for name in ("small", "text", "chat"):
+    config = DataConfig(
+        train_file=f"{sys.argv[1]}/{name}.jsonl", data_cache_dir=f"{sys.argv[1]}/cache", max_seq_length=10**8,
+        preprocessing_num_workers=1,
+    )
+    prepare_data(config, tokenizer, seed=0)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+    done = run_script(script, tmp_path)
+    small, text, chat = map(int, done.stdout.split())
+    assert text - small < 40 * len(words)
+    assert chat - small < 40 * 2 * len(words)

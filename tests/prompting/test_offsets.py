@@ -9,8 +9,7 @@ import pytest
 from tokenizers import Regex, normalizers, pre_tokenizers, processors
 
 from sft.common.data_records import RenderedText
-from sft.prompting import offsets
-from sft.prompting.offsets import ByteLengths, OffsetEncoder
+from sft.prompting.offsets import OffsetEncoder
 from tests.support.prompts import build_special_tokenizer
 from tests.support.small_tokenizers import (
     FAMILY,
@@ -175,7 +174,7 @@ def test_plain_texts_get_the_same_tokens_and_labels_by_byte_lengths(single, eos)
         np.testing.assert_array_equal(got.lengths, expected.lengths)
         np.testing.assert_array_equal(got.starts < got.ends, expected.starts < expected.ends)
         np.testing.assert_array_equal(got.ends, expected.ends)
-        assert (got.input_ids.dtype, got.starts.dtype) == (np.int32, np.int64)
+        assert (got.input_ids.dtype, got.starts.dtype) == (np.int32, np.int32)
 
 
 def test_plain_texts_are_not_tokenized_one_by_one(monkeypatch):
@@ -185,22 +184,3 @@ def test_plain_texts_are_not_tokenized_one_by_one(monkeypatch):
     monkeypatch.setattr(encoder, "_encode_with_offsets", lambda texts: calls.append(texts))
     assert len(encoder([f"line {number}" for number in range(1000)]).lengths) == 1000
     assert calls == []
-
-
-@pytest.mark.parametrize("normalizer", [None, normalizers.NFC()], ids=["none", "NFC"])
-def test_long_texts_are_tokenized_in_pieces_like_whole_ones(normalizer, monkeypatch):
-    tokenizer = byte_level(normalizer)
-    markers = ["<|im_start|>", "<|im_end|>", "<left>", "<both>", "<whole>", "\u65e5\u672c", " ", "\n\n", "  "]
-    rng = np.random.default_rng(0)
-    texts = ["".join(rng.choice([*NASTY[:12], *markers, *markers], size=60)) for _ in range(8)]
-    whole = placed(OffsetEncoder(tokenizer, is_chat=True), *texts)
-    lengths = []
-    encode = ByteLengths._encode_piece
-    monkeypatch.setattr(offsets, "MAX_AT_ONCE", 0)
-    monkeypatch.setattr(offsets, "PIECE", 20)
-    monkeypatch.setattr(
-        ByteLengths, "_encode_piece", lambda self, text: lengths.append(len(text)) or encode(self, text)
-    )
-    assert placed(OffsetEncoder(tokenizer, is_chat=True), *texts) == whole
-    assert len(lengths) > 5 * len(texts)
-    assert sum(lengths) == sum(map(len, texts))

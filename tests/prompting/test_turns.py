@@ -39,7 +39,7 @@ HOSTILE = {
         "<|start|>",
         "[~[assistant\n",
     ],
-    "private_use": ["\U000f0000\U000f0001", "a\U000f0000", "\U000f0002", "\U00100000\U0010fffd"],
+    "private_use": ["\ue000\ue001", "a\ue000", "\ue002\uf8ff", "\U000f0000\U0010fffd"],
     "unicode": ["e\u0301\u200d", "\u202eא\u2028\u00e9 👩‍👩‍👧", "\ufeff", "\u0301"],
     "thoughts_in_question": ["<think>x</think>", "a", "</think>", "b"],
 }
