@@ -50,7 +50,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests may take longer than `timeout` in pyproject.toml."""
     for item in items:
-        if any(item.get_closest_marker(name) for name in ("slow", "gpu", "slurm")):
+        if any(item.get_closest_marker(name) for name in ("slow", "gpu", "fake_gpu", "slurm")):
             item.add_marker(pytest.mark.timeout(SLOW_TEST_SECONDS))
 
 
