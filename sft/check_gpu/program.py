@@ -57,7 +57,7 @@ class FinishedRun:
         """Of the steps after the first two, by their speed."""
         speeds = self._metrics("tokens_per_second")
         seen = {0: 0.0, **self._metrics("tokens_seen")}
-        return [(seen[step] - seen[step - 1]) / speed for step, speed in speeds.items() if step > 2]
+        return [(seen[step] - seen[step - 1]) / speed for step, speed in speeds.items() if step > 2 and speed]
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The trained weights."""

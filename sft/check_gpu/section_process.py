@@ -47,7 +47,7 @@ def outcomes(cases: Iterator[Case], *, seconds: float) -> Iterator[tuple[str, Ou
         seconds: later checks are skipped.
     """
     started = time.monotonic()
-    for case in cases:
+    for case in _guarded(cases):
         if time.monotonic() - started > seconds:
             yield case.name, skipped(f"the {seconds:.0f} s of this section are over; give more with --seconds")
             continue
@@ -60,6 +60,15 @@ def outcomes(cases: Iterator[Case], *, seconds: float) -> Iterator[tuple[str, Ou
         gc.collect()
         if is_lost:
             return
+
+
+def _guarded(cases: Iterator[Case]) -> Iterator[Case]:
+    """The checks; an error of what they share is a failure of one more."""
+    try:
+        yield from cases
+    except Exception as error:
+        outcome = _failed_by(error)
+        yield Case(name="the other checks", check=lambda: outcome)
 
 
 def _failed_by(error: Exception) -> Outcome:

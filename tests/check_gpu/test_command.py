@@ -132,6 +132,15 @@ def test_an_error_is_a_failure_and_the_next_check_is_made(capfd):
     assert "broken" in capfd.readouterr().err
 
 
+def test_an_error_between_checks_is_a_failure(capfd):
+    def cases():
+        yield Case(name="a", check=lambda: judged(True, "1"))
+        raise ValueError("no shape")
+
+    found = [(name, outcome.status, outcome.figure) for name, outcome in outcomes(cases(), seconds=1000)]
+    assert found == [("a", PASS, "1"), ("the other checks", FAIL, "ValueError: no shape")]
+
+
 def test_nothing_is_checked_after_an_error_of_the_device():
     def broken():
         raise RuntimeError("CUDA error: device-side assert triggered")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from sft.check_gpu.bench import Bench
@@ -31,7 +33,7 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 
 class _Runs:
-    """The runs. Those of two processes come first: a run of one process hides the other GPUs from this one."""
+    """The runs."""
 
     def __init__(self, bench: Bench):
         self._bench = bench
@@ -40,11 +42,15 @@ class _Runs:
         self._one = {"per_device_train_batch_size": count}
         self._rows = save_rows(bench, 2 * count * _STEPS, (bench.small_length(512, 24), bench.small_length(300, 16)))
         self._model = save_small_model(bench)
-        self._timed: dict[str, float] = {}
-        if bench.on_gpu:
-            for name, settings in (("overlapping", {}), ("afterwards", {"ddp_bucket_cap_mb": _ONE_BUCKET_MIB})):
-                self._timed[name] = self._median(self._run(f"timed-{name}", **self._two, **settings))
-        self._together = self._run("two", **self._two, bf16=False, fp16=False)
+
+    @cached_property
+    def _together(self) -> Mapping[str, FinishedRun]:
+        """All runs of two processes, before any other: a run of one process hides the other GPUs from this one."""
+        float32, one_bucket = {"bf16": False, "fp16": False}, {"ddp_bucket_cap_mb": _ONE_BUCKET_MIB}
+        wanted: dict[str, Mapping[str, Any]] = {"float32": float32}
+        if self._bench.on_gpu:
+            wanted |= {"overlapping": {}, "afterwards": one_bucket}
+        return {name: self._run(f"two-{name}", **self._two, **settings) for name, settings in wanted.items()}
 
     def _run(self, name: str, **settings: Any) -> FinishedRun:
         length = self._bench.small_length(512, 32)
@@ -52,13 +58,14 @@ class _Runs:
         return run(self._bench, name, self._model, self._rows, **defaults | settings)
 
     def _median(self, finished: FinishedRun) -> float:
-        return statistics.median(finished.seconds_per_step)
+        return statistics.median(finished.seconds_per_step or [math.nan])
 
     def equality(self) -> Outcome:
         """In float32, with the same rows in each step."""
+        together = self._together["float32"]
         alone = self._run("one", **self._one, gradient_accumulation_steps=2, bf16=False, fp16=False)
-        losses = largest_relative(alone.losses, self._together.losses)
-        weights = largest_difference(alone.weights(), self._together.weights())
+        losses = largest_relative(alone.losses, together.losses)
+        weights = largest_difference(alone.weights(), together.weights())
         return judged(
             losses <= _ALLOWED_LOSS and weights <= _ALLOWED_WEIGHTS,
             f"losses differ by {losses:.1e} (at most {_ALLOWED_LOSS:g}), weights by {weights:.1e} "
@@ -69,8 +76,8 @@ class _Runs:
 
     def overlap(self) -> Outcome:
         """The time of a step with buckets, with a single bucket that is sent at the end, and of one process alone."""
-        alone = self._median(self._run("timed-alone", **self._one))
-        overlapping, afterwards = self._timed["overlapping"], self._timed["afterwards"]
+        overlapping, afterwards = (self._median(self._together[name]) for name in ("overlapping", "afterwards"))
+        alone = self._median(self._run("alone", **self._one))
         visible = afterwards - alone
         hidden = (afterwards - overlapping) / visible if visible > 0 else 0.0
         return judged(
