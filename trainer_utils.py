@@ -106,7 +106,6 @@ class SFTTrainer(EvaluatingTrainer):
             device=self.args.device,
             max_consecutive=setup.config.training.max_bad_steps,
             locate_row=setup.data.locate_row,
-            drops_gradients=self.is_sharded,
         )
         self._loss_sum = loss_function(self)
         step = build_step(self, self._loss_sum, self.bad_steps)
@@ -122,12 +121,14 @@ class SFTTrainer(EvaluatingTrainer):
     def current_plan(self) -> BatchPlan:
         """The batch plan, with the number of chunks that a micro-batch is split into by now."""
         plan = self.setup.plan
-        return plan if self.step_gradient is None else replace(plan, num_chunks=self.step_gradient.num_chunks)
+        return plan if self.step_gradient is None else replace(plan, num_chunks=self.step_gradient.chunks.num_chunks)
 
     def restore_counts(self, manifest: Mapping[str, Any]) -> None:
         """Continues counting where a checkpoint was saved (see `manifest_entries`)."""
         self.progress.seen_before = manifest.get("trained_on") or self.progress.seen_before
         self.means.resume_from(manifest.get("means"))
+        if self.step_gradient is not None:
+            self.step_gradient.chunks.resume_from(manifest.get("chunks"))
 
     # Batches
 
@@ -213,6 +214,7 @@ class SFTTrainer(EvaluatingTrainer):
         return {
             **super().manifest_entries(),
             "batch_plan": plan_entries(self.current_plan()),
+            "chunks": self.step_gradient and self.step_gradient.chunks.state_dict(),
             "trained_on": self.progress.seen(),
             "means": self.means.state_dict(),
         }

@@ -1,7 +1,8 @@
 """Steps whose loss or gradient is NaN or inf: the update is skipped on all processes, and the steps are counted.
 
 The check does not synchronize with the device: the flag stays there, and the fused optimizers read it as they read the
-`found_inf` of torch's GradScaler. On CUDA a bad step is logged one step later, once the flag has been copied.
+`found_inf` of torch's GradScaler, with FSDP too. Before the step of another optimizer, the flag has to be read. On CUDA
+a bad step is logged one step later, once the flag has been copied.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ class BadSteps(TrainerCallback):
         device: torch.device,
         max_consecutive: int,
         locate_row: Callable[[int], str] | None,
-        drops_gradients: bool = False,
     ):
         """
         Args:
@@ -41,7 +41,6 @@ class BadSteps(TrainerCallback):
             device: device of the gradients.
             max_consecutive: number of consecutive bad steps that ends the run.
             locate_row: maps the number of a training row to its file and line; None if rows have no number.
-            drops_gradients: skip an update by dropping the gradients, because the optimizer cannot read the flag.
         """
         self._context = context
         self._max_consecutive = max_consecutive
@@ -50,7 +49,6 @@ class BadSteps(TrainerCallback):
         self._flag = torch.zeros((), dtype=torch.float32, device=device)
         """1 if the current step is bad, else 0."""
         self._optimizer_reads_flag = False
-        self._drops_gradients = drops_gradients
         self._rows: list[int] = []
         self._pending: tuple[int, torch.Tensor, Any, list[int]] | None = None
         """Step, flag in main memory, event of its copy, rows of a step that is not counted yet."""
@@ -86,10 +84,9 @@ class BadSteps(TrainerCallback):
         """
         shards = [cast(DTensor, weight.grad).to_local() for weight in weights if weight.grad is not None]
         is_good = loss.isfinite() if not shards else loss.isfinite() & _are_finite(shards)
-        is_bad = (~is_good).to("cpu", torch.float32)
-        if self._group is not None:
-            distributed.all_reduce(is_bad, op=distributed.ReduceOp.MAX, group=self._group)
-        self._flag.copy_(is_bad)
+        self._flag.copy_(~is_good)
+        if self._group is not None:  # on the device: reading the flag would wait for it
+            distributed.all_reduce(self._flag, op=distributed.ReduceOp.MAX)
         return self._loss_to_log(loss, batches)
 
     def _loss_to_log(self, loss: torch.Tensor, batches: Sequence[Mapping[str, Any]]) -> torch.Tensor:
@@ -98,8 +95,6 @@ class BadSteps(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         inner = getattr(optimizer, "optimizer", optimizer)
-        if self._drops_gradients:
-            return
         # With fp16 the GradScaler skips updates; it sets these attributes itself.
         if getattr(inner, "_step_supports_amp_scaling", False) and not args.fp16:
             inner.found_inf, inner.grad_scale = self._flag, None

@@ -24,7 +24,7 @@ from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import CheckpointError, UserError, one_line
 from sft.modeling.saved_folder import finish_saved_folder
 from sft.modeling.sharded_state import gather_optimizer_state, gather_weights, save_shards
-from sft.modeling.state_copy import copy_to_memory, state_bytes
+from sft.modeling.state_copy import StateCopier, state_bytes
 from sft.processes.agreement import agree_on_problem
 from sft.processes.device_memory import memory_for_copy, peak_memory_bytes
 from sft.processes.environment import trackers_take_checkpoints
@@ -72,6 +72,7 @@ class CheckpointedTrainer(ResumingTrainer):
         self._saves_in_background = not trackers_take_checkpoints(arguments.report_to or ())
         self._copied_bytes = 0
         """Size of the largest copy so far."""
+        self._weights_copier, self._optimizer_copier = StateCopier(), StateCopier()
         self._to_write: list[Callable[[], None]] | None = None
         """Files of the current checkpoint that the thread writes; None if all are written at once."""
         self._background = ThreadPoolExecutor(1, "checkpoint")
@@ -118,7 +119,9 @@ class CheckpointedTrainer(ResumingTrainer):
         target = self.output_dir / f"checkpoint-{step}"
         is_last = self.control.should_training_stop or step >= self.state.max_steps
         ends_here = is_last or self.pushes_to_hub or not self._saves_in_background
-        self._to_write = None if ends_here or not self._has_room_for_copies() else []
+        # From a GPU, copies are faster even if the run then waits for the thread.
+        may_copy = not ends_here or self.context.device.startswith("cuda")
+        self._to_write = [] if may_copy and self._has_room_for_copies() else None
         self._note_failure(lambda: self._write_files(model, trial, unfinished, target))
         to_write, self._to_write = self._to_write or [], None
         self._check_all_saved(step)
@@ -154,7 +157,9 @@ class CheckpointedTrainer(ResumingTrainer):
             return False  # each process writes its own files
         weights = {} if self._has_adapters else self.model.state_dict()
         size = state_bytes([weights, self._inner_optimizer.state])
-        has_room = size <= memory_for_copy(self.context.device, self.setup.limits.budget_bytes, self._copied_bytes)
+        held = self._weights_copier.held_bytes + self._optimizer_copier.held_bytes
+        room = memory_for_copy(self.context.device, self.setup.limits.budget_bytes, self._copied_bytes)
+        has_room = size - held <= room
         self._copied_bytes = max(self._copied_bytes, size) if has_room else self._copied_bytes
         return has_room
 
@@ -267,7 +272,7 @@ class CheckpointedTrainer(ResumingTrainer):
         if not self.is_sharded:
             state = None
             if self._to_write is not None and self.args.should_save:
-                state = _try_to_copy(self.optimizer.state_dict())
+                state = _try_to_copy(self._optimizer_copier, self.optimizer.state_dict())
             if state is None:
                 super()._save_optimizer_and_scheduler(output_dir)
                 return
@@ -296,7 +301,9 @@ class CheckpointedTrainer(ResumingTrainer):
         weights = None
         if self._to_write is not None and not self._has_adapters:
             # Weights gathered from other processes are a copy already.
-            weights = state_dict if state_dict is not None else _try_to_copy(self.model.state_dict())
+            weights = state_dict
+            if weights is None:
+                weights = _try_to_copy(self._weights_copier, self.model.state_dict())
         if weights is None:
             self._save_folder(output_dir, state_dict)
             return
@@ -316,10 +323,10 @@ class CheckpointedTrainer(ResumingTrainer):
             finish_saved_folder(output_dir or str(self.args.output_dir), self.processing_class)
 
 
-def _try_to_copy(state: Any) -> Any | None:
+def _try_to_copy(copier: StateCopier, state: Any) -> Any | None:
     """A copy in main memory; None if it does not fit after all."""
     try:
-        return copy_to_memory(state)
+        return copier.copy(state)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -32,6 +32,8 @@ class LayoutFindings:
     """The model's own attention, which transformers chose or the settings name."""
     sharing_obstacle: str | None = None
     """Why shared leading tokens are computed for each row, as a clause; None if they are not, or if that was set."""
+    skips_padding_mask: bool = False
+    """Whether padded rows are computed without a mask for the padding."""
     reason: str = TRIED
     """Where it comes from: trials, or the checkpoint that the run resumes from."""
 
@@ -87,6 +89,8 @@ def keep_findings(found: LayoutFindings, kept: LayoutFindings | None) -> LayoutF
         lost.append(f"the kernel for packed rows: {found.kernel_obstacle}")
     if kept.uses_output_layer and not found.uses_output_layer:
         lost.append("the loss at the output layer: its output no longer equals the model's logits")
+    if kept.skips_padding_mask and not (found.skips_padding_mask or found.is_padding_free):
+        lost.append("padded rows without a mask for the padding: on this model, as it runs here, the trial of it fails")
     if lost:
         logger.info("No longer %s: %s. Sums may be rounded differently.", kept.reason, "; ".join(lost))
     return replace(
@@ -94,6 +98,7 @@ def keep_findings(found: LayoutFindings, kept: LayoutFindings | None) -> LayoutF
         shares_prefixes=kept.shares_prefixes and found.shares_prefixes,
         sharing_obstacle=found.sharing_obstacle or (kept.sharing_obstacle if found.shares_prefixes else None),
         uses_output_layer=kept.uses_output_layer and found.uses_output_layer,
+        skips_padding_mask=bool(kept.skips_padding_mask) and found.skips_padding_mask,
         reason=kept.reason if not lost else TRIED,
     )
 

@@ -12,6 +12,7 @@ from sft.modeling.data_parallel import COMM_DTYPES, GradientSum, MicroBatchLoss
 from sft.modeling.sharding import reshard_weights
 from sft.processes.agreement import open_cpu_group
 from sft.training.bad_steps import BadSteps
+from sft.training.chunk_count import ChunkCount
 from sft.training.sharded_step import ShardedStep
 from sft.training.step import StepGradient
 
@@ -72,10 +73,9 @@ def build_step(trainer: Any, loss_sum: LossFunction, bad_steps: BadSteps) -> Ste
     return StepGradient(
         loss,
         trainer.layout.collator,
-        plan.per_device_train_batch_size,
+        ChunkCount(micro_batch_size=plan.per_device_train_batch_size, num_chunks=plan.num_chunks),
         trainer.context,
         gradient_sum=gradient_sum,
-        num_chunks=plan.num_chunks,
         bad_steps=checks,
         on_retry=trainer.means.restart_step,
     )

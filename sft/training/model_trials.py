@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sft.batching.layout import FlatCollator, model_inputs
+from sft.batching.layout import FlatCollator, PaddedCollator, model_inputs
 from sft.batching.prefixes import MIN_SHARED
 from sft.common.data_records import IGNORED
 from sft.common.device_errors import reraise_device_error
@@ -18,10 +18,12 @@ from sft.common.errors import one_line
 from sft.common.run_records import Precision
 from sft.modeling.causality import check_computes, check_is_causal
 from sft.modeling.document_attention import NAME as DOCUMENTS
-from sft.modeling.document_attention import ONE_BY_ONE, isolated_documents
+from sft.modeling.document_attention import ONE_BY_ONE, attention_of, isolated_documents
 from sft.modeling.extra_loss import untrained_loss_line
 from sft.modeling.isolation import find_obstacle, tolerance
 from sft.modeling.output_layer import find_output_layer
+from sft.modeling.padded_attention import NAME as PADDED
+from sft.modeling.padded_attention import register_padded_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,6 +94,28 @@ class ModelTrials:
         allowed = max(tolerance(self._model), SHARING_TOLERANCE)
         is_equal = torch.allclose(once, expected, rtol=0, atol=allowed * float(expected.abs().max()))
         return None if is_equal else "the model's results differ if they are computed once"
+
+    def can_skip_padding_mask(self, pad_token_id: int) -> bool:
+        """Whether padded rows have the same logits without a mask for the padding. Tried with sdpa only."""
+        if attention_of(self._model) != "sdpa":
+            return False
+        rows = [{"input_ids": np.arange(3, 3 + length), "labels": np.full(length, IGNORED)} for length in (5, 9)]
+        batch = model_inputs(PaddedCollator(pad_token_id)(rows))
+        inputs = {key: value.to(self._model.device) for key, value in batch.items()}
+        is_token, was_training = inputs["attention_mask"][..., None] > 0, self._model.training
+        self._model.eval()
+        register_padded_attention()
+        try:
+            with self._autocast(), torch.no_grad():
+                expected = torch.where(is_token, self._model(**inputs).logits.float(), 0)
+                with isolated_documents(self._model, PADDED):
+                    found = torch.where(is_token, self._model(**inputs).logits.float(), 0)
+        except Exception as error:
+            reraise_device_error(error)
+            return False  # the model chooses its attention in another way, whatever the error
+        finally:
+            self._model.train(was_training)
+        return torch.allclose(found, expected, rtol=0, atol=tolerance(self._model) * float(expected.abs().max()))
 
     def output_layer(self) -> torch.nn.Linear | None:
         """The layer whose output is the logits; None if the logits are computed in another way."""

@@ -78,7 +78,7 @@ def training_result(trainer: Any, steps: int, stop: StopCallback) -> TrainingRes
         remarks=trainer.stream_drops.remarks.records() if trainer.stream_drops is not None else RowRemarks(),
         bad_steps=trainer.bad_steps.count,
         memory_shortages={
-            "training": trainer.step_gradient.shortages if trainer.step_gradient else 0,
+            "training": trainer.step_gradient.chunks.shortages if trainer.step_gradient else 0,
             "evaluation": trainer.evaluation_step.shortages,
         },
         peak_memory_bytes=peak,

@@ -14,6 +14,7 @@ from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.document_attention import NAME as DOCUMENTS
 from sft.modeling.document_attention import ONE_BY_ONE, UnsupportedAttention, attention_of
 from sft.modeling.output_layer import OutputLayer
+from sft.modeling.padded_attention import NAME as PADDED
 from sft.modeling.rope_by_row import give_rows_their_own_rope
 from sft.modeling.varlen_kernel import KernelObstacle
 from sft.processes.agreement import agree_on_problem, agree_on_smallest
@@ -134,6 +135,7 @@ def resolve_layout(
         sharing_obstacle = _sharing_obstacle(attention, own_rope) or trial.sharing_obstacle(attention)
         sharing_obstacle = agree_on_problem(sharing_obstacle, context)
     output_layer = None if sharded else trial.output_layer()
+    skips_padding_mask = not is_padding_free and not sharded and trial.can_skip_padding_mask(pad_token_id)
     found = LayoutFindings(
         is_padding_free=is_padding_free,
         obstacle=obstacle,
@@ -142,14 +144,14 @@ def resolve_layout(
         sharing_obstacle=sharing_obstacle,
         uses_output_layer=bool(agree_on_smallest(output_layer is not None, context)),
         attention=attention_of(model),
+        skips_padding_mask=bool(agree_on_smallest(skips_padding_mask, context)),
     )
     found = keep_findings(found, kept)
-    padded = PaddedCollator(pad_token_id, with_positions=own_rope is not None)
-    collator, evaluation_collator = _collators(training, found, padded, max_seq_length)
+    collators = _collators(training, found, PaddedCollator(pad_token_id, with_positions=bool(own_rope)), max_seq_length)
     return RowLayout(
-        collator=collator,
-        evaluation_collator=evaluation_collator,
-        attention=attention if found.is_padding_free else None,
+        collator=collators[0],
+        evaluation_collator=collators[1],
+        attention=attention if found.is_padding_free else (PADDED if found.skips_padding_mask else None),
         output=OutputLayer(model, output_layer if found.uses_output_layer else None),
         own_rope=own_rope,
         findings=found,

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from sft.batching.chunks import next_num_chunks, split_rows
-from sft.batching.layout import FlatCollator, PaddedCollator
+from sft.batching.chunks import split_rows
+from sft.batching.layout import FlatCollator, PaddedCollator, Row
 from sft.batching.transfer import to_device
 from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import MemoryShortage
@@ -20,6 +20,7 @@ from sft.common.run_records import DistributedContext
 from sft.modeling.data_parallel import Failure, GradientSum, MicroBatchLoss
 from sft.modeling.random_state import RandomState
 from sft.training.bad_steps import BadSteps
+from sft.training.chunk_count import ChunkCount
 
 logger = logging.getLogger("sft.train")
 Batch = Mapping[str, Any]
@@ -31,18 +32,17 @@ class StepGradient:
 
     If a micro-batch does not fit on the device of any process, all processes discard the step's gradient and run the
     same rows again in smaller chunks, before any weight has changed. The result is that of a smaller micro-batch size
-    with more accumulation. The following steps use the smaller chunks as well.
+    with more accumulation. The following steps use the smaller chunks as well (see `ChunkCount` for how many).
     """
 
     def __init__(
         self,
         loss: MicroBatchLoss,
         collator: FlatCollator | PaddedCollator,
-        micro_batch_size: int,
+        chunks: ChunkCount,
         context: DistributedContext,
         *,
         gradient_sum: GradientSum | None = None,
-        num_chunks: int = 1,
         bad_steps: BadSteps | None = None,
         on_retry: Callable[[], None] = lambda: None,
     ):
@@ -50,24 +50,20 @@ class StepGradient:
         Args:
             loss: the model and its loss.
             collator: collates the rows of a chunk.
-            micro_batch_size: rows, or packs, of a full micro-batch.
+            chunks: how a micro-batch is split; changed when memory runs out.
             context: this process.
             gradient_sum: sums the gradient over processes; None for a single one.
-            num_chunks: chunks per micro-batch at the start.
             bad_steps: checks the gradient of each step.
             on_retry: called before a step is retried.
         """
         self._loss = loss
         self._weights = [weight for weight in loss.parameters() if weight.requires_grad]
         self._collator = collator
-        self._micro_batch_size = micro_batch_size
         self._context = context
         self._sum = gradient_sum
         self._bad_steps = bad_steps
         self._on_retry = on_retry
-        self.num_chunks = num_chunks
-        self.shortages = 0
-        """How often memory ran out and the number of chunks was raised."""
+        self.chunks = chunks
         self._batches: list[Batch] = []
         self._losses: list[torch.Tensor] = []
         self._is_out_of_memory = False
@@ -94,6 +90,7 @@ class StepGradient:
             MemoryShortage: on all processes, if the chunks cannot be smaller.
         """
         if not self._batches:
+            self.chunks.begin_step(step)
             self._random_state = RandomState.capture(self._context.device)
             self._begin(accumulates=not is_last)
         self._batches.append(batch)
@@ -114,7 +111,7 @@ class StepGradient:
 
     def _begin(self, *, accumulates: bool) -> None:
         if self._sum is not None:
-            self._sum.begin_step(accumulates=accumulates or self.num_chunks > 1)
+            self._sum.begin_step(accumulates=accumulates or self.chunks.num_chunks > 1)
 
     def _try(self, batch: Batch, run: Run, *, reduces: bool) -> None:
         """Runs a micro-batch, split into chunks if necessary; sets `_is_out_of_memory` if memory runs out.
@@ -140,12 +137,15 @@ class StepGradient:
 
     def _chunks_of(self, batch: Batch) -> Sequence[Callable[[], Batch]]:
         """The chunks of a micro-batch, each collated when it is called."""
-        if self.num_chunks == 1:
+        if self.chunks.num_chunks == 1:
             return [lambda: batch]
         device = batch["targets"].device
-        collator = self._collator.for_chunks(self.num_chunks)
-        split = split_rows(batch["rows"], self._micro_batch_size, self.num_chunks)
+        collator = self._collator.for_chunks(self.chunks.num_chunks)
+        split = self._split(batch)
         return [partial(lambda rows: to_device(collator(rows), device), rows) for rows in split]
+
+    def _split(self, batch: Batch) -> list[list[Row]]:
+        return split_rows(batch["rows"], self.chunks.micro_batch_size, self.chunks.num_chunks)
 
     def _end(self) -> Failure:
         """Waits for the sum of the gradient; returns why all processes must retry the step, if they must.
@@ -169,11 +169,7 @@ class StepGradient:
 
     def _can_split(self) -> bool:
         """Whether any process that ran out of memory has a chunk of several rows."""
-        largest = max(
-            len(rows)
-            for batch in self._batches
-            for rows in split_rows(batch["rows"], self._micro_batch_size, self.num_chunks)
-        )
+        largest = max(len(rows) for batch in self._batches for rows in self._split(batch))
         can_split = torch.tensor(int(self._is_out_of_memory and largest > 1))
         if self._sum is not None:
             distributed.all_reduce(can_split, distributed.ReduceOp.MAX, group=self._sum.cpu_group)
@@ -192,13 +188,14 @@ class StepGradient:
         if self._random_state is not None:
             self._random_state.restore()  # dropout draws the same numbers
         if failure == Failure.OUT_OF_MEMORY:
-            self.shortages += 1
-            self.num_chunks = next_num_chunks(self._micro_batch_size, self.num_chunks)
+            self.chunks.raise_after_shortage(step)
+            again = self.chunks.next_attempt
             logger.info(
-                "Out of memory at step %d: retrying it with %s at a time on each device, which later steps also use. "
+                "Out of memory at step %d: retrying it with %s at a time on each device, which later steps also use%s. "
                 "Each step still trains on the same rows.",
                 step,
                 self._chunk_size_text(),
+                f", until step {again} tries whole micro-batches again" if again is not None else "",
             )
         else:
             logger.info(
@@ -210,5 +207,5 @@ class StepGradient:
 
     def _chunk_size_text(self) -> str:
         """The size of a chunk: `4 of 8`, rows or packs."""
-        size, chunks = self._micro_batch_size, self.num_chunks
+        size, chunks = self.chunks.micro_batch_size, self.chunks.num_chunks
         return f"{size // chunks} of {size}" if chunks <= size else f"1/{chunks // size} of a pack"

@@ -157,10 +157,10 @@ def test_steps_during_a_background_save_do_not_change_the_checkpoint(short_run, 
 def test_a_checkpoint_that_cannot_be_copied_is_written_and_logged(short_run, monkeypatch):
     from sft.training import checkpointed_trainer
 
-    def fail(state):
+    def fail(copier, state):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(checkpointed_trainer, "copy_to_memory", fail)
+    monkeypatch.setattr(checkpointed_trainer.StateCopier, "copy", fail)
     run = short_run()
     assert run.status == 0, run.err
     assert messages.NOT_COPIED.format(error="DefaultCPUAllocator: can't allocate memory") in run.out

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
+import pytest
 import torch
 
-from sft.modeling.state_copy import copy_to_memory, state_bytes
+from sft.modeling import state_copy
+from sft.modeling.state_copy import StateCopier, copy_to_memory, state_bytes
 from tests.support.small_models import build_model
 
 
@@ -71,3 +76,92 @@ def test_wrapper_tensors_are_copied_one_by_one():
 
 def test_state_bytes_of_an_empty_state_is_zero():
     assert state_bytes({}) == 0
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """Pretends that all tensors are on a GPU; returns the sizes of the blocks of "pinned" memory."""
+    sizes = []
+
+    def block(num_bytes):
+        sizes.append(1 << (num_bytes - 1).bit_length())
+        return np.full(sizes[-1], 255, dtype=np.uint8)
+
+    monkeypatch.setattr(state_copy, "_is_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(state_copy, "_pinned_block", block)
+    monkeypatch.setattr(state_copy, "_wait_for_copies", lambda: None)
+    monkeypatch.setattr(state_copy, "_BLOCK_BYTES", 2**16)
+    return sizes
+
+
+def trained_optimizer():
+    model = build_model("llama")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    model(input_ids=torch.arange(8)[None]).logits.logsumexp(-1).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def saved(state):
+    torch.save(state, file := io.BytesIO())
+    return file.getvalue()
+
+
+def test_pinned_copies_are_equal_and_saved_as_ordinary_ones(blocks):
+    model, optimizer = trained_optimizer()
+    state = {
+        "optimizer": optimizer.state_dict(),
+        "half": torch.randn(7, 3).bfloat16(),
+        "transposed": torch.randn(5, 9).t(),
+        "empty": torch.empty(0, 4),
+        "scalar": torch.tensor(3),
+        "flags": torch.tensor([True, False]),
+    }
+    assert saved(StateCopier().copy(state)) == saved(copy_to_memory(state))
+    weights = StateCopier().copy(model.state_dict())
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weights[name], weight)
+        assert weights[name].untyped_storage().nbytes() == weight.nbytes
+    assert sum(blocks) <= 2 * state_bytes([state, model.state_dict()])
+
+
+def test_pinned_memory_is_used_again(blocks):
+    _, optimizer = trained_optimizer()
+    copier = StateCopier()
+    copier.copy(optimizer.state_dict())
+    before = list(blocks)
+    assert copier.held_bytes == sum(before)
+    optimizer.step()
+    again = copier.copy(optimizer.state_dict())
+    assert blocks == before
+    for name, values in optimizer.state_dict()["state"].items():
+        assert torch.equal(again["state"][name]["exp_avg"], values["exp_avg"])
+    copier.copy([optimizer.state_dict(), torch.ones(2**16)])  # more than it has
+    assert blocks[: len(before)] == before
+    assert blocks[len(before) :] == [2**18]
+
+
+def test_pinned_copies_share_what_the_state_shares(blocks):
+    weight = torch.ones(3, 4)
+    copy = StateCopier().copy({"embedding": weight, "head": weight, "view": weight[:1]})
+    assert copy["embedding"] is copy["head"]
+    assert copy["view"].data_ptr() != copy["head"].data_ptr()
+
+
+def test_a_copy_that_does_not_fit_holds_no_pinned_memory(blocks, monkeypatch):
+    copier = StateCopier()
+    copier.copy(torch.ones(4))
+
+    def fail(num_bytes):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(state_copy, "_pinned_block", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        copier.copy(torch.ones(2**16))
+    assert copier.held_bytes == 0
+
+
+def test_a_state_in_main_memory_needs_no_pinned_memory():
+    copier = StateCopier()
+    assert copier.copy(torch.ones(4)).tolist() == [1, 1, 1, 1]
+    assert copier.held_bytes == 0

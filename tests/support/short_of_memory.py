@@ -7,21 +7,27 @@ import torch
 from trainer_utils import train
 
 
-def limit_rows(model, rows: int, *, in_backward: bool = False, from_call: int = 0):
-    """Makes the model raise torch's out-of-memory error for more than `rows` rows; returns the rows of each call."""
+def limit_rows(model, rows: int, *, in_backward: bool = False, from_call: int = 0, to_call: int | None = None):
+    """Makes the model raise torch's out-of-memory error for more than `rows` rows; returns the rows of each call.
+
+    In the calls after the first `from_call`, up to the first `to_call`.
+    """
     calls = []
 
     def rows_of(inputs) -> int:
         boundaries = inputs.get("cu_seq_lens_q")
         return len(inputs["input_ids"]) if boundaries is None else len(boundaries) - 1
 
+    def is_short() -> bool:
+        return calls[-1] > rows and len(calls) > from_call and (to_call is None or len(calls) <= to_call)
+
     def forward(module, args, kwargs, output=None):
         calls.append(rows_of(kwargs))
-        if calls[-1] > rows and len(calls) > from_call and not in_backward:
+        if is_short() and not in_backward:
             raise torch.OutOfMemoryError("out of memory (test)")
 
     def backward(module, *_):
-        if calls[-1] > rows and len(calls) > from_call:
+        if is_short():
             raise torch.OutOfMemoryError("out of memory (test)")
 
     model.register_forward_pre_hook(forward, with_kwargs=True)

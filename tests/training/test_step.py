@@ -29,7 +29,7 @@ def test_a_retried_step_equals_training_with_the_smaller_micro_batch_size(prepar
         assert found[1] == pytest.approx(expected[1], rel=1e-5)
     assert max(calls) == 4
     assert calls[-1] == 2
-    assert prepared.trainer.step_gradient.shortages == 1
+    assert prepared.trainer.step_gradient.chunks.shortages == 1
     assert prepared.trainer.current_plan().num_chunks == 2
     assert prepared.trainer.current_plan().global_batch_size == 8
 
@@ -40,7 +40,7 @@ def test_dropout_is_the_same_in_smaller_chunks(prepare):
     prepared, model = prepare(lora=lora, per_device_train_batch_size=4)
     limit_rows(model.get_base_model(), rows=1)
     assert_equal_to_the_bit(train_and_read_all(prepared, model), expected)
-    assert prepared.trainer.step_gradient.shortages == 2  # from 4 to 2, to 1
+    assert prepared.trainer.step_gradient.chunks.shortages == 2  # from 4 to 2, to 1
 
 
 @pytest.mark.parametrize("padding_free", [False, "auto"])
