@@ -12,7 +12,7 @@ from sft.check_gpu.outcome import Case, Outcome, judged, skipped
 from sft.check_gpu.program import run, save_rows, save_small_model
 from sft.check_gpu.step_timing import matrix_product_flops, synchronized_time
 from sft.common.text import size
-from sft.modeling.state_copy import copy_to_memory, state_bytes
+from sft.modeling.state_copy import StateCopier, state_bytes
 from sft.processes.device_memory import available_memory_bytes, memory_for_copy
 from sft.processes.device_peaks import matmul_dtype
 
@@ -40,12 +40,12 @@ def _copy(bench: Bench) -> Outcome:
         for number in range(layers)
     }
     state["tied"] = state["layer.0"][:1]
-    copies: dict[str, list[torch.Tensor]] = {}
+    copier, copies = StateCopier(), dict[str, list[torch.Tensor]]()
     seconds = []
     for _ in range(2):  # the first one allocates
         copies = {}
         started = synchronized_time(bench.device)
-        copies = copy_to_memory(state)
+        copies = copier.copy(state)
         bench.synchronize()
         seconds.append(synchronized_time(bench.device) - started)
     num_bytes = state_bytes(state)

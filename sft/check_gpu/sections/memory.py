@@ -70,7 +70,7 @@ class _Checks:
         self._size = setup.plan.per_device_train_batch_size
         self._predicted = assembled.predicted_memory().total_bytes
         self._peak = self._train(assembled)
-        shortages = assembled.trainer.step_gradient.shortages
+        shortages = assembled.trainer.step_gradient.chunks.shortages
         return judged(
             shortages == 0 and self._peak <= budget,
             f"{counted(self._size, 'pack')} of {self._length:,} tokens; {size(self._peak)} reserved of "
@@ -113,7 +113,7 @@ class _Checks:
         assembled = self._assembled("short", (_SHORTEST,), count, **settings)
         peak = self._train(assembled)
         budget = assembled.setup.limits.budget_bytes or 0
-        shortages = assembled.trainer.step_gradient.shortages
+        shortages = assembled.trainer.step_gradient.chunks.shortages
         return judged(
             shortages == 0 and peak <= budget,
             f"{counted(per_pack, 'document')} a pack; {size(peak)} reserved of {size(budget)}; "

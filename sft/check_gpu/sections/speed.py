@@ -156,7 +156,7 @@ class _Measured:
         parts.append(f"{1000 * step:,.0f} ms a step")
         if lever != first and first in self._speeds and self._speeds[first].tokens_per_second:
             parts.append(f"{speed / self._speeds[first].tokens_per_second:.2f} of {first}")
-        num_chunks = assembled.trainer.step_gradient.num_chunks
+        num_chunks = assembled.trainer.step_gradient.chunks.num_chunks
         if num_chunks > 1:
             parts.append(f"in {num_chunks} chunks, since memory ran out")
         if self._bench.on_gpu:
