@@ -18,6 +18,7 @@ from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from sft.common.errors import ConfigError
+from sft.common.threads import checkpoint_thread_exists
 
 try:
     import resource
@@ -135,8 +136,12 @@ def _limited_time(seconds: float) -> Iterator[None]:
 
 
 def _limited_memory(num_bytes: int) -> AbstractContextManager[None]:
-    """Without /proc (macOS), memory is not limited: the length of the text and the time are."""
-    return nullcontext() if resource is None or not _MEMORY.exists() else _limited_data(num_bytes)
+    """Memory is not limited without /proc (macOS), nor where a thread writes checkpoints: the limit is of the process.
+
+    The length of the text and the time still are.
+    """
+    can_limit = resource is not None and _MEMORY.exists() and not checkpoint_thread_exists()
+    return _limited_data(num_bytes) if can_limit else nullcontext()
 
 
 @contextmanager

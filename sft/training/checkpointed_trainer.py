@@ -22,6 +22,7 @@ from transformers import TrainingArguments
 from sft.checkpointing.publish import UNFINISHED, describe_disk_error, publish, rotate
 from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import CheckpointError, UserError, one_line
+from sft.common.threads import CHECKPOINT_THREAD
 from sft.modeling.saved_folder import finish_saved_folder
 from sft.modeling.sharded_state import gather_optimizer_state, gather_weights, save_shards
 from sft.modeling.state_copy import StateCopier, state_bytes
@@ -75,7 +76,7 @@ class CheckpointedTrainer(ResumingTrainer):
         self._weights_copier, self._optimizer_copier = StateCopier(), StateCopier()
         self._to_write: list[Callable[[], None]] | None = None
         """Files of the current checkpoint that the thread writes; None if all are written at once."""
-        self._background = ThreadPoolExecutor(1, "checkpoint")
+        self._background = ThreadPoolExecutor(1, CHECKPOINT_THREAD)
         self._publishing: Future[None] | None = None
         """The publication of a checkpoint, on the process that publishes."""
         self._unpublished_step: int | None = None

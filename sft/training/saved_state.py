@@ -19,6 +19,7 @@ from sft.common.outside_files import check_shape, outside_file, read_json
 from sft.common.shapes import NUMBER, Each
 
 STATE_FILE = "trainer_state.json"
+_SETTINGS_FILES = ("config.json", "adapter_config.json", "generation_config.json")
 _CALLBACK = {"args": dict, "attributes": dict}
 _STATE_SHAPE = {
     "epoch!": NUMBER,
@@ -63,6 +64,8 @@ def _read(point: ResumePoint, name: str) -> None:
     path = point.path / name
     if name == STATE_FILE:
         _check_trainer_state(path, point.step)
+    elif name in _SETTINGS_FILES:
+        read_json(path, CheckpointError, name=name)
     elif path.suffix == ".safetensors":
         with outside_file(f"{name}: cannot be read", CheckpointError), safe_open(path, "pt") as file:
             file.keys()

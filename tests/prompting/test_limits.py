@@ -6,12 +6,14 @@ import resource
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from transformers import AutoTokenizer
 
 from sft.common.data_records import Conversation
 from sft.common.errors import ConfigError
+from sft.common.threads import CHECKPOINT_THREAD
 from sft.prompting import limits
 from sft.prompting.limits import render_chat, template_limits
 from sft.prompting.rendering import ChatRenderer
@@ -156,3 +158,14 @@ def test_waiting_is_not_limited(data_with_template, monkeypatch):
     monkeypatch.setattr(limits, "_SECONDS", 0.02)
     with template_limits(data_with_template(CHATML)):
         time.sleep(0.1)
+
+
+def test_memory_is_not_limited_while_a_thread_writes_checkpoints():
+    tokenizer = AutoTokenizer.from_pretrained(TINY_CHAT)
+    unlimited = resource.getrlimit(resource.RLIMIT_DATA)
+    with ThreadPoolExecutor(1, CHECKPOINT_THREAD) as writer:
+        assert writer.submit(len, b"").result() == 0
+        with template_limits(tokenizer):
+            assert resource.getrlimit(resource.RLIMIT_DATA) == unlimited
+    with template_limits(tokenizer):
+        assert resource.getrlimit(resource.RLIMIT_DATA) != unlimited

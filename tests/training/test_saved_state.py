@@ -46,6 +46,9 @@ def with_object(name, value):
 
 
 UNREADABLE = {
+    "settings of the model that are empty": ("config.json", with_content("config.json", b"")),
+    "settings of the adapters that are cut": ("adapter_config.json", with_content("adapter_config.json", b"{")),
+    "settings of generation that are a list": ("generation_config.json", with_content("generation_config.json", b"[]")),
     "field of a newer version": (STATE_FILE, with_state(field_of_a_newer_transformers=1)),
     "no step": (STATE_FILE, with_state(global_step=None)),
     "other step": (STATE_FILE, with_state(global_step=99)),
