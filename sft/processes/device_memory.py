@@ -1,13 +1,17 @@
 """Memory of this process's device, in bytes: total, available, used, and the peak.
 
 On a GPU: torch's allocator. On CPU: the resident set size (RSS) of the process and the machine's RAM, or the limit of
-the process's control group if there is one.
+the process's control group if there is one. A figure that the driver or the system refuses is 0: most are for a report,
+which is no reason to end a run.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
 
 import psutil
 import torch
@@ -17,7 +21,23 @@ from sft.processes import control_groups
 if sys.platform != "win32":
     import resource
 
+Arguments = ParamSpec("Arguments")
 
+
+def _zero_if_unknown(read: Callable[Arguments, int]) -> Callable[Arguments, int]:
+    """The function, with 0 in place of any error of a driver or of psutil."""
+
+    @wraps(read)
+    def read_or_zero(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+        try:
+            return read(*args, **kwargs)
+        except Exception:
+            return 0
+
+    return read_or_zero
+
+
+@_zero_if_unknown
 def total_memory_bytes(device: str) -> int:
     """Memory of the GPU; on CPU the RAM that this process may use."""
     if device.startswith("cuda"):
@@ -25,6 +45,7 @@ def total_memory_bytes(device: str) -> int:
     return min([psutil.virtual_memory().total, *(limit for limit, _ in control_groups.memory_limits())])
 
 
+@_zero_if_unknown
 def available_memory_bytes(device: str, processes_here: int = 1) -> int:
     """The most that this process could use now: what it uses already, and its share of what is free.
 
@@ -39,6 +60,7 @@ def available_memory_bytes(device: str, processes_here: int = 1) -> int:
     return used_memory_bytes(device) + max(free, 0) // processes_here
 
 
+@_zero_if_unknown
 def used_memory_bytes(device: str) -> int:
     """In use now: by tensors on a GPU, resident on CPU."""
     if device.startswith("cuda"):
@@ -56,6 +78,7 @@ def reserved_memory_bytes(device: str) -> int | None:
     return torch.cuda.memory_reserved(device) if device.startswith("cuda") else None
 
 
+@_zero_if_unknown
 def peak_memory_bytes(device: str) -> int:
     """The most memory in use at a time so far: by tensors on a GPU, resident on CPU."""
     if device.startswith("cuda"):
@@ -64,6 +87,7 @@ def peak_memory_bytes(device: str) -> int:
     return max(_peak_resident_bytes(), used_memory_bytes(device))
 
 
+@_zero_if_unknown
 def memory_for_copy(device: str, budget_bytes: int | None, previous_bytes: int = 0) -> int:
     """Main memory that a copy of a GPU's or of this process's own state may take.
 
@@ -116,9 +140,8 @@ class PeakMemory:
             self.peak_bytes = highest
 
     def _sample(self) -> None:
-        process = psutil.Process()
         while True:
-            self.peak_bytes = max(self.peak_bytes, process.memory_info().rss)
+            self.peak_bytes = max(self.peak_bytes, used_memory_bytes("cpu"))
             if self._done.wait(0.001):
                 return
 

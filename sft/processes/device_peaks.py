@@ -79,4 +79,12 @@ def matmul_dtype(bf16: bool, fp16: bool, weights: object) -> str:
 
 def device_peak_flops(device: str, dtype: str) -> float | None:
     """Peak FLOPS of this process's device; None on a CPU and for an unlisted GPU."""
-    return find_peak_flops(torch.cuda.get_device_name(device), dtype) if device.startswith("cuda") else None
+    return find_peak_flops(gpu_name(device), dtype) if device.startswith("cuda") else None
+
+
+def gpu_name(device: str) -> str:
+    """The name that the driver reports; that of the device if it reports none, since it is for reports alone."""
+    try:
+        return torch.cuda.get_device_name(device)
+    except Exception:
+        return device

@@ -7,6 +7,7 @@ import logging
 import psutil
 import torch
 
+from sft.common.errors import one_line
 from sft.common.optional_packages import is_installed, missing_package
 from sft.processes.environment import num_usable_cores
 
@@ -18,11 +19,14 @@ class CpuUtilization:
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._process.cpu_percent()  # the first call only starts the clock
+        self.read()  # the first call only starts the clock
 
-    def read(self) -> float:
-        """Between 0 and 1."""
-        return min(self._process.cpu_percent() / 100 / num_usable_cores(), 1.0)
+    def read(self) -> float | None:
+        """Between 0 and 1; None if the system does not tell."""
+        try:
+            return min(self._process.cpu_percent() / 100 / num_usable_cores(), 1.0)
+        except (psutil.Error, OSError):
+            return None
 
 
 class GpuUtilization:
@@ -44,6 +48,7 @@ class GpuUtilization:
             return None
         try:
             return torch.cuda.utilization(self._device) / 100
-        except Exception:  # of classes that the optional libraries define; the metric is omitted, the run continues
+        except Exception as error:  # of classes that the optional libraries define
             self._is_available = False
+            logger.info("gpu_utilization is not logged from here on: %s.", one_line(error))
             return None

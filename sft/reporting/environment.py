@@ -12,6 +12,7 @@ from sft.common.machine_records import ComputeEnvironment, Environment
 from sft.common.run_records import DistributedContext, ModelFootprint
 from sft.processes.device_allocator import allocator_settings
 from sft.processes.device_memory import total_memory_bytes
+from sft.processes.device_peaks import gpu_name
 from sft.processes.environment import kernel_variables, num_processes_here, num_usable_cores
 from sft.reporting.report.records import Machine
 from sft.reporting.summary import installed_versions
@@ -88,13 +89,22 @@ def compute_environment(device: str, *, reuses_freed_memory: bool) -> ComputeEnv
     )
 
 
+def _text_of(path: Path) -> str:
+    """A file's text; nothing where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def device_name(device: str) -> str:
     """The vendor's name of the device, or of the CPU."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
+        return gpu_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     if device == "cpu" and cpuinfo.is_file():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        lines = _text_of(cpuinfo).splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
         if names:
             return names[0]
     return platform.processor() or platform.machine()

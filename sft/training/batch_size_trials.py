@@ -133,7 +133,7 @@ def memory_limits(training: TrainingConfig, context: DistributedContext) -> Memo
     if training.memory_budget_gib is not None:
         return MemoryLimits(budget_bytes=int(training.memory_budget_gib * 2**30), process_bytes=process_bytes)
     available = available_memory_bytes(context.device, num_processes_here(context.world_size))
-    budget = available and int(available * training.target_memory_utilization)
+    budget = int(available * training.target_memory_utilization) if available else None
     return MemoryLimits(budget_bytes=budget, process_bytes=process_bytes)
 
 

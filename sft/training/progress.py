@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from sft.modeling.flops import training_flops
 from sft.processes.device_memory import peak_memory_bytes, reserved_memory_bytes, total_memory_bytes, used_memory_bytes
 from sft.processes.utilization import CpuUtilization, GpuUtilization
 
+logger = logging.getLogger("sft.train")
 COUNTED = ("supervised", "tokens", "rows", "computed", "squares")
 """Counts of a micro-batch that are added up; see `sft.batching.layout.BatchCounts`."""
 _SPEEDS = ("supervised_tokens_per_second", "tokens_per_second", "examples_per_second", "computed_tokens_per_second")
@@ -53,6 +55,8 @@ class TrainingProgress:
         self._logged = (0.0, [0.0] * _NUM_COUNTS)
         self._gpu = GpuUtilization(context.device)
         self._cpu = CpuUtilization()
+        self._unknown: set[str] = set()
+        """Metrics that could not be read once, which was logged."""
 
     def start(self) -> None:
         """Starts the clock at 0."""
@@ -117,15 +121,16 @@ class TrainingProgress:
         if mfu is not None:
             values["mfu"] = mfu
         device = self._context.device
-        values["memory_allocated_bytes"] = used_memory_bytes(device)
-        reserved, total = reserved_memory_bytes(device), total_memory_bytes(device)
-        if reserved is not None:
-            values["memory_reserved_bytes"] = reserved
-        values["peak_memory_bytes"] = peak_memory_bytes(device)
-        if total:
-            values["memory_share"] = values["peak_memory_bytes"] / total
-        values["cpu_utilization"] = self._cpu.read()
-        gpu = self._gpu.read()
-        if gpu is not None:
-            values["gpu_utilization"] = gpu
-        return values
+        total, peak = total_memory_bytes(device), peak_memory_bytes(device)
+        read: dict[str, float | None] = {
+            "memory_allocated_bytes": used_memory_bytes(device) or None,
+            "peak_memory_bytes": peak or None,
+            "memory_share": peak / total if peak and total else None,
+            "cpu_utilization": self._cpu.read(),
+        }
+        unknown = {name for name, value in read.items() if value is None} - self._unknown
+        if unknown:
+            self._unknown |= unknown
+            logger.info("The system does not report %s: not logged.", ", ".join(sorted(unknown)))
+        read |= {"memory_reserved_bytes": reserved_memory_bytes(device), "gpu_utilization": self._gpu.read()}
+        return values | {name: value for name, value in read.items() if value is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import psutil
 import pytest
 import torch
 
@@ -33,7 +34,8 @@ def test_gpu_utilization_comes_from_torch(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no driver"), OSError("not supported")])
-def test_unavailable_gpu_utilization_is_queried_once(monkeypatch, error):
+def test_unavailable_gpu_utilization_is_queried_once(monkeypatch, error, caplog):
+    caplog.set_level("INFO", "sft.train")
     calls = []
 
     def utilization(device):
@@ -44,4 +46,16 @@ def test_unavailable_gpu_utilization_is_queried_once(monkeypatch, error):
     gpu = GpuUtilization("cuda:0")
     assert (gpu.read(), gpu.read()) == (None, None)
     assert len(calls) == 1
+    assert [str(error) in line for line in caplog.messages] == [True]
     assert GpuUtilization("cpu").read() is None
+
+
+def test_unavailable_cpu_utilization_is_none(monkeypatch):
+    utilization = CpuUtilization()
+
+    def refuse(*_):
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil.Process, "cpu_percent", refuse)
+    assert utilization.read() is None
+    assert CpuUtilization().read() is None
