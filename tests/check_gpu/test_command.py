@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from sft.check_gpu.sections import SECTIONS
 from tests.support import messages
 from tests.support.paths import REPOSITORY
 
+PYTHON = sys.executable  # which a fixture replaces
 CHILD = """\
 #!{python}
 import json, os, signal, sys, time
@@ -111,6 +114,23 @@ def test_a_section_that_hangs_is_ended(check, monkeypatch):
     assert status == 1
     assert document["checks"][1]["status"] == FAIL
     assert "did not end" in document["checks"][1]["figure"]
+
+
+def test_a_section_ends_with_the_command(check, tmp_path):
+    code = (
+        "import runpy, sys; from sft.check_gpu import supervision; "
+        "sys.executable, supervision.find_most_gpus = sys.argv.pop(1), lambda: 1; "
+        "runpy.run_module('sft.check_gpu', run_name='__main__', alter_sys=True)"
+    )
+    options = ["--only", "memory", "--output", str(tmp_path / "check.json")]
+    started = [PYTHON, "-c", code, str(tmp_path / "child"), *options]
+    process = subprocess.Popen(started, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith(PASS)  # its section has begun, and sleeps
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 130
+    children = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not any(str(tmp_path / "child").encode() in command for command in children)
+    assert json.loads((tmp_path / "check.json").read_text())["passed"] == 1
 
 
 def test_sections_after_the_time_are_skipped(check, monkeypatch):
