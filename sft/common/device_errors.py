@@ -16,8 +16,8 @@ _MEMORY_TEXTS = (
     "cannot allocate memory",
     "not enough memory",
     "unable to allocate",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
+    "_status_alloc_failed",  # of cuBLAS, cuDNN and cuSOLVER
+    "_allocation_failed",
 )
 _CONNECTION_CLASSES = frozenset({"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"})
 _LOST_TEXTS = (

@@ -25,6 +25,8 @@ OUT_OF_MEMORY = [
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("MPS backend out of memory (MPS allocated: 8.1 GB)"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
 ]
 DEVICE = [
     RuntimeError("CUDA error: device-side assert triggered"),
