@@ -46,7 +46,7 @@ class Counting:
 
     def _observe(self, event: int) -> None:
         if self._before:
-            self._lines[f"{EVENTS[event]}: {_caller(sys._getframe(1))}"] += 1
+            self._lines[f"{EVENTS[event]}: {_caller(sys._getframe().f_back)}"] += 1
 
 
 def _caller(frame: FrameType | None) -> str:

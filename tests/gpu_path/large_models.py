@@ -97,7 +97,7 @@ def _build(size: str, *, lora: bool) -> Any:
 def _on_device(model: Any, ranks: int) -> Any:
     if ranks > 1:
         open_fake_group(ranks)
-        shard_weights(model, "cuda", ranks, mixed="bf16", reshard_after_forward=True)
+        shard_weights(model, "cuda", ranks, weights=torch.float32, mixed="bf16", reshard_after_forward=True)
     model.to_empty(device="cuda")
     model.tie_weights()
     return model

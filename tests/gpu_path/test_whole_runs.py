@@ -28,7 +28,7 @@ SEVERAL = {"FAKE_CUDA_DEVICES": "2"}
 def test_a_run_ends_with_0(run_fake, settings):
     run = run_fake(**settings)
     assert run.status == 0, run.text
-    assert run.summary["environment"]["device"] == "NVIDIA H100 80GB HBM3"
+    assert "Device: NVIDIA H100 80GB HBM3." in run.text
 
 
 def test_one_process_uses_one_of_several_devices(run_fake):
@@ -40,7 +40,14 @@ def test_one_process_uses_one_of_several_devices(run_fake):
 def test_two_processes_use_two_devices(run_fake):
     run = run_fake(processes=2, device=SEVERAL, ddp_backend="gloo")
     assert run.status == 0, run.text
-    assert run.summary["environment"]["world_size"] == 2
+    assert run.summary["environment"]["data_parallel"] == "ddp"
+    assert [len(record["steps"]) for record in run.records] == [3, 3]
+
+
+def test_two_processes_shard_the_weights(run_fake):
+    run = run_fake(processes=2, device=SEVERAL, ddp_backend="gloo", fsdp="{}")
+    assert run.status == 0, run.text
+    assert run.summary["environment"]["data_parallel"] == "fsdp2"
 
 
 @pytest.mark.parametrize("settings", [pytest.param({}, id="auto"), pytest.param(PADDED, id="padded")])
@@ -62,4 +69,5 @@ def test_a_run_is_saved_and_resumed_with_sample_answers(run_fake):
     assert first.status == 0, first.text
     second = run_fake(max_steps=6, num_train_epochs=None, resume_from_checkpoint="auto", **settings)
     assert second.status == 0, second.text
-    assert second.summary["environment"]["device"] == "NVIDIA H100 80GB HBM3"
+    assert "step 6/6" in second.text
+    assert "step 3/6" not in second.text
