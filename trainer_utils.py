@@ -2,9 +2,9 @@
 
 `SFTTrainer` is transformers' Trainer with these overrides: a loss that is the mean over the supervised tokens of the
 global batch, a gradient that is summed over processes once a step (and computed in smaller chunks if memory runs out),
-an order of rows that does not depend on the number of processes, and log figures. Its bases add evaluation
-(`sft/training/evaluating_trainer.py`), saving (`checkpointed_trainer.py`) and loading (`resuming_trainer.py`). Between
-steps, callbacks run (`callbacks.py`, `stopping.py`).
+an order of rows that does not depend on the number of processes, and log figures. Its bases add clipping
+(`sft/training/clipping.py`), evaluation (`evaluating_trainer.py`), saving (`checkpointed_trainer.py`) and loading
+(`resuming_trainer.py`). Between steps, callbacks run (`callbacks.py`, `stopping.py`).
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from sft.training.assembly import (
 )
 from sft.training.bad_steps import BadSteps
 from sft.training.callbacks import MissedEvaluationCallback, OrderCallback, RecordCallback, WatchCallback
+from sft.training.clipping import ClippingTrainer
 from sft.training.evaluating_trainer import EvaluatingTrainer
 from sft.training.gradients import build_step, loss_function
 from sft.training.loaders import rows_loader, stream_loader, training_sampler
@@ -62,7 +63,7 @@ from sft.training.stream_drops import StreamDrops, take_dropped
 logger = logging.getLogger("sft.train")
 
 
-class SFTTrainer(EvaluatingTrainer):
+class SFTTrainer(ClippingTrainer):
     """transformers' Trainer with a token-weighted loss and our own order of rows."""
 
     train_dataset: Any

@@ -22,7 +22,7 @@ def against_bare_loop(trainer: Any, options: argparse.Namespace) -> dict[str, fl
     def own_step(batch: dict[str, Any]) -> None:
         (batch,), tokens = trainer.get_batch_samples(iter([batch]), 1, device)
         trainer.training_step(trainer.model_wrapped, batch, num_items_in_batch=tokens)
-        trainer.accelerator.clip_grad_norm_(weights, 1.0)
+        trainer._clip_grad_norm(model)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
 
@@ -58,7 +58,7 @@ def breakdown(trainer: Any, device: str) -> dict[str, float]:
             times.append(synchronized_time(device))
             trainer.accelerator.backward(loss)
             times.append(synchronized_time(device))
-            trainer.accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            trainer._clip_grad_norm(trainer.model)
             times.append(synchronized_time(device))
             optimizer.step()
             optimizer.zero_grad()

@@ -142,7 +142,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_hidden = torch.empty_like(hidden, dtype=compute_type) if needs_hidden else None
-        of_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        # In float32 the first product is written, not added: zeros as large as the layer take time too.
+        is_empty = compute_type is torch.float32 and len(hidden) > 0
+        create = torch.empty_like if is_empty else torch.zeros_like
+        of_weight = create(weight, dtype=torch.float32) if needs_weight else None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             matrix = weight.to(compute_type)
@@ -157,7 +160,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if of_hidden is not None:
                     torch.mm(gradient, matrix, out=of_hidden[start : start + chunk_rows])
                 if of_weight is not None:
-                    _add_product_(of_weight, gradient, chunk)
+                    _add_product_(of_weight, gradient, chunk, is_empty=is_empty and start == 0)
                 if of_bias is not None:
                     of_bias += gradient.sum(dim=0, dtype=torch.float32)
         ctx.save_for_backward(of_hidden, of_weight, of_bias)
@@ -202,8 +205,11 @@ class _CrossEntropy(torch.autograd.Function):
         return kept.mul_(gradient / ctx.gradient_scale), None, None, None, None
 
 
-def _add_product_(total: torch.Tensor, gradient: torch.Tensor, chunk: torch.Tensor) -> None:
-    """Adds `gradient.t() @ chunk` to `total`, float32 `[V, h]`, in place."""
+def _add_product_(total: torch.Tensor, gradient: torch.Tensor, chunk: torch.Tensor, *, is_empty: bool) -> None:
+    """Adds `gradient.t() @ chunk` to `total`, float32 `[V, h]`, in place.
+
+    `is_empty`: `total` has no values yet; for float32 chunks only.
+    """
     if chunk.dtype is not torch.float32 and _sums_in_float32(chunk.device):
         # The product is never rounded to 16 bits, nor stored.
         torch.addmm(total, gradient.t(), chunk, out_dtype=torch.float32, out=total)
@@ -211,7 +217,7 @@ def _add_product_(total: torch.Tensor, gradient: torch.Tensor, chunk: torch.Tens
         total += gradient.t() @ chunk
     else:
         # A float16 sum over many rows would overflow, whatever the loss scale.
-        total.addmm_(gradient.float().t(), chunk.float())
+        total.addmm_(gradient.float().t(), chunk.float(), beta=0 if is_empty else 1)
 
 
 def _sums_in_float32(device: torch.device) -> bool:

@@ -54,12 +54,15 @@ class BadSteps(TrainerCallback):
         """Step, flag in main memory, event of its copy, rows of a step that is not counted yet."""
         self._consecutive = 0
         self.count = 0
+        self.gradient_norm: torch.Tensor | None = None
+        """L2 norm of the step's gradient, float32; None before the first `check`, and if there is no gradient."""
 
     def mark(self, loss: torch.Tensor, weights: Sequence[nn.Parameter]) -> None:
         """Writes NaN into a gradient if this process's loss is not finite. Call it before gradients are summed."""
-        first = next((weight.grad for weight in weights if weight.grad is not None), None)
-        if first is not None:
-            first += torch.where(loss.isfinite(), 0.0, torch.nan).to(first.dtype)
+        gradients = (weight.grad for weight in weights)
+        first = next((gradient for gradient in gradients if gradient is not None and gradient.numel()), None)
+        if first is not None:  # one value: it is often the gradient of the embedding, the largest of all
+            first[(0,) * first.dim()] += torch.where(loss.isfinite(), 0.0, torch.nan).to(first.dtype)
 
     def check(
         self, loss: torch.Tensor, weights: Sequence[nn.Parameter], batches: Sequence[Mapping[str, Any]]
@@ -70,8 +73,11 @@ class BadSteps(TrainerCallback):
             The loss to log: zero if the update is skipped.
         """
         gradients = [weight.grad for weight in weights if weight.grad is not None]
+        self.gradient_norm = None
         if gradients:
-            self._flag.copy_(~_are_finite(gradients))
+            norms = _norms(gradients)
+            self.gradient_norm = torch.linalg.vector_norm(norms)
+            self._flag.copy_(~norms.isfinite().all())
         return self._loss_to_log(loss, batches)
 
     def check_sharded(
@@ -83,7 +89,7 @@ class BadSteps(TrainerCallback):
             The loss to log: zero if the update is skipped.
         """
         shards = [cast(DTensor, weight.grad).to_local() for weight in weights if weight.grad is not None]
-        is_good = loss.isfinite() if not shards else loss.isfinite() & _are_finite(shards)
+        is_good = loss.isfinite() if not shards else loss.isfinite() & _norms(shards).isfinite().all()
         self._flag.copy_(~is_good)
         if self._group is not None:  # on the device: reading the flag would wait for it
             distributed.all_reduce(self._flag, op=distributed.ReduceOp.MAX)
@@ -164,6 +170,6 @@ class BadSteps(TrainerCallback):
         return ", ".join(self._locate_row(row) for row in rows[:MAX_LISTED_ROWS]) + more
 
 
-def _are_finite(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Whether all values of all tensors are finite; a bool scalar on their device."""
-    return torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors))]).isfinite().all()
+def _norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The L2 norm of each tensor, float32, on their device. It is finite if all values are (and do not overflow it)."""
+    return torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors))])

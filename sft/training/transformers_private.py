@@ -19,6 +19,8 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
     # Trainer loads the best checkpoint without checking it, and before the last one is published.
     "_load_best_model": (),
     "_finalize_training": ("trial", "num_train_samples", "start_time"),
+    # Trainer reads all gradients for a norm that is known already, and writes them to clip.
+    "_clip_grad_norm": ("model",),
     # A signal interrupts an evaluation, and `save_strategy: best` must still save.
     "_evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
     "_determine_best_metric": ("metrics", "trial"),
