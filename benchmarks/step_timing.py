@@ -16,7 +16,6 @@ from sft.modeling.document_attention import isolated_documents
 def against_bare_loop(trainer: Any, options: argparse.Namespace) -> dict[str, float]:
     """Median seconds of a step by Trainer and by a bare loop, which take turns on the same batches."""
     model, device = trainer.model, trainer.args.device
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
     bare = BareLoop(trainer)
 
     def own_step(batch: dict[str, Any]) -> None:
