@@ -57,6 +57,7 @@ class FakeCuda:
             "TRITON_CACHE_DIR": str(cache / "triton"),
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "OMP_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",  # nothing can touch a device's memory: shows who did
         }
         self.stop()
         # Once a process has looked for devices in the usual way, its children cannot use them (bitsandbytes does).

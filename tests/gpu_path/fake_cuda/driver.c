@@ -56,6 +56,10 @@ EXPORTED CUresult cuDeviceTotalMem_v2(size_t *size, CUdevice device) { *size = p
 /* The numbers of attributes are the same in both interfaces. */
 EXPORTED CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
   extern int cudaDeviceGetAttribute(int *, int, int);
+  if (attribute == CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED) {
+    *value = 1;
+    OK;
+  }
   return cudaDeviceGetAttribute(value, attribute, device) ? CUDA_ERROR_INVALID_DEVICE : CUDA_SUCCESS;
 }
 EXPORTED CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *is_active) {
