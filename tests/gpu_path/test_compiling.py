@@ -9,7 +9,7 @@ import pytest
     ("settings", "most"),
     [
         pytest.param({"packing": True, "per_device_train_batch_size": 2}, 1, id="packed"),
-        # The second time for any length. Batches that are neither padded nor packed are compiled for each longest row.
+        # The second time for any length. Of batches that are neither, the run says that each new size is compiled.
         pytest.param({"padding_free": False}, 2, id="padded"),
     ],
 )
