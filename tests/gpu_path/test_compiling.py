@@ -9,8 +9,9 @@ import pytest
     ("settings", "most"),
     [
         pytest.param({"packing": True, "per_device_train_batch_size": 2}, 1, id="packed"),
-        # The second time for any length. Of batches that are neither, the run says that each new size is compiled.
+        # The second time for any length.
         pytest.param({"padding_free": False}, 2, id="padded"),
+        pytest.param({}, 2, id="flat"),
     ],
 )
 def test_batches_of_different_lengths_are_compiled_once_or_twice(run_fake, settings, most):
