@@ -45,7 +45,8 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
         # Labels depend on positions, not on token ids, so padding with the end token is harmless.
         tokenizer.pad_token = tokenizer.eos_token
         logger.info(
-            "The tokenizer has no pad token: padding with %s, which is never trained there.", tokenizer.eos_token
+            "The tokenizer has no pad token; rows are padded with %s, which is never trained there.",
+            tokenizer.eos_token,
         )
     if config.chat_template is not None:
         set_chat_template(tokenizer, config.chat_template)

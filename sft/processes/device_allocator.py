@@ -67,8 +67,9 @@ def _obstacle(index: int) -> str | None:
         return "this build of torch does not support them"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "the driver's library was not found"
+        ctypes.CDLL("libnvidia-ml.so.1")  # without it, torch 2.13 crashes at the first expandable segment
+    except OSError as error:
+        return f"a library of the driver was not found ({one_line(error)})"
     handle, value = ctypes.c_int(), ctypes.c_int()
     if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(handle), index):
         return "the driver does not answer"

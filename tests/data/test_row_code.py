@@ -20,6 +20,7 @@ NOT_DECIDING = {
     "common/shapes.py": "whether records of a run are complete",
     "common/standard_streams.py": "where the output of a command goes",
     "common/text.py": "widths of lines on a terminal",
+    "common/threads.py": "whether checkpoints are written",
     "configuration/model_sections.py": "settings of the model",
     "configuration/passed_through.py": "names of TrainingArguments",
     "configuration/rules.py": "what values the configuration accepts",

@@ -83,14 +83,15 @@ def test_nothing_is_configured_on_cpu(configured, caplog, monkeypatch):
         (Driver({103}), "cuda:0", "does not support them"),
         (Driver({102, 103}, devices=0), "cuda:0", "does not answer"),
         (Driver({102, 103}), "cuda:1", "does not answer"),
-        (OSError("no such library"), "cuda:0", "was not found"),
+        ("libcuda.so.1", "cuda:0", "libcuda.so.1: cannot open"),
+        ("libnvidia-ml.so.1", "cuda:0", "libnvidia-ml.so.1: cannot open"),
     ],
 )
 def test_the_default_stays_where_the_driver_lacks_support(configured, caplog, monkeypatch, driver, device, reason):
     def load(name):
-        if isinstance(driver, OSError):
-            raise driver
-        return driver
+        if name == driver:
+            raise OSError(f"{name}: cannot open shared object file")
+        return Driver({102, 103}) if isinstance(driver, str) else driver
 
     monkeypatch.setattr(ctypes, "CDLL", load)
     with caplog.at_level(logging.INFO, logger="sft.train"):

@@ -139,6 +139,8 @@ def write_verified(
     """
     torch_dtype = getattr(torch, dtype)
     model = full.model.to(torch_dtype)
+    if dtype == "float16" and not all(weight.isfinite().all() for weight in model.parameters()):
+        raise ModelError("Some weights are too large for float16. Use --dtype bfloat16. Nothing was written.")
     model.config.dtype = torch_dtype
     hashes = hash_weights(model, torch_dtype)
     save_final_model(model, tokenizer, str(folder))
@@ -149,8 +151,6 @@ def write_verified(
     check_weights(hash_weights(loaded, torch_dtype), hashes, str(folder))
     difference = compare_logits(compute_logits(loaded, rows), full.reference)
     allowed = max_rounding_difference(loaded, dtype)
-    if difference.relative_rms == float("inf") and dtype == "float16":
-        raise ModelError("Some weights are too large for float16. Use --dtype bfloat16. Nothing was written.")
     check_difference(difference, allowed, f"Written in {dtype} and loaded again")
     reason = f"rounding to {dtype}" if dtype != "float32" else _SUMMATION_ORDER
     return (
