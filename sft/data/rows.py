@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from sft.common.data_records import Conversation, RawRow, RenderedText, RowPreview
+from sft.common.data_records import Conversation, RawRow, RenderedText, RowPreview, RowSource
 from sft.common.errors import ConfigError
 from sft.data.digest import conversation_digest
 from sft.data.dropped import DroppedRows
@@ -84,7 +84,11 @@ class RowPreparer:
     def __call__(self, chunk: Chunk) -> PreparedChunk:
         """Prepare the rows of a chunk."""
         rows = chunk.rows()
-        conversations, rendered = self._render(rows)
+        seen_columns = frozenset(chain.from_iterable(row.record for row in rows if row.record is not None))
+        sources = [row.source for row in rows]
+        conversations = self._converted(rows)
+        del rows  # their records are as large as the conversations
+        rendered = self._render(conversations, sources)
         rendered_numbers = [number for number, text in enumerate(rendered) if not isinstance(text, RowRefused)]
         tokens = self._tokenize([text for text in rendered if not isinstance(text, RowRefused)])
         for index, refusal in tokens.refusals.items():
@@ -92,14 +96,14 @@ class RowPreparer:
         used: list[int] = []
         texts: list[RenderedText] = []
         dropped, remarks = DroppedRows(), CountedRemarks()
-        for number, (row, outcome) in enumerate(zip(rows, rendered, strict=True)):
+        for number, (source, outcome) in enumerate(zip(sources, rendered, strict=True)):
             if isinstance(outcome, RowRefused):
-                dropped.add(row.source, outcome)
+                dropped.add(source, outcome)
             else:
                 split = tokens.split_tokens.get(len(used), ())
                 for kind, names in self.remarks(cast(Conversation, conversations[number]), outcome, split).items():
                     if names:
-                        remarks.add(row.source, kind, names)
+                        remarks.add(source, kind, names)
                 used.append(number)
                 texts.append(outcome)
         return PreparedChunk(
@@ -113,17 +117,18 @@ class RowPreparer:
                 digest=_digests([conversations[number] for number in used]),
                 number=np.asarray(used, dtype=np.int64) + 1,
                 file=np.full(len(used), chunk.file_index, dtype=np.int32),
-                line=np.asarray([rows[number].source.line for number in used], dtype=np.int64),
+                line=np.asarray([sources[number].line for number in used], dtype=np.int64),
             ),
-            rows_read=len(rows),
+            rows_read=len(sources),
             dropped=dropped,
             remarks=remarks,
-            seen_columns=frozenset(chain.from_iterable(row.record for row in rows if row.record is not None)),
+            seen_columns=seen_columns,
         )
 
     def prepare(self, rows: Sequence[RawRow]) -> list[tuple[Conversation, RenderedText, TokenizedRow] | RowRefused]:
         """The conversation, text and tokens of each row, or why the row cannot be used."""
-        conversations, rendered = self._render(rows)
+        conversations = self._converted(rows)
+        rendered = self._render(conversations, [row.source for row in rows])
         tokens = _map_unrefused(lambda texts: self._tokenize(texts).split(), rendered)
         # Where there are tokens, there are a conversation and a text.
         return [
@@ -170,26 +175,30 @@ class RowPreparer:
             was_truncated=tokens.was_truncated,
         )
 
-    def _render(
-        self, rows: Sequence[RawRow]
-    ) -> tuple[list[Conversation | RowRefused], list[RenderedText | RowRefused]]:
-        """The conversation and the text of each row, or why there is none.
-
-        Raises:
-            ConfigError: If the chat template takes more than it may.
-        """
+    def _converted(self, rows: Sequence[RawRow]) -> list[Conversation | RowRefused]:
+        """The conversation of each row, or why there is none."""
         conversations: list[Conversation | RowRefused] = []
         for row in rows:
             try:
                 conversations.append(self.convert(row))
             except RowRefused as refusal:
                 conversations.append(refusal)
+        return conversations
+
+    def _render(
+        self, conversations: Sequence[Conversation | RowRefused], sources: Sequence[RowSource]
+    ) -> list[RenderedText | RowRefused]:
+        """The text of each row, or why there is none.
+
+        Raises:
+            ConfigError: If the chat template takes more than it may.
+        """
         try:
-            return conversations, _map_unrefused(self._render_all, conversations)
+            return _map_unrefused(self._render_all, conversations)
         except ConfigError as error:
             # The chat template took more time or memory than it may.
-            sources = sorted((row.source for row in rows), key=lambda source: (source.file, source.line))
-            raise ConfigError(f"{error} The conversations are those of {sources[0]} to {sources[-1]}.") from None
+            ordered = sorted(sources, key=lambda source: (source.file, source.line))
+            raise ConfigError(f"{error} The conversations are those of {ordered[0]} to {ordered[-1]}.") from None
 
 
 def _render_texts(conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:

@@ -39,20 +39,21 @@ class ControlTokens:
             found = [
                 token
                 for message in conversation.messages
-                for part in ((message["content"],) if len(message) == 2 else _strings(message))
+                for part in ((message["content"],) if len(message) == 2 else strings_in(message))
                 for token in self._pattern.findall(part)
             ]
         if conversation.tools:
-            found += [token for part in _strings(conversation.tools) for token in self._pattern.findall(part)]
+            found += [token for part in strings_in(conversation.tools) for token in self._pattern.findall(part)]
         return tuple(token for token in dict.fromkeys(found) if token in text)
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings_in(value: Any) -> Iterator[str]:
+    """The strings in a value of JSON, without the keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for inner in value.values():
-            yield from _strings(inner)
+            yield from strings_in(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _strings(inner)
+            yield from strings_in(inner)

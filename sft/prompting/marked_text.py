@@ -9,8 +9,8 @@ is taken, without the contents that are in it. Any other prefix is rendered.
 from __future__ import annotations
 
 import re
+from array import array
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,19 +35,16 @@ class MarkedText:
         self.text = text
         self.marks = marks
         self._positions = [found.position for found in marks]
-        self._of_message: dict[int, list[FoundMark]] = defaultdict(list)
-        self._of_mark: dict[int, list[int]] = defaultdict(list)
-        for found in marks:
-            self._of_message[found.mark.message].append(found)
-            self._of_mark[found.mark.number].append(found.position)
+        self._by_message = sorted(marks, key=lambda found: found.mark.message)
+        self._messages = array("q", (found.mark.message for found in self._by_message))
 
     def of_message(self, message: int) -> Sequence[FoundMark]:
         """The marks of a message, in order."""
-        return self._of_message.get(message, ())
+        return self._by_message[bisect_left(self._messages, message) : bisect_right(self._messages, message)]
 
     def positions_of(self, mark: Mark) -> Sequence[int]:
         """Where a mark is, in order: a template may write a string more than once."""
-        return self._of_mark.get(mark.number, ())
+        return [found.position for found in self.of_message(mark.message) if found.mark == mark]
 
     def next_other(self, message: int, position: int) -> int | None:
         """The first position, from the given one on, of a mark of another message; None if there is none."""

@@ -1,23 +1,32 @@
 """Invisible marks in the strings of a conversation, which show where a chat template puts the strings.
 
-A mark is one character for private use, which no template writes and hardly any text contains. In a text
-rendered with marks, they show where the strings of each message went. With the marks removed it must equal the text
-rendered without them; otherwise the marks changed the behavior of the template, and nothing may be concluded.
+A mark is one or two control characters or characters for private use, which no template writes and hardly any text
+contains. In a text rendered with marks, they show where the strings of each message went. With the marks removed it
+must equal the text rendered without them; otherwise the marks changed the behavior of the template, and nothing may be
+concluded.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+from sft.prompting.control_tokens import strings_in
 from sft.prompting.messages import THOUGHTS, RowRefused
 
-_PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0x10FFFE))
-"""The private-use areas. The first are used first: a text with one of the others takes 4 bytes a character, not 2."""
-_MARKS = re.compile("[" + "".join(f"{chr(area[0])}-{chr(area[-1])}" for area in _PRIVATE) + "]")
+_FINAL = (range(0x80, 0x85), range(0x86, 0xA0), range(0xE000, 0xF800))
+"""Characters that are marks, in this order: an ASCII text takes 1 byte a character with the first ones, and 2 with the
+others. U+0085 is white space."""
+_INITIAL = range(0xF800, 0xF900)
+"""Characters that make further marks, each before one of the others: for conversations of thousands of messages."""
+_FINAL_CLASS, _INITIAL_CLASS = (
+    "".join(f"{chr(codes[0])}-{chr(codes[-1])}" for codes in areas) for areas in (_FINAL, (_INITIAL,))
+)
+_MARK = re.compile(f"[{_INITIAL_CLASS}]?[{_FINAL_CLASS}]")
+_ANY = re.compile(f"[{_INITIAL_CLASS}{_FINAL_CLASS}]")
 _CLOSED_THOUGHTS = "</think>"
 
 
@@ -90,8 +99,8 @@ class Marker:
             RowRefused: `turn_not_found` if there are more strings than available marks.
         """
         self._marks: dict[str, Mark] = {}
-        taken = {*_MARKS.findall(text), *_MARKS.findall(json.dumps(messages, ensure_ascii=False, default=str))}
-        self._free = (chr(code) for area in _PRIVATE for code in area if chr(code) not in taken)
+        parts = (part for part in chain([text], strings_in(messages)) if not part.isascii())
+        self._free = _all_marks({character for part in parts for character in _ANY.findall(part)})
         self._placement = placement
         self.messages: list[dict[str, Any]] = []
         self._first_numbers: list[int] = []
@@ -115,8 +124,8 @@ class Marker:
     def rest(self, index: int) -> str:
         """The content of a message after its last mark, without white space at its end."""
         content = str(self.messages[index].get("content") or "")
-        found = [one.end() for one in _MARKS.finditer(content) if one.group() in self._marks]
-        return content[found[-1] :].rstrip() if found else ""
+        ends = [end for _, end, _ in self._find(content)]
+        return content[ends[-1] :].rstrip() if ends else ""
 
     def unmarked(self, index: int) -> str:
         """The content of a message without marks, without white space around it."""
@@ -136,16 +145,22 @@ class Marker:
         marks: list[FoundMark] = []
         parts: list[str] = []
         position = last = 0
-        for found in _MARKS.finditer(marked_text):
-            mark = self._marks.get(found.group())
-            if mark is not None:
-                part = marked_text[last : found.start()]
-                position += len(part)
-                parts.append(part)
-                marks.append(FoundMark(position=position, mark=mark))
-                last = found.end()
+        for start, end, mark in self._find(marked_text):
+            parts.append(marked_text[last:start])
+            position += start - last
+            marks.append(FoundMark(position=position, mark=mark))
+            last = end
         parts.append(marked_text[last:])
         return "".join(parts), marks
+
+    def _find(self, marked_text: str) -> Iterator[tuple[int, int, Mark]]:
+        """Where marks begin and end."""
+        for found in _MARK.finditer(marked_text):
+            characters = found.group()
+            if characters not in self._marks:
+                characters = characters[-1]  # the text itself has the other one before a mark
+            if mark := self._marks.get(characters):
+                yield found.end() - len(characters), found.end(), mark
 
     def _marked(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
         marked = dict(message)
@@ -199,3 +214,13 @@ class Marker:
             raise RowRefused("turn_not_found", "the conversation has too many strings to locate its messages")
         self._marks[character] = Mark(number=len(self._marks), message=index, kind=kind, is_opening=is_opening)
         return character
+
+
+def _all_marks(taken: Collection[str]) -> Iterator[str]:
+    """The marks without the characters that are taken."""
+
+    def free(codes: Iterable[int]) -> Iterator[str]:
+        return (chr(code) for code in codes if chr(code) not in taken)
+
+    pairs = (first + last for first in free(_INITIAL) for last in free(chain(*_FINAL)))
+    return chain(free(chain(*_FINAL)), pairs)

@@ -78,7 +78,7 @@ def text_field(record: Mapping[str, Any], name: str, *, answer: bool = False, re
 def checked_text(value: str, name: str) -> str:
     """The text, if it can be encoded as UTF-8: JSON may contain unpaired surrogates, which no tokenizer accepts."""
     try:
-        value.encode("utf-8")
+        _ = value.isascii() or value.encode("utf-8")
     except UnicodeEncodeError:
         raise RowRefused("not_unicode", f"{name!r} contains an unpaired surrogate, which is not a character") from None
     if "\0" in value:

@@ -181,7 +181,8 @@ class ChatTemplate:
 
     def _plain(self, messages: Messages) -> list[dict[str, Any]]:
         if not self._contents_are_parts:
-            return [dict(message) for message in messages]
+            # Not copied: the environment of templates does not let them change a message.
+            return cast("list[dict[str, Any]]", list(messages))
         return [{**m, "content": [{"type": "text", "text": m["content"], _PART: True}]} for m in messages]
 
     # What the template writes around an answer

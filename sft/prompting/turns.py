@@ -131,10 +131,11 @@ class _TurnFinder:
         for placement in PLACEMENTS:
             try:
                 marker = Marker(self._messages, placement, self._text)
-                marked = MarkedText(*marker.split(self._template.apply(marker.messages, self._tools)))
+                text, marks = marker.split(self._template.apply(marker.messages, self._tools))
             except RowRefused:
                 continue
-            if marked.text == self._text:
+            if text == self._text:
+                marked = MarkedText(self._text, marks)
                 return marked, PrefixEnds(self._render, marker, marked), placement
         return MarkedText(self._text, ()), None, PLACEMENTS[0]
 

@@ -48,7 +48,7 @@ GPT_2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 SPACE_TO_MARK = normalizers.Replace(" ", "\u2581")
 
 
-def bpe(*steps, normalizer=None, post_processor=None, vocab_size=500, **options):
+def bpe(*steps, normalizer=None, post_processor=None, vocab_size=500, corpus=CORPUS, **options):
     """A BPE whose merges cross words if there are no steps before it."""
     tokenizer = Tokenizer(models.BPE(**options))
     tokenizer.normalizer = normalizer
@@ -70,7 +70,7 @@ def bpe(*steps, normalizer=None, post_processor=None, vocab_size=500, **options)
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()) if is_bytes else [],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    tokenizer.train_from_iterator(corpus * 3, trainer)
     tokenizer.add_tokens(
         [
             AddedToken("<left>", lstrip=True),
@@ -167,6 +167,7 @@ def in_small_parts(monkeypatch):
     monkeypatch.setattr(offsets, "LONG", 50)
     monkeypatch.setattr(long_texts, "PART", 300)
     monkeypatch.setattr(closed_places, "_MIN_WINDOW", 96)
+    monkeypatch.setattr(closed_places, "_SEARCHED", 64)
     monkeypatch.setattr(long_texts, "_COMPARED", 24)
 
 
@@ -211,6 +212,16 @@ def test_parts_have_the_tokens_of_the_whole_text(kind, in_small_parts, monkeypat
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_have_the_tokens_of_the_whole_text_of_many(kind, in_small_parts, monkeypatch):
     assert check_parts(kind, monkeypatch, seed=8, count=15) >= (3 if kind in CUT else 1)
+
+
+@pytest.mark.parametrize("length", range(100, 900, 200))
+def test_a_far_end_that_changes_only_a_far_beginning_is_seen(in_small_parts, length):
+    """The tokens around a place in the middle do not depend on the end, so comparing them would not be enough."""
+    tokenizer = bpe(split("x[a-z]*!|x|[a-z]+"), BYTES, corpus=["xa! xac! xad!", "ab"])
+    text = "cd ef " * 60 + "x" + "ab" * length + "! " + "cd ef " * 60
+    got = encoded(OffsetEncoder(tokenizer, is_chat=True), text)
+    assert got[0] == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert "xa" in tokenizer.convert_ids_to_tokens(got[0])
 
 
 def test_a_text_without_closed_places_is_tokenized_whole(in_small_parts):

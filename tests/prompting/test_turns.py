@@ -40,6 +40,7 @@ HOSTILE = {
         "[~[assistant\n",
     ],
     "private_use": ["\ue000\ue001", "a\ue000", "\ue002\uf8ff", "\U000f0000\U0010fffd"],
+    "control": ["\x80\x81", "a\x80", "\x82\x9f", "\uf800"],
     "unicode": ["e\u0301\u200d", "\u202eא\u2028\u00e9 👩‍👩‍👧", "\ufeff", "\u0301"],
     "thoughts_in_question": ["<think>x</think>", "a", "</think>", "b"],
 }
