@@ -37,6 +37,10 @@ _SHAPE = {
     },
     "world_size": int,
     "wandb_run_id": str,
+    "chunks": {
+        **dict.fromkeys(("micro_batch_size!", "num_chunks!", "chunks_that_fit!", "attempts!"), int),
+        "next_attempt": int,
+    },
     "trained_on": [NUMBER],
     "means": {
         "first_step!": int,
@@ -51,7 +55,7 @@ _SHAPE = {
     "save_only_model": bool,
     "precision": {"weights!": str, "mixed!": str},
     "trials": {
-        **dict.fromkeys(("is_padding_free!", "shares_prefixes!", "uses_output_layer!"), bool),
+        **dict.fromkeys(("is_padding_free!", "shares_prefixes!", "uses_output_layer!", "skips_padding_mask"), bool),
         **dict.fromkeys(("obstacle", "kernel_obstacle", "sharing_obstacle"), str),
         "attention!": str,
     },

@@ -78,6 +78,9 @@ def test_find_damage_survives_any_content_of_a_manifest(tmp_path, content):
     assert problem.startswith(MANIFEST_FILE)
 
 
+TRIALS = {"is_padding_free": True, "shares_prefixes": True, "uses_output_layer": True, "attention": "sdpa"}
+
+
 def _nested(levels: int) -> dict:
     return {"a": _nested(levels - 1)} if levels else {}
 
@@ -109,6 +112,13 @@ def _nested(levels: int) -> dict:
         {"samples_before": {"prompt": "x"}},
         {"wandb_run_id": 5},
         {"save_only_model": "no"},
+        {"chunks": [1]},
+        {
+            "chunks": dict.fromkeys(("micro_batch_size", "num_chunks", "chunks_that_fit", "attempts"), 1)
+            | {"next_attempt": "2"}
+        },
+        {"chunks": {"micro_batch_size": 1, "num_chunks": 1}},
+        {"trials": {**TRIALS, "skips_padding_mask": "no"}},
     ],
     ids=lambda changes: str(changes)[:50],
 )
@@ -121,5 +131,5 @@ def test_find_damage_finds_entries_of_another_shape(tmp_path, changes):
 
 def test_find_damage_accepts_entries_of_a_newer_version(tmp_path):
     path = make_checkpoint(tmp_path, 7)
-    rewrite_manifest(path, newer={"a": [[]]}, configuration={"newer_key": [1]}, batch_plan=None)
+    rewrite_manifest(path, newer={"a": [[]]}, configuration={"newer_key": [1]}, batch_plan=None, trials=TRIALS)
     assert find_damage(path) == []
