@@ -36,7 +36,7 @@ def clip_gradient(weights: Iterable[nn.Parameter], norm: torch.Tensor, max_norm:
 
 
 class ClippingTrainer(EvaluatingTrainer):
-    """Clips by the norm that the check for bad steps has computed."""
+    """Clips by the norm that the check for bad steps has computed, and logs it."""
 
     bad_steps: BadSteps
 
@@ -47,3 +47,7 @@ class ClippingTrainer(EvaluatingTrainer):
             return super()._clip_grad_norm(model)
         clip_gradient(model.parameters(), norm, self.args.max_grad_norm, self._inner_optimizer)
         return norm
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm for the log; `grad_norm` is None without clipping."""
+        return super()._get_grad_norm(model, self.bad_steps.gradient_norm if grad_norm is None else grad_norm)

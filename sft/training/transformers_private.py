@@ -21,6 +21,7 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "_finalize_training": ("trial", "num_train_samples", "start_time"),
     # Trainer reads all gradients for a norm that is known already, and writes them to clip.
     "_clip_grad_norm": ("model",),
+    "_get_grad_norm": ("model", "grad_norm"),
     # A signal interrupts an evaluation, and `save_strategy: best` must still save.
     "_evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
     "_determine_best_metric": ("metrics", "trial"),

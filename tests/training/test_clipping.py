@@ -57,7 +57,7 @@ class Calls(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("max_grad_norm", [1e-3, 1000.0])
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1e-3, 1000.0])
 def test_a_step_reads_its_gradient_once_for_the_norm_and_never_scales_it(prepare, max_grad_norm):
     prepared, model = prepare(max_grad_norm=max_grad_norm)
     with Calls() as calls:
