@@ -27,8 +27,8 @@ def leave_casts_to_autocast(model: Any) -> int:
     """Makes LoRA layers leave casts to autocast, where the numbers stay the same; returns how many.
 
     Not with DoRA, which computes more in the type of the input, nor with dropout on CPU, which rounds its factor to
-    that type. On a GPU the factor is float32. There dropout may drop other elements than with the cast, as many: torch's
-    kernel draws random numbers for vectors, which are longer in 16 bits.
+    that type. On a GPU the factor is float32. There dropout may drop other elements than with the cast, as many:
+    torch's kernel draws random numbers for vectors, which are longer in 16 bits.
 
     Args:
         model: on its device; without adapters nothing changes.
