@@ -183,6 +183,7 @@ def test_a_mistake_in_the_options_is_one_line(check, arguments, capfd):
     assert capfd.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_command_runs_on_cpu(tmp_path):
     path = tmp_path / "check.json"
     arguments = ["-m", "sft.check_gpu", "--device=cpu", "--only", "machine", "--seconds=10000", f"--output={path}"]

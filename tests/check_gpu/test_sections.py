@@ -19,8 +19,8 @@ from sft.check_gpu.sections import SECTIONS, attention, recovery
 from sft.check_gpu.shapes import SHAPES
 from tests.support import forked
 
-SLOW = ("several", "recovery")
-"""The first starts processes that import everything again; `determinism` makes the checks of the second and more."""
+SLOW = ("several", "recovery", "determinism")
+"""They start whole runs."""
 
 
 def section_on_cpu(name: str, folder: Path) -> int:
