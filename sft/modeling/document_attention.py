@@ -107,7 +107,7 @@ def attend_within_documents(
         is_causal: False is not supported.
         shared_prefixes: set where shared leading tokens of documents occur in the row once (see
             `sft.batching.prefixes`); `N` is then less than the last boundary.
-        document_lengths: of the `B` documents, so that a GPU need not be waited for to attend one by one.
+        document_lengths: of the `B` documents; None reads them from the boundaries, which waits for a GPU.
         kernel: computes all documents at once; None attends one by one.
         others: arguments without effect, or not supported.
 

@@ -20,9 +20,9 @@ _BLOCK_BYTES = 2**30
 
 
 class StateCopier:
-    """Copies a state to main memory time and again; from a GPU, into pinned memory that the next copy uses again.
+    """Copies a state to main memory; from a GPU, into pinned memory that is kept for the next copy.
 
-    A copy is valid until the next one is made.
+    A copy is valid until the next one is made: whoever writes it to disk must have finished by then.
     """
 
     def __init__(self) -> None:

@@ -44,7 +44,7 @@ def use_expandable_segments(device: str) -> None:
     if obstacle is not None:
         logger.info("GPU memory: the allocator keeps its default, without expandable segments: %s.", obstacle)
         return
-    os.environ[_VARIABLES[-1]] = _SETTING.format(True)  # also tells that it is in force
+    os.environ[_VARIABLES[-1]] = _SETTING.format(True)  # read by `allocator_settings`
     logger.info(
         "GPU memory: the allocator uses expandable segments, which avoid fragmentation (%s=%s turns them off).",
         _VARIABLES[-1],

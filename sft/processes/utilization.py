@@ -22,7 +22,7 @@ class CpuUtilization:
         self.read()  # the first call only starts the clock
 
     def read(self) -> float | None:
-        """Between 0 and 1; None if the system does not tell."""
+        """Between 0 and 1; None if the system does not report it."""
         try:
             return min(self._process.cpu_percent() / 100 / num_usable_cores(), 1.0)
         except (psutil.Error, OSError):
