@@ -108,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
                 print_errors([f"Ended by {name} before or after training: there was no checkpoint to save."])
             return interrupted.exit_code
         except Exception as error:
-            if not is_lost_connection(error):
+            if not (is_launched() and is_lost_connection(error)):
                 raise
             status = exit_status_of_another()
             if status is not None:

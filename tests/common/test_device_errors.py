@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import sft_main
 from sft.common.device_errors import (
     is_device_error,
     is_lost_connection,
@@ -81,6 +82,22 @@ def test_a_lost_connection_is_an_error_of_the_machine_in_one_line(error):
 @pytest.mark.parametrize("error", [*OF_THE_MODEL, *OUT_OF_MEMORY, ConnectionResetError("connection reset by peer")])
 def test_other_errors_are_no_lost_connection(error):
     assert not is_lost_connection(error)
+
+
+def test_only_a_process_among_others_loses_a_connection(monkeypatch, capsys):
+    """Elsewhere such a text comes from something else, whose traceback is needed."""
+
+    def fail(*_):
+        raise RuntimeError("tracker: Connection refused")
+
+    monkeypatch.setattr(sft_main, "_launch_or_run", fail)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RuntimeError, match="tracker"):
+        sft_main.main(["--config_file", "run.yaml"])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sft_main.main(["--config_file", "run.yaml"]) == 1
+    assert "lost the connection to another process" in capsys.readouterr().err
 
 
 PEER_EXITS = """\
