@@ -221,16 +221,22 @@ def _coerce_scalar(annotation: Any, node: yaml.Node, expected: str) -> Any:
 
 
 def _check_text(value: Any) -> Any:
-    """The value, if it is not text that has no encoding: nothing could tokenize or write it.
+    """The value, if it is not text that has no encoding, or that no file can be named: nothing could use it.
 
     Two escapes that JSON writes for one character (`\\ud83d\\ude00`) are that character.
     """
     if not isinstance(value, str):
         return value
     value = _PAIR.sub(lambda found: found[0].encode("utf-16", "surrogatepass").decode("utf-16"), value)
+    _refuse_nul(value)
     if _SURROGATE.search(value):
         raise CoercionError("contains an unpaired surrogate (\\ud800 to \\udfff), which is not text; write it as UTF-8")
     return value
+
+
+def _refuse_nul(value: str) -> None:
+    if "\0" in value:
+        raise CoercionError("contains a NUL character, which no file name or text has; remove it")
 
 
 def _as_number(text: str) -> float | None:
@@ -246,6 +252,7 @@ def _apply_rule(rule: Any, value: Any, node: yaml.Node) -> Any:
     if isinstance(rule, IsPath):
         if not value.strip():
             raise CoercionError("is empty; give a path or remove the key")
+        _refuse_nul(value)
         return os.path.expanduser(value)
     if isinstance(rule, WholeOrShare):
         if value >= rule.least and value == int(value):
@@ -256,12 +263,7 @@ def _apply_rule(rule: Any, value: Any, node: yaml.Node) -> Any:
         if value > MAX_STEPS:
             raise CoercionError(f"{node.value.strip()} is out of range; a run has at most {MAX_STEPS:,} steps")
     elif isinstance(rule, Range):
-        fits = (
-            (rule.minimum is None or value >= rule.minimum)
-            and (rule.above is None or value > rule.above)
-            and (rule.maximum is None or value <= rule.maximum)
-            and (rule.below is None or value < rule.below)
-        )
+        fits = rule.allows(value)
     else:
         return value
     if not fits:

@@ -81,7 +81,7 @@ class DataConfig:
     validation_split: Annotated[float, Range(above=0, below=1)] | None = None
     """Share of the training rows to hold out for validation, selected by `seed`: 0.05 is 5 %."""
 
-    max_seq_length: Annotated[int, Range(minimum=2)] = 1024
+    max_seq_length: Annotated[int, Range(minimum=2, maximum=1_000_000_000)] = 1024
     """Maximum length of a row, in tokens."""
 
     on_too_long: Literal["truncate", "drop", "error"] = "truncate"

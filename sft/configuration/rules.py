@@ -13,6 +13,15 @@ class Range(NamedTuple):
     maximum: float | None = None
     below: float | None = None
 
+    def allows(self, value: float) -> bool:
+        """Whether a number is within the bounds."""
+        return (
+            (self.minimum is None or value >= self.minimum)
+            and (self.above is None or value > self.above)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.below is None or value < self.below)
+        )
+
 
 class WholeOrShare(NamedTuple):
     """A number of steps (an integer of at least `least`), or a share of all steps between 0 and 1."""

@@ -22,6 +22,12 @@ _MOST_LAYERS = 10_000
 """More would be built for hours, one after the other, before the files are compared."""
 
 
+def num_positions(config: "PretrainedConfig") -> int | None:
+    """The positions that a model's configuration states; None if it states none, or -1, which is no limit."""
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if positions is not None and positions > 0 else None
+
+
 def why_not_causal_lm(config: "PretrainedConfig") -> str | None:
     """What else the model is, after its name, and what to do; None if it can be loaded as a causal language model."""
     name = architecture_name(config)

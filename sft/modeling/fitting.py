@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sft.common.errors import ModelError
+from sft.modeling.architecture import num_positions
 from sft.modeling.causality import check_is_causal
 from sft.modeling.generation_settings import check_can_be_saved
 from sft.modeling.mapped_weights import widen_weights
@@ -89,7 +90,7 @@ def num_learned_positions(model: Any) -> int | None:
     Recognized by structure: an embedding beside the token embedding with one row per position (OPT has two rows more
     than positions).
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = num_positions(model.config)
     if limit is None:
         return None
     tokens = model.get_input_embeddings()

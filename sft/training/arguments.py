@@ -20,6 +20,8 @@ from sft.processes.process_group import process_group_backend
 from sft.training.run_setup import RunSetup
 
 logger = logging.getLogger("sft.train")
+_TRIAL_STEPS = 10
+"""Steps of the schedule that is tried before training."""
 _HANDLED_HERE = (
     "torch_compile_backend",
     "torch_compile_mode",
@@ -72,7 +74,7 @@ def build_training_arguments(setup: RunSetup, context: DistributedContext) -> Tr
         arguments = TrainingArguments(**values, **extra)
         if arguments.n_gpu > 1:
             arguments._n_gpu = 1  # further GPUs could not be hidden; Trainer would wrap the model in DataParallel
-    _check_schedule(arguments)
+    check_schedule(arguments)
     _prepare_trackers(config, logging_config, setup.identity.wandb_run_id)
     return arguments
 
@@ -144,8 +146,8 @@ def _num_loader_workers(config: TrainingConfig, context: DistributedContext) -> 
     return config.dataloader_num_workers
 
 
-def _check_schedule(arguments: TrainingArguments) -> None:
-    """Builds the schedule once, for a dummy optimizer, so that unknown options are an error before training.
+def check_schedule(arguments: TrainingArguments) -> None:
+    """Computes a short schedule once, for a dummy optimizer, so that unknown options are an error before training.
 
     Raises:
         ConfigError: naming `lr_scheduler_kwargs`.
@@ -153,15 +155,18 @@ def _check_schedule(arguments: TrainingArguments) -> None:
     if arguments.lr_scheduler_type == "greedy":
         return
     try:
-        get_scheduler(
+        schedule = get_scheduler(
             arguments.lr_scheduler_type,
             torch.optim.SGD([torch.zeros(1)], lr=1.0),
             num_warmup_steps=1,
-            num_training_steps=10,
+            num_training_steps=_TRIAL_STEPS,
             # TrainingArguments has read the JSON of a string.
             scheduler_specific_kwargs=cast("dict[str, Any] | None", arguments.lr_scheduler_kwargs),
         )
-    except (TypeError, ValueError) as error:
+        if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):  # warm-up does not read all options
+            for step in range(_TRIAL_STEPS + 1):
+                float(schedule.lr_lambdas[0](step))
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(
             f"lr_scheduler_kwargs: {arguments.lr_scheduler_kwargs} does not fit lr_scheduler_type "
             f"{SchedulerType(arguments.lr_scheduler_type).value}: {one_line(error)}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sft.common.run_records import ModelFootprint, Precision
+from sft.modeling.architecture import num_positions
 from sft.training.row_layout import RowLayout
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class PreparedModel:
     @property
     def positions(self) -> int | None:
         """The number of positions that the model's configuration states; None if it states none."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return num_positions(self.model.config)
 
     @property
     def class_name(self) -> str:

@@ -95,6 +95,15 @@ OPTIMIZER = flat_keys()["optim"].default
         ),
         ("dataloader_prefetch_factor: 2\n", ":3: dataloader_prefetch_factor: requires dataloader_num_workers above 0."),
         ("torch_empty_cache_steps: 0\n", ":3: torch_empty_cache_steps: must be a positive integer or null, but is 0."),
+        ("adam_beta1: 1.0\n", ":3: adam_beta1: 1.0 is out of range; expected a number >= 0 and < 1."),
+        ("adam_beta2: -0.1\n", ":3: adam_beta2: -0.1 is out of range; expected a number >= 0 and < 1."),
+        ("adam_epsilon: -1\n", ":3: adam_epsilon: -1.0 is out of range; expected a number >= 0."),
+        (
+            "label_smoothing_factor: 2\n",
+            ":3: label_smoothing_factor: 2.0 is out of range; expected a number from 0 to 1.",
+        ),
+        ("neftune_noise_alpha: -5\n", ":3: neftune_noise_alpha: -5.0 is out of range; expected a number >= 0."),
+        ("optim_args: foo\n", ":3: optim_args: expected name=value, name=value, found 'foo'."),
     ],
 )
 def test_load_config_rejects_contradictions(text, problem):

@@ -265,3 +265,18 @@ def test_text_that_has_no_encoding_is_refused_in_one_line(key, surrogate):
         )
     assert sum("surrogate" in problem for problem in caught.value.problems) == 1  # names of files may be any bytes
     assert messages.SURROGATE in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["output_dir", "model_name_or_path", "train_file", "logging_dir", "run_name", "sample_prompts"]
+)
+def test_a_nul_character_is_refused_in_one_line(key):
+    given = {"model_name_or_path": "gpt2", "train_file": "a.jsonl", key: "a\0b"}
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [word for name, value in given.items() for word in (f"--{name}", value)])
+    assert sum(f"{key}: contains a NUL character" in problem for problem in caught.value.problems) == 1
+
+
+def test_a_row_length_beyond_any_array_is_refused():
+    with pytest.raises(ConfigError, match="max_seq_length: 9223372036854775808 is out of range"):
+        load_config(None, ["--model_name_or_path", "gpt2", "--train_file", "a.jsonl", "--max_seq_length", f"{2**63}"])

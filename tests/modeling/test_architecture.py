@@ -12,7 +12,7 @@ import transformers as t
 from sft.common.errors import ModelError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig
-from sft.modeling.architecture import text_part_line, why_not_causal_lm
+from sft.modeling.architecture import num_positions, text_part_line, why_not_causal_lm
 from sft.modeling.loading import check_quantized_weights_can_train, load_pretrained_model
 from sft.modeling.tokenizer import load_tokenizer
 from tests.support import messages
@@ -129,3 +129,9 @@ def test_weights_that_are_quantized_in_their_files(trains, has_adapters, found):
     model.hf_quantizer = SimpleNamespace(is_trainable=trains, is_qat_trainable=False)
     with pytest.raises(ModelError, match=found) if found else nullcontext():
         check_quantized_weights_can_train(model, "their/model", has_adapters=has_adapters)
+
+
+@pytest.mark.parametrize(("stated", "positions"), [(-1, None), (0, None), (512, 512)])
+def test_a_number_of_positions_that_is_none_sets_no_limit(stated, positions):
+    assert num_positions(t.LlamaConfig(max_position_embeddings=stated)) == positions
+    assert num_positions(t.GPT2Config(n_positions=stated)) == positions

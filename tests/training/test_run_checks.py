@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from sft.checkpointing.resume_point import ResumePoint
 from sft.common.errors import ConfigError
+from sft.training.arguments import check_schedule
 from sft.training.dry_run import DryRun
 from sft.training.run_checks import check_run, highest_share
 from tests.support import messages
@@ -42,6 +43,29 @@ from tests.support import messages
 def test_highest_learning_rate_of_a_schedule(tmp_path, settings, total, share):
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **settings)
     assert highest_share(arguments, total) == pytest.approx(share, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("polynomial", {"power": "x"}),
+        ("polynomial", {"lr_end": 2.0}),
+        ("cosine", {"num_cycles": "x"}),
+        ("cosine", {"num_cycles": [1]}),
+        ("inverse_sqrt", {"timescale": "x"}),
+        ("linear", {"foo": 1}),
+    ],
+)
+def test_options_that_a_schedule_cannot_compute_with_are_refused_in_one_line(tmp_path, name, options):
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        report_to="none",
+        use_cpu=True,
+        lr_scheduler_type=name,
+        lr_scheduler_kwargs=options,
+    )
+    with pytest.raises(ConfigError, match=f"^lr_scheduler_kwargs: .* does not fit lr_scheduler_type {name}: "):
+        check_schedule(arguments)
 
 
 def test_a_problem_stops_a_new_run_is_listed_by_a_dry_run_and_is_a_note_of_a_resumed_one(prepare, caplog):

@@ -12,6 +12,7 @@ import torch
 from sft.commands.chat.options import Sampling
 from sft.commands.chat.text_stream import TextStream
 from sft.common.errors import ModelError
+from sft.modeling.architecture import num_positions
 from sft.modeling.generation_settings import generation_errors_named
 from sft.prompting.messages import RowRefused
 from sft.prompting.rendering import ChatRenderer
@@ -62,7 +63,7 @@ class Responder:
         token_ids = self._renderer.end_token_ids() if self._renderer else [tokenizer.eos_token_id]
         more = configured if isinstance(configured, list) else [configured] * (configured is not None)
         self._end_token_ids = list(dict.fromkeys([*token_ids, *more]))
-        self.context_length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context_length = num_positions(model.config)
         """Tokens of a prompt and its answer together; None if the model sets no limit."""
 
     def answer(

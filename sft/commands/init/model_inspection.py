@@ -20,7 +20,7 @@ from sft.common.errors import ModelError, one_line
 from sft.common.hub_names import full_name_hint
 from sft.common.outside_files import outside_file
 from sft.common.run_records import ModelFootprint
-from sft.modeling.architecture import why_not_causal_lm
+from sft.modeling.architecture import num_positions, why_not_causal_lm
 from sft.modeling.causality import check_config_is_causal
 from sft.modeling.footprint import footprint
 from sft.modeling.model_files import check_settings_files
@@ -60,7 +60,7 @@ def inspect_model(name: str) -> ModelInfo:
     info = ModelInfo(
         name=name,
         class_name=next(iter(config.architectures or ()), ""),
-        context_length=getattr(config.get_text_config(), "max_position_embeddings", None),
+        context_length=num_positions(config),
         tokenizer_file=_find_tokenizer_file(name_or_path),
     )
     with _quiet_transformers():

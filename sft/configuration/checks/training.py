@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import get_args
 
 from sft.common.did_you_mean import did_you_mean
 from sft.common.files import NOT_UTF8, is_utf8
 from sft.common.optional_packages import is_installed, missing_package
 from sft.configuration.batch_sizes import AUTO
 from sft.configuration.checks.contradiction import Contradiction
+from sft.configuration.coercion import describe
 from sft.configuration.installed_transformers import optimizer_names, scheduler_names
 from sft.configuration.keys import flat_keys
+from sft.configuration.rules import NonNegativeFloat, Share, WholeShare
 from sft.configuration.schema import SFTConfig
 
 TRACKERS: dict[str, tuple[str, ...]] = {
@@ -30,6 +33,14 @@ TRACKERS: dict[str, tuple[str, ...]] = {
 }
 """Tracker -> packages, one of which it needs."""
 EVALUATION_METRICS = ("loss", "perplexity", "token_accuracy", "sequence_accuracy")
+_BOUNDS = {
+    "adam_beta1": Share,
+    "adam_beta2": Share,
+    "adam_epsilon": NonNegativeFloat,
+    "label_smoothing_factor": WholeShare,
+    "neftune_noise_alpha": NonNegativeFloat,
+}
+"""Passed-through numbers that transformers and torch check in mid-run, or not at all."""
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
 
 
@@ -114,6 +125,13 @@ def check_passed_through(config: SFTConfig) -> Iterator[Contradiction]:
     cache_steps = passed.torch_empty_cache_steps
     if cache_steps is not None and cache_steps < 1:
         yield Contradiction("torch_empty_cache_steps", f"must be a positive integer or null, but is {cache_steps}.")
+    for key, bounded in _BOUNDS.items():
+        value = passed.fields.get(key)
+        if value is not None and not get_args(bounded)[1].allows(value):
+            yield Contradiction(key, f"{value} is out of range; expected {describe(bounded)}.")
+    options = passed.fields.get("optim_args")
+    if options and not all(option.count("=") == 1 for option in options.replace(" ", "").split(",")):
+        yield Contradiction("optim_args", f"expected name=value, name=value, found {options!r}.")
 
 
 def check_logging(config: SFTConfig) -> Iterator[Contradiction]:
