@@ -111,8 +111,8 @@ def _adapter_settings_in(folder: Path) -> Mapping[str, Any] | None:
     Raises:
         ModelError: if it contains neither.
     """
-    if folder.is_file():
-        raise ModelError(f"{folder} is a file. Name the folder that contains the model.")
+    if not folder.is_dir():  # a device or FIFO too
+        raise ModelError(f"{folder} is not a folder. Name the folder that contains the model.")
     if (folder / "adapter_config.json").is_file():
         return read_json(folder / "adapter_config.json", ModelError)
     checkpoints = [path for path in list_checkpoints(folder) if _is_model_folder(path)]
