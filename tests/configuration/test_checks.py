@@ -429,3 +429,15 @@ def test_load_config_rejects_a_tracker_without_its_package():
         "my.yaml:3: report_to: dvclive requires the package dvclive: pip install dvclive, or remove dvclive "
         "from the list."
     ]
+
+
+@pytest.mark.parametrize("key", ["model_name_or_path", "tokenizer_name_or_path"])
+@pytest.mark.parametrize("output", ["base", "./base/", "other/../base", "link"])
+def test_load_config_refuses_to_overwrite_what_it_trains(folder, key, output):
+    (folder / "base").mkdir()
+    (folder / "other").mkdir()
+    (folder / "link").symlink_to("base")
+    base = "" if key == "model_name_or_path" else MODEL
+    (problem,) = problems_of(f"train_file: train.jsonl\n{key}: base\noutput_dir: {output}\n", base=base)
+    assert problem.endswith(f"output_dir: is the folder of {key}, which would be overwritten; give another.")
+    assert load(f"train_file: train.jsonl\n{key}: base\noutput_dir: base/out\n", base=base)

@@ -60,6 +60,10 @@ def check_training(config: SFTConfig) -> Iterator[Contradiction]:
             yield Contradiction(key, f"unknown value {value!r}.{hint}")
     if os.path.exists(training.output_dir) and not os.path.isdir(training.output_dir):
         yield Contradiction("output_dir", f"{training.output_dir!r} is a file; give a folder.")
+    for key in ("model_name_or_path", "tokenizer_name_or_path"):
+        source = getattr(config.model, key)
+        if source and os.path.isdir(source) and os.path.realpath(source) == os.path.realpath(training.output_dir):
+            yield Contradiction("output_dir", f"is the folder of {key}, which would be overwritten; give another.")
     resume = training.resume_from_checkpoint
     for key in ("output_dir", "resume_from_checkpoint"):
         if not is_utf8(str(getattr(training, key))):
