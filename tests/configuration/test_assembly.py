@@ -81,7 +81,10 @@ def test_load_config_reports_the_keys_missing_from_an_empty_file():
         ),
         ("save_strategy: off\n", ":3: save_strategy: expected no | steps | epoch | best, found 'off'."),
         ("label_names: [a]\n", ":3: label_names: cannot be set: labels are made from the chat template."),
-        ("max_length: x\n", ":3: max_seq_length (given as max_length): expected an integer >= 2, found 'x'."),
+        (
+            "max_length: x\n",
+            ":3: max_seq_length (given as max_length): expected an integer from 2 to 1000000000, found 'x'.",
+        ),
         (
             "group_by_length: maybe\n",
             ":3: train_sampling_strategy (given as group_by_length): unknown value 'maybe'; choose random | "

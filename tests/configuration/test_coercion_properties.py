@@ -22,7 +22,7 @@ NESTED = {
 ANNOTATIONS = {
     name: key.annotation for name, key in {**flat_keys(), **NESTED}.items() if record_type(key.annotation) is None
 }
-TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 

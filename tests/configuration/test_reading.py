@@ -134,7 +134,7 @@ def test_load_config_reports_an_empty_section_as_disabled():
         (["--use_cpu"], "use_cpu", True),
         (["--no_cuda"], "use_cpu", True),
         (["--save_strategy", "no"], "save_strategy", "no"),
-        (["--optim_args", "a=1,b: 2"], "optim_args", "a=1,b: 2"),
+        (["--optim_args", "a=1,b=c: 2"], "optim_args", "a=1,b=c: 2"),
     ],
 )
 def test_load_config_reads_the_command_line_as_meant(arguments, key, expected):

@@ -19,7 +19,7 @@ from tests.support.configurations import load, problems_of, value_of
 
 def test_load_config_reports_an_old_name_only_if_it_was_used():
     assert problems_of("max_length: 5\n", "--max_seq_length", "x") == [
-        "command line: max_seq_length: expected an integer >= 2, found 'x'."
+        "command line: max_seq_length: expected an integer from 2 to 1000000000, found 'x'."
     ]
 
 

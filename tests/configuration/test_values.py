@@ -26,7 +26,7 @@ from tests.support.configurations import MODEL, load, reloaded, value_of
         "learning_rate: 5e-5\nsave_steps: 0.3\nlogging_steps: 1e2\nmax_steps: -1\nseed: 4294967295\n",
         "report_to: none\nsample_prompts: []\nsave_total_limit: null\nresume_from_checkpoint: auto\n",
         "run_name: 'null'\nwandb_project: '2024-01-01'\nattn_implementation: 'yes'\nreport_to: wandb\n",
-        "run_name: \"a\\n\\tb: 'c' # \\x00\\u2028 é 😀\"\n",
+        "run_name: \"a\\n\\tb: 'c' # \\x01\\u2028 é 😀\"\n",
         "chat_template: |\n  {%- for m in messages %}\n  {{ m }}  \n  {% endfor %}\n",
         "sample_prompts: ['a, b', 'c: d', '5e-5', '', ' x ', '~']\ndataset_columns: {'1': 'no', a.b: c}\n",
         "lr_scheduler_kwargs: {a: 1e-5, b: [1, 1.0, null], c: {d: no, e: '3', f: 2024-01-01}}\n",
