@@ -197,7 +197,7 @@ def check_late_failures(finds_unused):
 
 
 @pytest.mark.parametrize("finds_unused", [False, True])
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_processes_may_fail_after_the_last_bucket(tmp_path, processes, finds_unused):
     run_on(tmp_path, processes, check_late_failures, finds_unused)
 
