@@ -15,7 +15,7 @@ from tests.support.layouts import (
     padded_loss_and_gradients,
     random_rows,
 )
-from tests.support.small_models import build_model
+from tests.support.small_models import SIZES, build_model
 
 
 def test_logits_are_computed_for_supervised_positions_only():
@@ -38,16 +38,7 @@ def test_logits_are_computed_for_supervised_positions_only():
 
 def test_scaled_logits_are_not_computed_from_the_output_layer():
     torch.manual_seed(0)
-    size = {
-        "vocab_size": 400,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-    }
-    model = transformers.GraniteForCausalLM(transformers.GraniteConfig(**size, logits_scaling=4.0)).train()
+    model = transformers.GraniteForCausalLM(transformers.GraniteConfig(**SIZES, logits_scaling=4.0)).train()
     found = loss_and_gradients(model, random_rows())
     assert found[2].output.chunk_bytes is None
     assert_same(found, padded_loss_and_gradients(model, random_rows()))

@@ -13,33 +13,24 @@ from sft.batching.layout import model_inputs
 from sft.modeling.document_attention import attention_of, isolated_documents
 from sft.modeling.padded_attention import NAME as PADDED
 from tests.support.layouts import assert_same, layout_of, loss_and_gradients, padded_loss_and_gradients, random_rows
-from tests.support.small_models import POSITIONS, VOCABULARY, build_model
+from tests.support.small_models import SIZES, VOCABULARY, build_model
 
 
 def build(name):
     """A model of an architecture, or one whose attention is limited."""
-    size = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": POSITIONS,
-    }
     torch.manual_seed(0)
     kinds = {
-        "window": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**size, sliding_window=8)),
+        "window": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=8)),
         "layers with a window": lambda: transformers.Gemma3ForCausalLM(
             transformers.Gemma3TextConfig(
-                **size, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
+                **SIZES, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
             )
         ),
         "chunks": lambda: transformers.Llama4ForCausalLM(
-            transformers.Llama4TextConfig(**size, head_dim=8, num_local_experts=2, attention_chunk_size=8)
+            transformers.Llama4TextConfig(**SIZES, head_dim=8, num_local_experts=2, attention_chunk_size=8)
         ),
         "experts": lambda: transformers.MixtralForCausalLM(
-            transformers.MixtralConfig(**size, num_experts_per_tok=2, num_local_experts=4)
+            transformers.MixtralConfig(**SIZES, num_experts_per_tok=2, num_local_experts=4)
         ),
         "positions of the mask": lambda: transformers.BloomForCausalLM(
             transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)

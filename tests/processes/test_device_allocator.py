@@ -127,6 +127,9 @@ def test_a_first_allocation_that_fails_restores_the_default(configured, monkeypa
     assert (allocator_settings("cuda:0") is None) == (len(expected) == 2)
 
 
-def test_torch_accepts_the_setting():
-    torch._C._accelerator_setAllocatorSettings(EXPANDABLE)
+@pytest.mark.parametrize("settings", [EXPANDABLE, PLAIN])
+def test_torch_knows_the_setting(settings):
+    torch._C._accelerator_setAllocatorSettings(settings)
+    with pytest.raises((RuntimeError, ValueError)):
+        torch._C._accelerator_setAllocatorSettings(settings.replace("expandable", "expendable"))
     torch._C._accelerator_setAllocatorSettings(PLAIN)

@@ -158,6 +158,8 @@ def test_waiting_is_not_limited(data_with_template, monkeypatch):
     monkeypatch.setattr(limits, "_SECONDS", 0.02)
     with template_limits(data_with_template(CHATML)):
         time.sleep(0.1)
+        left, _ = signal.getitimer(signal.ITIMER_PROF)
+    assert left > 0
 
 
 def test_memory_is_not_limited_while_a_thread_writes_checkpoints():

@@ -9,6 +9,16 @@ from tests.support.paths import REPOSITORY
 CHATML = (REPOSITORY / "sft" / "prompting" / "templates" / "chatml.jinja").read_text(encoding="utf-8")
 VOCABULARY = 400
 POSITIONS = 128
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+}
+"""Fields of the configuration of a small model, as most architectures of transformers name them."""
 ARCHITECTURES = ("gpt2", "llama", "qwen2", "phi3", "gemma2")
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
@@ -51,18 +61,7 @@ def build_model(architecture: str) -> Any:
     import torch
     import transformers as t
 
-    size = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": POSITIONS,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
+    size = {**SIZES, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
     gpt2 = {
         "vocab_size": VOCABULARY,
         "n_embd": 32,
