@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -71,6 +71,16 @@ def saved_exclusion(checkpoint: Path) -> tuple[bool, str | list[str] | None]:
     if not file.is_file():
         return False, None
     return True, json.loads(file.read_text(encoding="utf-8")).get("exclude_modules")
+
+
+def saved_adapter_state(model: Any) -> dict[str, Any]:
+    """What `save_pretrained` writes of a model with adapters, under the names that its whole state has.
+
+    `save_pretrained(folder, state_dict=...)` takes this, or a copy of it, instead of the whole state.
+    """
+    state = model.state_dict()
+    saved = {id(tensor) for tensor in get_peft_model_state_dict(model, state_dict=state).values()}
+    return {name: tensor for name, tensor in state.items() if id(tensor) in saved}
 
 
 def _as_config_error(error: Exception, lora: LoRAConfig, linear_layers: Iterable[str]) -> ConfigError:

@@ -23,6 +23,7 @@ from sft.checkpointing.publish import UNFINISHED, describe_disk_error, publish, 
 from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import CheckpointError, UserError, one_line
 from sft.common.threads import CHECKPOINT_THREAD
+from sft.modeling.adapters import saved_adapter_state
 from sft.modeling.saved_folder import finish_saved_folder
 from sft.modeling.sharded_state import gather_optimizer_state, gather_weights, save_shards
 from sft.modeling.state_copy import StateCopier, state_bytes
@@ -156,8 +157,7 @@ class CheckpointedTrainer(ResumingTrainer):
         """Whether main memory has room for a copy of what is saved."""
         if self._saves_shards or self.is_deepspeed_enabled:
             return False  # each process writes its own files
-        weights = {} if self._has_adapters else self.model.state_dict()
-        size = state_bytes([weights, self._inner_optimizer.state])
+        size = state_bytes([self._saved_state(), self._inner_optimizer.state])
         held = self._weights_copier.held_bytes + self._optimizer_copier.held_bytes
         room = memory_for_copy(self.context.device, self.setup.limits.budget_bytes, self._copied_bytes)
         has_room = size - held <= room
@@ -300,11 +300,11 @@ class CheckpointedTrainer(ResumingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Saves the model with its tokenizer; in the thread, if the weights can be copied."""
         weights = None
-        if self._to_write is not None and not self._has_adapters:
+        if self._to_write is not None:
             # Weights gathered from other processes are a copy already.
             weights = state_dict
             if weights is None:
-                weights = _try_to_copy(self._weights_copier, self.model.state_dict())
+                weights = _try_to_copy(self._weights_copier, self._saved_state())
         if weights is None:
             self._save_folder(output_dir, state_dict)
             return
@@ -312,6 +312,10 @@ class CheckpointedTrainer(ResumingTrainer):
         assert self._to_write is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         self._to_write.append(lambda: self._save_folder(output_dir, weights))
+
+    def _saved_state(self) -> dict[str, Any]:
+        """The weights that a checkpoint contains, where they are not sharded."""
+        return saved_adapter_state(self.model) if self._has_adapters else self.model.state_dict()
 
     def _save_folder(self, output_dir: str | None, state_dict: dict | None) -> None:
         """Trainer's own saving, with tied weights once, then what makes the files readable elsewhere."""

@@ -67,3 +67,18 @@ def test_a_sharded_step_does_not_wait_for_the_device(run_fake):
     of_gloo = ("torch/distributed/", "no line of Python")
     lines = {line for step in blocking(run) for line in step if not any(text in line for text in of_gloo)}
     assert lines == set()
+
+
+@pytest.mark.parametrize(
+    "settings", [pytest.param({}, id="all weights"), pytest.param({"lora_config.r": 4}, id="lora")]
+)
+def test_a_checkpoint_is_copied_without_waiting_for_each_tensor(run_fake, settings):
+    run = run_fake(max_steps=6, num_train_epochs=None, logging_steps=1000, save_steps=4, **settings)
+    assert run.status == 0, run.text
+    (record,) = run.records
+    lines = record["steps"][3]["lines"]
+    sources = ("state_copy.py", "checkpointed_trainer.py", "safetensors", "no line of Python")
+    copies = {line: n for line, n in lines.items() if any(source in line for source in sources)}
+    # One for the weights, one for the optimizer.
+    assert list(copies.values()) == [2], copies
+    assert next(iter(copies)).startswith("synchronizations: sft/modeling/state_copy.py")

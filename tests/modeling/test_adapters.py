@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from sft.common.errors import ModelError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import LoRAConfig, ModelConfig
+from sft.modeling.adapters import saved_adapter_state
 from sft.modeling.loading import load_pretrained_model
+from sft.modeling.state_copy import copy_to_memory
 from tests.support import messages
 from tests.support.small_models import ARCHITECTURES
 
@@ -49,3 +52,30 @@ def test_load_model_refuses_unknown_modules_to_save(model_folder):
         match=messages.pattern(messages.MATCH_NOTHING, key="modules_to_save", names="wte") + " .* embed_tokens",
     ):
         load_pretrained_model(config, LoRAConfig(modules_to_save=["wte"]), None, FLOAT32, CPU)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        pytest.param("llama", {}, id="plain"),
+        pytest.param("llama", {"use_dora": True}, id="dora"),
+        pytest.param("llama", {"target_modules": ["q_proj", "embed_tokens"]}, id="embedding"),
+        pytest.param("llama", {"modules_to_save": ["embed_tokens", "lm_head"]}, id="modules to save"),
+        pytest.param("gpt2", {"bias": "all"}, id="biases"),
+    ],
+)
+def test_saved_adapters_are_written_from_a_copy_of_them_alone(model_folder, tmp_path, architecture, settings):
+    config = ModelConfig(model_name_or_path=model_folder(architecture))
+    model = load_pretrained_model(config, LoRAConfig(**settings), None, FLOAT32, CPU)
+    model.save_pretrained(tmp_path / "expected")
+    copy = copy_to_memory(saved_adapter_state(model))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(7.0)
+    model.save_pretrained(tmp_path / "copied", state_dict=copy)
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    assert len(frozen & set(copy)) <= 1  # the embedding, where peft saves it beside its adapter
+    files = [path.name for path in (tmp_path / "expected").iterdir()]
+    assert "adapter_model.safetensors" in files
+    for name in files:
+        assert (tmp_path / "copied" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes(), name
