@@ -91,13 +91,14 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print_problems(error.problems)
         return error.exit_code
-    with InterruptOnSignal():
+    with InterruptOnSignal() as signals:
         try:
-            final = previous_final_exit()
-            if final is not None:
-                record_exit(final.exit_status, final.problems)
-                return final.exit_status
-            return _launch_or_run(arguments, read_command(arguments))
+            with signals.raised():
+                final = previous_final_exit()
+                if final is not None:
+                    record_exit(final.exit_status, final.problems)
+                    return final.exit_status
+                return _launch_or_run(arguments, read_command(arguments))
         except UserError as error:
             print_problems(error.problems)
             return error.exit_code

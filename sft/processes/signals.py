@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Thread, Timer
 from types import FrameType
 from typing import Any, ClassVar, Self
@@ -116,15 +118,17 @@ class StopRequest(_SignalHandlers):
 
 
 class InterruptOnSignal(_SignalHandlers):
-    """Ends the run by an exception, since there is no step to finish: preparation can be repeated.
+    """Ends the run: there is no step to finish, and preparation can be repeated.
 
-    In a finalizer or a weak reference's callback (importlib has those), Python only prints an exception and continues:
-    there the process is ended directly.
+    Within `raised` by an exception, elsewhere directly. Directly too in a finalizer or a weak reference's callback
+    (importlib has those), where Python only prints an exception and continues.
     """
 
+    _is_raised = False
+
     def __enter__(self) -> Self:
-        super().__enter__()
         self._old_hook = sys.unraisablehook
+        super().__enter__()
         if self._old_handlers:
             sys.unraisablehook = self._on_unraisable
         return self
@@ -133,7 +137,18 @@ class InterruptOnSignal(_SignalHandlers):
         sys.unraisablehook = self._old_hook
         super().__exit__(*error)
 
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raise `Interrupted` in this context; to be entered where that is caught."""
+        self._is_raised = True
+        try:
+            yield
+        finally:
+            self._is_raised = False
+
     def _on_first(self, number: int) -> None:
+        if not self._is_raised:
+            _exit_now(number, f"Ended by {signal_name(number)}.")
         raise Interrupted(number)
 
     def _on_unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from sft.common.errors import ConfigError, DataError
@@ -21,6 +22,19 @@ class Failing(Dataset):
         raise self.error
 
 
+@pytest.mark.parametrize("problems", [("a.jsonl:1: bad",), ("chat_template: x: y", "b: second")])
+@pytest.mark.parametrize("kind", [ConfigError, DataError])
+def test_an_error_that_torch_brings_from_a_worker_is_its_lines(kind, problems):
+    try:
+        raise kind(*problems)
+    except kind:
+        brought = pickle.loads(pickle.dumps(ExceptionWrapper(where="in DataLoader worker process 0")))
+    with pytest.raises(kind) as caught:
+        brought.reraise()
+    assert caught.value.problems == problems
+
+
+@pytest.mark.slow  # torch waits five seconds for a worker after an error
 @pytest.mark.parametrize("problems", [("a.jsonl:1: bad",), ("chat_template: x: y", "b: second")])
 @pytest.mark.parametrize("kind", [ConfigError, DataError])
 def test_an_error_of_a_loaders_worker_is_its_lines(kind, problems):

@@ -209,14 +209,15 @@ def test_main_refuses_to_resume_a_stream_with_steps_of_another_size(run_sft, str
     assert split.status == 0, split.err
 
 
-def test_two_processes_train_on_a_stream_as_one_does(model_folder, stream_file, tmp_path):
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_two_processes_train_on_a_stream_as_one_does(model_folder, stream_file, tmp_path, workers):
     def losses(name, processes):
         done = forked.run(
             tmp_path / f"terminal-{name}",
             *(f"--train_file={stream_file}", "--streaming", "--max_steps=6", "--use_cpu", "--on_bad_rows=skip"),
             *(f"--model_name_or_path={model_folder('llama')}", "--report_to=none", f"--output_dir={tmp_path / name}"),
             *("--logging_steps=1", "--sample_prompts=[]", "--max_seq_length=64", "--shuffle_block_rows=16"),
-            *("--dataloader_num_workers=1", f"--per_device_train_batch_size={4 // processes}", "--bf16=false"),
+            *(f"--dataloader_num_workers={workers}", f"--per_device_train_batch_size={4 // processes}", "--bf16=false"),
             processes=processes,
         )
         assert (done.status, done.err) == (0, "")

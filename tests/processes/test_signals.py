@@ -47,7 +47,7 @@ def test_a_second_signal_ends_the_process_although_the_main_thread_is_busy_in_a_
 
 def test_interrupt_on_signal_raises_at_the_first_signal_and_restores_the_handlers():
     before = signal.getsignal(signal.SIGTERM)
-    with InterruptOnSignal(), pytest.raises(Interrupted) as caught:
+    with InterruptOnSignal() as signals, pytest.raises(Interrupted) as caught, signals.raised():
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
@@ -78,12 +78,31 @@ def test_interrupt_on_signal_does_not_wait_for_a_library_that_blocks():
 )
 def test_interrupt_on_signal_where_no_exception_can_be_raised(inside):
     done = run_python(
-        "import weakref; InterruptOnSignal().__enter__(); send = lambda _: os.kill(me, signal.SIGTERM);"
+        "import weakref; signals = InterruptOnSignal().__enter__(); scope = signals.raised(); scope.__enter__(); send = lambda _: os.kill(me, signal.SIGTERM);"
         f"{inside}; time.sleep(3); print('continued')"
     )
     assert done.returncode == 143
     assert done.stdout == ""
     assert done.stderr == f"{messages.ENDED_BY.format(signal='SIGTERM')}. {messages.CHECKPOINTS_COMPLETE}\n"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "i.Thread.start = lambda thread: send(); signals.__enter__()",
+        "signals.__enter__(); send()",
+        "signals.__enter__(); scope = signals.raised(); scope.__enter__(); scope.__exit__(None, None, None); send()",
+        "signals.__enter__(); signal.set_wakeup_fd = lambda fd: send(); signals.__exit__()",
+    ],
+    ids=["entering", "before", "after", "leaving"],
+)
+def test_interrupt_on_signal_ends_the_process_where_nothing_would_catch_the_exception(program):
+    done = run_python(
+        "import sft.processes.signals as i; send = lambda: os.kill(me, signal.SIGINT); "
+        f"signals = InterruptOnSignal(); {program}; print('continued')"
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == f"{messages.ENDED_BY.format(signal='SIGINT')}. {messages.CHECKPOINTS_COMPLETE}\n"
 
 
 def test_a_forked_process_ends_by_sigterm_and_ignores_the_other_signals():
