@@ -78,7 +78,8 @@ def test_interrupt_on_signal_does_not_wait_for_a_library_that_blocks():
 )
 def test_interrupt_on_signal_where_no_exception_can_be_raised(inside):
     done = run_python(
-        "import weakref; signals = InterruptOnSignal().__enter__(); scope = signals.raised(); scope.__enter__(); send = lambda _: os.kill(me, signal.SIGTERM);"
+        "import weakref; signals = InterruptOnSignal().__enter__(); scope = signals.raised(); scope.__enter__(); "
+        "send = lambda _: os.kill(me, signal.SIGTERM);"
         f"{inside}; time.sleep(3); print('continued')"
     )
     assert done.returncode == 143
