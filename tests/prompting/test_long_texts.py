@@ -215,10 +215,11 @@ def test_parts_have_the_tokens_of_the_whole_text_of_many(kind, in_small_parts, m
 
 
 @pytest.mark.parametrize("length", range(100, 900, 200))
-def test_a_far_end_that_changes_only_a_far_beginning_is_seen(in_small_parts, length):
+@pytest.mark.parametrize(("pattern", "word"), [("x[a-z]*!|x|[a-z]+", "ab"), ("x[a-z ]*!|x|[a-z]+| ", "ab ")])
+def test_a_far_end_that_changes_only_a_far_beginning_is_seen(in_small_parts, length, pattern, word):
     """The tokens around a place in the middle do not depend on the end, so comparing them would not be enough."""
-    tokenizer = bpe(split("x[a-z]*!|x|[a-z]+"), BYTES, corpus=["xa! xac! xad!", "ab"])
-    text = "cd ef " * 60 + "x" + "ab" * length + "! " + "cd ef " * 60
+    tokenizer = bpe(split(pattern), BYTES, corpus=["xa! xac! xad!", "ab"])
+    text = "cd ef " * 60 + "x" + word * length + "! " + "cd ef " * 60
     got = encoded(OffsetEncoder(tokenizer, is_chat=True), text)
     assert got[0] == tokenizer(text, add_special_tokens=False)["input_ids"]
     assert "xa" in tokenizer.convert_ids_to_tokens(got[0])
@@ -241,6 +242,34 @@ def test_a_place_is_not_closed_if_a_pattern_may_look_beyond_the_window():
     near, far = (word[:899] + " " * count + "x" + word for count in (20, 600))
     assert places._is_closed(near, 895) is not None or places._is_closed(near, 894)
     assert all(places._is_closed(far, place) is None for place in range(880, 900))
+    # The same to the left: an attempt that began before the run could still be looking.
+    assert places.find(near, 920)[0] < 940
+    assert all(places._is_closed(far, place) is None for place in range(1500, 1518))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("cab|[a-c]| ", "ca|b"),  # an edge, if the search begins at the `a` only
+        ("ca|ab|[bc]| ", "ca|b"),  # an edge, unless the search begins at the `a`
+        ("abc|bcd|[a-d]| ", "ab|cd"),  # no edge, but the match ends where the search decides
+        (r"\p{N}{1,3}| ?\p{L}+", "111|111"),
+    ],
+)
+def test_a_place_is_not_closed_if_it_matters_where_the_search_begins(pattern, text):
+    places = ClosedPlaces(bpe(split(pattern), BYTES).backend_tokenizer)
+    filler, (left, right) = "b " * 400, text.split("|")
+    assert places._is_closed(filler + filler, len(filler) - 1) is not None
+    assert places._is_closed(filler + left + right + " " + filler, len(filler + left)) is None
+
+
+@pytest.mark.parametrize("token", ["a a", "<left>", "<both>", "<whole>"])
+def test_no_place_near_an_added_token_is_closed(token):
+    places = ClosedPlaces(KINDS["gpt2"]().backend_tokenizer)
+    filler = "word and " * 100
+    assert places._is_closed(filler + filler, len(filler) - 1)
+    text = f"{filler}{token} {filler}"
+    assert all(places._is_closed(text, len(filler) + offset) is None for offset in range(-10, 20))
 
 
 @pytest.mark.parametrize(
