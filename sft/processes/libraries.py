@@ -20,6 +20,8 @@ def quiet_libraries() -> None:
     """Keep the notices, hints and progress bars of other libraries out of the log. Errors are still shown."""
     # If it is set, the tokenizers library does not warn when a process is forked (see `tokenize_in_one_thread`).
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # torch warns with 25 addresses of its own code when another process ends; the run says so in one line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
