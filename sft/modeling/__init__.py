@@ -7,7 +7,8 @@ Public names:
     architecture, causality, text_path, extra_loss, few_tokens: what config.json and a few tokens show about a model.
     text_adapters, frozen_weights: adapters where text passes, and what they leave frozen.
     rope_by_row: rotary embeddings that depend on the length of a row.
-    document_attention, isolation: attention within the documents of a packed row, and whether a model supports it.
+    document_attention, mixers_by_document: what keeps the documents of a packed row apart.
+    isolation: whether a model supports that.
     output_layer, supervised_loss, evaluation_sums: loss and metrics of supervised tokens.
     compiling, gradient_checkpointing, data_parallel, random_state: what a training step needs.
     sharding, sharded_state, state_copy: FSDP2, and state written to and read from files.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -58,6 +58,28 @@ def add_adapters(model: Any, lora: LoRAConfig, *, excluded: str | list[str] | No
         return get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise _as_config_error(error, lora, linear_layers) from error
+
+
+def refused_layers(model: Any) -> list[str]:
+    """The linear layers that peft adds no adapter to in this architecture, by their names.
+
+    Some fused kernels read a layer's weight without calling the layer. peft is asked with a single small layer of each
+    name beside the model's configuration.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    refused = {name for name in {name.rpartition(".")[2] for name in names} if not _takes_adapter(model.config, name)}
+    return [name for name in names if name.rpartition(".")[2] in refused]
+
+
+def _takes_adapter(config: Any, name: str) -> bool:
+    layer = nn.Module()
+    layer.config = config
+    layer.add_module(name, nn.Linear(1, 1, device="meta"))
+    try:
+        inject_adapter_in_model(LoraConfig(r=1, target_modules=[name]), layer)
+    except ValueError:
+        return False
+    return True
 
 
 def exclusion_of(unused: Sequence[str]) -> str | None:

@@ -1,11 +1,12 @@
 """Attention within the documents of a packed row: causal inside each of them, none between them.
 
-On CPU documents are attended one by one, on a GPU all at once by torch's kernel (`varlen_kernel`), or one by one too
-where that cannot be used. Called through transformers' `AttentionInterface`. transformers builds no mask for a function
-whose name it does not know, so this one refuses to run without the boundaries: documents would silently attend to each
-other.
+On CPU documents are attended one by one (`attention_by_document`), on a GPU all at once by torch's kernel
+(`varlen_kernel`), or one by one too where that cannot be used. Called through transformers' `AttentionInterface`.
+transformers builds no mask for a function whose name it does not know, so this one refuses to run without the
+boundaries: documents would silently attend to each other.
 
-Shapes: `H` heads, `K` heads of keys and values, `N` tokens of the row, `D` size of a head, `B` documents.
+Shapes: `H` heads, `K` heads of keys and values, `N` tokens of the row, `D` size of a head, `E` of a value, `B`
+documents.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from sft.modeling.varlen_kernel import VarlenKernel, find_kernel, repeat_heads
+from sft.modeling.attention_by_document import attend_one_by_one
+from sft.modeling.varlen_kernel import AttentionTerms, VarlenKernel, find_kernel
 
 NAME = "sft_documents"
 ONE_BY_ONE = "sft_documents_one_by_one"
@@ -34,14 +35,12 @@ class SharedPrefixes(Protocol):
     own: list[int]
 
 
-_UNSUPPORTED = {
-    "softcap": "caps its attention scores",
-    "s_aux": "has attention sinks",
-    "sinks": "has attention sinks",
-    "position_bias": "adds a bias to its attention scores",
-    "head_mask": "masks heads",
-}
+_UNSUPPORTED = {"position_bias": "adds a bias to its attention scores", "head_mask": "masks heads"}
 """Arguments of a model's attention that are not supported here -> a description, after "the model"."""
+
+
+_SINKS = ("s_aux", "sinks")
+"""The names that models give their sinks."""
 
 
 class UnsupportedAttention(Exception):
@@ -83,9 +82,9 @@ def attend_within_documents(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
+    softcap: float | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
-    sliding_window: int | None = None,
     is_causal: bool | None = None,
     shared_prefixes: SharedPrefixes | None = None,
     document_lengths: Sequence[int] | None = None,
@@ -95,24 +94,24 @@ def attend_within_documents(
     """Attend within documents; transformers calls this in each layer, and defines the parameters.
 
     Args:
-        module: the attention layer.
+        module: the attention layer; its configuration tells what transformers puts into masks alone.
         query: `[1, H, N, D]`.
-        key, value: `[1, K, N, D]`.
+        key, value: `[1, K, N, D]` and `[1, K, N, E]`.
         attention_mask: must be None.
         dropout: probability, on the attention weights.
         scaling: factor of the attention scores; None for `1 / sqrt(D)`.
+        softcap: bound of the attention scores; None for none.
         cu_seq_lens_q: int32 `[B + 1]`, the document boundaries.
         max_length_q: an upper bound of the documents' lengths.
-        sliding_window: number of tokens that a token attends to, itself included.
         is_causal: False is not supported.
         shared_prefixes: set where shared leading tokens of documents occur in the row once (see
             `sft.batching.prefixes`); `N` is then less than the last boundary.
         document_lengths: of the `B` documents; None reads them from the boundaries, which waits for a GPU.
         kernel: computes all documents at once; None attends one by one.
-        others: arguments without effect, or not supported.
+        others: `sliding_window`, sinks, and arguments without effect, or not supported.
 
     Returns:
-        `[1, N, H, D]`, and no attention weights.
+        `[1, N, H, E]`, and no attention weights.
 
     Raises:
         UnsupportedAttention: if the model needs something else.
@@ -124,25 +123,47 @@ def attend_within_documents(
         raise UnsupportedAttention("passes a mask or a cache of its own to its attention")
     if is_causal is False or getattr(module, "is_causal", True) is False:
         raise UnsupportedAttention("has attention that is not causal")
-    if sliding_window is not None and sliding_window < max_length_q:
-        raise UnsupportedAttention(f"attends within a sliding window of {sliding_window} tokens")
-    _check_arguments(others, query.device.type)
+    if (device := query.device.type) not in ("cpu", "cuda"):
+        raise UnsupportedAttention(f"runs on {device}, where attention within documents is not implemented")
+    terms = _terms(module, others, dropout=dropout, scaling=scaling, softcap=softcap or None)
     if shared_prefixes is not None:
         query, key, value = (_with_prefixes(tensor, shared_prefixes) for tensor in (query, key, value))
     if kernel is not None:
-        attended = kernel(query, key, value, dropout, scaling, cu_seq_lens_q, max_length_q)
+        attended = kernel(query, key, value, terms, cu_seq_lens_q, max_length_q)
     else:
-        attended = _one_by_one(query, key, value, dropout, scaling, cu_seq_lens_q, document_lengths)
+        attended = attend_one_by_one(query, key, value, terms, document_lengths or _lengths(cu_seq_lens_q))
     return attended if shared_prefixes is None else _without_borrowed(attended, shared_prefixes), None
 
 
-def _check_arguments(others: Mapping[str, Any], device_type: str) -> None:
-    """Refuses arguments of a model's attention that have an effect, and devices without an implementation."""
+def _terms(module: torch.nn.Module, others: Mapping[str, Any], **known: Any) -> AttentionTerms:
+    """What the layer's attention is computed with, after a look for unsupported arguments."""
     for name, meaning in _UNSUPPORTED.items():
         if others.get(name) is not None:
             raise UnsupportedAttention(meaning)
-    if device_type not in ("cpu", "cuda"):
-        raise UnsupportedAttention(f"runs on {device_type}, where attention within documents is not implemented")
+    sinks = next((others[name] for name in _SINKS if others.get(name) is not None), None)
+    window, chunk = _reach(module, others)
+    return AttentionTerms(window=window, chunk=chunk, sinks=sinks, **known)
+
+
+def _reach(module: torch.nn.Module, others: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """The layer's window and the size of its chunks, in tokens; None for none.
+
+    transformers passes most windows to the attention. Chunks and the windows of some models are in its masks alone,
+    which are made by the layer's kind in the configuration: without kinds, all layers are of the one that has a size.
+    """
+    config = getattr(module, "config", None)
+    kinds, index = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
+    kind = kinds[index] if kinds and index is not None and index < len(kinds) else ""
+    window, chunk = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    if "sliding_window" in others:
+        window = others["sliding_window"]
+    elif kinds and "sliding" not in kind:
+        window = None
+    return window, None if kinds and "chunked" not in kind else chunk
+
+
+def _lengths(boundaries: torch.Tensor) -> list[int]:
+    return [length for length in boundaries.diff().tolist() if length]
 
 
 def _with_prefixes(tensor: torch.Tensor, shared: SharedPrefixes) -> torch.Tensor:
@@ -158,28 +179,3 @@ def _without_borrowed(attended: torch.Tensor, shared: SharedPrefixes) -> torch.T
     """Of `[1, N, H, D]` with every document complete, the tokens that the packed row has."""
     pieces = attended.split([shared.lengths[number] for number in shared.order], dim=1)
     return torch.cat([pieces[index] for index in shared.own], dim=1)
-
-
-@torch.compiler.disable  # compiled layers would be recompiled for each number of documents
-def _one_by_one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    dropout: float,
-    scaling: float | None,
-    boundaries: torch.Tensor,
-    lengths: Sequence[int] | None,
-) -> torch.Tensor:
-    """Short documents are cheap, and no score is computed that a mask would discard."""
-    if lengths is None:
-        lengths = [length for length in boundaries.diff().tolist() if length]
-    # Repeated once: inside each document's call, the backward pass would also run it per document.
-    repeats = query.shape[1] // key.shape[1]
-    key, value = repeat_heads(key, repeats, dim=1), repeat_heads(value, repeats, dim=1)
-    # `split` and `cat` have one backward each; the backward of each slice would fill a full row with zeros.
-    parts = zip(query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True)
-    attended = [
-        scaled_dot_product_attention(*part, dropout_p=dropout, is_causal=True, scale=scaling).transpose(1, 2)
-        for part in parts
-    ]
-    return torch.cat(attended, dim=1)

@@ -25,12 +25,24 @@ def call_on(model: Any, ids: torch.Tensor, **inputs: torch.Tensor) -> Any:
 
     Attention kernels of packages are for GPUs; a model that is still in main memory is called with its eager attention.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    takes_cache = "use_cache" in inspect.signature(base.forward).parameters
-    options = {"use_cache": False} if takes_cache else {}
+    options = without_cache(model)
     needs_gpu = attention_of(model) not in ("eager", "sdpa") and model.device.type == "cpu"
     with isolated_documents(model, "eager" if needs_gpu else None):
         return model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, **options)
+
+
+def base_of(model: Any) -> Any:
+    """The model without its adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def without_cache(model: Any) -> dict[str, bool]:
+    """The argument of a call that keeps the model from caching keys, values and states; none where it takes none."""
+    base = base_of(model)
+    outer = inspect.signature(base.forward).parameters
+    inner = inspect.signature(getattr(base, "base_model", base).forward).parameters
+    passes_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in outer.values())
+    return {"use_cache": False} if "use_cache" in outer or (passes_on and "use_cache" in inner) else {}
 
 
 def _special_ids(settings: Mapping[str, Any]) -> Iterator[int]:

@@ -2,14 +2,16 @@
 
 Models differ in more ways than a list could cover: windows, soft caps, convolutions, recurrences, special positions. So
 two short documents are packed in one row, and two things are checked: the second must not depend on the first (its
-gradient there must be exactly zero), and each must have the same logits as alone.
+gradient there must be exactly zero), and each must have the same logits as alone. Where the model attends within a
+window or chunk that a document can exceed, a third one that does must have the same logits as alone too.
 
 Shapes: `N` tokens of the row, `V` vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from sft.modeling.document_attention import UnsupportedAttention, isolated_docum
 from sft.modeling.varlen_kernel import KernelObstacle
 
 _LENGTHS = (5, 9)
+_COMPARED = 16
+"""Logits of a long document that are compared, at its end: all of them would take gigabytes with a large vocabulary."""
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference from the same document alone, as a share of the largest logit: far above rounding errors, far
 below the effect of wrong positions or masks."""
@@ -39,9 +43,6 @@ def find_obstacle(
     Raises:
         KernelObstacle: if only torch's kernel for packed rows cannot be used.
     """
-    limited = _limited_attention(model.config.get_text_config(), max_seq_length)
-    if limited:
-        return limited
     was_training = model.training
     try:
         documents = _documents(model)
@@ -49,20 +50,20 @@ def find_obstacle(
         with isolated_documents(model, attention):
             model.train()  # attention dropout is only active in training mode
             with torch.no_grad():
-                model(**(flat | {"max_length_q": max_seq_length, "max_length_k": max_seq_length}))
+                model(**flat)
             model.eval()
             logits, leak = _logits_and_leak(model, flat)
             if leak:
                 return "lets one document influence another"
         for number, document in enumerate(documents):
-            ids = flat["input_ids"].new_tensor([document])
-            with torch.no_grad():
-                alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
             start = sum(_LENGTHS[:number])
-            packed = logits[start : start + len(document)]
-            worst = (packed - alone).abs().max() / alone.abs().max().clamp(min=1e-9)
+            worst = _difference(logits[start : start + len(document)], _logits_alone(model, document))
             if not worst <= tolerance(model):
                 return f"computes different logits for a packed document than for the same one alone (by {worst:.1e})"
+        for limit, what in _limits_of_attention(model.config.get_text_config(), max_seq_length):
+            worst = _difference_beyond(model, lay_out, attention, limit)
+            if not worst <= tolerance(model):
+                return f"attends within {what} of {limit} tokens in a way that packed rows cannot (off by {worst:.1e})"
     except UnsupportedAttention as obstacle:
         return str(obstacle)
     except KernelObstacle:
@@ -75,26 +76,61 @@ def find_obstacle(
     return None
 
 
-def _limited_attention(config: Any, max_seq_length: int) -> str | None:
-    """The configured limit of attention to less than a complete document, if there is one.
+def _limits_of_attention(config: Any, max_seq_length: int) -> Iterator[tuple[int, str]]:
+    """The configured windows and chunks that the longest document exceeds, in tokens, each with its name."""
+    for key, what in (("sliding_window", "a sliding window"), ("attention_chunk_size", "chunks")):
+        limit = getattr(config, key, None)
+        if isinstance(limit, int) and 0 < limit < max_seq_length:
+            yield limit, what
 
-    Some models implement it in their mask alone, which neither a few tokens nor the attention's arguments reveal.
+
+def _difference_beyond(
+    model: Any, lay_out: Callable[[list[list[int]]], Mapping[str, Any]], attention: str | None, limit: int
+) -> float:
+    """How much the last logits of a document longer than `limit` differ, packed after another one and alone.
+
+    Without gradients: that no document reaches another has been seen on short ones.
     """
-    chunk = getattr(config, "attention_chunk_size", None)
-    if chunk and chunk < max_seq_length:
-        return f"attends within chunks of {chunk} tokens"
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if window and window < max_seq_length and (not kinds or any("sliding" in kind for kind in kinds)):
-        return f"attends within a sliding window of {window} tokens"
-    return None
+    first, _ = _documents(model)
+    long = _tokens(model, limit + _COMPARED)
+    with torch.no_grad(), _last_positions_only(model):
+        with isolated_documents(model, attention):
+            packed = model(**lay_out([first, long])).logits[0, -_COMPARED:].float()
+        return _difference(packed, _logits_alone(model, long)[-_COMPARED:])
+
+
+@contextmanager
+def _last_positions_only(model: Any) -> Iterator[None]:
+    """Context in which the output layer, where a model has one, computes the last positions of a row alone."""
+    layer = model.get_output_embeddings()
+    if layer is None:
+        yield
+        return
+    with layer.register_forward_pre_hook(lambda _, args: (args[0][:, -_COMPARED:], *args[1:])):
+        yield
+
+
+def _logits_alone(model: Any, document: list[int]) -> torch.Tensor:
+    """The logits of a document in a row of its own, float32 `[L, V]`."""
+    ids = torch.tensor([document], device=model.device)
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest expected value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-9))
 
 
 def _documents(model: Any) -> list[list[int]]:
     """Two documents of different tokens, the same for every process and run."""
-    vocab_size = model.get_input_embeddings().weight.shape[0]
-    count = sum(_LENGTHS)
-    tokens = [(7 * number + 3) % vocab_size for number in range(count)]
+    tokens = _tokens(model, sum(_LENGTHS))
     return [tokens[: _LENGTHS[0]], tokens[_LENGTHS[0] :]]
+
+
+def _tokens(model: Any, count: int) -> list[int]:
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    return [(7 * number + 3) % vocab_size for number in range(count)]
 
 
 def _logits_and_leak(model: Any, flat: Mapping[str, Any]) -> tuple[torch.Tensor, bool]:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sft.modeling.few_tokens import without_cache
 from sft.modeling.supervised_loss import (
     CountHits,
     chunk_bytes_on,
@@ -42,7 +43,7 @@ class OutputLayer:
         self._layer = layer
         signature = inspect.signature(_base(model).forward).parameters
         self._keeps_positions = "logits_to_keep" in signature
-        self._takes_no_cache = {"use_cache": False} if "use_cache" in signature else {}
+        self._takes_no_cache = without_cache(model)
 
     @property
     def chunk_bytes(self) -> int | None:

@@ -1,6 +1,7 @@
 """torch's flash attention for documents of any length (`torch.nn.attention.varlen`), and what it cannot compute.
 
-Shapes: `H` heads of queries, `K` heads of keys and values, `N` tokens of the row, `D` size of a head, `B` documents.
+Shapes: `H` heads of queries, `K` heads of keys and values, `N` tokens of the row, `D` size of a head, `E` of a value,
+`B` documents.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 LEAST_CAPABILITY = (8, 0)
 """Compute capability of NVIDIA's GPUs from which on flash attention runs (Ampere; Dao 2023, FlashAttention-2)."""
@@ -18,6 +20,29 @@ _LARGEST_HEAD = 256
 _HEAD_MULTIPLE = 8
 """Of a head's size: torch pads it for `scaled_dot_product_attention`, but not here."""
 _NEEDED = "and the kernel for packed rows"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionTerms:
+    """What a layer's attention is computed with, beside queries, keys and values."""
+
+    dropout: float = 0.0
+    """Probability, on the attention weights."""
+    scaling: float | None = None
+    """Factor of the scores; None for `1 / sqrt(D)`."""
+    window: int | None = None
+    """Number of tokens that a token attends to, itself included; None for all before it."""
+    chunk: int | None = None
+    """A document's tokens attend within pieces of this many, counted from its start; None for no such pieces."""
+    softcap: float | None = None
+    """Bound of the scores: `softcap * tanh(score / softcap)`; None for none."""
+    sinks: torch.Tensor | None = None
+    """`[H]`: for each head one more score in every softmax, of no value; None for none."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the weights are a softmax of the scaled scores."""
+        return self.softcap is None and self.sinks is None
 
 
 class KernelObstacle(Exception):
@@ -41,30 +66,36 @@ class VarlenKernel:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        dropout: float,
-        scaling: float | None,
+        terms: AttentionTerms,
         boundaries: torch.Tensor,
         max_length: int,
     ) -> torch.Tensor:
-        """Causal attention within documents, `[1, N, H, D]`.
+        """Causal attention within documents, `[1, N, H, E]`.
 
         Args:
             query: `[1, H, N, D]`.
-            key, value: `[1, K, N, D]`.
-            dropout: probability, on the attention weights; must be 0.
-            scaling: factor of the attention scores; None for `1 / sqrt(D)`.
+            key: `[1, K, N, D]`.
+            value: `[1, K, N, E]`.
+            terms: of the layer.
             boundaries: int32 `[B + 1]`, on the device.
             max_length: an upper bound of the documents' lengths.
 
         Raises:
             KernelObstacle: if it cannot.
         """
-        size, kind = query.shape[-1], _compute_type(query)
-        reason = self.obstacle or _obstacle(kind, size, value.shape[-1], dropout)
+        size, kind, scaling = query.shape[-1], _compute_type(query), terms.scaling
+        window = None if terms.window is None or terms.window >= max_length else terms.window
+        reason = self.obstacle or _obstacle(kind, size, value.shape[-1], terms) or self._window_obstacle(window)
         if reason is not None:
             raise KernelObstacle(reason)
+        if terms.chunk is not None and terms.chunk < max_length:
+            boundaries, max_length = boundaries_of_chunks(boundaries, query.shape[2], terms.chunk), terms.chunk
+        value, value_size = widened(value, size), value.shape[-1]
         rows = [tensor[0].transpose(0, 1).to(kind) for tensor in (query, key, value)]
-        options: dict[str, Any] = {"window_size": (-1, 0)} if self.takes_window else {"is_causal": True}
+        options: dict[str, Any] = {"is_causal": True}
+        if self.takes_window:
+            # A token itself is not counted.
+            options = {"window_size": (-1 if window is None else window - 1, 0)}
         if self.takes_groups:
             options["enable_gqa"] = True
         else:
@@ -75,7 +106,12 @@ class VarlenKernel:
                 options["scale"] = scaling
             else:
                 rows[0] = rows[0] * (scaling * size**0.5)
-        return self.attend(*rows, boundaries, boundaries, max_length, max_length, **options)[None]
+        return self.attend(*rows, boundaries, boundaries, max_length, max_length, **options)[None, ..., :value_size]
+
+    def _window_obstacle(self, window: int | None) -> str | None:
+        if window is None or self.takes_window:
+            return None
+        return f"the model attends within a window of {window} tokens, {_NEEDED} takes windows from torch 2.11 on"
 
 
 def find_kernel(device: torch.device) -> VarlenKernel | None:
@@ -101,6 +137,33 @@ def find_kernel(device: torch.device) -> VarlenKernel | None:
     )
 
 
+def boundaries_of_chunks(boundaries: torch.Tensor, num_tokens: int, chunk: int) -> torch.Tensor:
+    """The boundaries of documents in pieces of at most `chunk` tokens, counted from the start of each document.
+
+    Nothing is read back from the device, so their number is that of the worst case: the last pieces are empty.
+
+    Args:
+        boundaries: int32 `[B + 1]`.
+        num_tokens: `N`, the last boundary.
+        chunk: tokens of a piece.
+
+    Returns:
+        int32 `[N // chunk + B + 1]`.
+    """
+    starts, lengths = boundaries[:-1].long(), boundaries.diff().long()
+    pieces = (lengths + chunk - 1) // chunk
+    ends = pieces.cumsum(0)
+    number = torch.arange(num_tokens // chunk + len(starts) + 1, device=boundaries.device)
+    document = torch.searchsorted(ends, number, right=True).clamp(max=len(starts) - 1)
+    inside = starts[document] + (number - ends[document] + pieces[document]) * chunk
+    return torch.where(number < ends[-1], inside, boundaries[-1].long()).to(torch.int32)
+
+
+def widened(value: torch.Tensor, size: int) -> torch.Tensor:
+    """Values `[..., E]` filled up with zeros to `size`: fused kernels take values as wide as keys."""
+    return functional.pad(value, (0, size - value.shape[-1])) if value.shape[-1] < size else value
+
+
 def repeat_heads(tensor: torch.Tensor, repeats: int, *, dim: int) -> torch.Tensor:
     """Repeat each head, copies side by side, as grouped queries expect."""
     return tensor if repeats == 1 else tensor.repeat_interleave(repeats, dim=dim)
@@ -117,16 +180,20 @@ def _obstacle_of_device(device: torch.device) -> str | None:
     return f"this GPU has compute capability {has}, {_NEEDED} needs {needs}"
 
 
-def _obstacle(kind: torch.dtype, size: int, value_size: int, dropout: float) -> str | None:
+def _obstacle(kind: torch.dtype, size: int, value_size: int, terms: AttentionTerms) -> str | None:
     """Why the kernel does not compute such heads in such a type; None if it does."""
     if kind not in (torch.float16, torch.bfloat16):
         return f"attention is computed in {str(kind).removeprefix('torch.')}, {_NEEDED} needs 16 bits (bf16: true)"
     if size % _HEAD_MULTIPLE or size > _LARGEST_HEAD:
         multiples = f"multiples of {_HEAD_MULTIPLE} up to {_LARGEST_HEAD}"
         return f"the model has heads of size {size}, {_NEEDED} takes {multiples}"
-    if size != value_size:
-        return f"the model's keys and values differ in size ({size} and {value_size}), {_NEEDED} takes one size"
-    if dropout:
+    if size < value_size:
+        return f"the model's values are wider than its keys ({value_size} and {size}), {_NEEDED} takes one size"
+    if terms.softcap is not None:
+        return f"the model caps its attention scores, {_NEEDED} does not"
+    if terms.sinks is not None:
+        return f"the model has attention sinks, {_NEEDED} has none"
+    if terms.dropout:
         return f"the model uses dropout on attention weights, {_NEEDED} does not support it"
     return None
 

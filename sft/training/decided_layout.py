@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -34,6 +35,8 @@ class LayoutFindings:
     """Why shared leading tokens are computed for each row, as a clause; None if they are not, or if that was set."""
     skips_padding_mask: bool = False
     """Whether padded rows are computed without a mask for the padding."""
+    mixers_by_document: Sequence[str] = ()
+    """The modules of a packed row's layers that run document by document, by their names in the model."""
     reason: str = TRIED
     """Where it comes from: trials, or the checkpoint that the run resumes from."""
 
@@ -64,6 +67,7 @@ def saved_findings(resume: ResumePoint | None, config: SFTConfig) -> LayoutFindi
         )
         return None
     found = LayoutFindings(**{field.name: saved.get(field.name) for field in fields(LayoutFindings)})
+    found = replace(found, mixers_by_document=tuple(found.mixers_by_document or ()))
     # Where the setting was off, nothing was found out.
     shares_prefixes = found.shares_prefixes or before.get("share_prefixes") is False
     return replace(found, shares_prefixes=shares_prefixes, reason=f"as in {resume.name}")

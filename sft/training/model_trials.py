@@ -21,6 +21,7 @@ from sft.modeling.document_attention import NAME as DOCUMENTS
 from sft.modeling.document_attention import ONE_BY_ONE, attention_of, isolated_documents
 from sft.modeling.extra_loss import untrained_loss_line
 from sft.modeling.isolation import find_obstacle, tolerance
+from sft.modeling.mixers_by_document import find_mixers, run_by_document
 from sft.modeling.output_layer import find_output_layer
 from sft.modeling.padded_attention import NAME as PADDED
 from sft.modeling.padded_attention import register_padded_attention
@@ -54,15 +55,30 @@ class ModelTrials:
         with self._autocast():
             return untrained_loss_line(self._model)
 
-    def obstacle(self, attention: str | None, max_seq_length: int) -> str | None:
+    def obstacle(self, attention: str | None, max_seq_length: int, mixers: Sequence[str] = ()) -> str | None:
         """Why the model does not support padding-free batches; None if it does.
+
+        Args:
+            attention: the attention that isolates documents; None for the model's own.
+            max_seq_length: tokens of the longest row.
+            mixers: the modules that run document by document in this trial.
 
         Raises:
             KernelObstacle: if only torch's kernel for packed rows cannot be used.
         """
-        with self._autocast():
-            found = find_obstacle(self._model, partial(self._collate, attention), attention, max_seq_length)
+        hooks = run_by_document(self._model, mixers)
+        try:
+            with self._autocast():
+                found = find_obstacle(self._model, partial(self._collate, attention), attention, max_seq_length)
+        finally:
+            for hook in hooks:
+                hook.remove()
         return found and f"the model {found}"
+
+    def mixers(self, attention: str | None) -> list[str]:
+        """The parts of layers that let one document of a row influence another, by their names."""
+        with self._autocast():
+            return find_mixers(self._model, partial(self._collate, attention), attention)
 
     def sharing_obstacle(self, attention: str | None = DOCUMENTS) -> str | None:
         """Why leading tokens that two documents share cannot be computed once, as a clause; None if they can be.

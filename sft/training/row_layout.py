@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,7 +13,9 @@ from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.document_attention import NAME as DOCUMENTS
 from sft.modeling.document_attention import ONE_BY_ONE, UnsupportedAttention, attention_of
+from sft.modeling.mixers_by_document import run_by_document
 from sft.modeling.output_layer import OutputLayer
+from sft.modeling.own_parameters import kinds_of
 from sft.modeling.padded_attention import NAME as PADDED
 from sft.modeling.rope_by_row import give_rows_their_own_rope
 from sft.modeling.varlen_kernel import KernelObstacle
@@ -86,6 +88,9 @@ class RowLayout:
             if found.sharing_obstacle is not None:
                 once = f"; shared leading tokens are computed for each row: {found.sharing_obstacle}"
             text = f"Padding-free batches: rows are concatenated, and attention stays within each row{once}"
+            if found.mixers_by_document:
+                kinds = kinds_of(found.mixers_by_document)
+                text += f"; {kinds}, which would pass on what came before, run document by document"
             if found.attends_one_by_one:
                 text += f"; {found.kernel_obstacle}: attention goes document by document"
         else:
@@ -127,41 +132,60 @@ def resolve_layout(
     trial = ModelTrials(model, precision)
     trial.check_is_causal()
     sharded = uses_deepspeed(training.passed_through.deepspeed)
-    attention, obstacle, kernel_obstacle = _find_attention(trial, config, training, context, max_seq_length, kept)
-    _refuse_if_needed(training, obstacle)
-    is_padding_free = training.padding_free is not False and obstacle is None
-    may_share, sharing_obstacle = is_padding_free and training.share_prefixes, None
-    if may_share:
-        sharing_obstacle = _sharing_obstacle(attention, own_rope) or trial.sharing_obstacle(attention)
-        sharing_obstacle = agree_on_problem(sharing_obstacle, context)
+    tried = _find_attention(trial, config, training, context, max_seq_length, kept)
+    _refuse_if_needed(training, tried.obstacle)
+    is_padding_free = training.padding_free is not False and tried.obstacle is None
+    run_by_document(model, tried.mixers if is_padding_free else ())
+    may_share = is_padding_free and training.share_prefixes
+    sharing_obstacle = agree_on_problem(_sharing_obstacle(trial, tried, own_rope), context) if may_share else None
     output_layer = None if sharded else trial.output_layer()
     skips_padding_mask = not is_padding_free and not sharded and trial.can_skip_padding_mask(pad_token_id)
     found = LayoutFindings(
         is_padding_free=is_padding_free,
-        obstacle=obstacle,
-        kernel_obstacle=kernel_obstacle,
+        obstacle=tried.obstacle,
+        kernel_obstacle=tried.kernel_obstacle,
         shares_prefixes=may_share and sharing_obstacle is None,
         sharing_obstacle=sharing_obstacle,
         uses_output_layer=bool(agree_on_smallest(output_layer is not None, context)),
         attention=attention_of(model),
         skips_padding_mask=bool(agree_on_smallest(skips_padding_mask, context)),
+        mixers_by_document=tried.mixers if is_padding_free else (),
     )
     found = keep_findings(found, kept)
     collators = _collators(training, found, PaddedCollator(pad_token_id, with_positions=bool(own_rope)), max_seq_length)
     return RowLayout(
         collator=collators[0],
         evaluation_collator=collators[1],
-        attention=attention if found.is_padding_free else (PADDED if found.skips_padding_mask else None),
+        attention=tried.attention if found.is_padding_free else (PADDED if found.skips_padding_mask else None),
         output=OutputLayer(model, output_layer if found.uses_output_layer else None),
         own_rope=own_rope,
         findings=found,
     )
 
 
-def _sharing_obstacle(attention: str | None, own_rope: str | None) -> str | None:
-    if attention not in (DOCUMENTS, ONE_BY_ONE):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tried:
+    """What keeps documents of a packed row apart."""
+
+    attention: str | None = None
+    """See `RowLayout.attention`."""
+    obstacle: str | None = None
+    """Why nothing does, as a clause."""
+    kernel_obstacle: str | None = None
+    """Why torch's kernel is not used, as a clause."""
+    mixers: Sequence[str] = ()
+    """Modules that run document by document."""
+
+
+def _sharing_obstacle(trial: ModelTrials, tried: _Tried, own_rope: str | None) -> str | None:
+    """Why shared leading tokens cannot be computed once, as a clause; None if they can be."""
+    if tried.attention not in (DOCUMENTS, ONE_BY_ONE):
         return "flash attention takes complete rows"
-    return None if own_rope is None else f"positions depend on the length of each row ({own_rope})"
+    if tried.mixers:
+        return f"{kinds_of(tried.mixers)} take complete rows"
+    if own_rope is not None:
+        return f"positions depend on the length of each row ({own_rope})"
+    return trial.sharing_obstacle(tried.attention)
 
 
 def _collators(
@@ -171,7 +195,7 @@ def _collators(
     if not found.is_padding_free:
         return padded, padded
     # A compiled layer would be recompiled for each list of lengths; there they are read from the boundaries.
-    lists_lengths = found.attends_one_by_one and not training.torch_compile
+    lists_lengths = (found.attends_one_by_one or bool(found.mixers_by_document)) and not training.torch_compile
     flat = FlatCollator(padded.pad_token_id, shares_prefixes=found.shares_prefixes, lists_lengths=lists_lengths)
     if not training.torch_compile:
         return flat, flat
@@ -187,15 +211,15 @@ def _find_attention(
     context: DistributedContext,
     max_seq_length: int,
     kept: LayoutFindings | None,
-) -> tuple[str | None, str | None, str | None]:
-    """The attention that keeps documents apart, why there is none, and why torch's kernel is not used: tried.
+) -> _Tried:
+    """What keeps documents apart, or why nothing does: tried.
 
     Where the kernel for packed rows cannot be used, documents are attended one by one if padding-free batches were
     requested, and else rows are padded: that is one call a layer, whereas one by one takes as many as there are rows,
     which on a GPU has not been measured. A collective operation.
     """
     if training.padding_free is False:
-        return None, None, None
+        return _Tried()
     attention, obstacle = _attention(config.attn_implementation)
     sharded = uses_deepspeed(training.passed_through.deepspeed)
     obstacle = obstacle or _obstacle_in_settings(training, sharded=sharded)
@@ -203,18 +227,45 @@ def _find_attention(
     if kept is not None:
         obstacle, kernel_obstacle = obstacle or kept.obstacle, kept.kernel_obstacle
     if obstacle is not None:
-        return attention, agree_on_problem(obstacle, context), kernel_obstacle
+        obstacle = agree_on_problem(obstacle, context)
+        return _Tried(attention=attention, obstacle=obstacle, kernel_obstacle=kernel_obstacle)
+    known = kept.mixers_by_document if kept is not None else None
+    mixers: Sequence[str] = ()
     if kernel_obstacle is None:
         try:
-            obstacle = trial.obstacle(attention, max_seq_length)
+            obstacle, mixers = _try_mixers(trial, attention, max_seq_length, known)
         except KernelObstacle as reason:
             kernel_obstacle = str(reason)
         kernel_obstacle = agree_on_problem(kernel_obstacle, context)
     if kernel_obstacle is not None:
-        attention = ONE_BY_ONE
-        is_requested = bool(_requests(training)) or (kept is not None and kept.is_padding_free)
-        obstacle = trial.obstacle(attention, max_seq_length) if is_requested else kernel_obstacle
-    return attention, agree_on_problem(obstacle, context), kernel_obstacle
+        attention, obstacle = ONE_BY_ONE, kernel_obstacle
+        if _requests(training) or (kept is not None and kept.is_padding_free):
+            obstacle, mixers = _try_mixers(trial, attention, max_seq_length, known)
+    obstacle = agree_on_problem(obstacle, context)
+    return _Tried(attention=attention, obstacle=obstacle, kernel_obstacle=kernel_obstacle, mixers=mixers)
+
+
+def _try_mixers(
+    trial: ModelTrials, attention: str | None, max_seq_length: int, known: Sequence[str] | None
+) -> tuple[str | None, Sequence[str]]:
+    """Why an attention does not keep documents apart, and the modules that must run document by document for it to.
+
+    Args:
+        trial: of the model.
+        attention: to try.
+        max_seq_length: tokens of the longest row.
+        known: the modules of the resumed run; None for a new run, which finds them.
+
+    Raises:
+        KernelObstacle: if only torch's kernel for packed rows cannot be used.
+    """
+    obstacle = trial.obstacle(attention, max_seq_length, known or ())
+    if obstacle is None or known is not None:
+        return obstacle, known or ()
+    mixers = trial.mixers(attention)
+    if mixers and trial.obstacle(attention, max_seq_length, mixers) is None:
+        return None, tuple(mixers)
+    return obstacle, ()
 
 
 def _requests(training: TrainingConfig) -> list[str]:

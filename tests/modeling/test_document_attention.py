@@ -43,9 +43,7 @@ def test_attend_within_documents_returns_heads_last():
         {"cu_seq_lens_q": None},
         {"max_length_q": None},
         {"attention_mask": torch.zeros(1, 1, 5, 5)},
-        {"sliding_window": 2},
-        {"softcap": 50.0},
-        {"s_aux": torch.zeros(4)},
+        {"position_bias": torch.zeros(4)},
         {"is_causal": False},
     ],
 )
@@ -61,7 +59,7 @@ def test_generation_uses_the_models_own_attention():
     assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, do_sample=False, pad_token_id=0).shape == (1, 4)
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "gemma2"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_document_does_not_change_the_others(architecture):
     model = build_model(architecture).eval()
     layout = layout_of(model)

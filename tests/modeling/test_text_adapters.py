@@ -187,7 +187,11 @@ def test_linear_layers_that_all_linear_leaves_out_are_reported(name, layers, cap
         ("mixtral", {"lora_dropout": 0.05}, "lora_dropout: 0.05 is not possible .* Write lora_dropout: 0.0,"),
         ("qwen3", {"use_dora": True}, "use_dora: true is not possible .* Write use_dora: false,"),
         ("deepseek", {"lora_dropout": 0.5}, "lora_dropout: 0.5 is not possible"),
-        ("mamba", {}, "target_modules: .*'out_proj' is incompatible .* linear layers: dt_proj, in_proj, "),
+        (
+            "mamba",
+            {"target_modules": ["out_proj"]},
+            "target_modules: .*'out_proj' is incompatible .* dt_proj, in_proj, ",
+        ),
         ("llama", {"target_modules": ["mlp"]}, "target_modules: Target module LlamaMLP.* linear layers: down_proj"),
         ("llama", {"target_modules": ["norm"]}, "target_modules: Target module LlamaRMSNorm"),
     ],
@@ -196,6 +200,14 @@ def test_adapters_that_peft_cannot_add_are_one_line(name, settings, key):
     with pytest.raises(ConfigError, match=rf"^lora_config\.{key}") as caught:
         add_text_adapters(build(name), LoRAConfig(r=4, **settings))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_all_linear_leaves_out_what_peft_refuses(caplog):
+    """Fused kernels of state spaces read the weight of the last layer without calling it."""
+    caplog.set_level("INFO", "sft")
+    found = adapted(add_text_adapters(build("mamba"), LoRAConfig(r=2)))
+    assert {name.rpartition(".")[2] for name in found} == {"in_proj", "x_proj", "dt_proj"}
+    assert caplog.text.count(messages.PEFT_REFUSES.format(layers="backbone.layers.*.mixer.out_proj")) == 1
 
 
 @pytest.mark.parametrize(("name", "is_reported"), [("gemma3", True), ("llama", False), ("gpt-oss", False)])

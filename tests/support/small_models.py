@@ -80,6 +80,9 @@ def build_model(architecture: str) -> Any:
         return t.Qwen2ForCausalLM(t.Qwen2Config(**size, tie_word_embeddings=True))
     if architecture == "phi3":
         return t.Phi3ForCausalLM(t.Phi3Config(**size, original_max_position_embeddings=POSITIONS))
+    if architecture == "bloom":  # its positions are not those of documents, so it cannot be packed
+        few = {key: size[key] for key in ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+        return t.BloomForCausalLM(t.BloomConfig(**few, n_layer=2, n_head=4))
     if architecture == "gemma2":
         return t.Gemma2ForCausalLM(t.Gemma2Config(**size, head_dim=8, sliding_window=64))
     raise ValueError(architecture)

@@ -91,7 +91,8 @@ def test_a_resumed_run_uses_what_the_earlier_one_used(kept, caplog):
 @pytest.mark.parametrize(
     ("model", "settings", "lost"),
     [
-        ("gemma2", {}, ["padding-free batches: the model caps", "the loss at the output layer"]),
+        ("bloom", {}, ["padding-free batches: the model lets one document influence another"]),
+        ("gemma2", {}, ["the loss at the output layer"]),
         ("llama", {"extra_training_arguments": {"neftune_noise_alpha": 5.0}}, ["padding-free batches: neftune"]),
         ("gpt2", {}, ["shared leading tokens"]),
     ],
@@ -99,7 +100,7 @@ def test_a_resumed_run_uses_what_the_earlier_one_used(kept, caplog):
 def test_what_is_no_longer_possible_is_one_line(model, settings, lost, caplog):
     with caplog.at_level("INFO", "sft.train"):
         layout = layout_of(build_model(model), kept=KEPT, **settings)
-    assert len(caplog.messages) == 1
+    assert len([record for record in caplog.records if record.name.startswith("sft")]) == 1
     assert caplog.text.count(messages.NO_LONGER_AS.format(name="checkpoint-4")) == 1
     assert all(each in caplog.text for each in lost)
     assert layout.findings.reason == TRIED
