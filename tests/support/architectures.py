@@ -210,13 +210,18 @@ ARCHITECTURES: dict[str, Architecture] = {
 """By the name that tests use."""
 
 
-def build_architecture(name: str) -> Any:
-    """The random model in float32, the same numbers each time; in evaluation mode."""
+def build_architecture(name: str, **changed: Any) -> Any:
+    """The random model in float32, the same numbers each time; in evaluation mode.
+
+    Args:
+        name: a key of `ARCHITECTURES`.
+        changed: settings in place of its own.
+    """
     import torch
     import transformers
 
     made = ARCHITECTURES[name]
-    settings = {**SIZES, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0, **made.settings}
+    settings = {**SIZES, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0, **made.settings, **changed}
     config_class = getattr(transformers, made.config, None)
     if config_class is None:
         raise LookupError(f"transformers {transformers.__version__} has no {made.config}")
