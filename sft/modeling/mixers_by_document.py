@@ -146,7 +146,7 @@ class _Calls:
 
 
 def _split_call(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], lengths: Sequence[int], shape: tuple[int, int]
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], lengths: Sequence[int], shape: tuple[int, ...]
 ) -> list[_Call]:
     """The call for each document: tensors of the row `[1, N, ...]` in parts, all else as it is."""
 
