@@ -85,11 +85,11 @@ class Watchdog:
             step: of the run, if there is one.
             patience: factor on the timeout for phases that may take long.
         """
-        self._expected = _Expected(phase, step, patience * self._timeout)
+        self._expect(_Expected(phase, step, patience * self._timeout))
 
     def pause(self) -> None:
         """Expect nothing until the next `expect`: for phases without visible progress."""
-        self._expected = None
+        self._expect(None)
 
     def on_preparation(self, is_running: bool) -> None:
         """More rows were prepared; or this process has finished, and may wait for the others for any time."""
@@ -97,6 +97,15 @@ class Watchdog:
             self.expect("preparing rows")
         else:
             self.pause()
+
+    def _expect(self, expected: _Expected | None) -> None:
+        self._expected = expected
+        if self._thread is not None:  # the timer too, at once: the next call may keep the interpreter's lock
+            self._set_timer(expected, 0.0)
+
+    def _set_timer(self, expected: _Expected | None, waited: float) -> None:
+        """Let the system's timer end this process a little later than the thread would."""
+        _set_timer(0 if expected is None else expected.seconds - waited + 4 * self._tick)
 
     def _watch(self, known: Mapping[str, float]) -> None:
         before, waited, last = self._expected, 0.0, time.monotonic()
@@ -112,7 +121,7 @@ class Watchdog:
             others = [changed for name, changed in self._reports().items() if known.get(name) != changed]
             if others:
                 self._exit(expected, "another process has hung", min(others))
-            _set_timer(0 if expected is None else expected.seconds - waited + 4 * self._tick)
+            self._set_timer(expected, waited)
 
     def _reports(self) -> dict[str, float]:
         """The reports in the folder, with the time of their last change in seconds since 1970."""

@@ -42,6 +42,14 @@ def test_a_hang_in_a_library_that_holds_the_interpreter_ends_too(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_library_that_hangs_at_once_after_a_phase_with_more_patience_ends_too(tmp_path):
+    """The thread had no time to set the timer."""
+    done = run_python(
+        tmp_path, "dog.expect('loading', patience=9); dog.expect('in step', 1); ctypes.PyDLL(None).sleep(4)"
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGALRM, "")
+
+
 @pytest.mark.parametrize(
     "body",
     [
