@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,9 +32,21 @@ def named_files_of(checkpoint: Path) -> Iterator[Path]:
         return
     shown = first_of(others[:_MOST_SHOWN], len(others))
     logger.info("%s: files that %s does not list are not read: %s.", checkpoint, MANIFEST_FILE, shown)
+    with linked_files(checkpoint, [*named, MANIFEST_FILE]) as view:
+        yield view
+
+
+@contextmanager
+def linked_files(checkpoint: Path, names: Iterable[str]) -> Iterator[Path]:
+    """A temporary folder of links to these files of a checkpoint, under its name.
+
+    Args:
+        checkpoint: a folder.
+        names: paths of files inside it.
+    """
     with TemporaryDirectory(prefix="named-files-") as folder:
         view = Path(folder, checkpoint.name)
-        for name in [*named, MANIFEST_FILE]:
+        for name in names:
             (view / name).parent.mkdir(parents=True, exist_ok=True)
             (view / name).symlink_to((checkpoint / name).absolute())
         yield view

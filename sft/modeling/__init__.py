@@ -11,7 +11,7 @@ Public names:
     isolation: whether a model supports that.
     output_layer, supervised_loss, evaluation_sums: loss and metrics of supervised tokens.
     compiling, gradient_checkpointing, data_parallel, random_state: what a training step needs.
-    sharding, sharded_state, state_copy: FSDP2, and state written to and read from files.
+    sharding, sharded_state, saved_names, state_copy: FSDP2, and state written to and read from files.
     answering, merging, saving, saved_folder: other uses of a model than training.
     model_files, loading_errors, generation_settings: files of a model that cannot be used, each in one line.
 

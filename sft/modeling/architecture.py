@@ -28,6 +28,26 @@ def num_positions(config: "PretrainedConfig") -> int | None:
     return positions if positions is not None and positions > 0 else None
 
 
+def values_of_layers(config: "PretrainedConfig", name: str) -> list[Any]:
+    """The values of a field that is one number, a list of one for each layer, or set for each layer; none if unset.
+
+    A configuration whose layers differ refuses to give one value for all.
+    """
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:
+        value = [getattr(layer, name, None) for layer in config.per_layer_config]
+    return [each for each in (value if isinstance(value, list | tuple) else [value]) if each is not None]
+
+
+def value_of_layer(config: Any, name: str, index: int | None) -> Any:
+    """The value of a field in one layer; None if it is unset."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return None if index is None else getattr(config.per_layer_config[index], name, None)
+
+
 def why_not_causal_lm(config: "PretrainedConfig") -> str | None:
     """What else the model is, after its name, and what to do; None if it can be loaded as a causal language model."""
     name = architecture_name(config)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AttentionInterface
 
+from sft.modeling.architecture import value_of_layer
 from sft.modeling.attention_by_document import attend_one_by_one
 from sft.modeling.varlen_kernel import AttentionTerms, VarlenKernel, find_kernel
 
@@ -154,7 +155,7 @@ def _reach(module: torch.nn.Module, others: Mapping[str, Any]) -> tuple[int | No
     config = getattr(module, "config", None)
     kinds, index = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
     kind = kinds[index] if kinds and index is not None and index < len(kinds) else ""
-    window, chunk = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    window, chunk = (value_of_layer(config, name, index) for name in ("sliding_window", "attention_chunk_size"))
     if "sliding_window" in others:
         window = others["sliding_window"]
     elif kinds and "sliding" not in kind:

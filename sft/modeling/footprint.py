@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sft.common.run_records import ModelFootprint
+from sft.modeling.architecture import values_of_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,9 +35,11 @@ def footprint(model: "PreTrainedModel", least_bytes: int = 0) -> ModelFootprint:
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
         vocab_size=config.vocab_size,
-        intermediate_size=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 0,
-        num_attention_heads=getattr(config, "num_attention_heads", 0),
-        head_size=getattr(config, "head_dim", None) or 0,
+        intermediate_size=max(
+            values_of_layers(config, "intermediate_size") or values_of_layers(config, "n_inner"), default=0
+        ),
+        num_attention_heads=max(values_of_layers(config, "num_attention_heads"), default=0),
+        head_size=max(values_of_layers(config, "head_dim"), default=0),
         num_lookup_parameters=0 if is_tied else embedding.weight.numel(),
         num_4bit_parameters=sum(count for parameter, count in parameters if count != parameter.numel()),
     )

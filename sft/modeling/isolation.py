@@ -18,6 +18,7 @@ import torch
 
 from sft.common.device_errors import reraise_device_error
 from sft.common.errors import one_line
+from sft.modeling.architecture import values_of_layers
 from sft.modeling.document_attention import UnsupportedAttention, isolated_documents
 from sft.modeling.varlen_kernel import KernelObstacle
 
@@ -79,9 +80,9 @@ def find_obstacle(
 def _limits_of_attention(config: Any, max_seq_length: int) -> Iterator[tuple[int, str]]:
     """The configured windows and chunks that the longest document exceeds, in tokens, each with its name."""
     for key, what in (("sliding_window", "a sliding window"), ("attention_chunk_size", "chunks")):
-        limit = getattr(config, key, None)
-        if isinstance(limit, int) and 0 < limit < max_seq_length:
-            yield limit, what
+        for limit in sorted(set(values_of_layers(config, key))):
+            if 0 < limit < max_seq_length:
+                yield limit, what
 
 
 def _difference_beyond(

@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from sft.modeling.saved_names import has_other_names, read_by_own_names
+
 _WEIGHTS, _OPTIMIZER = "weights-{}-of-{}.safetensors", "optimizer-{}-of-{}.pt"
 _FULL_ADAPTERS, _FULL_WEIGHTS = "adapter_model.safetensors", "model*.safetensors"
 
@@ -65,6 +67,9 @@ def load_full_weights(folder: Path, model: nn.Module) -> list[str]:
             read |= {name: lambda file=file, name=name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if adapters.is_file():
             read = {name: read[saved] for saved, name in _adapter_names(model).items() if saved in read}
+        elif has_other_names(folder, model):
+            weights = read_by_own_names(folder, model)
+            read = {name: partial(weights.__getitem__, name) for name in weights}
         return _set_weights(model, read)
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from sft.checkpointing.manifest import find_damage
-from sft.checkpointing.named_files import named_files_of
+from sft.checkpointing.named_files import linked_files, named_files_of
 from sft.common.errors import CheckpointError
 from sft.common.outside_files import outside_file
 from sft.common.run_records import DistributedContext
+from sft.modeling.saved_names import has_other_names
 from sft.modeling.sharded_state import (
     load_full_optimizer_state,
     load_full_weights,
@@ -27,6 +30,7 @@ from sft.processes.agreement import agree_on_problem, open_cpu_group
 
 logger = logging.getLogger("sft.train")
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
+_CONFIG = "config.json"
 _SETTINGS_OF_GROUPS = ("weight_decay", "betas", "eps", "momentum")
 """Settings that are also saved in an optimizer's state: the values of this run take precedence."""
 
@@ -77,6 +81,10 @@ class ResumingTrainer(Trainer):
         """Whether our own code loads the checkpoint: the model is sharded, or was when it was saved."""
         return self.is_sharded or num_shards(Path(checkpoint)) > 0
 
+    def _has_other_names(self, checkpoint: Path) -> bool:
+        """Whether Trainer would find only some of the weights, and log no more than a warning."""
+        return not self.is_deepspeed_enabled and has_other_names(checkpoint, self.model)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains; of a checkpoint, only the files that its manifest names are read."""
         if not isinstance(resume_from_checkpoint, str):
@@ -93,8 +101,9 @@ class ResumingTrainer(Trainer):
         """
         folder = Path(resume_from_checkpoint)
         with outside_file(f"resume_from_checkpoint: the weights in {folder} cannot be loaded", CheckpointError):
-            if not self._loads_itself(resume_from_checkpoint):
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if not (self._loads_itself(resume_from_checkpoint) or self._has_other_names(folder)):
+                with _with_readable_config(folder) as readable:
+                    super()._load_from_checkpoint(str(readable), model)
                 return
             load = load_weight_shards if num_shards(folder) else load_full_weights
             missing = load(folder, self.model)
@@ -151,7 +160,7 @@ class ResumingTrainer(Trainer):
         with named_files_of(Path(best)) as folder:
             self.state.best_model_checkpoint = str(folder)
             try:
-                if self._loads_itself(str(folder)):
+                if self._loads_itself(str(folder)) or self._has_other_names(folder):
                     self._load_from_checkpoint(str(folder))
                 else:
                     super()._load_best_model()
@@ -167,3 +176,21 @@ class ResumingTrainer(Trainer):
         values = super().set_initial_training_values(*args, **kwargs)
         _num_epochs, *others, max_steps = values
         return (0, *others, max_steps) if self.resume_step and self.resume_step >= max_steps else values
+
+
+@contextmanager
+def _with_readable_config(checkpoint: Path) -> Iterator[Path]:
+    """The checkpoint as Trainer can load it: without its config.json, if that is not readable without its class.
+
+    Trainer reads the version of transformers there, for a warning, with the base class of all configurations. That
+    fails for some rotary positions (YaRN by the ratio of two lengths).
+    """
+    try:
+        if (checkpoint / _CONFIG).is_file():
+            PretrainedConfig.from_json_file(str(checkpoint / _CONFIG))
+    except Exception:  # any, since the class checks its values in its own ways
+        names = [path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if not path.is_dir()]
+        with linked_files(checkpoint, [name for name in names if name != _CONFIG]) as view:
+            yield view
+        return
+    yield checkpoint
