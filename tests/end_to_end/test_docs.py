@@ -17,8 +17,8 @@ PAGES = sorted(
 SCRIPTS = r"(?:python|\./launch_training\.sh|sbatch)"
 
 
-def maker():
-    spec = importlib.util.spec_from_file_location("make_configuration", REPOSITORY / "docs" / "make_configuration.py")
+def maker(name="make_configuration"):
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -34,6 +34,19 @@ def anchors(page) -> set[str]:
 def test_configuration_page_is_current():
     written = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == maker().page(), "run python docs/make_configuration.py"
+
+
+def test_the_table_of_architectures_has_those_that_are_tried():
+    module, page = maker("make_architectures"), REPOSITORY / "docs" / "architectures.md"
+    rows = [line[2:-2].split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    assert [tuple(row[:3]) for row in rows[2:]] == list(map(module.described, module.ARCHITECTURES.values()))
+    assert tuple(rows[0]) == module.COLUMNS
+
+
+@pytest.mark.slow
+def test_the_table_of_architectures_is_current():
+    written = (REPOSITORY / "docs" / "architectures.md").read_text(encoding="utf-8")
+    assert written == maker("make_architectures").page(), "run python docs/make_architectures.py"
 
 
 def test_every_key_has_its_reason_and_every_number_its_unit():
