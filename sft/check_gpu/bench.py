@@ -17,18 +17,28 @@ from sft.processes.device_allocator import use_expandable_segments
 class Bench:
     """The device of a section's process, and the sizes of its checks."""
 
-    def __init__(self, device: str, folder: Path, *, is_quick: bool, full_determinism: bool = False):
+    def __init__(
+        self,
+        device: str,
+        folder: Path,
+        *,
+        is_quick: bool,
+        full_determinism: bool = False,
+        backend: str | None = None,
+    ):
         """
         Args:
             device: `cuda:0` or `cpu`.
             folder: for models, rows and output folders.
             is_quick: small sizes.
             full_determinism: whether the runs of this process set it.
+            backend: `ddp_backend` of runs of several processes; None for their default.
         """
         self.device = device
         self.folder = folder
         self.is_quick = is_quick
         self.full_determinism = full_determinism
+        self.backend = backend
         self.num_gpus = torch.cuda.device_count() if self.on_gpu else 0
         """Before a run hides all but one."""
 
@@ -90,4 +100,5 @@ def open_bench(section: str, options: CheckOptions) -> Bench | None:
         Path(options.folder),
         is_quick=options.is_quick,
         full_determinism=SECTIONS[section].full_determinism,
+        backend=options.backend,
     )

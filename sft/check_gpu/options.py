@@ -28,6 +28,8 @@ class CheckOptions:
     """For everything."""
     output: str
     """The JSON file."""
+    backend: str | None
+    """`ddp_backend` of the runs of several processes; None for their default."""
     section: str | None = None
     """The section that this process is to run; None in the command itself."""
     folder: str | None = None
@@ -62,6 +64,11 @@ def read_options(arguments: Sequence[str]) -> CheckOptions:
     parser.add_argument(
         "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: the same checks on the CPU, with small sizes"
     )
+    parser.add_argument(
+        "--backend",
+        choices=["nccl", "gloo"],
+        help="ddp_backend of the runs on two GPUs; gloo shows whether a failure is NCCL's (default: nccl)",
+    )
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -71,6 +78,7 @@ def read_options(arguments: Sequence[str]) -> CheckOptions:
         is_quick=given.quick or given.device == "cpu",
         seconds=given.seconds,
         output=given.output,
+        backend=given.backend,
         section=given.section,
         folder=given.folder,
     )

@@ -20,6 +20,7 @@ from transformers.utils import import_utils
 
 import trainer_utils
 from sft.training import model_trials
+from sft.training.progress import TrainingProgress
 from tests.gpu_path import programs
 from tests.gpu_path.counting import Counting, library
 from tests.support.in_process import run_command
@@ -76,6 +77,16 @@ def prepare() -> None:
     model_trials.find_obstacle, model_trials.find_output_layer = obstacle, output_layer
     model_trials.ModelTrials.can_skip_padding_mask = can_skip
     _end_answers()
+
+
+def count_on_cpu() -> None:
+    """Keeps the counts of trained tokens, which give the speeds, in main memory."""
+    create = TrainingProgress.__init__
+
+    def create_on_cpu(progress: Any, context: Any, device: Any, **kwargs: Any) -> None:
+        create(progress, context, torch.device("cpu"), **kwargs)
+
+    TrainingProgress.__init__ = create_on_cpu
 
 
 def _end_answers() -> None:

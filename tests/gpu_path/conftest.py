@@ -47,12 +47,18 @@ def call_fake(devices: FakeCuda, tmp_path: Path) -> Callable[..., Any]:
 def run_fake(
     devices: FakeCuda, model_folder: Callable[[str], str], question_file: str, tmp_path: Path
 ) -> Callable[..., FakeRun]:
-    """Runs the command on fake devices with small settings: `run_fake(processes=1, device=..., key=value, ...)`.
+    """Runs the command on fake devices with small settings: `run_fake(processes=1, device=..., fault=..., key=value)`.
 
     A value of None omits the setting.
     """
 
-    def run(*, processes: int = 1, device: Mapping[str, str] = NONE, **settings: Any) -> FakeRun:
+    def run(
+        *,
+        processes: int = 1,
+        device: Mapping[str, str] = NONE,
+        fault: Callable[[], Any] | None = None,
+        **settings: Any,
+    ) -> FakeRun:
         defaults = {
             "model_name_or_path": model_folder("llama"),
             "train_file": question_file,
@@ -64,6 +70,6 @@ def run_fake(
             "sample_prompts": [],
             "dataloader_num_workers": 0,
         }
-        return devices.run_sft(tmp_path, defaults | settings, processes=processes, device=device)
+        return devices.run_sft(tmp_path, defaults | settings, processes=processes, device=device, fault=fault)
 
     return run

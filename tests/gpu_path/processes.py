@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.support.forked import Ended, call
+from tests.support.paths import REPOSITORY
 
 TESLA_T4 = {"FAKE_CUDA_CAPABILITY": "7.5", "FAKE_CUDA_NAME": "Tesla T4", "FAKE_CUDA_MEMORY_MIB": "15109"}
 NONE: Mapping[str, str] = {}
 SECONDS = 900
+_SITE = Path(__file__).parent / "site"
+"""Python imports `sitecustomize` from there as it starts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +81,13 @@ class FakeCuda:
         return json.loads(result.read_text())
 
     def run_sft(
-        self, folder: Path, settings: Mapping[str, Any], *, processes: int = 1, device: Mapping[str, str] = NONE
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        processes: int = 1,
+        device: Mapping[str, str] = NONE,
+        fault: Callable[[], Any] | None = None,
     ) -> FakeRun:
         """Runs the command, in several processes as torchrun starts them.
 
@@ -86,11 +96,12 @@ class FakeCuda:
             settings: of the command.
             processes: number of processes.
             device: settings of the fake devices.
+            fault: is called in each process before the command starts; it can be pickled.
         """
         arguments = [f"--{key}={value}" for key, value in settings.items() if value is not None]
         for old in folder.glob("record.*.json"):
             old.unlink()
-        ended = self._fork(folder, "run_recorded", (str(folder / "record"), arguments), processes, device)
+        ended = self._fork(folder, "run_recorded", (str(folder / "record"), arguments), processes, device, fault)
         paths = [folder / f"record.{rank}.json" for rank in range(processes)]
         return FakeRun(
             status=ended.status,
@@ -101,10 +112,24 @@ class FakeCuda:
         )
 
     def _fork(
-        self, folder: Path, function: str, arguments: tuple[Any, ...], processes: int, device: Mapping[str, str]
+        self,
+        folder: Path,
+        function: str,
+        arguments: tuple[Any, ...],
+        processes: int,
+        device: Mapping[str, str],
+        fault: Callable[[], Any] | None = None,
     ) -> Ended:
         with patch.dict(os.environ, {**self._environment, **device}):
-            return call(folder, _call, function, *arguments, processes=processes, seconds=SECONDS)
+            return call(folder, _call, function, *arguments, processes=processes, seconds=SECONDS, fault=fault)
+
+    def start(self, command: Sequence[str], *, device: Mapping[str, str] = NONE) -> subprocess.CompletedProcess[str]:
+        """Runs a command that starts processes itself: those of torchrun, or the sections of the check."""
+        paths = [str(_SITE), str(REPOSITORY)]
+        environment = {**os.environ, **self._environment, **device, "PYTHONPATH": os.pathsep.join(paths)}
+        return subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
 
 
 def _call(function: str, *arguments: Any) -> int:

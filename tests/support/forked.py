@@ -127,6 +127,8 @@ def _child(
     os.environ.clear()  # the server's is that of the first run
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
+    # Otherwise the loader's workers would come from a second server, which imports everything again.
+    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]  # its stubs lack None
     if fault is not None:
         fault()
     sys.exit(function(*arguments))

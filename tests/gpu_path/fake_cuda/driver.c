@@ -56,7 +56,8 @@ EXPORTED CUresult cuDeviceTotalMem_v2(size_t *size, CUdevice device) { *size = p
 /* The numbers of attributes are the same in both interfaces. */
 EXPORTED CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
   extern int cudaDeviceGetAttribute(int *, int, int);
-  if (attribute == CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED) {
+  if (attribute == CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED ||
+      attribute == CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED) {
     *value = 1;
     OK;
   }
