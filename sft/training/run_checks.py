@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from transformers import TrainingArguments, get_scheduler
 
+from sft.batching.larger_steps import larger_step
 from sft.batching.memory import estimate_memory
 from sft.common.errors import ConfigError, located
 from sft.common.text import counted, size
 from sft.configuration.batch_sizes import AUTO
 from sft.configuration.checks.finding import Finding
-from sft.configuration.checks.rows import check_rows
+from sft.configuration.checks.rows import batch_size_key, check_rows
 from sft.configuration.checks.steps import RunLength, check_steps, is_trial
 from sft.training.dry_run import DryRun, memory_facts, planned_environment
 from sft.training.run_setup import RunSetup
@@ -45,6 +46,8 @@ def check_run(dry_run: DryRun, setup: RunSetup, arguments: TrainingArguments, *,
         ConfigError: in a run, with every problem.
     """
     found, origins = [*find_in_run(setup, arguments), *_find_in_space(dry_run, setup)], setup.config.origins
+    if is_dry_run:
+        found += _find_in_speed(setup)
     stopping = [finding for finding in found if finding.stops and setup.resume is None]
     error = located(ConfigError(*(finding.line for finding in stopping)), origins)
     if stopping and not is_dry_run:
@@ -116,3 +119,21 @@ def _find_in_space(dry_run: DryRun, setup: RunSetup) -> Iterator[Finding]:
     if needed > free:
         message = f"the run needs {size(needed)} of disk space, and {size(free)} are free. Lower save_total_limit."
         yield Finding(key="output_dir", message=message)
+
+
+def _find_in_speed(setup: RunSetup) -> Iterator[Finding]:
+    """Yield advice where the optimizer takes much of each step."""
+    config, plan = setup.config, setup.plan
+    if setup.data.stream is not None:
+        return
+    in_one_process = setup.data.report.train.tokens_an_epoch / plan.steps_per_epoch / plan.world_size
+    sharded_over = plan.world_size if config.fsdp is not None else 1
+    step = larger_step(setup.prepared.footprint, in_one_process, setup.context.device, sharded_over=sharded_over)
+    if step is not None:
+        yield Finding(
+            key=batch_size_key(config.training),
+            message=f"a step trains on about {in_one_process:,.0f} tokens in each process, and by estimate the "
+            f"optimizer takes {step.optimizer_share:.0%} of its time. With {step.times} times as many rows in a step "
+            f"an epoch would take {step.saved_share:.0%} less time, in fewer steps; these often need a higher "
+            "learning_rate.",
+        )

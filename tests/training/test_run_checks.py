@@ -86,3 +86,16 @@ def test_a_problem_stops_a_new_run_is_listed_by_a_dry_run_and_is_a_note_of_a_res
     assert found.problems == ["bad rows"]
     assert any(note.startswith("my.yaml:7: warmup_steps: 90") for note in found.notes)
     assert f"{messages.NOTE}my.yaml:7: warmup_steps: 90" in caplog.text
+
+
+@pytest.mark.parametrize(("settings", "is_advised"), [({"per_device_train_batch_size": 1}, True), ({}, False)])
+def test_a_dry_run_advises_more_rows_where_the_optimizer_takes_much_of_a_step(prepare, settings, is_advised, caplog):
+    prepared, _ = prepare(**settings)
+    setup, arguments = prepared.trainer.setup, prepared.trainer.args
+    train = replace(setup.data.report.train, tokens_an_epoch=setup.plan.steps_per_epoch * (100 if is_advised else 2000))
+    setup = replace(setup, data=replace(setup.data, report=replace(setup.data.report, train=train)))
+    before = DryRun(config=setup.config, data=setup.data, problems=[], context=setup.context, limits=setup.limits)
+    notes = check_run(before, setup, arguments, is_dry_run=True).notes
+    assert any(messages.MORE_ROWS_A_STEP.format(tokens=100) in note for note in notes) == is_advised
+    check_run(before, setup, arguments, is_dry_run=False)
+    assert "times as many rows" not in caplog.text

@@ -91,6 +91,7 @@ def inspect_data(name: str, tokenizer_file: str | None) -> DataInfo:
         num_bad_rows=counts.bad,
         first_bad_row=counts.first_bad,
         max_tokens=max_tokens,
+        mean_tokens=counts.tokens / counts.usable,
         are_tokens_counted=tokenizer_file is not None and (counts.is_plain_text or loaded is not None),
         validation=validation,
         is_validation_found=is_found,
@@ -111,6 +112,7 @@ class _RowCounts:
         self.rows = self.bad = self.unanswerable = 0
         self.longest_rows: list[tuple[int, int, str | None]] = []
         """A heap of the longest rows: estimated tokens, number of the row, its text if it is rendered."""
+        self.tokens = self.usable = 0
         self.first_bad = ""
         self.columns: dict[str, None] = {}
         self.is_complete = False
@@ -152,6 +154,7 @@ class _RowCounts:
             return refused.problem
 
     def _keep(self, tokens: int, text: str | None) -> None:
+        self.tokens, self.usable = self.tokens + tokens, self.usable + 1
         entry = (tokens, self.rows, text)
         if len(self.longest_rows) < _MAX_COUNTED_ROWS:
             heapq.heappush(self.longest_rows, entry)

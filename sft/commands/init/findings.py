@@ -50,6 +50,8 @@ class DataInfo:
     first_bad_row: str = ""
     max_tokens: int | None = None
     """Tokens of the longest inspected row; None if no row was inspected."""
+    mean_tokens: float = 0.0
+    """Estimated tokens of a row, on average; 0 if no row was inspected."""
     are_tokens_counted: bool = False
     """False if tokens were estimated: from bytes, or without the chat template."""
     validation: str | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import yaml
 
+from sft.batching.larger_steps import larger_step
 from sft.commands.init.findings import Choices, DataInfo, MachineInfo, ModelInfo
 from sft.commands.init.fit import Fit, choose_global_batch_size, choose_max_seq_length
 from sft.common.text import counted, size, visible
@@ -90,7 +91,11 @@ def _training_lines(choices: Choices, machine: MachineInfo, fit: Fit) -> Iterato
     yield "", "Training", ""
     yield "output_dir", _yaml_scalar(choices.output_dir), "folder for the model, checkpoints and the report"
     total = choose_global_batch_size(data, choices.num_gpus)
-    yield "global_batch_size", str(total), "rows per step, on all devices together"
+    yield (
+        "global_batch_size",
+        str(total),
+        f"rows per step, on all devices together{_larger_step(choices, machine, total)}",
+    )
     if fit.needed_bytes:
         memory = f"{size(fit.needed_bytes)} of {size(machine.memory_bytes or 0)}"
         reason = f"micro-batch size; estimated memory: {memory}; auto: find it by trial"
@@ -109,6 +114,15 @@ def _training_lines(choices: Choices, machine: MachineInfo, fit: Fit) -> Iterato
     if epochs * data.num_rows / total > 200:
         yield "eval_steps", "0.1", "evaluate after each tenth of the run"
         yield "save_steps", "0.1", "save as well; resume_from_checkpoint: auto resumes from there"
+
+
+def _larger_step(choices: Choices, machine: MachineInfo, total: int) -> str:
+    """What more rows a step would save, after `rows per step`; nothing where it is little."""
+    footprint, tokens = choices.model.footprint, choices.data.mean_tokens * total / choices.num_gpus
+    if choices.method != "full" or footprint is None or not tokens:
+        return ""
+    step = larger_step(footprint, tokens, machine.device)
+    return "" if step is None else f"; {step.times * total} would save {step.saved_share:.0%} of the time of an epoch"
 
 
 def _learning_rate(choices: Choices) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from sft.common.data_records import FEW_VALIDATION_ROWS, DataReport
 from sft.common.run_records import BatchPlan
 from sft.common.text import counted
 from sft.configuration.checks.finding import Finding
-from sft.configuration.schema import SFTConfig
+from sft.configuration.schema import SFTConfig, TrainingConfig
 
 SMALL_LAST_STEP = 0.5
 """Share of the rows of a step: a last step of an epoch with no more rows is reported."""
@@ -42,12 +42,17 @@ def check_rows(
     yield from _check_lengths(config, report, positions)
 
 
+def batch_size_key(config: TrainingConfig) -> str:
+    """The setting that decides how many rows a step has."""
+    keys = ("global_batch_size", "tokens_per_batch")
+    return next((key for key in keys if getattr(config, key)), "per_device_train_batch_size")
+
+
 def _check_batches(config: SFTConfig, plan: BatchPlan, num_rows: int) -> Iterator[Finding]:
     """Check how the rows (packs) of an epoch fill its steps."""
     size, unit = plan.global_batch_size, plan.unit
     together = plan.per_device_train_batch_size * plan.world_size
-    key = next((key for key in ("global_batch_size", "tokens_per_batch") if getattr(config.training, key)), None)
-    key = key or "per_device_train_batch_size"
+    key = batch_size_key(config.training)
     if config.training.passed_through.dataloader_drop_last:
         dropped = num_rows % together
         if dropped == num_rows:
