@@ -85,6 +85,8 @@ def answer_prompt(
                 attention_mask=torch.ones_like(inputs["input_ids"]),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                num_beams=1,  # the model's own settings may ask for many
+                num_return_sequences=1,
                 use_cache=True,
                 return_dict_in_generate=False,
                 tokenizer=tokenizer,  # for `stop_strings` of the model

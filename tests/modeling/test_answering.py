@@ -39,3 +39,11 @@ def test_answer_prompt_stops_at_the_end_token_and_keeps_the_mode():
         model, tokenizer, "Two plus", max_new_tokens=8, eos_token_ids=[first], add_special_tokens=False
     )
     assert (stopped.text, stopped.ended) == ("", True)
+
+
+def test_answers_are_greedy_whatever_the_models_settings_ask_for():
+    tokenizer, model = build_tokenizer(), build_model("llama")
+    how = {"max_new_tokens": 8, "eos_token_ids": [2], "add_special_tokens": False}
+    greedy = answer_prompt(model, tokenizer, "Two plus", **how)
+    model.generation_config.update(num_beams=10**12, num_return_sequences=4)
+    assert answer_prompt(model, tokenizer, "Two plus", **how) == greedy
