@@ -28,9 +28,10 @@ _HANDLED_HERE = (
     "gradient_checkpointing_kwargs",
     "push_to_hub",
     "hub_token",
+    "neftune_noise_alpha",
 )
-"""Fields that do not reach `TrainingArguments`: Trainer would compile the model as a whole (see `compile_options`), and
-push checkpoints that are not published yet (see `hub_pushes`)."""
+"""Fields that do not reach `TrainingArguments`: Trainer would compile the model as a whole (see `compile_options`),
+push checkpoints that are not published yet (see `hub_pushes`), and scale noise by the batch (see `embedding_noise`)."""
 
 
 def build_training_arguments(setup: RunSetup, context: DistributedContext) -> TrainingArguments:

@@ -15,6 +15,7 @@ from sft.common.device_errors import is_out_of_memory
 from sft.common.errors import ConfigError, MemoryShortage, one_line
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import SFTConfig
+from sft.modeling.embedding_noise import add_embedding_noise
 from sft.modeling.fitting import set_generation_defaults
 from sft.modeling.footprint import footprint
 from sft.modeling.input_casts import leave_casts_to_autocast
@@ -67,6 +68,7 @@ def prepare_model(
         if not is_sharded and not uses_deepspeed(config.training.passed_through.deepspeed):
             _move_to_device(model, context.device)
         leave_casts_to_autocast(model)
+        add_embedding_noise(model, config.training.passed_through.neftune_noise_alpha)
         kept = saved_findings(resume, config)
         restore_attention(model, kept, config.model.attn_implementation)
         layout = resolve_layout(
@@ -80,10 +82,7 @@ def prepare_model(
             kept=kept,
         )
         left_out = ModelTrials(model, precision).untrained_loss_line()
-    logger.info(layout.describe())
-    if left_out is not None:
-        logger.info(left_out)
-    for line in _rope_lines(model, layout, config.data.max_seq_length):
+    for line in filter(None, [layout.describe(), left_out, *_rope_lines(model, layout, config.data.max_seq_length)]):
         logger.info(line)
     return PreparedModel(
         model=model,

@@ -116,8 +116,7 @@ def resolve_layout(
 
     Args:
         model: loaded, with its adapters, on the device of its training.
-        config: the model's section.
-        training: the training section.
+        config, training: the model's and the training section.
         precision: the types to compute in.
         context: this process; all processes of the run must call it.
         pad_token_id: the token that fills padded rows.
@@ -135,9 +134,10 @@ def resolve_layout(
     tried = _find_attention(trial, config, training, context, max_seq_length, kept)
     _refuse_if_needed(training, tried.obstacle)
     is_padding_free = training.padding_free is not False and tried.obstacle is None
-    run_by_document(model, tried.mixers if is_padding_free else ())
+    run_by_document(model, tried.mixers)
     may_share = is_padding_free and training.share_prefixes
-    sharing_obstacle = agree_on_problem(_sharing_obstacle(trial, tried, own_rope), context) if may_share else None
+    sharing_obstacle = _sharing_obstacle(trial, tried, own_rope, training) if may_share else None
+    sharing_obstacle = agree_on_problem(sharing_obstacle, context) if may_share else None
     output_layer = None if sharded else trial.output_layer()
     skips_padding_mask = not is_padding_free and not sharded and trial.can_skip_padding_mask(pad_token_id)
     found = LayoutFindings(
@@ -149,7 +149,7 @@ def resolve_layout(
         uses_output_layer=bool(agree_on_smallest(output_layer is not None, context)),
         attention=attention_of(model),
         skips_padding_mask=bool(agree_on_smallest(skips_padding_mask, context)),
-        mixers_by_document=tried.mixers if is_padding_free else (),
+        mixers_by_document=tried.mixers,
     )
     found = keep_findings(found, kept)
     collators = _collators(training, found, PaddedCollator(pad_token_id, with_positions=bool(own_rope)), max_seq_length)
@@ -177,7 +177,7 @@ class _Tried:
     """Modules that run document by document."""
 
 
-def _sharing_obstacle(trial: ModelTrials, tried: _Tried, own_rope: str | None) -> str | None:
+def _sharing_obstacle(trial: ModelTrials, tried: _Tried, own_rope: str | None, training: TrainingConfig) -> str | None:
     """Why shared leading tokens cannot be computed once, as a clause; None if they can be."""
     if tried.attention not in (DOCUMENTS, ONE_BY_ONE):
         return "flash attention takes complete rows"
@@ -185,6 +185,8 @@ def _sharing_obstacle(trial: ModelTrials, tried: _Tried, own_rope: str | None) -
         return f"{kinds_of(tried.mixers)} take complete rows"
     if own_rope is not None:
         return f"positions depend on the length of each row ({own_rope})"
+    if training.passed_through.neftune_noise_alpha:
+        return "neftune_noise_alpha draws noise for each row"
     return trial.sharing_obstacle(tried.attention)
 
 
@@ -242,6 +244,7 @@ def _find_attention(
         if _requests(training) or (kept is not None and kept.is_padding_free):
             obstacle, mixers = _try_mixers(trial, attention, max_seq_length, known)
     obstacle = agree_on_problem(obstacle, context)
+    mixers = mixers if obstacle is None else ()
     return _Tried(attention=attention, obstacle=obstacle, kernel_obstacle=kernel_obstacle, mixers=mixers)
 
 
@@ -296,8 +299,6 @@ def _attention(requested: str | None) -> tuple[str | None, str | None]:
 
 def _obstacle_in_settings(training: TrainingConfig, *, sharded: bool) -> str | None:
     """Why other settings rule out padding-free batches; None if they do not."""
-    if training.passed_through.neftune_noise_alpha:
-        return "neftune_noise_alpha scales its noise by the length of the row"
     if sharded:
         return "DeepSpeed shards the weights, which is untested with padding-free batches"
     return None

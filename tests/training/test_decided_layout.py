@@ -93,7 +93,7 @@ def test_a_resumed_run_uses_what_the_earlier_one_used(kept, caplog):
     [
         ("bloom", {}, ["padding-free batches: the model lets one document influence another"]),
         ("gemma2", {}, ["the loss at the output layer"]),
-        ("llama", {"extra_training_arguments": {"neftune_noise_alpha": 5.0}}, ["padding-free batches: neftune"]),
+        ("llama", {"extra_training_arguments": {"neftune_noise_alpha": 5.0}}, ["computed once: neftune_noise_alpha"]),
         ("gpt2", {}, ["shared leading tokens"]),
     ],
 )

@@ -212,11 +212,10 @@ def test_resolve_layout_pads_for_an_explicit_attention_implementation():
         layout_of(build_model("llama"), asked, packing=True)
 
 
-def test_resolve_layout_pads_with_neftune():
-    """transformers divides NEFTune's noise by the square root of the number of tokens in a row."""
+def test_rows_are_packed_with_neftune_but_their_prefixes_are_not_shared():
     layout = layout_of(build_model("llama"), extra_training_arguments={"neftune_noise_alpha": 5.0})
-    assert not layout.is_padding_free
-    assert "neftune_noise_alpha" in layout.describe()
+    assert layout.is_padding_free
+    assert messages.NOISE_IS_NOT_SHARED in layout.describe()
 
 
 def test_resolve_layout_has_no_obstacle_if_padding_was_requested():
