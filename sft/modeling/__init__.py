@@ -13,7 +13,8 @@ Public names:
     compiling, gradient_checkpointing, data_parallel, random_state: what a training step needs.
     sharding, sharded_state, saved_names, state_copy: FSDP2, and state written to and read from files.
     answering, merging, saving, saved_folder: other uses of a model than training.
-    model_files, loading_errors, generation_settings: files of a model that cannot be used, each in one line.
+    model_files, loading_errors, prediction_heads, generation_settings: what is unusable in a model's files, each in one
+        line.
 
 Must not know: data sets, files of a run, the trainer. A model is recognized by its structure, never by its name.
 """

@@ -24,6 +24,7 @@ from sft.modeling.architecture import (
 )
 from sft.modeling.loading_errors import readable_loading_errors
 from sft.modeling.mapped_weights import is_mapped, mappable_dtype
+from sft.modeling.prediction_heads import left_out_line, prediction_heads
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -70,8 +71,10 @@ def load_pretrained_model(
     maps = is_to_be_sharded and lora is None and quantization is None and config.gguf_file is None
     model, unused = _load_weights(config, options, mappable_dtype(described, options["dtype"]) if maps else None)
     line = described and text_part_line(described, model)
-    if line or (line := _unused_line(config.model_name_or_path, unused)):
-        logger.info(line)
+    heads = prediction_heads(config.model_name_or_path, model.config)
+    line = line or _unused_line(config.model_name_or_path, set(unused) - set(heads))
+    for each in filter(None, [left_out_line(config.model_name_or_path, heads), line]):
+        logger.info(each)
     if config.gguf_file is not None:
         _clear_gguf_quantization(model)
     if getattr(model, "hf_quantizer", None) is None:

@@ -53,7 +53,7 @@ def is_mapped(model: Any, name_or_path: str, dtype: torch.dtype) -> bool:
         return False
     if any(buffer.dtype == dtype for buffer in model.buffers()):
         return False  # in float32, it might have other values
-    files = _weight_files(name_or_path)
+    files = weight_files(name_or_path)
     return bool(files) and all(_NARROW[dtype] == found for path in files for found in _float_types(path))
 
 
@@ -69,7 +69,7 @@ def _float_types(path: Path) -> set[str]:
         return {file.get_slice(name).get_dtype() for name in file.keys()} & {*_FLOATS}  # noqa: SIM118
 
 
-def _weight_files(name_or_path: str) -> list[Path]:
+def weight_files(name_or_path: str) -> list[Path]:
     """The safetensors files that were loaded; empty if there were others."""
     single, index = _find(name_or_path, SAFE_WEIGHTS_NAME), _find(name_or_path, SAFE_WEIGHTS_INDEX_NAME)
     if single is not None or index is None:
