@@ -1,9 +1,9 @@
 """Attention within the documents of a packed row: causal inside each of them, none between them.
 
 On CPU documents are attended one by one (`attention_by_document`), on a GPU all at once by torch's kernel
-(`varlen_kernel`), or one by one too where that cannot be used. Called through transformers' `AttentionInterface`.
-transformers builds no mask for a function whose name it does not know, so this one refuses to run without the
-boundaries: documents would silently attend to each other.
+(`varlen_kernel`; `flex_kernel` for capped scores and sinks), or one by one too where that cannot be used. Called
+through transformers' `AttentionInterface`. transformers builds no mask for a function whose name it does not know, so
+this one refuses to run without the boundaries: documents would silently attend to each other.
 
 Shapes: `H` heads, `K` heads of keys and values, `N` tokens of the row, `D` size of a head, `E` of a value, `B`
 documents.
@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 
 from sft.modeling.architecture import value_of_layer
 from sft.modeling.attention_by_document import attend_one_by_one
+from sft.modeling.flex_kernel import FlexKernel, find_flex
 from sft.modeling.varlen_kernel import AttentionTerms, VarlenKernel, find_kernel
 
 NAME = "sft_documents"
@@ -57,7 +58,8 @@ def isolated_documents(model: Any, name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    AttentionInterface.register(NAME, partial(attend_within_documents, kernel=find_kernel(model.device)))
+    kernel, flex = find_kernel(model.device), find_flex(model.device)
+    AttentionInterface.register(NAME, partial(attend_within_documents, kernel=kernel, flex=flex))
     AttentionInterface.register(ONE_BY_ONE, attend_within_documents)
     before = attention_of(model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -90,6 +92,7 @@ def attend_within_documents(
     shared_prefixes: SharedPrefixes | None = None,
     document_lengths: Sequence[int] | None = None,
     kernel: VarlenKernel | None = None,
+    flex: FlexKernel | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within documents; transformers calls this in each layer, and defines the parameters.
@@ -100,15 +103,13 @@ def attend_within_documents(
         key, value: `[1, K, N, D]` and `[1, K, N, E]`.
         attention_mask: must be None.
         dropout: probability, on the attention weights.
-        scaling: factor of the attention scores; None for `1 / sqrt(D)`.
-        softcap: bound of the attention scores; None for none.
-        cu_seq_lens_q: int32 `[B + 1]`, the document boundaries.
-        max_length_q: an upper bound of the documents' lengths.
+        scaling, softcap: factor of the attention scores, None for `1 / sqrt(D)`; their bound, None for none.
+        cu_seq_lens_q, max_length_q: int32 `[B + 1]`, the document boundaries; an upper bound of their lengths.
         is_causal: False is not supported.
         shared_prefixes: set where shared leading tokens of documents occur in the row once (see
             `sft.batching.prefixes`); `N` is then less than the last boundary.
         document_lengths: of the `B` documents; None reads them from the boundaries, which waits for a GPU.
-        kernel: computes all documents at once; None attends one by one.
+        kernel, flex: compute all documents at once, `flex` capped scores and sinks; None attends one by one.
         others: `sliding_window`, sinks, and arguments without effect, or not supported.
 
     Returns:
@@ -124,20 +125,22 @@ def attend_within_documents(
         raise UnsupportedAttention("passes a mask or a cache of its own to its attention")
     if is_causal is False or getattr(module, "is_causal", True) is False:
         raise UnsupportedAttention("has attention that is not causal")
-    if (device := query.device.type) not in ("cpu", "cuda"):
-        raise UnsupportedAttention(f"runs on {device}, where attention within documents is not implemented")
-    terms = _terms(module, others, dropout=dropout, scaling=scaling, softcap=softcap or None)
+    terms = _terms(module, query.device.type, others, dropout=dropout, scaling=scaling, softcap=softcap or None)
     if shared_prefixes is not None:
         query, key, value = (_with_prefixes(tensor, shared_prefixes) for tensor in (query, key, value))
-    if kernel is not None:
+    if kernel is None:
+        attended = attend_one_by_one(query, key, value, terms, document_lengths or _lengths(cu_seq_lens_q))
+    elif terms.is_plain or flex is None:
         attended = kernel(query, key, value, terms, cu_seq_lens_q, max_length_q)
     else:
-        attended = attend_one_by_one(query, key, value, terms, document_lengths or _lengths(cu_seq_lens_q))
+        attended = flex(query, key, value, terms, cu_seq_lens_q)
     return attended if shared_prefixes is None else _without_borrowed(attended, shared_prefixes), None
 
 
-def _terms(module: torch.nn.Module, others: Mapping[str, Any], **known: Any) -> AttentionTerms:
-    """What the layer's attention is computed with, after a look for unsupported arguments."""
+def _terms(module: torch.nn.Module, device: str, others: Mapping[str, Any], **known: Any) -> AttentionTerms:
+    """What the layer's attention is computed with, after a look for what is not supported."""
+    if device not in ("cpu", "cuda"):
+        raise UnsupportedAttention(f"runs on {device}, where attention within documents is not implemented")
     for name, meaning in _UNSUPPORTED.items():
         if others.get(name) is not None:
             raise UnsupportedAttention(meaning)
