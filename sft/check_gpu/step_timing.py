@@ -74,7 +74,7 @@ def synchronized_time(device: str) -> float:
 
 def matrix_product_flops(device: str, dtype: torch.dtype) -> float:
     """FLOPs per second of the product of two large matrices; the best of several."""
-    size = 8192 if device.startswith("cuda") else 2048
+    size = 8192 if device.startswith("cuda") else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(8):

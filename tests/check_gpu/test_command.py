@@ -109,7 +109,7 @@ def test_sections_that_fail_or_die_do_not_end_the_others(check):
 
 
 def test_a_section_that_hangs_is_ended(check, monkeypatch):
-    monkeypatch.setattr(supervision, "_GRACE", 0.5)
+    monkeypatch.setattr(supervision, "_GRACE", 0.1)
     status, _, _, document = check("--only", "memory", "--seconds", "1")
     assert status == 1
     assert document["checks"][1]["status"] == FAIL

@@ -15,12 +15,12 @@ from sft.check_gpu.options import read_options
 from sft.check_gpu.outcome import FAIL, PASS, SKIP
 from sft.check_gpu.program import FinishedRun
 from sft.check_gpu.section_process import run_section
-from sft.check_gpu.sections import SECTIONS, attention, recovery
+from sft.check_gpu.sections import SECTIONS, attention, recovery, several
 from sft.check_gpu.shapes import SHAPES
 from tests.support import forked
 
-SLOW = ("several", "recovery", "determinism")
-"""They start whole runs."""
+SLOW = ("several", "determinism")
+"""The first starts processes that start processes; the second makes the runs of `recovery` again."""
 
 
 def section_on_cpu(name: str, folder: Path) -> int:
@@ -122,3 +122,51 @@ def test_checks_of_a_gpu_alone_are_skipped_with_a_reason(bench):
     checks = {case.name: case.check for case in recovery.cases(bench)}
     outcome = checks["out of memory, retried in chunks"]()
     assert (outcome.status, bool(outcome.figure)) == (SKIP, True)
+
+
+class Timed(Finished):
+    """A run with the losses, the weights and the time of a step that it is given."""
+
+    def __init__(self, loss=2.0, seconds=(0.2, 0.1, 0.1)):
+        super().__init__({1: loss}, {"w": torch.full((3,), loss)})
+        self._seconds = list(seconds)
+
+    @property
+    def seconds_per_step(self):
+        return self._seconds
+
+
+@pytest.mark.parametrize(
+    ("device", "runs", "found", "text"),
+    [
+        ("cpu", {}, [PASS, PASS], "100.0 ms a step, 100.0 ms with one bucket, 100.0 ms alone: 0% hidden (not judged"),
+        ("cuda:0", {"afterwards": Timed(seconds=[0.2]), "alone": Timed(seconds=[0.05])}, [PASS, PASS], "67% hidden"),
+        ("cuda:0", {"overlapping": Timed(seconds=[0.2]), "float32": Timed(2.1)}, [FAIL, FAIL], "0% hidden"),
+        ("cuda:0", {"alone": Timed(seconds=[])}, [PASS, FAIL], "no speed"),
+    ],
+)
+def test_two_processes_are_compared_with_one(bench, monkeypatch, device, runs, found, text):
+    settings = {}
+
+    def run(bench, name, *args, **given):
+        settings[name] = given
+        return runs.get(name.removeprefix("two-"), Timed())
+
+    monkeypatch.setattr(several, "run", run)
+    monkeypatch.setattr(several, "save_small_model", lambda bench: None)
+    monkeypatch.setattr(several, "num_usable_cores", lambda: 2)
+    bench.device, bench.num_gpus, bench.backend = device, 2, "gloo"
+    outcomes = [case.check() for case in several.cases(bench)]
+    assert [outcome.status for outcome in outcomes] == found
+    assert text in outcomes[1].figure
+    together = {name: given for name, given in settings.items() if name.startswith("two-")}
+    assert list(settings)[:3] == list(together)  # before any run of one process hides the other GPU
+    assert {(given["num_gpus"], given["ddp_backend"]) for given in together.values()} == {(2, "gloo")}
+
+
+@pytest.mark.parametrize(("device", "needed"), [("cpu", "two cores"), ("cuda:0", "two GPUs")])
+def test_one_device_alone_is_not_compared(bench, monkeypatch, device, needed):
+    monkeypatch.setattr(several, "num_usable_cores", lambda: 1)
+    bench.device, bench.num_gpus = device, 1
+    (outcome,) = [case.check() for case in several.cases(bench)]
+    assert (outcome.status, outcome.figure) == (SKIP, f"{needed} are needed")

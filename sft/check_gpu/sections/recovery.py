@@ -17,7 +17,7 @@ from sft.check_gpu.outcome import Case, Outcome, judged, skipped
 from sft.check_gpu.program import FinishedRun, largest_difference, largest_relative, run, save_rows, save_small_model
 from sft.common.text import counted, size
 
-_STEPS, _SAVED_STEP = 6, 3
+_STEPS, _STEPS_ON_CPU = 6, 4
 _ALLOWED_LOSS = 1e-2
 """Relative difference of losses without `full_determinism`."""
 _LEAST_GAP = 1.1
@@ -39,15 +39,16 @@ class _Runs:
     def __init__(self, bench: Bench):
         self._bench = bench
         self._rows = bench.small_length(16, 4)
+        self._steps = bench.small_length(_STEPS, _STEPS_ON_CPU)
         self._straight_peak = 0
 
     def _run(self, name: str, **settings: Any) -> FinishedRun:
         bench, length = self._bench, self._bench.small_length(1024, 32)
-        rows = save_rows(bench, _STEPS * self._rows, (length, length // 2, length - 1))
+        rows = save_rows(bench, self._steps * self._rows, (length, length // 2, length - 1))
         defaults = {
             "max_seq_length": length,
             "per_device_train_batch_size": self._rows,
-            "max_steps": _STEPS,
+            "max_steps": self._steps,
             "save_steps": 1000,
         }
         return run(bench, name, save_small_model(bench), rows, **defaults | settings)
@@ -56,7 +57,7 @@ class _Runs:
     def _straight(self) -> FinishedRun:
         """Trains without an interruption, and saves in the middle."""
         self._bench.reset_peak()
-        found = self._run("straight", save_steps=_SAVED_STEP, save_total_limit="null")
+        found = self._run("straight", save_steps=self._steps // 2, save_total_limit="null")
         self._straight_peak = self._bench.peak_bytes()
         return found
 
@@ -66,7 +67,7 @@ class _Runs:
 
     def resume(self) -> Outcome:
         """A run that is resumed from the checkpoint in the middle."""
-        checkpoint = self._straight.output / f"checkpoint-{_SAVED_STEP}"
+        checkpoint = self._straight.output / f"checkpoint-{self._steps // 2}"
         return self._compared(self._straight, self._run("resumed", resume_from_checkpoint=checkpoint))
 
     def out_of_memory(self) -> Outcome:

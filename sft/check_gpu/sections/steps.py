@@ -27,7 +27,7 @@ _LENGTHS = (24, 64, 96, 32)
 _MAX_LENGTH = 128
 _QUIET_STEPS = (3, 7)
 """Steps from which and before which synchronizations are counted: the last step logs."""
-_STEPS = 8
+_STEPS, _STEPS_ON_CPU = 8, 2
 
 
 def cases(bench: Bench) -> Iterator[Case]:
@@ -53,7 +53,8 @@ _LAYOUTS: dict[str, dict[str, Any]] = {
 
 def _assembled(bench: Bench, name: str, **settings: Any) -> Assembled:
     rows = save_rows(bench, 160, _LENGTHS)
-    defaults = {"max_seq_length": _MAX_LENGTH, "max_steps": _STEPS, "gradient_accumulation_steps": 2}
+    steps = bench.small_length(_STEPS, _STEPS_ON_CPU)
+    defaults = {"max_seq_length": _MAX_LENGTH, "max_steps": steps, "gradient_accumulation_steps": 2}
     return assemble(bench, name, SHAPES["toy"], rows, **defaults | settings)
 
 
@@ -169,7 +170,7 @@ def _quiet_steps(bench: Bench, name: str, settings: dict[str, Any]) -> Outcome:
     loss = assembled.trainer.means.mean_loss
     count = _QUIET_STEPS[1] - _QUIET_STEPS[0]
     if not bench.on_gpu:
-        return skipped(f"a GPU's alone; {_STEPS} steps were trained, loss {loss:.4f}", loss=loss)
+        return skipped(f"a GPU's alone; {_STEPS_ON_CPU} steps were trained, loss {loss:.4f}", loss=loss)
     where = f", first at {next(iter(found))}" if found else ""
     text = f"{found.total()} in {count} steps of 2 micro-batches{where}; loss {loss:.4f}"
     return judged(not found and np.isfinite(loss), text, places=dict(found), loss=loss)
