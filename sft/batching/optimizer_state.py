@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 _STATES = (
+    # In 16 bits: one moment in 16 bits, the other in 32, and the lower half of the weights.
+    ("bf16_split", 4.0),
+    ("bf16_stochastic", 3.0),
     ("ademamix", 3.0),
     ("grokadamw", 3.0),
     ("schedule_free_sgd", 1.0),

@@ -13,6 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
+BFLOAT16_OPTIMIZERS = ("adamw_bf16_split", "adamw_bf16_stochastic")
+"""Our own values of `optim` (`sft.training.bfloat16_adamw`); the last word is the kind of rounding."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingArgumentsField:
@@ -46,7 +49,8 @@ def enum_values(module: str, class_name: str) -> tuple[str, ...]:
 
 def optimizer_names() -> tuple[str, ...]:
     """Allowed values of `optim`."""
-    return enum_values("training_args.py", "OptimizerNames")
+    installed = enum_values("training_args.py", "OptimizerNames")
+    return (*installed, *BFLOAT16_OPTIMIZERS) if installed else ()
 
 
 def scheduler_names() -> tuple[str, ...]:

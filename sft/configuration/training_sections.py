@@ -93,7 +93,8 @@ class TrainingConfig:
     """Clip gradients to this norm. 0: no clipping."""
 
     optim: str = "adamw_torch_fused"
-    """Optimizer: adamw_torch_fused, adamw_torch, adamw_bnb_8bit, adafactor, sgd, ..."""
+    """Optimizer: adamw_torch_fused, adamw_torch, adamw_bnb_8bit, adafactor, sgd, ...; adamw_bf16_split and
+    adamw_bf16_stochastic for `dtype: bfloat16`."""
 
     seed: Annotated[int, Range(minimum=0, maximum=2**32 - 1)] = 42
     """Random seed for the data order, the validation split, the initial LoRA weights and dropout."""

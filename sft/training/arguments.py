@@ -14,6 +14,7 @@ from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from sft.common.errors import ConfigError, one_line
 from sft.common.run_records import DistributedContext
+from sft.configuration.installed_transformers import BFLOAT16_OPTIMIZERS
 from sft.configuration.schema import LoggingConfig, TrainingConfig
 from sft.processes.environment import set_tensorboard_folder, set_wandb_environment
 from sft.processes.process_group import process_group_backend
@@ -90,7 +91,8 @@ def _optimization(config: TrainingConfig) -> dict[str, Any]:
         "warmup_steps": config.warmup_steps or config.warmup_ratio,
         "lr_scheduler_type": config.lr_scheduler_type,
         "max_grad_norm": config.max_grad_norm,
-        "optim": config.optim,
+        # Ours is handed to Trainer as a class.
+        "optim": "adamw_torch" if config.optim in BFLOAT16_OPTIMIZERS else config.optim,
         "seed": config.seed,
     }
 

@@ -30,6 +30,7 @@ from sft.modeling.state_copy import StateCopier, state_bytes
 from sft.processes.agreement import agree_on_problem
 from sft.processes.device_memory import memory_for_copy, peak_memory_bytes
 from sft.processes.environment import trackers_take_checkpoints
+from sft.training.bfloat16_adamw import own_optimizer
 from sft.training.callbacks import SpecialTokensCallback
 from sft.training.hub_pushes import HubPushes
 from sft.training.output_folder import confirm_output
@@ -64,6 +65,7 @@ class CheckpointedTrainer(ResumingTrainer):
             arguments,
             model=setup.prepared.model,
             processing_class=setup.prepared.tokenizer,
+            optimizer_cls_and_kwargs=own_optimizer(setup.config.training.optim, arguments),
             **kwargs,
         )
         self.add_callback(SpecialTokensCallback(setup.prepared.model))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sft.batching.optimizer_state import optimizer_bytes
+from sft.training.bfloat16_adamw import BFloat16AdamW
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,16 @@ from sft.batching.optimizer_state import optimizer_bytes
 )
 def test_optimizer_bytes_by_name(name, expected):
     assert optimizer_bytes(name) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rounding", ["split", "stochastic"])
+def test_optimizer_bytes_are_those_of_an_adamw_for_bfloat16(rounding):
+    weight = torch.nn.Parameter(torch.zeros(64, 64, dtype=torch.bfloat16))
+    optimizer = BFloat16AdamW([weight], rounding=rounding, seed=0)
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    held = sum(value.nbytes for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor))
+    assert held == weight.numel() * optimizer_bytes(f"adamw_bf16_{rounding}", 2)
 
 
 def test_optimizer_bytes_are_those_of_a_real_adamw():

@@ -8,7 +8,7 @@ import pytest
 
 from sft.configuration.checks import packages
 from sft.configuration.checks.packages import optimizer_packages
-from sft.configuration.installed_transformers import optimizer_names
+from sft.configuration.installed_transformers import BFLOAT16_OPTIMIZERS, optimizer_names
 from tests.support import messages
 from tests.support.configurations import load, problems_of
 
@@ -46,7 +46,24 @@ def test_a_missing_package_is_named_with_the_key_and_its_line(text, monkeypatch)
 
 
 def test_every_optimizer_of_transformers_is_of_torch_or_has_a_package():
-    assert {name for name in optimizer_names() if not optimizer_packages(name)} == OF_TORCH
+    assert {name for name in optimizer_names() if not optimizer_packages(name)} == OF_TORCH | set(BFLOAT16_OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", BFLOAT16_OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("", "optim"),
+        ("dtype: bfloat16\nlora_config: {}\n", "optim"),
+        ("dtype: bfloat16\noptim_args: eps=1\n", "optim_args"),
+        ("dtype: bfloat16\nfsdp: {}\n", "optim"),
+    ],
+    ids=["float32", "adapters", "options", "sharded"],
+)
+def test_an_optimizer_of_bfloat16_weights_is_refused_where_it_has_no_effect(name, text, key):
+    (problem,) = problems_of(f"optim: {name}\n{text}")
+    assert f"{key}: " in problem
+    load(f"optim: {name}\ndtype: bfloat16\n")
 
 
 @pytest.mark.parametrize("name", ["galore_adamw", "galore_adafactor_layerwise", "apollo_adamw"])

@@ -69,8 +69,17 @@ def test_packs_hold_every_row_once_an_epoch(run_sft):
     assert train["tokens_per_second"] * train["seconds"] == pytest.approx(3 * data["tokens"], rel=1e-3)
 
 
-def test_packed_run_is_resumed_to_the_bit(run_sft, tmp_path):
-    common = {**PACKED, "save_steps": 2, "per_device_train_batch_size": 1, "save_total_limit": "null"}
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"dtype": "bfloat16", "optim": "adamw_bf16_split"},
+        {"dtype": "bfloat16", "optim": "adamw_bf16_stochastic"},
+    ],
+    ids=["usual", "split weights", "stochastic rounding"],
+)
+def test_packed_run_is_resumed_to_the_bit(run_sft, tmp_path, changed):
+    common = {**PACKED, "save_steps": 2, "per_device_train_batch_size": 1, "save_total_limit": "null", **changed}
     whole = run_sft(**common, output_dir=str(tmp_path / "whole"))
     half = tmp_path / "half"
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", half / "checkpoint-4")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sft.common.optional_packages import is_installed, missing_package
 from sft.configuration.checks.contradiction import Contradiction
+from sft.configuration.installed_transformers import BFLOAT16_OPTIMIZERS
 from sft.configuration.schema import SFTConfig
 
 _BITSANDBYTES_OPTIMIZERS = ("bnb", "paged", "ademamix", "lion")
@@ -71,10 +72,28 @@ def _check_optimizer(config: SFTConfig) -> Iterator[Contradiction]:
     name, passed = config.training.optim, config.training.passed_through
     for package in optimizer_packages(name):
         yield from _check_installed("optim", f"{name} ", package)
+    if name in BFLOAT16_OPTIMIZERS:
+        yield from _check_bfloat16_optimizer(config)
     if name.startswith(_NEED_TARGET_MODULES) and not passed.optim_target_modules:
         yield Contradiction("optim", f"{name} requires optim_target_modules, a list of module names, or all-linear.")
     if name.endswith("_layerwise") and config.training.gradient_accumulation_steps > 1:
         yield Contradiction("gradient_accumulation_steps", f"must be 1 with optim: {name}.")
+
+
+def _check_bfloat16_optimizer(config: SFTConfig) -> Iterator[Contradiction]:
+    name, passed = config.training.optim, config.training.passed_through
+    if config.lora is not None:
+        yield Contradiction(
+            "optim", f"{name} is for bfloat16 weights, and adapters are float32; use adamw_torch_fused."
+        )
+    elif config.model.dtype != "bfloat16":
+        yield Contradiction(
+            "optim", f"{name} is for bfloat16 weights: write dtype: bfloat16, or use adamw_torch_fused."
+        )
+    if passed.deepspeed:
+        yield Contradiction("optim", f"{name} cannot be combined with deepspeed.")
+    if passed.fields.get("optim_args"):
+        yield Contradiction("optim_args", f"has no effect on {name}; omit it.")
 
 
 def _check_installed(key: str, value: str, *modules: str) -> Iterator[Contradiction]:
