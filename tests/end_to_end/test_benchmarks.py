@@ -139,3 +139,12 @@ def test_bench_ddp_runs():
     result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert set(result["seconds"]) == {"computation", "overlapping", "afterwards"}
     assert all(seconds > 0 for seconds in result["seconds"].values())
+
+
+def test_bench_packed_runs(tmp_path):
+    toy = ["--longest=64", "--window=16", "--rows=2", "--repeats=1", "--width=64", "--kinds", "window", "mixer"]
+    done = forked.call(tmp_path, run_script, "benchmarks/bench_packed.py", *toy)
+    assert done.status == 0, done.err
+    result = json.loads(done.out.splitlines()[-1].removeprefix("RESULT "))
+    assert [cell["kind"] for cell in result["cells"]] == ["window", "mixer"]
+    assert all(cell["packed"] > 0 and cell["ratio"] > 0 for cell in result["cells"])
