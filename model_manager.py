@@ -49,6 +49,7 @@ def load_model(
             rows are longer than its learned positions.
         ConfigError: if such adapters cannot be added to this model.
     """
+    is_to_be_sharded = config.fsdp is not None and context.world_size > 1
     set_seed(config.training.seed)  # adapters and new embeddings start from random numbers
     model = load_pretrained_model(
         config.model,
@@ -58,10 +59,10 @@ def load_model(
         context,
         gradient_checkpointing=config.training.gradient_checkpointing,
         adapters_from=resume.path if resume is not None else None,
-        is_to_be_sharded=config.fsdp is not None and context.world_size > 1,
+        is_to_be_sharded=is_to_be_sharded,
     )
     name, has_adapters = config.model.model_name_or_path, config.lora is not None
-    check_quantized_weights_can_train(model, name, has_adapters=has_adapters)
+    check_quantized_weights_can_train(model, name, has_adapters=has_adapters, is_to_be_sharded=is_to_be_sharded)
     if not has_adapters:
         report_unused_modules(model)
     fit_to_tokenizer(model, tokenizer, config.data.max_seq_length, adapters_only=has_adapters)

@@ -91,11 +91,13 @@ def load_pretrained_model(
     return model
 
 
-def check_quantized_weights_can_train(model: Any, path: str, *, has_adapters: bool) -> None:
+def check_quantized_weights_can_train(
+    model: Any, path: str, *, has_adapters: bool, is_to_be_sharded: bool = False
+) -> None:
     """Check that weights which are quantized in their files can be trained.
 
     Raises:
-        ModelError: if the method does not allow it, or there are no adapters.
+        ModelError: if the method does not allow it, there are no adapters, or they are to be sharded.
     """
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
@@ -105,6 +107,15 @@ def check_quantized_weights_can_train(model: Any, path: str, *, has_adapters: bo
         raise ModelError(f"{found}, which cannot be trained. Choose the same model in full precision.")
     if not has_adapters and not quantizer.is_qat_trainable:
         raise ModelError(f"{found}: only adapters can be trained. Add lora_config, or choose it in full precision.")
+    if is_to_be_sharded and not all(map(_is_unquantized, model.parameters())):
+        raise ModelError(
+            f"{found}, and fsdp cannot shard quantized weights. Remove fsdp: each process then holds all weights. Or "
+            "choose the same model in full precision."
+        )
+
+
+def _is_unquantized(weight: torch.nn.Parameter) -> bool:
+    return type(weight) is torch.nn.Parameter and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check_architecture(config: ModelConfig) -> "PretrainedConfig | None":

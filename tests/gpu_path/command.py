@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,4 +142,9 @@ def _measured() -> dict[str, Any]:
         "reserved": memory.get("reserved_bytes.all.peak", 0),
         "retries": memory.get("num_alloc_retries", 0),
         "graph_breaks": dict(counters["graph_break"]),
+        "has_bitsandbytes_cuda": "bitsandbytes.backends.cuda.ops" in sys.modules,
     }
+
+
+if __name__ == "__main__":
+    sys.exit(run_recorded(sys.argv[1], sys.argv[2:]))

@@ -11,6 +11,20 @@ import yaml
 SEVERAL = {"FAKE_CUDA_DEVICES": "2", "PYTHON": sys.executable}
 
 
+@pytest.fixture
+def settings(model_folder, question_file, tmp_path):
+    return {
+        "model_name_or_path": model_folder("llama"),
+        "train_file": question_file,
+        "output_dir": str(tmp_path / "out"),
+        "max_seq_length": 64,
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "report_to": "none",
+        "sample_prompts": [],
+    }
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -21,25 +35,27 @@ SEVERAL = {"FAKE_CUDA_DEVICES": "2", "PYTHON": sys.executable}
         ),
     ],
 )
-def test_two_processes_are_started_on_two_devices(devices, model_folder, question_file, tmp_path, command):
-    settings = {
-        "model_name_or_path": model_folder("llama"),
-        "train_file": question_file,
-        "output_dir": str(tmp_path / "out"),
-        "ddp_backend": "gloo",
-        "max_seq_length": 64,
-        "per_device_train_batch_size": 4,
-        "max_steps": 3,
-        "report_to": "none",
-        "sample_prompts": [],
-    }
+def test_two_processes_are_started_on_two_devices(devices, settings, tmp_path, command):
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(settings))
+    config.write_text(yaml.safe_dump(settings | {"ddp_backend": "gloo"}))
     run = devices.start([*command, str(config)], device=SEVERAL)
     assert run.returncode == 0, run.stdout + run.stderr
     summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
     assert summary["environment"]["data_parallel"] == "ddp"
     assert "2 processes = 8 rows per step" in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_are_trained_on_quantized_weights(devices, settings, tmp_path, bits):
+    """In a process of its own: bitsandbytes looks for devices when it is imported, and uses its CUDA library then."""
+    settings |= {"lora_config.r": 4, f"quantization_config.load_in_{bits}bit": True}
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    run = devices.start([sys.executable, "-m", "tests.gpu_path.command", str(tmp_path / "record"), *arguments])
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert f"{bits}-bit" in run.stdout + run.stderr
+    record = json.loads((tmp_path / "record.0.json").read_text())
+    assert record["has_bitsandbytes_cuda"]
+    assert len(record["steps"]) == 3
 
 
 def test_the_check_prints_how_much_communication_is_hidden(devices, tmp_path):

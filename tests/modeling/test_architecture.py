@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import torch
 import transformers as t
 
 from sft.common.errors import ModelError
@@ -129,6 +130,20 @@ def test_weights_that_are_quantized_in_their_files(trains, has_adapters, found):
     model.hf_quantizer = SimpleNamespace(is_trainable=trains, is_qat_trainable=False)
     with pytest.raises(ModelError, match=found) if found else nullcontext():
         check_quantized_weights_can_train(model, "their/model", has_adapters=has_adapters)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_refused"), [("uint8", True), ("int8", True), ("float8_e4m3fn", True), ("bfloat16", False)]
+)
+def test_weights_that_are_quantized_in_their_files_are_not_sharded(dtype, is_refused):
+    model = build_model("llama")
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    model.hf_quantizer = SimpleNamespace(is_trainable=True, is_qat_trainable=False)
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = torch.nn.Parameter(layer.weight.detach().to(getattr(torch, dtype)), requires_grad=False)
+    with pytest.raises(ModelError, match="fsdp cannot shard quantized") if is_refused else nullcontext():
+        check_quantized_weights_can_train(model, "their/model", has_adapters=True, is_to_be_sharded=True)
+    check_quantized_weights_can_train(model, "their/model", has_adapters=True)
 
 
 @pytest.mark.parametrize(("stated", "positions"), [(-1, None), (0, None), (512, 512)])
