@@ -38,10 +38,12 @@ MODEL_INPUTS = (
     "max_length_k",
     "shared_prefixes",
     "document_lengths",
+    "seq_idx",
 )
 """Keys of a batch that are passed to the model where they are present.
 
-The names are those of transformers, except for the last two, which the model passes through to the attention."""
+The names are those of transformers, except for `shared_prefixes` and `document_lengths`, which the model passes through
+to the attention."""
 
 MIN_BOUNDARIES = 16
 """Least number of document boundaries in a batch of fixed size: fewer would only cause more compiled shapes."""
@@ -148,6 +150,9 @@ class FlatCollator:
     """The bound of lengths to report; None reports each batch's longest document."""
     lists_lengths: bool = False
     """Return `document_lengths` too, a list of `B` numbers, for attention that takes documents one by one on a GPU."""
+    numbers_documents: bool = False
+    """Return `seq_idx` too, int32 `[1, N]`, the number of each token's document: kernels of convolutions and state
+    spaces take it. Not with shared prefixes."""
 
     def for_chunks(self, num_chunks: int) -> FlatCollator:
         """The collator for one of `num_chunks` chunks of a micro-batch; a fixed size is divided."""
@@ -178,6 +183,7 @@ class FlatCollator:
             "max_length_k": max_length,
             **shared,
             **({"document_lengths": lengths.tolist()} if self.lists_lengths else {}),
+            **({"seq_idx": _numbers(lengths)} if self.numbers_documents else {}),
             **_supervision(rows, starts - skipped, num_computed=int(computed.sum())),
             "rows": given,
         }
@@ -207,6 +213,10 @@ class FlatCollator:
 def padded_documents(num_documents: int) -> int:
     """Documents of a batch of fixed size: one less than a power of two, the empty ones included."""
     return max(1 << num_documents.bit_length(), MIN_BOUNDARIES) - 1
+
+
+def _numbers(lengths: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths))[None]
 
 
 def _with_batch_index(rows: Sequence[Row]) -> list[Row]:

@@ -37,6 +37,8 @@ class LayoutFindings:
     """Whether padded rows are computed without a mask for the padding."""
     mixers_by_document: Sequence[str] = ()
     """The modules of a packed row's layers that run document by document, by their names in the model."""
+    numbers_documents: bool = False
+    """Whether kernels of mixers are passed the number of each token's document (`seq_idx`)."""
     reason: str = TRIED
     """Where it comes from: trials, or the checkpoint that the run resumes from."""
 
@@ -68,6 +70,7 @@ def saved_findings(resume: ResumePoint | None, config: SFTConfig) -> LayoutFindi
         return None
     found = LayoutFindings(**{field.name: saved.get(field.name) for field in fields(LayoutFindings)})
     found = replace(found, mixers_by_document=tuple(found.mixers_by_document or ()))
+    found = replace(found, numbers_documents=bool(found.numbers_documents))
     # Where the setting was off, nothing was found out.
     shares_prefixes = found.shares_prefixes or before.get("share_prefixes") is False
     return replace(found, shares_prefixes=shares_prefixes, reason=f"as in {resume.name}")
@@ -91,6 +94,8 @@ def keep_findings(found: LayoutFindings, kept: LayoutFindings | None) -> LayoutF
         lost.append(f"shared leading tokens, computed once: {found.sharing_obstacle}")
     if kept.is_padding_free and found.kernel_obstacle and not kept.kernel_obstacle:
         lost.append(f"the kernel for packed rows: {found.kernel_obstacle}")
+    if kept.numbers_documents and found.is_padding_free and not found.numbers_documents:
+        lost.append("kernels of mixers that are told the documents: their packages are gone, or others")
     if kept.uses_output_layer and not found.uses_output_layer:
         lost.append("the loss at the output layer: its output no longer equals the model's logits")
     if kept.skips_padding_mask and not (found.skips_padding_mask or found.is_padding_free):

@@ -55,13 +55,16 @@ class ModelTrials:
         with self._autocast():
             return untrained_loss_line(self._model)
 
-    def obstacle(self, attention: str | None, max_seq_length: int, mixers: Sequence[str] = ()) -> str | None:
+    def obstacle(
+        self, attention: str | None, max_seq_length: int, mixers: Sequence[str] = (), *, numbers_documents: bool = False
+    ) -> str | None:
         """Why the model does not support padding-free batches; None if it does.
 
         Args:
             attention: the attention that isolates documents; None for the model's own.
             max_seq_length: tokens of the longest row.
             mixers: the modules that run document by document in this trial.
+            numbers_documents: whether the model is passed the number of each token's document.
 
         Raises:
             KernelObstacle: if only torch's kernel for packed rows cannot be used.
@@ -69,7 +72,8 @@ class ModelTrials:
         hooks = run_by_document(self._model, mixers)
         try:
             with self._autocast():
-                found = find_obstacle(self._model, partial(self._collate, attention), attention, max_seq_length)
+                lay_out = partial(self._collate, attention, numbers_documents=numbers_documents)
+                found = find_obstacle(self._model, lay_out, attention, max_seq_length)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -155,10 +159,20 @@ class ModelTrials:
         return torch.autocast(self._model.device.type, dtype=dtype)
 
     def _collate(
-        self, attention: str | None, documents: Sequence[Sequence[int]], *, shares_prefixes: bool = False
+        self,
+        attention: str | None,
+        documents: Sequence[Sequence[int]],
+        *,
+        shares_prefixes: bool = False,
+        numbers_documents: bool = False,
     ) -> dict[str, Any]:
         rows = [{"input_ids": np.array(ids), "labels": np.full(len(ids), IGNORED)} for ids in documents]
-        collator = FlatCollator(0, shares_prefixes=shares_prefixes, lists_lengths=attention == ONE_BY_ONE)
+        collator = FlatCollator(
+            0,
+            shares_prefixes=shares_prefixes,
+            lists_lengths=attention == ONE_BY_ONE,
+            numbers_documents=numbers_documents,
+        )
         batch = model_inputs(collator(rows))
         device = self._model.device
         return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}

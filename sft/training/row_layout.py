@@ -91,6 +91,8 @@ class RowLayout:
             if found.mixers_by_document:
                 kinds = kinds_of(found.mixers_by_document)
                 text += f"; {kinds}, which would pass on what came before, run document by document"
+            if found.numbers_documents:
+                text += "; kernels of convolutions and recurrences are told which row a token is of"
             if found.attends_one_by_one:
                 text += f"; {found.kernel_obstacle}: attention goes document by document"
         else:
@@ -119,8 +121,7 @@ def resolve_layout(
         config, training: the model's and the training section.
         precision: the types to compute in.
         context: this process; all processes of the run must call it.
-        pad_token_id: the token that fills padded rows.
-        max_seq_length: tokens of the longest row.
+        pad_token_id, max_seq_length: the token that fills padded rows; tokens of the longest row.
         kept: what the resumed run found out (see `sft.training.decided_layout`); None for a new run.
 
     Raises:
@@ -150,6 +151,7 @@ def resolve_layout(
         attention=attention_of(model),
         skips_padding_mask=bool(agree_on_smallest(skips_padding_mask, context)),
         mixers_by_document=tried.mixers,
+        numbers_documents=tried.numbers_documents,
     )
     found = keep_findings(found, kept)
     collators = _collators(training, found, PaddedCollator(pad_token_id, with_positions=bool(own_rope)), max_seq_length)
@@ -175,14 +177,16 @@ class _Tried:
     """Why torch's kernel is not used, as a clause."""
     mixers: Sequence[str] = ()
     """Modules that run document by document."""
+    numbers_documents: bool = False
+    """See `LayoutFindings`."""
 
 
 def _sharing_obstacle(trial: ModelTrials, tried: _Tried, own_rope: str | None, training: TrainingConfig) -> str | None:
     """Why shared leading tokens cannot be computed once, as a clause; None if they can be."""
     if tried.attention not in (DOCUMENTS, ONE_BY_ONE):
         return "flash attention takes complete rows"
-    if tried.mixers:
-        return f"{kinds_of(tried.mixers)} take complete rows"
+    if tried.mixers or tried.numbers_documents:
+        return f"{kinds_of(tried.mixers) or 'kernels of mixers'} take complete rows"
     if own_rope is not None:
         return f"positions depend on the length of each row ({own_rope})"
     if training.passed_through.neftune_noise_alpha:
@@ -198,12 +202,17 @@ def _collators(
         return padded, padded
     # A compiled layer would be recompiled for each list of lengths; there they are read from the boundaries.
     lists_lengths = (found.attends_one_by_one or bool(found.mixers_by_document)) and not training.torch_compile
-    flat = FlatCollator(padded.pad_token_id, shares_prefixes=found.shares_prefixes, lists_lengths=lists_lengths)
+    flat = FlatCollator(
+        padded.pad_token_id,
+        shares_prefixes=found.shares_prefixes,
+        lists_lengths=lists_lengths,
+        numbers_documents=found.numbers_documents,
+    )
     if not training.torch_compile:
         return flat, flat
     # A compiled layer treats the maximal length as a constant, and would be recompiled for other prefixes.
     pack = training.tokens_per_batch or (max_seq_length if training.packing else None)
-    return FlatCollator(padded.pad_token_id, fixed_tokens=pack, max_seq_length=max_seq_length), flat
+    return replace(flat, shares_prefixes=False, fixed_tokens=pack, max_seq_length=max_seq_length), flat
 
 
 def _find_attention(
@@ -231,44 +240,49 @@ def _find_attention(
     if obstacle is not None:
         obstacle = agree_on_problem(obstacle, context)
         return _Tried(attention=attention, obstacle=obstacle, kernel_obstacle=kernel_obstacle)
-    known = kept.mixers_by_document if kept is not None else None
-    mixers: Sequence[str] = ()
+    tried = _Tried(attention=attention)
     if kernel_obstacle is None:
         try:
-            obstacle, mixers = _try_mixers(trial, attention, max_seq_length, known)
+            tried = _try_mixers(trial, attention, max_seq_length, kept)
         except KernelObstacle as reason:
             kernel_obstacle = str(reason)
         kernel_obstacle = agree_on_problem(kernel_obstacle, context)
     if kernel_obstacle is not None:
-        attention, obstacle = ONE_BY_ONE, kernel_obstacle
+        tried = _Tried(attention=ONE_BY_ONE, obstacle=kernel_obstacle)
         if _requests(training) or (kept is not None and kept.is_padding_free):
-            obstacle, mixers = _try_mixers(trial, attention, max_seq_length, known)
-    obstacle = agree_on_problem(obstacle, context)
-    mixers = mixers if obstacle is None else ()
-    return _Tried(attention=attention, obstacle=obstacle, kernel_obstacle=kernel_obstacle, mixers=mixers)
+            tried = _try_mixers(trial, ONE_BY_ONE, max_seq_length, kept)
+    obstacle = agree_on_problem(tried.obstacle, context)
+    if obstacle is not None:
+        return _Tried(attention=tried.attention, obstacle=obstacle, kernel_obstacle=kernel_obstacle)
+    return replace(tried, kernel_obstacle=kernel_obstacle)
 
 
-def _try_mixers(
-    trial: ModelTrials, attention: str | None, max_seq_length: int, known: Sequence[str] | None
-) -> tuple[str | None, Sequence[str]]:
-    """Why an attention does not keep documents apart, and the modules that must run document by document for it to.
+def _try_mixers(trial: ModelTrials, attention: str | None, max_seq_length: int, kept: LayoutFindings | None) -> _Tried:
+    """Whether an attention keeps documents apart, and what mixers need for it: nothing, numbers of documents, or hooks.
 
     Args:
         trial: of the model.
         attention: to try.
         max_seq_length: tokens of the longest row.
-        known: the modules of the resumed run; None for a new run, which finds them.
+        kept: of the resumed run, which is tried alone, unless it needs kernels that are gone; None for a new run.
 
     Raises:
         KernelObstacle: if only torch's kernel for packed rows cannot be used.
     """
-    obstacle = trial.obstacle(attention, max_seq_length, known or ())
-    if obstacle is None or known is not None:
-        return obstacle, known or ()
-    mixers = trial.mixers(attention)
-    if mixers and trial.obstacle(attention, max_seq_length, mixers) is None:
-        return None, tuple(mixers)
-    return obstacle, ()
+    if kept is not None:
+        mixers, numbers = kept.mixers_by_document, kept.numbers_documents
+        obstacle = trial.obstacle(attention, max_seq_length, mixers, numbers_documents=numbers)
+        if obstacle is None or not numbers:
+            return _Tried(attention=attention, obstacle=obstacle, mixers=mixers, numbers_documents=numbers)
+    plain = _Tried(attention=attention, obstacle=trial.obstacle(attention, max_seq_length))
+    mixers = trial.mixers(attention) if plain.obstacle is not None else []
+    if not mixers:
+        return plain
+    # Kernels of packages that are told the documents are faster than one call for each of them.
+    if trial.obstacle(attention, max_seq_length, numbers_documents=True) is None:
+        return _Tried(attention=attention, numbers_documents=True)
+    is_enough = trial.obstacle(attention, max_seq_length, mixers) is None
+    return _Tried(attention=attention, mixers=tuple(mixers)) if is_enough else plain
 
 
 def _requests(training: TrainingConfig) -> list[str]:

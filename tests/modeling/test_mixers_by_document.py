@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from sft.modeling.document_attention import isolated_documents
 from sft.modeling.mixers_by_document import run_by_document
 from tests.support import messages
 from tests.support.architectures import build_architecture
-from tests.support.layouts import layout_of, loss_and_gradients, random_rows
+from tests.support.layouts import assert_same, layout_of, loss_and_gradients, padded_loss_and_gradients, random_rows
 
 FOUND = {
     "llama": (),
@@ -83,6 +85,39 @@ def test_a_mixer_that_gets_no_boundaries_uses_those_of_the_row():
     )
     assert type(conv).forward is own
     assert loss_and_gradients(model, rows)[0] == expected
+
+
+@pytest.fixture
+def convolution_by_numbers(monkeypatch):
+    """LFM2's convolution as the kernel of a package that is told the number of each token's document."""
+    module = sys.modules[type(build_architecture("lfm2")).__module__]
+    plain = inspect.unwrap(module.causal_conv1d_fn)
+
+    def convolve(hidden, *args, seq_idx=None, **options):
+        if seq_idx is None:
+            return plain(hidden, *args)
+        lengths = seq_idx[0].unique_consecutive(return_counts=True)[1].tolist()
+        return torch.cat([plain(part, *args) for part in hidden.split(lengths, dim=2)], dim=2)
+
+    monkeypatch.setattr(module, "causal_conv1d_fn", convolve)
+
+
+def test_kernels_that_take_the_numbers_of_documents_get_them(convolution_by_numbers):
+    model = build_architecture("lfm2")
+    found = loss_and_gradients(model, random_rows())
+    assert (found[2].findings.numbers_documents, found[2].findings.mixers_by_document) == (True, ())
+    assert messages.TOLD_THE_DOCUMENTS in found[2].describe()
+    assert_same(found, padded_loss_and_gradients(model, random_rows()))
+    assert layout_of(build_architecture("lfm2"), kept=found[2].findings).findings == found[2].findings
+
+
+def test_a_resumed_run_whose_kernels_are_gone_runs_document_by_document(convolution_by_numbers, monkeypatch, caplog):
+    kept = layout_of(build_architecture("lfm2")).findings
+    monkeypatch.undo()
+    caplog.set_level("INFO", "sft.train")
+    found = layout_of(build_architecture("lfm2"), kept=kept).findings
+    assert (found.numbers_documents, found.mixers_by_document) == (False, FOUND["lfm2"])
+    assert "kernels of mixers" in caplog.text
 
 
 def test_a_resumed_run_keeps_the_mixers(monkeypatch):

@@ -317,3 +317,4 @@ RUN_BY_DOCUMENT = "which would pass on what came before, run document by documen
 WINDOW_MISSED = "the model attends within {} tokens in a way that packed rows cannot"
 NOISE_IS_NOT_SHARED = "neftune_noise_alpha draws noise for each row"
 HEADS_ARE_LEFT_OUT = "are not in transformers' model: they are neither trained nor saved"
+TOLD_THE_DOCUMENTS = "kernels of convolutions and recurrences are told which row a token is of"
