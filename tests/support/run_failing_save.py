@@ -13,10 +13,12 @@ import sys
 
 import sft_main
 from sft.processes.environment import rank_of_this_process
+from sft.processes.libraries import quiet_libraries
 
 
 def fail(how: str, operation: str) -> None:
     """Makes the save of checkpoint-4 fail at an operation: `kill`ed, or with a `full` disk."""
+    quiet_libraries()  # as the command does before it imports them
     import torch
     import transformers
 
