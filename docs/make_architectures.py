@@ -24,8 +24,8 @@ found. Where rows of a model cannot be packed, they are padded.
 
 - **Rows**: how the rows of a micro-batch are laid out.
 - **Row by row**: parts of layers that pass on what came before. They alone run row by row; everything else is packed.
-- **Adapters**: the share of the layers' weights that `all-linear` puts an adapter beside. Stacked experts get none that
-  way; the log of a run states their share.
+- **Adapters**: the share of the layers' weights that `all-linear` puts an adapter beside, stacked experts included. The
+  router is left out.
 - **Merged**: adapters merged into the weights, saved, and loaded by transformers alone give the same logits.
 
 """

@@ -51,6 +51,10 @@ class LoRAConfig:
     target_modules: Names = field(default_factory=lambda: ["all-linear"])
     """Layers that get an adapter: a list of module name suffixes, or all-linear."""
 
+    target_parameters: Names | None = None
+    """Single parameters that get an adapter, by name suffixes, such as experts that are stacked in one parameter. Null:
+    with all-linear all stacked experts, else none. []: none."""
+
     lora_dropout: Share = 0.0
     """Dropout probability on the adapter's input."""
 

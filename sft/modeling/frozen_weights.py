@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,11 +10,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sft.common.text import percent
+from sft.modeling.adapter_targets import takes_parameters
+from sft.modeling.experts import listed_experts, stacked_experts
 from sft.modeling.footprint import unpacked_count
 from sft.modeling.own_parameters import is_of_adapters, kinds_of, num_parameters, own_parameters
 from sft.modeling.text_path import is_inside
-
-_EXPERT_COUNT = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts|moe_num_experts")
 
 
 def adapter_lines(model: Any, unused: Sequence[str], *, all_linear: bool) -> Iterator[str]:
@@ -43,7 +42,7 @@ def adapter_lines(model: Any, unused: Sequence[str], *, all_linear: bool) -> Ite
     if without:
         yield (
             f"Experts: {percent(sum(without.values()), total)} of the parameters, frozen without adapters "
-            f"({kinds_of(without)}). To train them, train all weights (no lora_config)."
+            f"({kinds_of(without)}). {_how_to_adapt(model)}"
         )
     if with_adapters:
         share = percent(sum(with_adapters.values()), total)
@@ -55,18 +54,21 @@ def adapter_lines(model: Any, unused: Sequence[str], *, all_linear: bool) -> Ite
         )
 
 
+def _how_to_adapt(model: Any) -> str:
+    """What to write for experts with adapters."""
+    stacks = stacked_experts(model)
+    if not stacks:
+        return "To train them, name their layers in target_modules, or train all weights (no lora_config)."
+    if not takes_parameters():
+        return "The installed peft cannot adapt them: pip install -U peft, or train all weights (no lora_config)."
+    ends = dict.fromkeys(".".join(name.split(".")[-2:]) for name in stacks)
+    return f"To train them, write target_parameters: [{', '.join(ends)}], or train all weights (no lora_config)."
+
+
 def _experts(model: Any) -> set[int]:
-    """The ids of the experts' weights: stacked in one parameter, or modules in a list inside a layer, one each."""
-    settings = model.config.get_text_config().to_dict()
-    counts = {value for key, value in settings.items() if _EXPERT_COUNT.fullmatch(str(key))}
-    found: set[int] = set()
-    for name, module in model.named_modules():
-        stacked = [weight for weight in module.parameters(recurse=False) if weight.dim() == 3]
-        found |= {id(weight) for weight in stacked if weight.shape[0] in counts}
-        is_in_a_layer = any(part.isdigit() for part in name.split("."))
-        if isinstance(module, nn.ModuleList) and is_in_a_layer and len(module) in counts:
-            found |= {id(each.weight) for each in module.modules() if isinstance(each, nn.Linear)}
-    return found
+    """The ids of the experts' weights."""
+    listed = {id(layer.weight) for layer in listed_experts(model)}
+    return listed | {id(weight) for weight in stacked_experts(model).values()}
 
 
 def _adapted_weights(model: Any) -> Iterator[nn.Parameter]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.configuration.schema import LoRAConfig
-from sft.modeling.adapters import ALL_LINEAR, add_adapters, exclusion_of, refused_layers, saved_exclusion
+from sft.modeling.adapter_targets import ALL_LINEAR, is_excluded, refused_layers, resolve_targets, saved_targets
+from sft.modeling.adapters import add_adapters
 from sft.modeling.frozen_weights import adapter_lines
 from sft.modeling.own_parameters import kinds_of
 from sft.modeling.text_path import try_text_path, unused_line
@@ -29,13 +30,11 @@ def add_text_adapters(model: Any, lora: LoRAConfig, *, resumed: Path | None = No
     """
     path = try_text_path(model)
     unused, is_all = path.unused, lora.target_modules == [ALL_LINEAR]
-    refused = refused_layers(model) if is_all else []
-    excluded: str | list[str] | None = exclusion_of([*unused, *path.unsuited, *refused])
-    if resumed is not None:
-        is_saved, saved = saved_exclusion(resumed)
-        excluded = saved if is_saved else excluded
-    line = unused_line(model, unused, adapters=excluded is not None)
-    model = add_adapters(model, lora, excluded=excluded)
+    targets = saved_targets(resumed) if resumed is not None else None
+    targets = targets or resolve_targets(model, lora, unused=unused, unsuited=path.unsuited)
+    refused = [name for name in refused_layers(model) if is_excluded(name, targets.excluded)] if is_all else []
+    line = unused_line(model, unused, adapters=targets.excluded is not None)
+    model = add_adapters(model, lora, targets)
     if refused:
         logger.info("peft adds no adapters to %s in this architecture: all-linear leaves them out.", kinds_of(refused))
     for each in filter(None, [line, *adapter_lines(model, unused, all_linear=is_all)]):

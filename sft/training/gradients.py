@@ -11,6 +11,7 @@ from sft.batching.layout import model_inputs
 from sft.modeling.data_parallel import COMM_DTYPES, GradientSum, MicroBatchLoss
 from sft.modeling.sharding import reshard_weights
 from sft.processes.agreement import open_cpu_group
+from sft.training.adapter_gradients import AdapterGradients
 from sft.training.bad_steps import BadSteps
 from sft.training.chunk_count import ChunkCount
 from sft.training.sharded_step import ShardedStep
@@ -52,6 +53,8 @@ def build_step(trainer: Any, loss_sum: LossFunction, bad_steps: BadSteps) -> Ste
     if trainer.is_deepspeed_enabled:
         return None
     trainer.add_callback(bad_steps)
+    if hasattr(trainer.model, "peft_config"):
+        trainer.add_callback(AdapterGradients())
     if trainer.context.world_size > 1 or trainer.is_sharded:
         trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     if trainer.is_sharded:

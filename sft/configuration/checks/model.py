@@ -32,7 +32,7 @@ def check_model(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction(
             "dtype", "float16 weights cannot be trained; use auto, or add lora_config to train adapters only."
         )
-    if config.lora and not config.lora.target_modules:
+    if config.lora and not config.lora.target_modules and not config.lora.target_parameters:
         yield Contradiction("lora_config.target_modules", "is empty; list module names, or use all-linear.")
     if quantization is None:
         return
