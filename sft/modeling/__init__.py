@@ -5,7 +5,7 @@ Public names:
     tokenizer, loading, adapters, quantization: `load_tokenizer`, `load_model`, `add_adapters`, `dequantize`.
     fitting, footprint, flops: model and tokenizer adjusted to each other; the size and cost of a model.
     architecture, causality, text_path, extra_loss, few_tokens: what config.json and a few tokens show about a model.
-    text_adapters, frozen_weights: adapters where text passes, and what they leave frozen.
+    adapter_targets, text_adapters, experts, frozen_weights: adapters where text passes, and what they leave frozen.
     rope_by_row, embedding_noise: rotary embeddings and noise that depend on the length of a row.
     document_attention, mixers_by_document: what keeps the documents of a packed row apart.
     isolation: whether a model supports that.

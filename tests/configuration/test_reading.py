@@ -190,7 +190,7 @@ def test_load_config_takes_everything_from_the_command_line():
         (["--learning_rat", "1"], "unknown key 'learning_rat'. Did you mean 'learning_rate'?"),
         (
             ["--lora_config.rank", "1"],
-            "unknown key 'lora_config.rank'. Allowed: r, lora_alpha, target_modules, "
+            "unknown key 'lora_config.rank'. Allowed: r, lora_alpha, target_modules, target_parameters, "
             "lora_dropout, bias, task_type, use_rslora, use_dora, modules_to_save.",
         ),
     ],
