@@ -8,8 +8,9 @@ queries, which is slightly high for grouped-query attention.
 
 `benchmarks/bench_memory.py` compares the estimate with the peak resident set on CPU (float32, no accumulation, the heap
 configured as in a run); `benchmarks/RESULTS.md` has the table. The fragmentation of the heap is measured there, not
-derived. Of mixed precision, bfloat16 on CPU was measured with two small models. Not measured: GPUs, several processes,
-gradient accumulation.
+derived. Of mixed precision, bfloat16 on CPU was measured with two small models. On a GPU, the estimate was compared with
+what torch's allocator reserves on fake devices (`tests/gpu_path/test_predicted_memory.py`). Not measured: real GPUs,
+several processes and gradient accumulation on CPU.
 """
 
 from __future__ import annotations
@@ -55,8 +56,12 @@ copies the layer's product: four temporaries instead of three. The same with `M_
 with an `M_TOP_PAD` of 1 MiB; none at a threshold of 256 KiB, where each large block is mapped again."""
 _CPU_LIBRARY_BYTES = 2**24
 """Buffers that the matrix library keeps."""
-_CUDA_BYTES = 3 * 2**28
-"""Half a GiB to one GiB of context and workspaces; not measured."""
+_CUDA_BYTES = 2**29 + 2**28
+"""The context, about half a GiB that no allocator counts (not measured), and a quarter for workspaces and what torch's
+allocator reserves beyond what is in use.
+
+The latter was measured on fake devices (benchmarks/RESULTS.md): with expandable segments, the default, up to 0.1 GiB,
+with checkpointing up to 0.9; without them 0.1 to 1.8. What exceeds a quarter, the other components cover."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +120,11 @@ class MemoryFacts:
     def is_mixed(self) -> bool:
         return self.mixed != "no"
 
+    @property
+    def computes_in_16_bit(self) -> bool:
+        """Whether layers get their weights in 16 bits: FSDP gathers them in the type of autocast."""
+        return self.element_bytes == 2 or (self.is_mixed and self.sharded_over > 1)
+
 
 def estimate_memory(facts: MemoryFacts) -> MemoryEstimate:
     """What one device holds at its peak, in bytes.
@@ -139,7 +149,7 @@ def estimate_memory(facts: MemoryFacts) -> MemoryEstimate:
 
 
 def _sharded(estimate: MemoryEstimate, facts: MemoryFacts) -> MemoryEstimate:
-    """The estimate where FSDP shards weights, gradients and optimizer state; by arithmetic, not measured.
+    """The estimate where FSDP shards weights, gradients and optimizer state; compared on fake devices only.
 
     At its peak a device holds its shards, the gathered output layer, and of the other layers the current and the next
     one, in the compute type. The full gradient of one of them is held too, and again in float32 while it is reduced.
@@ -166,7 +176,7 @@ def _activation_bytes(facts: MemoryFacts, *, gradient_checkpointing: bool) -> in
     `34*h + 5*heads*T` bytes per token and layer for a GPT in 16 bits with dropout, and `2*h` with checkpointing, plus
     the one layer that is being recomputed.
     """
-    size, is_16_bit = facts.footprint, facts.element_bytes == 2
+    size, is_16_bit = facts.footprint, facts.computes_in_16_bit
     per_hidden, per_intermediate = _KEPT_BYTES[facts.is_mixed, is_16_bit, facts.has_adapters]
     layer = facts.tokens * (per_hidden * size.hidden_size + per_intermediate * _intermediate_size(size))
     if facts.attention == "eager":
@@ -175,7 +185,7 @@ def _activation_bytes(facts: MemoryFacts, *, gradient_checkpointing: bool) -> in
         layer += score_bytes * size.num_attention_heads * facts.tokens * facts.longest_row
     if not gradient_checkpointing:
         return size.num_layers * layer
-    # Hidden states between layers have the type of the weights, under autocast too.
+    # Hidden states between layers have the type of the layers' weights, under autocast too.
     between_layers = facts.tokens * size.hidden_size * (2 if is_16_bit else 4)
     return size.num_layers * between_layers + layer
 

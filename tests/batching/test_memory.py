@@ -69,6 +69,14 @@ def test_estimate_memory_of_pure_bfloat16_halves_gradients_states_and_activation
     assert half[:4] == (2000, 2000, 4000, 2 * 20 * (24 * 8 + 8 * 16))
 
 
+def test_estimate_memory_of_sharded_layers_counts_activations_in_the_type_that_they_are_gathered_in():
+    sharded = {"world_size": 4, "sharded_over": 4}
+    assert components(mixed="bf16", **sharded)[3] == 2 * 20 * (24 * 8 + 8 * 16)
+    checkpointed = components(mixed="bf16", gradient_checkpointing=True, **sharded)[3]
+    assert checkpointed == 2 * 20 * 8 * 2 + 20 * (24 * 8 + 8 * 16)
+    assert components(**sharded)[3] == ACTIVATIONS
+
+
 def test_estimate_memory_with_checkpointing_keeps_each_layers_input_and_one_full_layer():
     layer = 20 * (40 * 8 + 16 * 16)
     assert components(gradient_checkpointing=True)[3] == 2 * 20 * 8 * 4 + layer

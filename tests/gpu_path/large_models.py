@@ -14,6 +14,7 @@ from sft.batching.transfer import to_device
 from sft.modeling.document_attention import NAME, isolated_documents
 from sft.modeling.footprint import footprint
 from sft.modeling.gradient_checkpointing import gradient_checkpointing_enabled
+from sft.modeling.input_casts import leave_casts_to_autocast
 from sft.modeling.output_layer import OutputLayer
 from sft.modeling.sharding import reshard_weights, shard_weights
 
@@ -56,6 +57,7 @@ def measure_memory(
     model = _build(size, lora=lora)
     size_of_model = footprint(model)  # before it is sharded
     model = _on_device(model, ranks)
+    leave_casts_to_autocast(model)  # as a run does
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     output = OutputLayer(model, model.get_output_embeddings())
     torch.cuda.reset_peak_memory_stats()

@@ -117,7 +117,12 @@ def _variants(base: MemoryFacts, sizes: list[int], method: str) -> Iterator[Memo
         tried.append((replace(checkpointed, optimizer="adamw_bnb_8bit"), sizes))
     for facts, sizes_tried in tried:
         for rows in sizes_tried:
-            yield replace(facts, per_device_train_batch_size=rows, tokens=rows * facts.longest_row)
+            yield replace(
+                facts,
+                per_device_train_batch_size=rows,
+                tokens=rows * facts.longest_row,
+                documents=rows if facts.device == "cuda" else 0,
+            )
 
 
 def _as_fit(method: str, facts: MemoryFacts, *, fits: bool) -> Fit:

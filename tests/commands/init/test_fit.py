@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sft.commands.init.findings import DataInfo, MachineInfo, ModelInfo
@@ -39,6 +41,19 @@ def test_a_method_is_suggested_by_the_available_memory():
     assert not fits(24)["full"].fits
     for fit in fits(80).values():
         assert not fit.fits or fit.needed_bytes <= 0.9 * 80 * 2**30
+
+
+def test_the_attention_of_each_row_counts_on_a_gpu():
+    """The kernel for packed rows takes some memory for each document in its backward pass."""
+    model = ModelInfo(name="eight", footprint=EIGHT_BILLION, context_length=131_072)
+    data = DataInfo(name="x", num_rows=2000, max_tokens=128)
+    machine = MachineInfo(device="cuda", name="a GPU", num_gpus=1, memory_bytes=80 * 2**30, cpu_count=8)
+    fit = fit_methods(model, data, machine, 1)["lora"]
+    workspace = 4 * 32 * (128 * fit.micro_batch_size + 128 * fit.micro_batch_size) * (128 + 1)
+    without = replace(EIGHT_BILLION, num_attention_heads=0)
+    same = fit_methods(replace(model, footprint=without), data, machine, 1)["lora"]
+    assert fit.micro_batch_size == same.micro_batch_size == 16
+    assert fit.needed_bytes - same.needed_bytes == workspace
 
 
 def test_choose_max_seq_length_holds_the_longest_row_within_the_positions():
