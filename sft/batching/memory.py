@@ -8,9 +8,9 @@ queries, which is slightly high for grouped-query attention.
 
 `benchmarks/bench_memory.py` compares the estimate with the peak resident set on CPU (float32, no accumulation, the heap
 configured as in a run); `benchmarks/RESULTS.md` has the table. The fragmentation of the heap is measured there, not
-derived. Of mixed precision, bfloat16 on CPU was measured with two small models. On a GPU, the estimate was compared with
-what torch's allocator reserves on fake devices (`tests/gpu_path/test_predicted_memory.py`). Not measured: real GPUs,
-several processes and gradient accumulation on CPU.
+derived. Of mixed precision, bfloat16 on CPU was measured with two small models. For GPUs, the estimate was compared
+with what torch's allocator reserves on fake devices (`tests/gpu_path/test_predicted_memory.py`). Not measured: real
+GPUs, several processes and gradient accumulation on CPU.
 """
 
 from __future__ import annotations
