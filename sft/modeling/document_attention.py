@@ -156,14 +156,34 @@ def _reach(module: torch.nn.Module, others: Mapping[str, Any]) -> tuple[int | No
     which are made by the layer's kind in the configuration: without kinds, all layers are of the one that has a size.
     """
     config = getattr(module, "config", None)
-    kinds, index = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
-    kind = kinds[index] if kinds and index is not None and index < len(kinds) else ""
-    window, chunk = (value_of_layer(config, name, index) for name in ("sliding_window", "attention_chunk_size"))
-    if "sliding_window" in others:
+    kinds = getattr(config, "layer_types", None)
+    window, chunk = (_of_layer(module, config, name) for name in ("sliding_window", "attention_chunk_size"))
+    is_passed = "sliding_window" in others
+    if is_passed:
         window = others["sliding_window"]
-    elif kinds and "sliding" not in kind:
-        window = None
-    return window, None if kinds and "chunked" not in kind else chunk
+    if kinds and (chunk is not None or (window is not None and not is_passed)):
+        kind = _kind(module, kinds)
+        window = window if is_passed or "sliding" in kind else None
+        chunk = chunk if "chunked" in kind else None
+    return window, chunk
+
+
+def _of_layer(module: torch.nn.Module, config: Any, name: str) -> Any:
+    """A field of the configuration, in this layer where layers differ.
+
+    torch compiles a layer again for each number that is read from it: a layer's number is read only where necessary.
+    """
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return value_of_layer(config, name, getattr(module, "layer_idx", None))
+
+
+def _kind(module: torch.nn.Module, kinds: Sequence[str]) -> str:
+    if all(kind == kinds[0] for kind in kinds):
+        return kinds[0]  # without the layer's number: see `_of_layer`
+    index = getattr(module, "layer_idx", None)
+    return kinds[index] if index is not None and index < len(kinds) else ""
 
 
 def _lengths(boundaries: torch.Tensor) -> list[int]:

@@ -18,7 +18,7 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
 from sft.modeling.saved_names import has_other_names, read_by_own_names
@@ -177,8 +177,23 @@ def _gathered(value: Any, *, keep: bool) -> Any:
     if not torch.is_tensor(value):
         return value
     # Always a copy, which may be written while training continues.
-    full = cast(DTensor, value.detach()).full_tensor() if isinstance(value, DTensor) else value.detach().clone()
+    full = _full_tensor(cast(DTensor, value.detach())) if isinstance(value, DTensor) else value.detach().clone()
     return full.cpu() if keep else None
+
+
+def _full_tensor(shard: DTensor) -> torch.Tensor:
+    """The tensor of which each process has some rows. Collective.
+
+    Not by `DTensor.full_tensor`: with gloo that reads a GPU's memory as if it were main memory (torch 2.11 to 2.13).
+    """
+    local, mesh = shard.to_local(), shard.device_mesh
+    rows = -(-shard.shape[0] // mesh.size())  # of each process; the last ones may have fewer
+    padded = local.new_zeros((rows, *shard.shape[1:]))
+    padded[: len(local)] = local
+    full = local.new_empty((rows * mesh.size(), *shard.shape[1:]))
+    distributed.all_gather_into_tensor(full, padded, group=mesh.get_group())
+    # A copy where rows were filled up: what is written to disk would contain them.
+    return full if len(full) == shard.shape[0] else full[: shard.shape[0]].clone()
 
 
 def _own_shard(value: Any) -> Any:

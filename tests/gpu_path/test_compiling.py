@@ -5,16 +5,24 @@ from __future__ import annotations
 import pytest
 
 
+PACKED = {"packing": True, "per_device_train_batch_size": 2}
+
+
 @pytest.mark.parametrize(
     ("settings", "most"),
     [
-        pytest.param({"packing": True, "per_device_train_batch_size": 2}, 1, id="packed"),
+        pytest.param(PACKED, 1, id="packed"),
+        # Its configuration states a kind for each layer, all the same: not once for each layer.
+        pytest.param(PACKED | {"architecture": "qwen2"}, 1, id="packed, layers with a kind"),
         # The second time for any length; where a mask has a length, multiples of 8 are a case of their own.
         pytest.param({"padding_free": False}, 3, id="padded"),
         pytest.param({}, 2, id="flat"),
     ],
 )
-def test_batches_of_different_lengths_are_compiled_once_or_twice(run_fake, settings, most):
+def test_batches_of_different_lengths_are_compiled_once_or_twice(run_fake, model_folder, settings, most):
+    architecture = settings.get("architecture", "llama")
+    settings = {name: value for name, value in settings.items() if name != "architecture"}
+    settings["model_name_or_path"] = model_folder(architecture)
     run = run_fake(torch_compile=True, max_steps=12, num_train_epochs=None, save_strategy="no", **settings)
     assert run.status == 0, run.text
     (record,) = run.records

@@ -50,7 +50,7 @@ def test_a_step_does_not_wait_for_the_device(run_fake, settings):
 
 
 def test_a_sharded_step_does_not_wait_for_the_device(run_fake):
-    """But for what gloo copies to main memory, which NCCL does not. The run ends as it is saved: see the whole runs."""
+    """But for what gloo copies to main memory, which NCCL does not."""
     run = run_fake(
         processes=2,
         device={"FAKE_CUDA_DEVICES": "2"},

@@ -52,7 +52,6 @@ def test_two_processes_use_two_devices(run_fake):
     assert [len(record["steps"]) for record in run.records] == [3, 3]
 
 
-@pytest.mark.xfail(strict=True, reason="torch's gloo reads the device's memory as its own when shards are gathered")
 def test_two_processes_shard_the_weights(run_fake):
     run = run_fake(processes=2, device=SEVERAL, ddp_backend="gloo", fsdp="{}")
     assert run.status == 0, run.text
