@@ -15,6 +15,7 @@ import torch
 
 from sft.batching.layout import model_inputs
 from sft.configuration.schema import LoRAConfig
+from sft.modeling.compiling import compile_layers
 from sft.modeling.document_attention import isolated_documents
 from sft.modeling.gradient_checkpointing import gradient_checkpointing_enabled
 from sft.modeling.text_adapters import add_text_adapters
@@ -94,3 +95,17 @@ def test_adapters_under_gradient_checkpointing_have_the_gradients_of_a_padded_st
         loss.backward()
     assert layout.is_padding_free, layout.obstacle
     assert_same((loss.detach(), gradients(packed)), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lfm2", "gpt_oss", "llama4", "qwen3_5"])
+def test_compiled_layers_have_the_gradients_of_a_padded_step(name):
+    model = build_architecture(name)
+    expected = padded_loss_and_gradients(model, random_rows())
+    layout = layout_of(model, torch_compile=True, packing=True).with_micro_batch_size(2)
+    compile_layers(model, has_fixed_shape=layout.has_fixed_shape, backend="aot_eager")
+    batch = layout.collator(random_rows())
+    with isolated_documents(model, layout.attention):
+        loss = layout.output.loss_sum(model, model_inputs(batch), batch) / batch["counts"]["supervised"]
+        loss.backward()
+    assert_same((loss.detach(), gradients(model)), expected)
