@@ -152,8 +152,16 @@ def evaluation_line(step: int, logs: Mapping[str, float], before: Mapping[str, f
     tokens, answers = share_text(logs["eval_token_accuracy"]), share_text(logs["eval_sequence_accuracy"])
     return (
         f"  validation at step {step}: loss {logs['eval_loss']:.4f}{change}, perplexity {logs['eval_perplexity']:.2f}, "
-        f"token accuracy {tokens}, sequence accuracy {answers}"
+        f"token accuracy {tokens}, sequence accuracy {answers}{_experts_text(logs)}"
     )
+
+
+def _experts_text(logs: Mapping[str, float]) -> str:
+    """How evenly experts were chosen; empty for a model without them."""
+    if "eval_expert_max_share" not in logs:
+        return ""
+    least, most = share_text(logs["eval_expert_min_share"]), share_text(logs["eval_expert_max_share"])
+    return f", experts chosen {least} to {most} (never: {logs['eval_dead_experts']:,})"
 
 
 def live_parts(

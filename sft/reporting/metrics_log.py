@@ -21,12 +21,16 @@ _NUMBERS = (
     "token_accuracy",
     "eval_token_accuracy",
     "eval_sequence_accuracy",
+    "eval_expert_max_share",
+    "eval_expert_min_share",
+    "eval_dead_experts",
     "learning_rate",
     "grad_norm",
     "tokens_per_second",
     "supervised_tokens_seen",
 )
-METRICS_SHAPE = {"step!": int, **dict.fromkeys(_NUMBERS, NUMBER)}
+_LAYER = {"layer!": int, "experts!": int, "max_share!": NUMBER, "min_share!": NUMBER, "dead!": int}
+METRICS_SHAPE = {"step!": int, **dict.fromkeys(_NUMBERS, NUMBER), "eval_expert_load": [_LAYER]}
 """What is read of an event; it has more."""
 
 

@@ -16,6 +16,8 @@ from sft.batching.layout import model_inputs
 from sft.common.data_records import RowDataset
 from sft.modeling.document_attention import isolated_documents
 from sft.modeling.evaluation_sums import EvaluationSums
+from sft.modeling.expert_load import ExpertLoad
+from sft.modeling.experts import expert_counts
 from sft.modeling.random_state import RandomState
 from sft.processes.signals import Interrupted
 from sft.training.checkpointed_trainer import CheckpointedTrainer
@@ -37,6 +39,7 @@ class EvaluatingTrainer(CheckpointedTrainer):
     """The dtype in which matrix products are computed. Set by `SFTTrainer`."""
     stop: StopCallback | None = None
     """Handles signals during training."""
+    _reported_missing_load = False
 
     def __init__(self, setup: RunSetup, arguments: TrainingArguments, progress: TrainingProgress, **kwargs: Any):
         """
@@ -71,16 +74,18 @@ class EvaluatingTrainer(CheckpointedTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Token-weighted loss, perplexity, token and sequence accuracy."""
+        """Token-weighted loss, perplexity, token and sequence accuracy, and how often experts are chosen."""
         # Trainer's own loop calls `accelerator.prepare_model`, which marks the model as prepared: DeepSpeed would then
         # never take it, and the weights of the processes would diverge without an error.
         model = self.model
 
-        def losses_and_hits(chunk: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-            return self.layout.output.losses_and_hits(model, model_inputs(chunk), chunk)
+        def compute(chunk: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+            with load.recorded() as chosen:
+                losses, hits = self.layout.output.losses_and_hits(model, model_inputs(chunk), chunk)
+            return losses, hits, load.counts_of(chosen, chunk)
 
         model.eval()
-        sums = EvaluationSums(self.args.device)
+        sums, load = EvaluationSums(self.args.device), ExpertLoad(model, self.args.device)
         with (
             unsupported_attention_as_config_error(),
             torch.no_grad(),
@@ -89,14 +94,27 @@ class EvaluatingTrainer(CheckpointedTrainer):
             torch.compiler.set_stance("force_eager"),  # evaluation batches have other shapes
         ):
             for batch in dataloader:
-                for chunk, (losses, hits) in self.evaluation_step.run(batch, losses_and_hits):
+                for chunk, (losses, hits, counts) in self.evaluation_step.run(batch, compute):
                     sums.add(losses, hits, chunk["target_rows"], num_rows=chunk["counts"]["rows"])
+                    load.add(counts)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if self.context.world_size > 1:
             torch.distributed.all_reduce(sums.tensor)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in dataclasses.asdict(sums.result()).items()}
+            torch.distributed.all_reduce(load.counts)
+        experts = load.metrics()
+        if not experts:
+            self._report_missing_load()
+        found = dataclasses.asdict(sums.result()) | experts
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         predictions = cast(Any, None)  # not kept
         return EvalLoopOutput(predictions=predictions, label_ids=None, metrics=metrics, num_samples=sums.num_sequences)
+
+    def _report_missing_load(self) -> None:
+        if expert_counts(self.model) and not self._reported_missing_load:
+            self._reported_missing_load = True
+            logger.info(
+                "How often experts are chosen is not logged: this model does not pass their numbers to its experts."
+            )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates. The time that it takes does not count as training, and random numbers are restored.

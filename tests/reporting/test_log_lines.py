@@ -59,6 +59,8 @@ def test_log_lines_do_not_act_on_the_terminal():
 def test_evaluation_line_does_not_round_to_all():
     logs = {"eval_loss": 0.1, "eval_perplexity": 1.1, "eval_token_accuracy": 0.9997, "eval_sequence_accuracy": 0.99999}
     assert evaluation_line(5, logs, None).endswith("token accuracy 99.97%, sequence accuracy >99.99%")
+    logs |= {"eval_expert_min_share": 0.0, "eval_expert_max_share": 0.625, "eval_dead_experts": 3}
+    assert evaluation_line(5, logs, None).endswith("99.99%, experts chosen 0.0% to 62.5% (never: 3)")
 
 
 def test_model_line_names_the_types_of_the_weights():

@@ -94,6 +94,17 @@ def evaluation(step, loss):
     }
 
 
+def with_experts(event, *, dead=1):
+    """The evaluation of a model with experts in two of its layers."""
+    layers = [
+        {"layer": layer, "experts": 4, "max_share": 0.5, "min_share": 0.0 if dead else 0.125, "dead": dead}
+        for layer in (1, 12)
+    ]
+    figures = {"max_share": 0.5, "min_share": layers[0]["min_share"]}
+    named = {f"eval_expert_{name}": value for name, value in figures.items()}
+    return event | named | {"eval_dead_experts": 2 * dead, "eval_expert_load": layers}
+
+
 def falling(steps=100, every=5, first=3.0, last=0.5):
     """Training losses that fall in a straight line."""
     return [

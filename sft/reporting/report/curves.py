@@ -74,6 +74,14 @@ _PLOTS = (
         (_Line("token_accuracy", "training", 1, False, 100), _Line("eval_token_accuracy", "validation", 2, True, 100)),
     ),
     _Plot("Sequence accuracy", "%", (_Line("eval_sequence_accuracy", "validation", 2, True, 100),)),
+    _Plot(
+        "Expert load",
+        "%",
+        (
+            _Line("eval_expert_max_share", "most chosen", 1, True, 100),
+            _Line("eval_expert_min_share", "least chosen", 2, True, 100),
+        ),
+    ),
     _Plot("Learning rate", "", (_Line("learning_rate", "learning rate", 1),)),
     _Plot("Gradient norm", "", (_Line("grad_norm", "gradient norm", 1),), from_zero=False, may_be_log=True),
     _Plot(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,8 @@ class ReportFacts:
     """Evaluations side by side; None where there is none."""
     training: Table
     curves: tuple[Curve, ...]
+    experts: Table | None
+    """How often experts were chosen in the last evaluation, by layer; None for a model without figures of it."""
     prompts: tuple[AnsweredPrompt, ...]
     num_prompts: int
     """All of them; `prompts` holds the first ones."""
@@ -112,6 +114,7 @@ def find_facts(records: ReportRecords) -> ReportFacts:
         scores=_scores(records),
         training=Table(header=("", "value"), rows=tuple(_training_rows(records))),
         curves=find_curves(records.events),
+        experts=_experts_table(records),
         prompts=records.prompts[:SHOWN_PROMPTS],
         num_prompts=len(records.prompts),
         rows=_rows_table(data),
@@ -189,6 +192,25 @@ def _scores(records: ReportRecords) -> Table | None:
     )
     rows = tuple((name, *(_figure(event.get(key), form) for _, event in columns)) for name, key, form in kinds)
     return Table(header=("", *(name for name, _ in columns)), rows=rows)
+
+
+def _experts_table(records: ReportRecords) -> Table | None:
+    layers: Sequence[Mapping[str, Any]] = next(
+        (event["eval_expert_load"] for event in reversed(records.evaluations) if event.get("eval_expert_load")), ()
+    )
+    if not layers:
+        return None
+    rows = (
+        (
+            str(layer["layer"]),
+            share_text(layer["max_share"]),
+            share_text(layer["min_share"]),
+            share_text(1 / layer["experts"]),
+            f"{layer['dead']:,} of {layer['experts']:,}",
+        )
+        for layer in layers
+    )
+    return Table(header=("layer", "most chosen", "least chosen", "if even", "never chosen"), rows=tuple(rows))
 
 
 def _as_event(result: EvaluationResult) -> dict[str, float]:

@@ -22,7 +22,10 @@ MAX_ANSWERS_BETWEEN = 10
 
 def report_html(facts: ReportFacts) -> str:
     """The page: well-formed XML after its first line."""
-    sections = ["Verdicts", "Results", "Curves", "Samples", "Data", "Settings", "Environment", "Reproduce", "Usage"]
+    sections = ["Verdicts", "Results", "Curves", "Experts", "Samples", "Data", "Settings", "Environment"]
+    sections += ["Reproduce", "Usage"]
+    if not facts.experts:
+        sections.remove("Experts")
     if not facts.prompts:
         sections.remove("Samples")
     if not facts.curves:

@@ -23,6 +23,7 @@ from tests.support.report_records import (
     split,
     train_event,
     untrusted_records,
+    with_experts,
     words,
 )
 
@@ -70,6 +71,15 @@ def test_every_section_is_in_the_navigation():
     _, tree = page_of()
     links = [link.get("href") for link in tree.findall(".//nav/a")]
     assert links == [f"#{section.get('id')}" for section in tree.iter("section")]
+
+
+def test_a_page_of_a_mixture_has_its_experts():
+    text, tree = page_of(events=in_order(falling(), [with_experts(evaluation(100, 1.0))]))
+    links = [link.get("href") for link in tree.findall(".//nav/a")]
+    assert links == [f"#{section.get('id')}" for section in tree.iter("section")]
+    assert "#experts" in links
+    assert "<b>Expert load</b>" in text
+    assert "<td>1 of 4</td>" in text
 
 
 def test_page_needs_no_network_and_no_script():

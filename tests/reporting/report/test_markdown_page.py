@@ -6,7 +6,7 @@ import re
 
 from sft.reporting.report.facts import find_facts
 from sft.reporting.report.markdown_page import report_markdown
-from tests.support.report_records import records, untrusted_records
+from tests.support.report_records import evaluation, records, untrusted_records, with_experts
 
 
 def test_markdown_shows_untrusted_text_as_text():
@@ -54,3 +54,12 @@ def test_markdown_has_the_facts_of_the_page():
         "3 -> 0.5 nats/token",
     ):
         assert fact in text, fact
+
+
+def test_experts_of_each_layer_are_those_of_the_last_evaluation():
+    events = [with_experts(evaluation(50, 2.0), dead=0), with_experts(evaluation(100, 1.0)), evaluation(100, 1.0)]
+    text = report_markdown(find_facts(records(events=events)))
+    assert "| layer | most chosen | least chosen | if even | never chosen |" in text
+    assert "| 1 | 50.0% | 0.0% | 25.0% | 1 of 4 |" in text
+    assert "| 12 | 50.0% | 0.0% | 25.0% | 1 of 4 |" in text
+    assert "Experts" not in report_markdown(find_facts(records()))
