@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-
 PACKED = {"packing": True, "per_device_train_batch_size": 2}
 
 
