@@ -50,6 +50,7 @@ from sft.training.gradients import build_step, loss_function
 from sft.training.loaders import rows_loader, stream_loader, training_sampler
 from sft.training.progress import COUNTED, TrainingProgress
 from sft.training.results import evaluation_result, training_result
+from sft.training.router_balance import add_router_balance
 from sft.training.row_layout import unsupported_attention_as_config_error
 from sft.training.run_identity import saved_before_training
 from sft.training.run_setup import RunSetup
@@ -108,6 +109,7 @@ class SFTTrainer(ClippingTrainer):
             max_consecutive=setup.config.training.max_bad_steps,
             locate_row=setup.data.locate_row,
         )
+        self.router_balance = add_router_balance(self)
         self._loss_sum = loss_function(self)
         step = build_step(self, self._loss_sum, self.bad_steps)
         self._sharded_step = step if isinstance(step, ShardedStep) else None
@@ -155,14 +157,13 @@ class SFTTrainer(ClippingTrainer):
                 self._stream_group,
             )
         summed = [sum(batch["counts"][name] for batch in batches) for name in COUNTED]
-        counts = torch.tensor([*summed, dropped], dtype=torch.float64)
-        counts = to_device(counts, self.progress.counts.device)
-        if self.context.world_size > 1:
-            torch.distributed.all_reduce(counts)
-        self.progress.counts += counts
+        counts = self.progress.add_step([*summed, dropped])
         self.means.begin_step(counts[0])
         # All at once: the device copies later ones while it computes the first.
-        return [to_device(batch, device) for batch in batches], counts[0].to(device, torch.float32)
+        batches, supervised = [to_device(batch, device) for batch in batches], counts[0].to(device, torch.float32)
+        if self.router_balance is not None:
+            self.router_balance.begin_step(batches, supervised)
+        return batches, supervised
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """FLOPs of training on a micro-batch, without its padding (see `training_flops`)."""
@@ -235,9 +236,7 @@ class SFTTrainer(ClippingTrainer):
         if "loss" in logs:
             if not self.args.label_smoothing_factor:  # a smoothed loss is not a mean of log probabilities
                 logs["perplexity"] = perplexity_of(logs["loss"])
-            accuracy = self.means.take_token_accuracy()
-            if accuracy is not None:
-                logs["token_accuracy"] = accuracy
+            logs |= self.means.take_metrics()
             logs |= self.progress.step_metrics(is_stream=self.train_sampler is None)
         super().log(logs, start_time)
 

@@ -7,6 +7,7 @@ Beside the inputs of the model (`MODEL_INPUTS`), both layouts return where the `
 - `label_positions` int64 `[S]`: the positions that predict them, counted through the tokens of the layout, row by row.
 - `targets` int64 `[S]`: the tokens to predict.
 - `target_rows` int64 `[S]`: the row of each, from 0.
+- `token_weights` float32 `[N]`, `N` the computed tokens: where they are asked for (see `sft.batching.token_weights`).
 - `counts`: a `BatchCounts` of plain numbers, so that no GPU has to be synchronized for them.
 - `rows`: the rows themselves, each with its `batch_index`: if the device runs out of memory, they are laid out again in
   smaller chunks (`sft.batching.chunks`).
@@ -23,6 +24,7 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from sft.batching.prefixes import cut_into_pieces, find_owners
+from sft.batching.token_weights import token_weights
 from sft.common.data_records import IGNORED, RowDataset
 
 Row = Mapping[str, Any]
@@ -94,9 +96,10 @@ class PaddedCollator:
     alone: for a model whose logits must be taken as it returns them.
     """
 
-    def __init__(self, pad_token_id: int, *, with_positions: bool = False):
+    def __init__(self, pad_token_id: int, *, with_positions: bool = False, weighs_tokens: bool = False):
         self.pad_token_id = pad_token_id
         self.with_positions = with_positions
+        self.weighs_tokens = weighs_tokens
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         width = max(len(row["input_ids"]) for row in rows)
@@ -107,7 +110,7 @@ class PaddedCollator:
             input_ids[index, :length] = row["input_ids"]
             attention_mask[index, :length] = 1
         starts = np.arange(len(rows), dtype=np.int64) * width
-        supervision = _supervision(rows, starts, num_computed=input_ids.size)
+        supervision = _supervision(rows, starts, num_computed=input_ids.size, weighs_tokens=self.weighs_tokens)
         columns, indices = np.unique(supervision["label_positions"].numpy() % width, return_inverse=True)
         row_starts = supervision["target_rows"].numpy() * len(columns)
         positions = {"position_ids": torch.from_numpy(attention_mask * np.arange(width))} if self.with_positions else {}
@@ -153,6 +156,8 @@ class FlatCollator:
     numbers_documents: bool = False
     """Return `seq_idx` too, int32 `[1, N]`, the number of each token's document: kernels of convolutions and state
     spaces take it. Not with shared prefixes."""
+    weighs_tokens: bool = False
+    """Return `token_weights` too."""
 
     def for_chunks(self, num_chunks: int) -> FlatCollator:
         """The collator for one of `num_chunks` chunks of a micro-batch; a fixed size is divided."""
@@ -184,7 +189,13 @@ class FlatCollator:
             **shared,
             **({"document_lengths": lengths.tolist()} if self.lists_lengths else {}),
             **({"seq_idx": _numbers(lengths)} if self.numbers_documents else {}),
-            **_supervision(rows, starts - skipped, num_computed=int(computed.sum())),
+            **_supervision(
+                rows,
+                starts - skipped,
+                num_computed=int(computed.sum()),
+                weighs_tokens=self.weighs_tokens,
+                sharing=(owners, borrowed) if any(borrowed) else ((), ()),
+            ),
             "rows": given,
         }
 
@@ -224,8 +235,15 @@ def _with_batch_index(rows: Sequence[Row]) -> list[Row]:
     return [{"batch_index": index, **row} for index, row in enumerate(rows)]
 
 
-def _supervision(rows: Sequence[Row], starts: np.ndarray, *, num_computed: int) -> dict[str, Any]:
-    """The supervised positions of rows that start at `starts` `[B]` in the layout.
+def _supervision(
+    rows: Sequence[Row],
+    starts: np.ndarray,
+    *,
+    num_computed: int,
+    weighs_tokens: bool = False,
+    sharing: tuple[Sequence[int], Sequence[int]] = ((), ()),
+) -> dict[str, Any]:
+    """The supervised positions of rows that start at `starts` `[B]` in the layout, and their weights if asked for.
 
     Position `t` predicts token `t + 1`, so the first token of a row is never a target.
     """
@@ -235,7 +253,14 @@ def _supervision(rows: Sequence[Row], starts: np.ndarray, *, num_computed: int) 
     positions = np.concatenate([positions + start for positions, start in zip(found, starts, strict=True)])
     targets = np.concatenate([row["labels"][1:][positions] for row, positions in zip(rows, found, strict=True)])
     has_targets = numbers > 0
+    weights = {}
+    if weighs_tokens:
+        owners, borrowed = sharing
+        weights["token_weights"] = token_weights(
+            starts, lengths, has_targets, num_computed, owners=owners, borrowed=borrowed
+        )
     return {
+        **weights,
         "label_positions": torch.from_numpy(positions.astype(np.int64, copy=False)),
         "targets": torch.from_numpy(targets.astype(np.int64)),
         "target_rows": torch.from_numpy(np.repeat(np.arange(len(rows)), numbers)),

@@ -106,6 +106,10 @@ class TrainingConfig:
     """Mixed precision in bfloat16. auto: if all GPUs of the run support it; never on CPU, where it takes more memory. A
     resumed run keeps the precision of its checkpoint."""
 
+    router_aux_loss_coef: NonNegativeFloat | None = None
+    """Coefficient of the load-balancing loss of a mixture of experts, over the tokens of the global batch. 0: none.
+    Default: as the model's config.json asks (`output_router_logits`, `router_aux_loss_coef`)."""
+
     share_prefixes: bool = True
     """Compute leading tokens that rows of a micro-batch have in common (such as a system prompt) only once. The results
     are the same. Requires padding-free micro-batches; disabled with dropout and with `torch_compile`."""

@@ -9,6 +9,7 @@ Public names:
     rope_by_row, embedding_noise: rotary embeddings and noise that depend on the length of a row.
     document_attention, mixers_by_document: what keeps the documents of a packed row apart.
     isolation: whether a model supports that.
+    router_loss: the load-balancing loss of experts, as sums.
     output_layer, supervised_loss, evaluation_sums, expert_load: loss and metrics of supervised tokens; chosen experts.
     compiling, gradient_checkpointing, data_parallel, random_state: what a training step needs.
     sharding, sharded_state, saved_names, state_copy: FSDP2, and state written to and read from files.

@@ -1,9 +1,8 @@
-"""Does the model's own loss have a term beside the cross-entropy, such as a router's? Tried on a few tokens.
+"""Does the model's own loss have a term beside the cross-entropy that is not trained? Tried on a few tokens.
 
-Such terms are not trained, with a line in the log. The load-balancing loss of a mixture of experts is a
-product of two means over the tokens of a batch: computed by micro-batch it would depend on their size and on the number
-of processes, and computed by row it would be another loss than the one that the model was trained with. So neither is
-added in silence, and a run stays the same for any split of its steps.
+The load-balancing loss of a mixture of experts is trained or reported by itself (`router_loss.py`), where it is known.
+Any other term is not trained, with a line in the log: what depends on the other tokens of a batch would depend on how a
+step is split, and a run must stay the same for any split of its steps.
 """
 
 from __future__ import annotations
@@ -21,22 +20,24 @@ from sft.modeling.few_tokens import call_on, few_tokens
 _NUM_TOKENS = 16
 _TOLERANCE = 2e-5
 """Of the difference between two computations from the same logits, as a share of the loss."""
+_KNOWN_TOLERANCE = 2e-2
 _COEFFICIENT = re.compile(r".*(aux|z_loss|router|balanc).*(coef|weight|alpha).*")
 
 
-def untrained_loss_line(model: Any) -> str | None:
+def untrained_loss_line(model: Any, router_loss: float | None = None) -> str | None:
     """A line about the term that is not trained; None if the model's loss is the cross-entropy alone.
 
     Args:
         model: on the device and in the types of training, under autocast if training uses it.
+        router_loss: a term of the loss on these tokens that is dealt with elsewhere; None if there is none.
     """
-    difference = _difference(model)
+    difference = _difference(model, router_loss or 0.0)
     config = model.config.get_text_config()
     causes = ", ".join(f"{key}: {value}" for key, value in _coefficients(config.to_dict()))
     if difference:
         what = f"a router loss ({causes} in config.json)" if causes else "another term"
         found = f"The model's own loss adds {what} to the cross-entropy, {difference:+.2g} on a few tokens"
-    elif causes and getattr(config, "output_router_logits", False):
+    elif router_loss is None and causes and getattr(config, "output_router_logits", False):
         found = f"config.json asks for a router loss ({causes})"
     else:
         return None
@@ -46,8 +47,8 @@ def untrained_loss_line(model: Any) -> str | None:
     )
 
 
-def _difference(model: Any) -> float:
-    """What the model's loss has beside the cross-entropy; 0 where that is nothing, or cannot be tried."""
+def _difference(model: Any, known: float) -> float:
+    """What the model's loss has beside the cross-entropy and a known term; 0 for nothing, or if it cannot be tried."""
     was_training = model.training
     model.eval()
     try:
@@ -66,8 +67,10 @@ def _difference(model: Any) -> float:
         return 0.0
     finally:
         model.train(was_training)
-    difference = min((loss - each for each in plain), key=abs)
-    return difference if abs(difference) > _TOLERANCE * max(plain[0], 1.0) else 0.0
+    difference = min((loss - known - each for each in plain), key=abs)
+    # A known term may be rounded to 16 bits.
+    tolerance = _TOLERANCE * max(plain[0], 1.0) + _KNOWN_TOLERANCE * abs(known)
+    return difference if abs(difference) > tolerance else 0.0
 
 
 def _coefficients(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:

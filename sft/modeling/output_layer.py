@@ -29,6 +29,7 @@ from sft.modeling.supervised_loss import (
 )
 
 Result = TypeVar("Result")
+ReadOutput = Callable[[Any], None]
 
 
 class OutputLayer:
@@ -58,6 +59,7 @@ class OutputLayer:
         *,
         label_smoothing: float = 0.0,
         count_hits: CountHits | None = None,
+        read_output: ReadOutput | None = None,
     ) -> torch.Tensor:
         """Sum of the cross-entropies of the supervised tokens, in nats; float32 scalar.
 
@@ -68,10 +70,11 @@ class OutputLayer:
                 rows, `kept_columns` and `kept_positions` too (see `sft.batching.layout`).
             label_smoothing: share of the target distributed over the vocabulary.
             count_hits: called with the number of targets that are the most likely tokens (see `supervised_loss`).
+            read_output: called with the model's output, whose logits are not those of all tokens.
         """
         targets, layer = batch["targets"], self._layer
         if layer is None:
-            logits = self._logits(model, inputs, batch)
+            logits = self._logits(model, inputs, batch, read_output)
             return cross_entropy_sum(logits, targets, label_smoothing=label_smoothing, count_hits=count_hits)
 
         def compute(hidden: torch.Tensor) -> torch.Tensor:
@@ -79,7 +82,17 @@ class OutputLayer:
                 hidden, layer.weight, layer.bias, targets, label_smoothing=label_smoothing, count_hits=count_hits
             )
 
-        return self._from_hidden_states(model, inputs, batch["label_positions"], compute)
+        return self._from_hidden_states(model, inputs, batch["label_positions"], compute, read_output)
+
+    def output(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        """The model's output without the cost of its logits, as far as the model can leave them out."""
+        outputs: list[Any] = []
+        nothing = torch.zeros(0, dtype=torch.int64, device=inputs["input_ids"].device)
+        if self._layer is not None:
+            self._from_hidden_states(model, inputs, nothing, lambda _: None, outputs.append)
+            return outputs[0]
+        keeps = {"logits_to_keep": 1} if self._keeps_positions else {}
+        return model(**inputs, **self._takes_no_cache, **keeps)
 
     def losses_and_hits(
         self, model: Any, inputs: Mapping[str, Any], batch: Mapping[str, Any]
@@ -97,15 +110,24 @@ class OutputLayer:
 
         return self._from_hidden_states(model, inputs, batch["label_positions"], compute)
 
-    def _logits(self, model: Any, inputs: Mapping[str, Any], batch: Mapping[str, Any]) -> torch.Tensor:
+    def _logits(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        batch: Mapping[str, Any],
+        read_output: ReadOutput | None = None,
+    ) -> torch.Tensor:
         """The logits of the supervised positions, `[S, V]`."""
-        inputs = {**inputs, **self._takes_no_cache}
+        is_one_row = inputs["input_ids"].shape[0] == 1
+        kept = batch["label_positions"] if is_one_row or not self._keeps_positions else batch["kept_columns"]
+        keeps = {"logits_to_keep": kept} if self._keeps_positions else {}
+        output = model(**inputs, **self._takes_no_cache, **keeps)
+        if read_output is not None:
+            read_output(output)
+        logits: torch.Tensor = output.logits.flatten(0, 1)
         if not self._keeps_positions:
-            return model(**inputs).logits.flatten(0, 1).index_select(0, batch["label_positions"])
-        if inputs["input_ids"].shape[0] == 1:
-            return model(**inputs, logits_to_keep=batch["label_positions"]).logits[0]
-        logits = model(**inputs, logits_to_keep=batch["kept_columns"]).logits
-        return logits.flatten(0, 1).index_select(0, batch["kept_positions"])
+            return logits.index_select(0, batch["label_positions"])
+        return logits if is_one_row else logits.index_select(0, batch["kept_positions"])
 
     def _from_hidden_states(
         self,
@@ -113,6 +135,7 @@ class OutputLayer:
         inputs: Mapping[str, Any],
         label_positions: torch.Tensor,
         compute: Callable[[torch.Tensor], Result],
+        read_output: ReadOutput | None = None,
     ) -> Result:
         """Call the model; return the result of `compute` for the supervised positions' hidden states `[S, h]`."""
         results: list[Result] = []
@@ -124,7 +147,9 @@ class OutputLayer:
 
         assert self._layer is not None
         with self._layer.register_forward_pre_hook(take):
-            model(**inputs, **self._takes_no_cache)
+            output = model(**inputs, **self._takes_no_cache)
+        if read_output is not None:
+            read_output(output)
         return results[0]
 
 

@@ -133,6 +133,8 @@ def trial_line(what: str, size: int, unit: str, tried: Sequence[int], peak_bytes
 def progress_line(step: int, total_steps: int, logs: Mapping[str, float], seconds_left: float | None = None) -> str:
     """One logged step; with the time left if no progress line on a terminal shows it."""
     parts = [f"step {step:>{len(str(total_steps))}}/{total_steps}", f"loss {logs['loss']:.4f}"]
+    if "router_aux_loss" in logs:
+        parts.append(f"router loss {logs['router_aux_loss']:.4f}")
     if "learning_rate" in logs:
         parts.append(f"lr {logs['learning_rate']:.2e}")
     if "grad_norm" in logs:

@@ -17,6 +17,7 @@ from sft.common.errors import MemoryShortage
 logger = logging.getLogger("sft.train")
 Batch = Mapping[str, Any]
 Result = TypeVar("Result")
+EVALUATION = "evaluation"
 
 
 class EvaluationStep:
@@ -29,6 +30,7 @@ class EvaluationStep:
         device: torch.device,
         *,
         can_split: bool = True,
+        activity: str = EVALUATION,
     ):
         """
         Args:
@@ -36,7 +38,9 @@ class EvaluationStep:
             batch_size: rows of a full batch.
             device: this process's device.
             can_split: False if all processes compute a batch together, so that none can split it alone.
+            activity: what the batches are computed for, for messages.
         """
+        self._activity = activity
         self._can_split = can_split
         self._collator = collator
         self._batch_size = batch_size
@@ -69,14 +73,16 @@ class EvaluationStep:
 
     def _split_further(self, batch: Batch) -> None:
         longest = max(len(row["input_ids"]) for row in batch["rows"])
+        size = f"per_device_{'eval' if self._activity == EVALUATION else 'train'}_batch_size"
         if not self._can_split:
             raise MemoryShortage(
-                f"Out of memory on {self._device} during evaluation, and with fsdp a batch cannot be split. "
-                "Checkpoints are intact: choose a smaller per_device_eval_batch_size; the metrics stay the same."
+                f"Out of memory on {self._device} during {self._activity}, and with fsdp a batch cannot be split. "
+                f"Checkpoints are intact: choose a smaller {size}; the metrics stay the same."
             )
         if self.num_chunks >= self._batch_size or len(batch["rows"]) == 1:
             raise MemoryShortage(
-                f"Out of memory on {self._device} during evaluation, with a single row (of up to {longest:,} tokens). "
+                f"Out of memory on {self._device} during {self._activity}, with a single row (of up to {longest:,} "
+                "tokens). "
                 "Checkpoints are intact. Choose a smaller max_seq_length."
             )
         self.shortages += 1
@@ -84,7 +90,8 @@ class EvaluationStep:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         logger.info(
-            "Out of memory during evaluation: continuing with batches of %d rows instead of %d.",
+            "Out of memory during %s: continuing with batches of %d rows instead of %d.",
+            self._activity,
             self._batch_size // self.num_chunks,
             self._batch_size,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,15 +25,26 @@ def loss_function(trainer: Any) -> LossFunction:
     """A function of model and micro-batch: the sum of the supervised tokens' cross-entropies, a float32 scalar."""
 
     def loss_sum(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return trainer.layout.output.loss_sum(
+        balance = trainer.router_balance
+        shares: list[torch.Tensor] = []
+        total = trainer.layout.output.loss_sum(
             model,
-            model_inputs(batch),
+            model_inputs(batch) if balance is None else balance.inputs(batch),
             batch,
             label_smoothing=trainer.args.label_smoothing_factor,
             count_hits=trainer.means.add_correct,
+            read_output=None if balance is None else balance.reader(batch, shares.append),
         )
+        # The value stays that of the cross-entropies, which is what is logged; the gradient is that of both.
+        return total if not shares else total + (shares[0] - shares[0].detach())
 
     return loss_sum
+
+
+def _restart_step(trainer: Any) -> None:
+    trainer.means.restart_step()
+    if trainer.router_balance is not None:
+        trainer.router_balance.restart_step()
 
 
 def data_parallel_of(trainer: Any) -> Literal["ddp", "fsdp2", "deepspeed", "none"]:
@@ -80,5 +92,5 @@ def build_step(trainer: Any, loss_sum: LossFunction, bad_steps: BadSteps) -> Ste
         trainer.context,
         gradient_sum=gradient_sum,
         bad_steps=checks,
-        on_retry=trainer.means.restart_step,
+        on_retry=partial(_restart_step, trainer),
     )

@@ -20,12 +20,14 @@ from sft.modeling.fitting import set_generation_defaults
 from sft.modeling.footprint import footprint
 from sft.modeling.input_casts import leave_casts_to_autocast
 from sft.modeling.rope_by_row import unknown_rope
+from sft.modeling.router_loss import RouterLoss
 from sft.modeling.sharding import shard_weights
 from sft.processes.environment import uses_deepspeed
 from sft.reporting.log_lines import model_line
 from sft.training.decided_layout import restore_attention, saved_findings
 from sft.training.model_trials import ModelTrials
 from sft.training.prepared_model import PreparedModel, class_name
+from sft.training.router_balance import asked_coefficient, decide_router_loss, router_line
 from sft.training.row_layout import RowLayout, resolve_layout
 
 if TYPE_CHECKING:
@@ -81,8 +83,9 @@ def prepare_model(
             max_seq_length=config.data.max_seq_length,
             kept=kept,
         )
-        left_out = ModelTrials(model, precision).untrained_loss_line()
-    for line in filter(None, [layout.describe(), left_out, *_rope_lines(model, layout, config.data.max_seq_length)]):
+        router, loss_lines = _router_loss(model, config, precision)
+    lines = [layout.describe(), *loss_lines, *_rope_lines(model, layout, config.data.max_seq_length)]
+    for line in filter(None, lines):
         logger.info(line)
     return PreparedModel(
         model=model,
@@ -91,7 +94,27 @@ def prepare_model(
         layout=layout,
         footprint=size,
         eos_token_ids=tuple(set_generation_defaults(model, tokenizer, is_chat=is_chat)),
+        router_loss=router,
     )
+
+
+def _router_loss(
+    model: "PreTrainedModel", config: SFTConfig, precision: Precision
+) -> tuple[RouterLoss | None, list[str | None]]:
+    """The load-balancing loss to train, and lines about it and about terms of the model's loss that are not trained.
+
+    Raises:
+        ConfigError: if the settings ask for a loss that cannot be trained.
+    """
+    configured, trials = config.training.router_aux_loss_coef, ModelTrials(model, precision)
+    scores = trials.router_scores()
+    if uses_deepspeed(config.training.passed_through.deepspeed):
+        if configured:
+            raise ConfigError("router_aux_loss_coef: cannot be combined with deepspeed; use fsdp, or remove the key.")
+        return None, [trials.untrained_loss_line()]
+    loss = decide_router_loss(model, scores, configured)
+    known = scores.value * asked_coefficient(model) if scores is not None else None
+    return loss, [router_line(loss, scores, model, configured), trials.untrained_loss_line(known)]
 
 
 def _move_to_device(model: "PreTrainedModel", device: str) -> None:

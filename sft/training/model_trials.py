@@ -25,6 +25,7 @@ from sft.modeling.mixers_by_document import find_mixers, run_by_document
 from sft.modeling.output_layer import find_output_layer
 from sft.modeling.padded_attention import NAME as PADDED
 from sft.modeling.padded_attention import register_padded_attention
+from sft.modeling.router_loss import RouterScores, try_router_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,10 +51,19 @@ class ModelTrials:
             check_computes(self._model)
             check_is_causal(self._model)
 
-    def untrained_loss_line(self) -> str | None:
-        """A line about a term of the model's own loss that training leaves out; None if there is none."""
+    def router_scores(self) -> RouterScores | None:
+        """What the model's load-balancing loss is made of; None if it has none that is known here."""
         with self._autocast():
-            return untrained_loss_line(self._model)
+            return try_router_scores(self._model)
+
+    def untrained_loss_line(self, router_loss: float | None = None) -> str | None:
+        """A line about a term of the model's own loss that training leaves out; None if there is none.
+
+        Args:
+            router_loss: the part that is trained, or reported already; None if there is none.
+        """
+        with self._autocast():
+            return untrained_loss_line(self._model, router_loss)
 
     def obstacle(
         self, attention: str | None, max_seq_length: int, mixers: Sequence[str] = (), *, numbers_documents: bool = False

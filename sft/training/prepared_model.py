@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.common.run_records import ModelFootprint, Precision
 from sft.modeling.architecture import num_positions
+from sft.modeling.router_loss import RouterLoss
 from sft.training.row_layout import RowLayout
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ class PreparedModel:
     footprint: ModelFootprint
     eos_token_ids: tuple[int, ...]
     """Tokens that end an answer."""
+
+    router_loss: RouterLoss | None = None
+    """The load-balancing loss that is trained; None for none."""
 
     @property
     def positions(self) -> int | None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
+from sft.batching.transfer import to_device
 from sft.common.run_records import DistributedContext, ModelFootprint
 from sft.modeling.flops import training_flops
 from sft.processes.device_memory import peak_memory_bytes, reserved_memory_bytes, total_memory_bytes, used_memory_bytes
@@ -57,6 +58,17 @@ class TrainingProgress:
         self._cpu = CpuUtilization()
         self._unknown: set[str] = set()
         """Metrics that could not be read once, which was logged."""
+
+    def add_step(self, counts: Sequence[float]) -> torch.Tensor:
+        """Adds this process's counts of a step, in the order of `counts`; returns those of all processes, float64.
+
+        A collective operation.
+        """
+        of_all = to_device(torch.tensor(counts, dtype=torch.float64), self.counts.device)
+        if self._context.world_size > 1:
+            torch.distributed.all_reduce(of_all)
+        self.counts += of_all
+        return of_all
 
     def start(self) -> None:
         """Starts the clock at 0."""

@@ -13,6 +13,7 @@ from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig, TrainingConfig
 from sft.modeling.document_attention import NAME as DOCUMENTS
 from sft.modeling.document_attention import ONE_BY_ONE, UnsupportedAttention, attention_of
+from sft.modeling.experts import expert_counts
 from sft.modeling.mixers_by_document import run_by_document
 from sft.modeling.output_layer import OutputLayer
 from sft.modeling.own_parameters import kinds_of
@@ -154,7 +155,8 @@ def resolve_layout(
         numbers_documents=tried.numbers_documents,
     )
     found = keep_findings(found, kept)
-    collators = _collators(training, found, PaddedCollator(pad_token_id, with_positions=bool(own_rope)), max_seq_length)
+    padded = PaddedCollator(pad_token_id, with_positions=bool(own_rope), weighs_tokens=bool(expert_counts(model)))
+    collators = _collators(training, found, padded, max_seq_length)
     return RowLayout(
         collator=collators[0],
         evaluation_collator=collators[1],
@@ -207,6 +209,7 @@ def _collators(
         shares_prefixes=found.shares_prefixes,
         lists_lengths=lists_lengths,
         numbers_documents=found.numbers_documents,
+        weighs_tokens=padded.weighs_tokens,
     )
     if not training.torch_compile:
         return flat, flat

@@ -32,6 +32,9 @@ class RunningMeans(TrainerCallback):
         self._correct_before_step = self._correct.clone()
         self._tokens: torch.Tensor | float = 0.0
         """Supervised tokens of all processes since the last log."""
+        self._router_loss = torch.zeros((), dtype=torch.float32, device=device)
+        """Sum of the load-balancing losses of the steps since the last log, the same on all processes."""
+        self._router_steps = 0
         self._restored: Mapping[str, Any] | None = None
         self._first_step = 0
         self.mean_loss: float | None = None
@@ -53,6 +56,8 @@ class RunningMeans(TrainerCallback):
         self._trainer._total_loss_scalar = self._restored["loss_until_log"]
         self._first_step = self._restored["first_step"]
         self._tokens += self._restored["tokens_since_log"]
+        loss, self._router_steps = self._restored.get("router_loss_since_log") or (0.0, 0)
+        self._router_loss += loss
         if self._context.is_main_process:
             self._correct += self._restored["hits_since_log"]
 
@@ -79,6 +84,21 @@ class RunningMeans(TrainerCallback):
         self._tokens = 0.0
         return correct / tokens if tokens else None
 
+    def add_router_loss(self, value: torch.Tensor) -> None:
+        """Adds the load-balancing loss of a step, a scalar on the device."""
+        self._router_loss += value
+        self._router_steps += 1
+
+    def take_metrics(self) -> dict[str, float]:
+        """`token_accuracy` and `router_aux_loss` since the last call, where there are any. A collective operation."""
+        accuracy = self.take_token_accuracy()
+        metrics = {} if accuracy is None else {"token_accuracy": accuracy}
+        if self._router_steps:
+            metrics["router_aux_loss"] = float(self._router_loss) / self._router_steps
+        self._router_loss.zero_()
+        self._router_steps = 0
+        return metrics
+
     def state_dict(self) -> dict[str, Any]:
         """Sums up to the last log and since, for a checkpoint. All processes must call it."""
         return {
@@ -88,6 +108,7 @@ class RunningMeans(TrainerCallback):
             "losses_since_log": self._losses_since_log(),
             "hits_since_log": int(self._correct_of_all()),
             "tokens_since_log": float(self._tokens),
+            "router_loss_since_log": [float(self._router_loss), self._router_steps],
         }
 
     def finish(self) -> None:
