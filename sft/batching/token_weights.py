@@ -32,7 +32,7 @@ def token_weights(
         owners, borrowed: as `sft.batching.prefixes.find_owners` returns them; empty if nothing is shared.
     """
     weights = np.zeros(num_computed, dtype=np.float32)
-    for index in np.flatnonzero(is_trained):
+    for index in np.flatnonzero(is_trained).tolist():
         shared = borrowed[index] if len(borrowed) else 0
         weights[starts[index] + shared : starts[index] + lengths[index]] += 1
         if shared:

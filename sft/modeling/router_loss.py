@@ -24,7 +24,7 @@ from sft.common.device_errors import reraise_device_error
 from sft.modeling.experts import expert_counts
 from sft.modeling.few_tokens import call_on, few_tokens
 
-OUTPUT = {"output_router_logits": True}
+OUTPUT: dict[str, Any] = {"output_router_logits": True}
 """The argument with which transformers returns the router's scores."""
 _NUM_TOKENS = 16
 """As in `extra_loss`, where this loss explains a part of the model's own."""

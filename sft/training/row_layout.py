@@ -138,8 +138,7 @@ def resolve_layout(
     is_padding_free = training.padding_free is not False and tried.obstacle is None
     run_by_document(model, tried.mixers)
     may_share = is_padding_free and training.share_prefixes
-    sharing_obstacle = _sharing_obstacle(trial, tried, own_rope, training) if may_share else None
-    sharing_obstacle = agree_on_problem(sharing_obstacle, context) if may_share else None
+    sharing_obstacle = _sharing_obstacle(trial, tried, own_rope, training, context) if may_share else None
     output_layer = None if sharded else trial.output_layer()
     skips_padding_mask = not is_padding_free and not sharded and trial.can_skip_padding_mask(pad_token_id)
     found = LayoutFindings(
@@ -183,8 +182,17 @@ class _Tried:
     """See `LayoutFindings`."""
 
 
-def _sharing_obstacle(trial: ModelTrials, tried: _Tried, own_rope: str | None, training: TrainingConfig) -> str | None:
-    """Why shared leading tokens cannot be computed once, as a clause; None if they can be."""
+def _sharing_obstacle(
+    trial: ModelTrials, tried: _Tried, own_rope: str | None, training: TrainingConfig, context: DistributedContext
+) -> str | None:
+    """Why shared leading tokens cannot be computed once, as a clause; None if they can be. A collective operation."""
+    return agree_on_problem(_own_sharing_obstacle(trial, tried, own_rope, training), context)
+
+
+def _own_sharing_obstacle(
+    trial: ModelTrials, tried: _Tried, own_rope: str | None, training: TrainingConfig
+) -> str | None:
+    """The same on this process."""
     if tried.attention not in (DOCUMENTS, ONE_BY_ONE):
         return "flash attention takes complete rows"
     if tried.mixers or tried.numbers_documents:
