@@ -49,11 +49,12 @@ def with_adapters(facts: MemoryFacts, *, rank: int = LORA_RANK) -> MemoryFacts:
     """The same run with LoRA on all linear layers (Hu et al., 2022): `rank * (in + out)` parameters for each of them.
 
     Counted for the seven linear layers of a gated decoder, keys and values as wide as queries, which is slightly high
-    for grouped-query attention. On a GPU frozen weights are held in 16 bits, as `dtype: auto` does.
+    for grouped-query attention, and for stacked experts. On a GPU frozen weights are held in 16 bits, as `dtype: auto`
+    does.
     """
     size = facts.footprint
     hidden, inner = size.hidden_size, size.intermediate_size or 4 * size.hidden_size
-    adapters = size.num_layers * rank * (8 * hidden + 3 * (hidden + inner))
+    adapters = rank * (size.num_layers * (8 * hidden + 3 * (hidden + inner)) + size.stacked_rank_parameters)
     halves = facts.device.startswith("cuda") and facts.weights == "float32"
     return replace(
         facts,
@@ -63,6 +64,7 @@ def with_adapters(facts: MemoryFacts, *, rank: int = LORA_RANK) -> MemoryFacts:
             num_parameters=size.num_parameters + adapters,
             num_trainable_parameters=adapters,
             weight_bytes=size.weight_bytes // (2 if halves else 1) + 4 * adapters,
+            adapted_stack_bytes=size.num_stacked_parameters * (2 if halves else facts.element_bytes),
         ),
     )
 
@@ -70,16 +72,25 @@ def with_adapters(facts: MemoryFacts, *, rank: int = LORA_RANK) -> MemoryFacts:
 def with_4bit_weights(facts: MemoryFacts) -> MemoryFacts:
     """The same run with the layers' frozen weights in 4 bits, all others in float32 (Dettmers et al., 2023, QLoRA).
 
-    Embeddings are never in 4 bits, which limits the count where grouped-query attention makes layers smaller.
+    Embeddings are never in 4 bits, which limits the count where grouped-query attention makes layers smaller. Nor are
+    stacked experts, which stay in 16 bits under autocast.
     """
     size = facts.footprint
     hidden, inner = size.hidden_size, size.intermediate_size or 4 * size.hidden_size
     embeddings = size.vocab_size * hidden + size.num_lookup_parameters
     frozen = size.num_parameters - (size.num_trainable_parameters if facts.has_adapters else 0)
-    in_4_bits = min(size.num_layers * (4 * hidden**2 + 3 * hidden * inner), max(frozen - embeddings, 0))
-    others = max(size.num_parameters - in_4_bits, 0)
+    stacked = size.num_stacked_parameters
+    in_4_bits = min(size.num_layers * (4 * hidden**2 + 3 * hidden * inner), max(frozen - embeddings - stacked, 0))
+    others = max(size.num_parameters - in_4_bits - stacked, 0)
+    stack_bytes = stacked * (2 if facts.is_mixed else 4)
     return replace(
-        facts, footprint=replace(size, weight_bytes=4 * others + in_4_bits // 2, num_4bit_parameters=in_4_bits)
+        facts,
+        footprint=replace(
+            size,
+            weight_bytes=4 * others + stack_bytes + in_4_bits // 2,
+            num_4bit_parameters=in_4_bits,
+            adapted_stack_bytes=stack_bytes if size.adapted_stack_bytes else 0,
+        ),
     )
 
 

@@ -140,7 +140,8 @@ def estimate_memory(facts: MemoryFacts) -> MemoryEstimate:
         gradients_bytes=trained * trained_element,
         optimizer_bytes=round(trained * optimizer_bytes(facts.optimizer, trained_element)),
         activations_bytes=_activation_bytes(facts, gradient_checkpointing=facts.gradient_checkpointing)
-        + _attention_workspace_bytes(facts),
+        + _attention_workspace_bytes(facts)
+        + _adapted_expert_bytes(facts),
         logits_bytes=_logits_bytes(facts),
         slack_bytes=_slack_bytes(facts, trained * trained_element) + (_BUCKET_BYTES if facts.world_size > 1 else 0),
         process_bytes=facts.process_bytes,
@@ -207,6 +208,18 @@ def _attention_workspace_bytes(facts: MemoryFacts) -> int:
     return 4 * size.num_attention_heads * (facts.tokens + _ROWS_BESIDE_DOCUMENT * facts.documents) * (rounded + 1)
 
 
+def _adapted_expert_bytes(facts: MemoryFacts) -> int:
+    """Copies of stacked experts: peft adds their adapters to the weights in each forward pass, not to their output.
+
+    The sums are kept for the backward pass, with checkpointing those of one layer at a time. Beside them, one layer
+    takes two copies: the adapters' product, and the gradient of the sum. Compared with measured peaks on CPU in float32
+    (8 experts, 4 and 8 layers): 5 to 15 % above them.
+    """
+    copies = facts.footprint.adapted_stack_bytes
+    one_layer = copies // facts.footprint.num_layers
+    return (one_layer if facts.gradient_checkpointing else copies) + 2 * one_layer
+
+
 def _logits_bytes(facts: MemoryFacts) -> int:
     """The logits of the supervised positions, and what the loss makes of them.
 
@@ -233,7 +246,8 @@ def _weights_bytes(facts: MemoryFacts) -> int:
     # Autocast keeps a 16-bit copy of each float32 weight until the backward pass is over.
     num_float32 = size.num_parameters if is_float32 else size.num_trainable_parameters if facts.has_adapters else 0
     if size.num_4bit_parameters:
-        num_float32 = size.num_parameters - size.num_4bit_parameters
+        # Under autocast the stacked experts stay in 16 bits.
+        num_float32 = size.num_parameters - size.num_4bit_parameters - size.num_stacked_parameters
     beside = _bytes_beside_4bit_weights(size, 4 if is_float32 and not facts.is_mixed else 2)
     return size.weight_bytes + (2 * num_float32 if facts.is_mixed else 0) + beside
 

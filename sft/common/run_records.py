@@ -101,6 +101,12 @@ class ModelFootprint:
     """Parameters of an untied input embedding: looked up, never multiplied."""
     num_4bit_parameters: int = 0
     """Parameters that are stored in 4 bits."""
+    num_stacked_parameters: int = 0
+    """Parameters of experts that are stacked in one parameter: bitsandbytes quantizes linear layers only."""
+    stacked_rank_parameters: int = 0
+    """Parameters of an adapter of rank 1 on all stacked experts."""
+    adapted_stack_bytes: int = 0
+    """Bytes of the stacked experts that have adapters: each forward pass makes a copy of them with the adapter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from sft.common.run_records import ModelFootprint
 from sft.modeling.architecture import values_of_layers
+from sft.modeling.experts import stacked_experts
+from sft.modeling.own_parameters import unpacked_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,6 +25,8 @@ def footprint(model: "PreTrainedModel", least_bytes: int = 0) -> ModelFootprint:
     output = model.get_output_embeddings()
     is_tied = output is not None and getattr(output, "weight", None) is embedding.weight
     parameters = [(parameter, unpacked_count(parameter)) for parameter in model.parameters()]
+    stacks = stacked_experts(model)
+    adapted = _with_adapters(model)
     return ModelFootprint(
         num_parameters=sum(count for _, count in parameters),
         num_trainable_parameters=sum(count for parameter, count in parameters if parameter.requires_grad),
@@ -41,12 +43,16 @@ def footprint(model: "PreTrainedModel", least_bytes: int = 0) -> ModelFootprint:
         num_attention_heads=max(values_of_layers(config, "num_attention_heads"), default=0),
         head_size=max(values_of_layers(config, "head_dim"), default=0),
         num_lookup_parameters=0 if is_tied else embedding.weight.numel(),
+        num_stacked_parameters=sum(weight.numel() for weight in stacks.values()),
+        stacked_rank_parameters=sum(len(weight) * sum(weight.shape[1:]) for weight in stacks.values()),
+        adapted_stack_bytes=sum(
+            weight.numel() * weight.element_size() for weight in stacks.values() if id(weight) in adapted
+        ),
         num_4bit_parameters=sum(count for parameter, count in parameters if count != parameter.numel()),
     )
 
 
-def unpacked_count(parameter: Any) -> int:
-    """Number of weights in a parameter; bitsandbytes packs two 4-bit weights into a byte."""
-    state = getattr(parameter, "quant_state", None)
-    shape = getattr(state, "shape", None)
-    return int(torch.Size(shape).numel()) if shape is not None else parameter.numel()
+def _with_adapters(model: Any) -> set[int]:
+    """The ids of single parameters with an adapter: peft's wrapper of their module names them."""
+    wrappers = ((each, getattr(each, "parameter_name", None)) for each in model.modules())
+    return {id(getattr(each.get_base_layer(), name)) for each, name in wrappers if name is not None}

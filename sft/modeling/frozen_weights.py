@@ -12,8 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from sft.common.text import percent
 from sft.modeling.adapter_targets import takes_parameters
 from sft.modeling.experts import listed_experts, stacked_experts
-from sft.modeling.footprint import unpacked_count
-from sft.modeling.own_parameters import is_of_adapters, kinds_of, num_parameters, own_parameters
+from sft.modeling.own_parameters import is_of_adapters, kinds_of, num_parameters, own_parameters, unpacked_count
 from sft.modeling.text_path import is_inside
 
 

@@ -62,12 +62,20 @@ def load_pretrained_model(
         options["gguf_file"] = config.gguf_file
     if quantization is not None:
         # Not at the top: it imports peft, a second that a plain model does not need.
-        from sft.modeling.quantization import bitsandbytes_config, prepare_quantized_model
+        from sft.modeling.quantization import (
+            bitsandbytes_config,
+            prepare_quantized_model,
+            unquantized_experts_line,
+        )
 
         options["quantization_config"] = bitsandbytes_config(quantization, precision)
         # Each process holds the full model on its own device; `auto` would split it over all (accelerate#2713).
         options["device_map"] = {"": context.device}
     described = _check_architecture(config)
+    if quantization is not None and described is not None:
+        of_experts = unquantized_experts_line(described, precision)
+        if of_experts is not None:
+            logger.info(of_experts)
     maps = is_to_be_sharded and lora is None and quantization is None and config.gguf_file is None
     model, unused = _load_weights(config, options, mappable_dtype(described, options["dtype"]) if maps else None)
     line = described and text_part_line(described, model)
@@ -80,7 +88,7 @@ def load_pretrained_model(
     if getattr(model, "hf_quantizer", None) is None:
         _check_finite(model, config.model_name_or_path)
     if quantization is not None:
-        model = prepare_quantized_model(model)
+        model = prepare_quantized_model(model, is_mixed=precision.mixed != "no")
     if lora is not None:
         from sft.modeling.text_adapters import add_text_adapters  # imports peft too
 

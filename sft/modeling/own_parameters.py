@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from sft.common.text import first_of
-from sft.modeling.footprint import unpacked_count
 
 _SHOWN_NAMES = 4
 _PEFT_NAMES = re.compile(r"^base_model\.model\.|\.base_layer\b|\.modules_to_save\.default\b")
@@ -34,3 +34,10 @@ def kinds_of(names: Iterable[str]) -> str:
     """The first of different names, without the numbers of layers: `layers.*.mlp.experts.down_proj`."""
     kinds = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name).removesuffix(".weight") for name in names))
     return first_of(kinds[:_SHOWN_NAMES], len(kinds))
+
+
+def unpacked_count(parameter: Any) -> int:
+    """Number of weights in a parameter; bitsandbytes packs two 4-bit weights into a byte."""
+    state = getattr(parameter, "quant_state", None)
+    shape = getattr(state, "shape", None)
+    return int(torch.Size(shape).numel()) if shape is not None else parameter.numel()

@@ -6,15 +6,17 @@ from copy import deepcopy
 from typing import Any, cast
 
 import torch
-from peft import prepare_model_for_kbit_training
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from sft.common.errors import ModelError
 from sft.common.optional_packages import is_installed, missing_package
 from sft.common.run_records import Precision
+from sft.common.text import percent
 from sft.configuration.schema import QuantizationConfig
+from sft.modeling.experts import stacked_experts
+from sft.modeling.own_parameters import num_parameters
 
 
 def bitsandbytes_config(quantization: QuantizationConfig, precision: Precision) -> BitsAndBytesConfig:
@@ -35,9 +37,49 @@ def bitsandbytes_config(quantization: QuantizationConfig, precision: Precision) 
     )
 
 
-def prepare_quantized_model(model: Any) -> Any:
-    """Freeze a quantized model and prepare it for training adapters on it."""
-    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+def unquantized_experts_line(config: Any, precision: Precision) -> str | None:
+    """A line about stacked experts, which bitsandbytes leaves as they are; None for a model without them.
+
+    Args:
+        config: config.json of the model, of which no weights are read.
+        precision: the types to compute in.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception:  # code of its own, or settings that no model can have: loading tells
+        return None
+    stacked, total = sum(weight.numel() for weight in stacked_experts(model).values()), num_parameters(model)
+    if not stacked:
+        return None
+    stays_in_16_bits = precision.mixed != "no" and precision.weights != "float32"
+    kind = precision.weights if stays_in_16_bits else "float32"
+    return (
+        f"quantization_config: bitsandbytes quantizes linear layers only. The experts of this model "
+        f"({percent(stacked, total)} of the parameters) are stacked in single parameters and stay in {kind}: "
+        f"{stacked * getattr(torch, kind).itemsize / 2**30:,.2f} GiB."
+    )
+
+
+def prepare_quantized_model(model: Any, *, is_mixed: bool) -> Any:
+    """Freeze a quantized model and prepare it for training adapters on it.
+
+    What is in 16 bits is cast to float32, as peft's `prepare_model_for_kbit_training` does: norms, embeddings and the
+    output layer compute in it. Stacked experts are not among the layers that bitsandbytes quantizes, and may be most of
+    the model: under autocast they compute in 16 bits anyway, and stay as they are.
+
+    Args:
+        model: as transformers loaded it.
+        is_mixed: whether training uses autocast.
+    """
+    kept = {id(weight) for weight in stacked_experts(model).values()} if is_mixed else set()
+    for weight in model.parameters():
+        weight.requires_grad = False
+        is_in_16_bits = weight.dtype in (torch.float16, torch.bfloat16) and type(weight) is nn.Parameter
+        if is_in_16_bits and id(weight) not in kept:
+            weight.data = weight.data.to(torch.float32)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     _disable_cpu_repacking(model)
     return model
 

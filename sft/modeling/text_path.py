@@ -19,8 +19,7 @@ from sft.common.errors import one_line
 from sft.common.text import percent
 from sft.modeling.architecture import other_inputs
 from sft.modeling.few_tokens import call_on, few_tokens
-from sft.modeling.footprint import unpacked_count
-from sft.modeling.own_parameters import kinds_of, num_parameters, own_parameters
+from sft.modeling.own_parameters import kinds_of, num_parameters, own_parameters, unpacked_count
 
 logger = logging.getLogger("sft.model")
 _NUM_TOKENS = 16

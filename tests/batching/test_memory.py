@@ -207,3 +207,18 @@ def test_estimate_memory_is_close_to_what_autograd_saves(mixed, attention):
     expected = estimate.activations_bytes + estimate.weights_bytes - 4 * count
     assert output.logits.shape == (4, 128, 64)
     assert expected == pytest.approx(sum(kept.values()), rel=0.1)
+
+
+def test_adapters_on_stacked_experts_take_a_copy_of_them():
+    experts = dataclasses.replace(ADAPTERS, num_stacked_parameters=600, adapted_stack_bytes=2400)
+    without = components(ADAPTERS)
+    assert components(experts)[3] - without[3] == 2400 + 2 * 1200
+    one_layer = components(ADAPTERS, gradient_checkpointing=True)
+    assert components(experts, gradient_checkpointing=True)[3] - one_layer[3] == 3 * 1200
+
+
+def test_autocast_keeps_no_copy_of_stacked_experts_that_stay_in_16_bits():
+    quantized = dataclasses.replace(ADAPTERS, num_4bit_parameters=200)
+    stacked = dataclasses.replace(quantized, num_stacked_parameters=600)
+    given = {"mixed": "bf16", "weights": "bfloat16"}
+    assert components(quantized, **given)[0] - components(stacked, **given)[0] == 2 * 600

@@ -9,7 +9,8 @@ import yaml
 from sft.batching.larger_steps import larger_step
 from sft.commands.init.findings import Choices, DataInfo, MachineInfo, ModelInfo
 from sft.commands.init.fit import Fit, choose_global_batch_size, choose_max_seq_length
-from sft.common.text import counted, size, visible
+from sft.common.run_records import ModelFootprint
+from sft.common.text import counted, percent, size, visible
 
 _MAX_COMMENT_LENGTH = 100
 
@@ -23,7 +24,7 @@ def choose_settings(choices: Choices, machine: MachineInfo, fit: Fit) -> list[Li
         *_model_lines(choices.model),
         *_data_lines(choices),
         *_training_lines(choices, machine, fit),
-        *_adapter_lines(choices.method),
+        *_adapter_lines(choices.method, choices.model.footprint),
         *_device_lines(choices, machine),
         ("", "Logging", ""),
         ("report_to", "tensorboard", "or wandb, a list of both, or none"),
@@ -136,7 +137,7 @@ def _learning_rate(choices: Choices) -> tuple[str, str]:
     return "2e-5", "usual for full fine-tuning: 1e-5 to 5e-5"
 
 
-def _adapter_lines(method: str) -> Iterator[Line]:
+def _adapter_lines(method: str, footprint: ModelFootprint | None) -> Iterator[Line]:
     if method == "full":
         return
     yield "", "Adapters", ""
@@ -145,8 +146,12 @@ def _adapter_lines(method: str) -> Iterator[Line]:
     yield "  lora_alpha", "32", "scale: usually twice the rank"
     yield "  target_modules", "all-linear", "all linear layers except the output layer"
     if method == "qlora":
+        reason = "frozen weights in 4 bits (requires bitsandbytes): a quarter of their memory"
+        if footprint is not None and footprint.num_stacked_parameters:
+            share = percent(footprint.num_stacked_parameters, footprint.num_parameters)
+            reason += f"; not of the experts ({share} of the parameters), which bitsandbytes cannot quantize"
         yield "quantization_config", "", ""
-        yield "  load_in_4bit", "true", "frozen weights in 4 bits (requires bitsandbytes): a quarter of their memory"
+        yield "  load_in_4bit", "true", reason
 
 
 def _device_lines(choices: Choices, machine: MachineInfo) -> Iterator[Line]:
