@@ -25,6 +25,7 @@ from sft.modeling.architecture import (
 from sft.modeling.loading_errors import readable_loading_errors
 from sft.modeling.mapped_weights import is_mapped, mappable_dtype
 from sft.modeling.prediction_heads import left_out_line, prediction_heads
+from sft.modeling.quantization import bitsandbytes_config, prepare_quantized_model, unquantized_experts_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -52,26 +53,8 @@ def load_pretrained_model(
         ModelError: if the model is no causal language model, cannot be loaded, or lacks the target of an adapter.
         ConfigError: if `attn_implementation` cannot be used.
     """
-    options: dict[str, Any] = {
-        "dtype": getattr(torch, precision.weights),
-        "trust_remote_code": config.trust_remote_code,
-    }
-    if config.attn_implementation is not None:
-        options["attn_implementation"] = config.attn_implementation
-    if config.gguf_file is not None:
-        options["gguf_file"] = config.gguf_file
-    if quantization is not None:
-        # Not at the top: it imports peft, a second that a plain model does not need.
-        from sft.modeling.quantization import (
-            bitsandbytes_config,
-            prepare_quantized_model,
-            unquantized_experts_line,
-        )
-
-        options["quantization_config"] = bitsandbytes_config(quantization, precision)
-        # Each process holds the full model on its own device; `auto` would split it over all (accelerate#2713).
-        options["device_map"] = {"": context.device}
     described = _check_architecture(config)
+    options = _loading_options(config, quantization, precision, context)
     if quantization is not None and described is not None:
         of_experts = unquantized_experts_line(described, precision)
         if of_experts is not None:
@@ -97,6 +80,25 @@ def load_pretrained_model(
             # The frozen embedding's output requires no gradient, but the input of a checkpointed layer must.
             model.enable_input_require_grads()
     return model
+
+
+def _loading_options(
+    config: ModelConfig, quantization: QuantizationConfig | None, precision: Precision, context: DistributedContext
+) -> dict[str, Any]:
+    """The options of `from_pretrained` that follow from the settings."""
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, precision.weights),
+        "trust_remote_code": config.trust_remote_code,
+    }
+    if config.attn_implementation is not None:
+        options["attn_implementation"] = config.attn_implementation
+    if config.gguf_file is not None:
+        options["gguf_file"] = config.gguf_file
+    if quantization is not None:
+        options["quantization_config"] = bitsandbytes_config(quantization, precision)
+        # Each process holds the full model on its own device; `auto` would split it over all (accelerate#2713).
+        options["device_map"] = {"": context.device}
+    return options
 
 
 def check_quantized_weights_can_train(
