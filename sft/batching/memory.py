@@ -213,7 +213,8 @@ def _adapted_expert_bytes(facts: MemoryFacts) -> int:
 
     The sums are kept for the backward pass, with checkpointing those of one layer at a time. Beside them, one layer
     takes two copies: the adapters' product, and the gradient of the sum. Compared with measured peaks on CPU in float32
-    (8 experts, 4 and 8 layers): 6 to 42 % above them, most with checkpointing. In bfloat16 on CPU the peaks were higher.
+    (8 experts, 4 and 8 layers): 6 to 42 % above them, most with checkpointing. In bfloat16 on CPU the peaks were
+    higher.
     """
     copies = facts.footprint.adapted_stack_bytes
     one_layer = copies // facts.footprint.num_layers
