@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _OWN_NAME = re.compile(r"(^|\.)mtp(\.|_|$)")
 _LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)\.")
 """A layer of the text model: some files number the further heads on after the last layer."""
+_NUM_HEADS = re.compile(r"num_(nextn_predict|mtp)_layers")
+"""Entries of config.json that say how many there are."""
 
 
 def prediction_heads(name_or_path: str, config: "PretrainedConfig") -> list[str]:
@@ -26,7 +28,10 @@ def prediction_heads(name_or_path: str, config: "PretrainedConfig") -> list[str]
         name_or_path: a folder, or the name of a model on the Hub.
         config: of the model.
     """
-    return sorted(_names(name_or_path, config.get_text_config().num_hidden_layers))
+    of_text = config.get_text_config()
+    stated = [value for key, value in of_text.to_dict().items() if _NUM_HEADS.fullmatch(key) and type(value) is int]
+    first = of_text.num_hidden_layers
+    return sorted(_names(name_or_path, range(first, first + sum(stated))))
 
 
 def left_out_line(name_or_path: str, names: Sequence[str]) -> str | None:
@@ -42,11 +47,11 @@ def left_out_line(name_or_path: str, names: Sequence[str]) -> str | None:
     )
 
 
-def _names(name_or_path: str, num_layers: int) -> Iterator[str]:
+def _names(name_or_path: str, further_layers: range) -> Iterator[str]:
     for path in weight_files(name_or_path):
         with safe_open(path, "pt") as file:
             names = list(file.keys())
         for name in names:
             layer = _LAYER.match(name)
-            if _OWN_NAME.search(name) or (layer is not None and int(layer.group(1)) >= num_layers):
+            if _OWN_NAME.search(name) or (layer is not None and int(layer.group(1)) in further_layers):
                 yield name

@@ -190,8 +190,6 @@ SOME = [
     ("tokenizer_config.json", "tokenizer_class", "BertTokenizer"),
     ("tokenizer.json", "added_tokens", "x"),
     ("tokenizer.json", "model", {"type": "nope"}),
-    ("generation_config.json", "num_beams", "x"),
-    ("generation_config.json", "num_beams", 0),
     ("generation_config.json", "min_length", [1]),
     ("generation_config.json", "penalty_alpha", 0.5),
     ("generation_config.json", "num_return_sequences", 4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from sft.modeling.prediction_heads import left_out_line, prediction_heads
 from tests.support import messages
@@ -20,7 +21,9 @@ NAMES = {
 @pytest.fixture(params=NAMES)
 def folder(request, tmp_path):
     """A model of 2 layers with heads in its file."""
-    build_architecture(request.param).save_pretrained(tmp_path)
+    model = build_architecture(request.param)
+    model.config.num_nextn_predict_layers = 1
+    model.save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     save_file(load_file(file) | {name: torch.zeros(4, 4) for name in NAMES[request.param]}, file, {"format": "pt"})
@@ -29,9 +32,11 @@ def folder(request, tmp_path):
 
 def test_heads_are_found_by_their_names_in_the_files(folder):
     path, names = folder
-    config = build_architecture("llama").config
+    config = AutoConfig.from_pretrained(path)
     assert prediction_heads(str(path), config) == names
     assert messages.HEADS_ARE_LEFT_OUT in left_out_line("m", names)
+    config.num_nextn_predict_layers = 0  # further layers in a file may as well be a mistake in config.json
+    assert prediction_heads(str(path), config) == [name for name in names if name.startswith("mtp")]
 
 
 @pytest.mark.parametrize("name", ["llama", "deepseek_v3", "gemma3n"])
