@@ -18,7 +18,7 @@ from sft.modeling.fitting import fit_to_tokenizer
 from sft.modeling.loading import check_quantized_weights_can_train, load_pretrained_model
 from sft.modeling.precision import resolve_precision
 from sft.modeling.saving import save_final_model
-from sft.modeling.text_path import report_unused_modules
+from sft.modeling.text_path import freeze_unused_modules
 from sft.modeling.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -64,6 +64,6 @@ def load_model(
     name, has_adapters = config.model.model_name_or_path, config.lora is not None
     check_quantized_weights_can_train(model, name, has_adapters=has_adapters, is_to_be_sharded=is_to_be_sharded)
     if not has_adapters:
-        report_unused_modules(model)
+        freeze_unused_modules(model)
     fit_to_tokenizer(model, tokenizer, config.data.max_seq_length, adapters_only=has_adapters)
     return model

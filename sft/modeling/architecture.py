@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -63,8 +69,7 @@ def why_not_causal_lm(config: "PretrainedConfig") -> str | None:
             f"is an encoder-decoder model ({name}); only decoder-only (causal) language models can be trained here. "
             "Choose one of those."
         )
-    own_code = getattr(config, "auto_map", None) or {}
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in own_code:
+    if auto_class(config) is not None:
         return _too_many_layers(config)
     inputs = other_inputs(config)
     if inputs:
@@ -79,8 +84,25 @@ def why_not_causal_lm(config: "PretrainedConfig") -> str | None:
     )
 
 
-def why_adapters_not_causal_lm(path: str) -> str | None:
-    """What the base model of adapters is, after their name, if it is no causal language model; None if not known.
+def auto_class(config: "PretrainedConfig") -> Any:
+    """The class of transformers that loads the whole model with its language head; None if there is none.
+
+    A model of images and text is loaded whole, so that it is saved whole, unless its config.json names the class of the
+    text part alone.
+    """
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return AutoModelForCausalLM
+    kind = type(config)
+    is_causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForCausalLM if is_causal else None
+    whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind].__name__
+    is_whole = not is_causal or whole in (getattr(config, "architectures", None) or ())
+    return AutoModelForImageTextToText if is_whole else AutoModelForCausalLM
+
+
+def base_of_adapters(path: str) -> tuple[str, "PretrainedConfig"] | None:
+    """The base model of adapters, and its config.json; None if they cannot be found.
 
     Args:
         path: a folder or a name on the Hub, without a config.json.
@@ -88,11 +110,21 @@ def why_adapters_not_causal_lm(path: str) -> str | None:
     try:
         file = find_adapter_config_file(path)
         base = file and read_json(file, ModelError).get("base_model_name_or_path")
-        problem = why_not_causal_lm(AutoConfig.from_pretrained(base)) if base else None
+        return (base, AutoConfig.from_pretrained(base)) if base else None
     except Exception as error:  # loading them reports it
         reraise_device_error(error)
         return None
-    return problem and f"contains adapters on {base}, which {problem}"
+
+
+def why_adapters_not_causal_lm(path: str) -> str | None:
+    """What the base model of adapters is, after their name, if it is no causal language model; None if not known.
+
+    Args:
+        path: a folder or a name on the Hub, without a config.json.
+    """
+    base = base_of_adapters(path)
+    problem = base and why_not_causal_lm(base[1])
+    return f"contains adapters on {base[0]}, which {problem}" if base and problem else None
 
 
 def quantization_method(config: "PretrainedConfig") -> str | None:

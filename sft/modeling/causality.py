@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from sft.common.device_errors import reraise_device_error
 from sft.common.errors import ModelError, one_line
 from sft.common.outside_files import outside_file
+from sft.modeling.architecture import auto_class
 from sft.modeling.few_tokens import call_on, few_tokens
 from sft.modeling.random_state import RandomState
 
@@ -92,6 +93,7 @@ def check_config_is_causal(config: "PretrainedConfig") -> None:
     Raises:
         ModelError: if it is not causal.
     """
+    loader = auto_class(config) or AutoModelForCausalLM
     layers = getattr(config, "num_hidden_layers", None)
     settings: dict[str, Any] = {"num_hidden_layers": 1, "vocab_size": 64, "pad_token_id": 0}
     for key, value in config.to_dict().items():
@@ -100,11 +102,11 @@ def check_config_is_causal(config: "PretrainedConfig") -> None:
     try:
         with torch.device("meta"):
             small = type(config).from_dict(config.to_dict() | settings)
-            size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(small).parameters())
+            size = sum(weight.numel() for weight in loader.from_config(small).parameters())
         if size > _MOST_PARAMETERS:
             return
         random_state = RandomState.capture("cpu")
-        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
+        model = loader.from_config(small, dtype=torch.float32)
         random_state.restore()
     except Exception as error:  # another shape of configuration: the run tries the model itself
         reraise_device_error(error)

@@ -17,6 +17,8 @@ from sft.common.run_records import DistributedContext, Precision
 from sft.common.text import counted, first_of
 from sft.configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig
 from sft.modeling.architecture import (
+    auto_class,
+    base_of_adapters,
     quantization_method,
     text_part_line,
     why_adapters_not_causal_lm,
@@ -60,7 +62,11 @@ def load_pretrained_model(
         if of_experts is not None:
             logger.info(of_experts)
     maps = is_to_be_sharded and lora is None and quantization is None and config.gguf_file is None
-    model, unused = _load_weights(config, options, mappable_dtype(described, options["dtype"]) if maps else None)
+    base = None if described is not None else base_of_adapters(config.model_name_or_path)
+    whole = described or (base and base[1])
+    loader = (whole and auto_class(whole)) or AutoModelForCausalLM
+    mapped = mappable_dtype(described, options["dtype"]) if maps else None
+    model, unused = _load_weights(config, loader, options, mapped)
     line = described and text_part_line(described, model)
     heads = prediction_heads(config.model_name_or_path, model.config)
     line = line or _unused_line(config.model_name_or_path, set(unused) - set(heads))
@@ -159,12 +165,13 @@ def _unused_line(path: str, names: Collection[str]) -> str | None:
 
 
 def _load_weights(
-    config: ModelConfig, options: dict[str, Any], mapped_dtype: torch.dtype | None
+    config: ModelConfig, loader: Any, options: dict[str, Any], mapped_dtype: torch.dtype | None
 ) -> tuple[Any, Collection[str]]:
     """Load the model and check that no weight is missing; also the names of weights that it does not have.
 
     Args:
         config: the model section.
+        loader: the auto class of transformers.
         options: of `from_pretrained`.
         mapped_dtype: dtype of the weights' files, which weights keep where they can be cast later.
 
@@ -176,7 +183,7 @@ def _load_weights(
     quiet = redirect_stderr(io.StringIO()) if config.gguf_file else nullcontext()
     try:
         with readable_loading_errors("model", config.model_name_or_path), quiet:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = loader.from_pretrained(
                 config.model_name_or_path,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
@@ -193,7 +200,7 @@ def _load_weights(
     if mapped_dtype is not None:
         if not is_mapped(model, config.model_name_or_path, mapped_dtype):
             del model, loaded
-            return _load_weights(config, options, None)
+            return _load_weights(config, loader, options, None)
         model.config.dtype = options["dtype"]
     if loading["mismatched_keys"]:
         name, saved, expected = min(loading["mismatched_keys"])

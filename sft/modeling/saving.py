@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sft.modeling.processor_files import copy_processor_files
 from sft.modeling.saved_folder import finish_saved_folder
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def save_final_model(
     model.save_pretrained(output_dir, state_dict=weights)
     if hasattr(model, "peft_config"):
         model.generation_config.save_pretrained(output_dir)
+    else:
+        copy_processor_files(model, output_dir)
     tokenizer.save_pretrained(output_dir)
     finish_saved_folder(output_dir, tokenizer)
 

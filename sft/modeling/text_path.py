@@ -87,16 +87,24 @@ def unused_line(model: Any, unused: Sequence[str], *, adapters: bool) -> str | N
     share = percent(sum(counts), num_parameters(model))
     return (
         f"Text does not reach {kinds_of(unused)} ({share} of the parameters), which "
-        f"{'gets no adapters' if adapters else 'stays as it is'}."
+        f"{'gets no adapters' if adapters else 'is frozen, and saved as it is'}."
     )
 
 
-def report_unused_modules(model: Any) -> None:
-    """Log what a run that trains all weights leaves as it is; tried where the model has more than one part."""
-    if model.config.get_text_config() is not model.config or other_inputs(model.config):
-        line = unused_line(model, try_text_path(model).unused, adapters=False)
-        if line is not None:
-            logger.info(line)
+def freeze_unused_modules(model: Any) -> None:
+    """Freeze, with a line, what text does not reach in a run that trains all weights.
+
+    Tried where the model has more than one part: they have no gradient, and stay as they are.
+    """
+    if model.config.get_text_config() is model.config and not other_inputs(model.config):
+        return
+    unused = try_text_path(model).unused
+    for name, weight in model.named_parameters():
+        if is_inside(name, unused):
+            weight.requires_grad_(False)
+    line = unused_line(model, unused, adapters=False)
+    if line is not None:
+        logger.info(line)
 
 
 def is_inside(name: str, modules: Sequence[str]) -> bool:

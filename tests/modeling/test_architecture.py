@@ -13,7 +13,7 @@ import transformers as t
 from sft.common.errors import ModelError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig
-from sft.modeling.architecture import num_positions, text_part_line, why_not_causal_lm
+from sft.modeling.architecture import auto_class, num_positions, text_part_line, why_not_causal_lm
 from sft.modeling.loading import check_quantized_weights_can_train, load_pretrained_model
 from sft.modeling.tokenizer import load_tokenizer
 from tests.support import messages
@@ -26,14 +26,21 @@ def load_float32(config):
 
 ENCODER_DECODER = [t.T5Config, t.BartConfig, t.WhisperConfig, t.MarianConfig, t.PegasusConfig, t.T5GemmaConfig]
 MULTIMODAL = {
-    t.Qwen2VLConfig: "vision",
-    t.LlavaConfig: "vision",
-    t.PaliGemmaConfig: "vision",
     t.Qwen2AudioConfig: "audio",
     t.CLIPConfig: "vision",
 }
 OTHER = [t.DistilBertConfig, t.ViTConfig, t.ModernBertConfig]
-CAUSAL = [t.LlamaConfig, t.GPT2Config, t.MixtralConfig, t.MambaConfig, t.Gemma3Config, t.Llama4Config, t.BertConfig]
+WHOLE = [t.Qwen2VLConfig, t.LlavaConfig, t.PaliGemmaConfig, t.Mistral3Config]
+CAUSAL = [
+    *WHOLE,
+    t.LlamaConfig,
+    t.GPT2Config,
+    t.MixtralConfig,
+    t.MambaConfig,
+    t.Gemma3Config,
+    t.Llama4Config,
+    t.BertConfig,
+]
 
 
 @pytest.mark.parametrize("kind", ENCODER_DECODER)
@@ -57,13 +64,29 @@ def test_another_model_is_named_by_its_class_or_type(kind):
     assert why_not_causal_lm(kind()).startswith(messages.NOT_CAUSAL_MODEL.format(kind=kind().model_type))
 
 
-@pytest.mark.parametrize("kind", CAUSAL)
+@pytest.mark.parametrize("kind", [*CAUSAL, *WHOLE])
 def test_a_model_that_transformers_loads_as_causal_is_accepted(kind):
     assert why_not_causal_lm(kind()) is None
 
 
 def test_a_model_with_its_own_code_is_accepted():
     assert why_not_causal_lm(t.ViTConfig(auto_map={"AutoModelForCausalLM": "modeling.Their"})) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "loader"),
+    [
+        (t.LlamaConfig, ["LlamaForCausalLM"], t.AutoModelForCausalLM),
+        (t.Gemma3Config, ["Gemma3ForConditionalGeneration"], t.AutoModelForImageTextToText),
+        (t.Mistral3Config, None, t.AutoModelForImageTextToText),
+        (t.Qwen3_5Config, ["Qwen3_5ForConditionalGeneration"], t.AutoModelForImageTextToText),
+        (t.Qwen3_5Config, ["Qwen3_5ForCausalLM"], t.AutoModelForCausalLM),
+        (t.Qwen3_5TextConfig, None, t.AutoModelForCausalLM),
+        (t.ViTConfig, None, None),
+    ],
+)
+def test_a_model_of_images_and_text_is_loaded_whole_unless_its_files_are_the_text_part(kind, names, loader):
+    assert auto_class(kind(architectures=names)) is loader
 
 
 def test_a_text_part_that_is_loaded_alone_is_reported():

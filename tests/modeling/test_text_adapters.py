@@ -11,7 +11,7 @@ import transformers as t
 from sft.common.errors import ConfigError, ModelError
 from sft.configuration.schema import LoRAConfig
 from sft.modeling.text_adapters import add_text_adapters
-from sft.modeling.text_path import report_unused_modules, try_text_path
+from sft.modeling.text_path import freeze_unused_modules, try_text_path
 from tests.support import messages
 from tests.support.small_models import build_model
 
@@ -224,7 +224,7 @@ def test_all_linear_leaves_out_what_peft_refuses(caplog):
 @pytest.mark.parametrize(("name", "is_reported"), [("gemma3", True), ("llama", False), ("gpt-oss", False)])
 def test_training_all_weights_reports_what_text_does_not_reach(name, is_reported, caplog):
     caplog.set_level("INFO", "sft")
-    report_unused_modules(build(name))
+    freeze_unused_modules(build(name))
     assert (messages.TEXT_DOES_NOT_REACH in caplog.text) == is_reported
 
 

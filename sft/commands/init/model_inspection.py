@@ -20,7 +20,7 @@ from sft.common.errors import ModelError, one_line
 from sft.common.hub_names import full_name_hint
 from sft.common.outside_files import outside_file
 from sft.common.run_records import ModelFootprint
-from sft.modeling.architecture import num_positions, why_not_causal_lm
+from sft.modeling.architecture import auto_class, num_positions, why_not_causal_lm
 from sft.modeling.causality import check_config_is_causal
 from sft.modeling.footprint import footprint
 from sft.modeling.model_files import check_settings_files
@@ -97,7 +97,7 @@ def _not_found(name: str) -> str:
 def _footprint_of(config: "PretrainedConfig") -> ModelFootprint:
     with _quiet_transformers():
         with outside_file("its size is unknown", ModelError), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = (auto_class(config) or AutoModelForCausalLM).from_config(config, dtype=torch.float32)
         return footprint(model)
 
 

@@ -45,7 +45,7 @@ _HEAD = """\
 {imports}
 
 folder = {folder!r}
-model = {model_class}.from_pretrained(folder)
+model = {load}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 """
 _CHAT = """\
@@ -66,13 +66,23 @@ def use_program(records: ReportRecords) -> str:
         return ""
     is_adapter = bool(records.settings.get("lora_config"))
     prompt = records.prompts[0].prompt if records.prompts else "Hello."
-    model_class, imports = "AutoModelForCausalLM", "from transformers import AutoModelForCausalLM, AutoTokenizer"
-    if is_adapter:
-        model_class = "AutoPeftModelForCausalLM"
+    # A model of images and text has no AutoModelForCausalLM.
+    is_whole = records.model_class.endswith("ForConditionalGeneration")
+    loader = records.model_class if is_whole else "AutoModelForCausalLM"
+    load, imports = (
+        f"{loader}.from_pretrained(folder)",
+        f"from transformers import {', '.join(sorted((loader, 'AutoTokenizer')))}",
+    )
+    if is_adapter and is_whole:
+        base = str(records.settings.get("model_name_or_path"))
+        load = f"PeftModel.from_pretrained({loader}.from_pretrained({base!r}), folder)"
+        imports = f"from peft import PeftModel\n{imports}"
+    elif is_adapter:
+        load = "AutoPeftModelForCausalLM.from_pretrained(folder)"
         imports = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
     return (_HEAD + (_CHAT if records.is_chat else _TEXT) + _TAIL).format(
         imports=imports,
-        model_class=model_class,
+        load=load,
         folder=str(records.settings.get("output_dir")),
         prompt=prompt if len(prompt) <= MAX_PROMPT_CHARACTERS else "Hello.",
     )
