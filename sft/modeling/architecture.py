@@ -96,7 +96,7 @@ def auto_class(config: "PretrainedConfig") -> Any:
     is_causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForCausalLM if is_causal else None
-    whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind].__name__
+    whole = getattr(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind], "__name__", "")
     is_whole = not is_causal or whole in (getattr(config, "architectures", None) or ())
     return AutoModelForImageTextToText if is_whole else AutoModelForCausalLM
 

@@ -62,11 +62,8 @@ def load_pretrained_model(
         if of_experts is not None:
             logger.info(of_experts)
     maps = is_to_be_sharded and lora is None and quantization is None and config.gguf_file is None
-    base = None if described is not None else base_of_adapters(config.model_name_or_path)
-    whole = described or (base and base[1])
-    loader = (whole and auto_class(whole)) or AutoModelForCausalLM
     mapped = mappable_dtype(described, options["dtype"]) if maps else None
-    model, unused = _load_weights(config, loader, options, mapped)
+    model, unused = _load_weights(config, _loader(config, described), options, mapped)
     line = described and text_part_line(described, model)
     heads = prediction_heads(config.model_name_or_path, model.config)
     line = line or _unused_line(config.model_name_or_path, set(unused) - set(heads))
@@ -152,6 +149,13 @@ def _check_architecture(config: ModelConfig) -> "PretrainedConfig | None":
     if problem is not None:
         raise ModelError(f"model_name_or_path: {config.model_name_or_path} {problem}")
     return found
+
+
+def _loader(config: ModelConfig, described: "PretrainedConfig | None") -> Any:
+    """The auto class of transformers for a model, or for the base model of adapters."""
+    base = None if described is not None else base_of_adapters(config.model_name_or_path)
+    found = described or (base and base[1])
+    return (found and auto_class(found)) or AutoModelForCausalLM
 
 
 def _unused_line(path: str, names: Collection[str]) -> str | None:
