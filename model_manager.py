@@ -15,8 +15,9 @@ from sft.checkpointing.resume_point import ResumePoint
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import SFTConfig
 from sft.modeling.fitting import fit_to_tokenizer
-from sft.modeling.loading import check_quantized_weights_can_train, load_pretrained_model
+from sft.modeling.loading import load_pretrained_model
 from sft.modeling.precision import resolve_precision
+from sft.modeling.published_quantization import check_quantized_weights_can_train
 from sft.modeling.saving import save_final_model
 from sft.modeling.text_path import freeze_unused_modules
 from sft.modeling.tokenizer import load_tokenizer

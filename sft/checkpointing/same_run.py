@@ -19,7 +19,7 @@ ORDER_KEYS = (
 """Settings that determine which rows a step trains on."""
 TEXT_KEYS = ("max_seq_length", "chat_template", "tokenizer_name_or_path", "unanswerable")
 """Settings that determine the tokens of a row."""
-STATE_KEYS = ("optim", "quantization_config", "lora_config")
+STATE_KEYS = ("optim", "dequantize", "quantization_config", "lora_config")
 """Settings and sections that determine the meaning of the saved weights and optimizer state."""
 BASE_KEYS = ("model_name_or_path", "gguf_file")
 """The base model of adapters."""

@@ -85,7 +85,9 @@ def load_saved_model(
     Raises:
         ModelError: if it cannot be loaded.
     """
-    config = ModelConfig(model_name_or_path=saved.weights, trust_remote_code=saved.trust_remote_code)
+    config = ModelConfig(
+        model_name_or_path=saved.weights, dequantize=saved.dequantizes, trust_remote_code=saved.trust_remote_code
+    )
     context, precision = DistributedContext(device=device), Precision(weights=dtype, mixed="no")
     model: Any = load_pretrained_model(config, None, quantization, precision, context)
     if quantization is None and getattr(model, "hf_quantizer", None) is None:

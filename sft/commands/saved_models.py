@@ -39,6 +39,11 @@ class SavedModel:
         return self.base is not None
 
     @property
+    def dequantizes(self) -> bool:
+        """Whether the adapters' base model was de-quantized in training, and has to be again."""
+        return self.is_adapters and self.record.settings.get("dequantize") is True
+
+    @property
     def weights(self) -> str:
         """Folder or Hub name of the full model, or of the adapters' base model."""
         return self.base or self.name_or_path

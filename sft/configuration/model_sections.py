@@ -27,6 +27,10 @@ class ModelConfig:
     precision); with LoRA, the frozen weights are bfloat16 on GPUs that support it, float16 on other GPUs, float32 on
     CPU."""
 
+    dequantize: bool = False
+    """De-quantize weights that are quantized in their files (MXFP4, FP8, compressed-tensors, bitsandbytes) while they
+    are loaded, to train on them in `dtype`."""
+
     attn_implementation: str | None = None
     """Attention implementation: eager, sdpa, flash_attention_2, ... Default: chosen by transformers for the model."""
 

@@ -19,7 +19,6 @@ from sft.configuration.schema import LoRAConfig, ModelConfig, QuantizationConfig
 from sft.modeling.architecture import (
     auto_class,
     base_of_adapters,
-    quantization_method,
     text_part_line,
     why_adapters_not_causal_lm,
     why_not_causal_lm,
@@ -27,6 +26,7 @@ from sft.modeling.architecture import (
 from sft.modeling.loading_errors import readable_loading_errors
 from sft.modeling.mapped_weights import is_mapped, mappable_dtype
 from sft.modeling.prediction_heads import left_out_line, prediction_heads
+from sft.modeling.published_quantization import dequantize_loaded, dequantizing_options, save_as_plain
 from sft.modeling.quantization import bitsandbytes_config, prepare_quantized_model, unquantized_experts_line
 
 if TYPE_CHECKING:
@@ -63,11 +63,16 @@ def load_pretrained_model(
             logger.info(of_experts)
     maps = is_to_be_sharded and lora is None and quantization is None and config.gguf_file is None
     mapped = mappable_dtype(described, options["dtype"]) if maps else None
+    if config.dequantize:
+        options |= dequantizing_options(described, config.model_name_or_path)
     model, unused = _load_weights(config, _loader(config, described), options, mapped)
+    if config.dequantize:
+        dequantize_loaded(model, config.model_name_or_path)
     line = described and text_part_line(described, model)
     heads = prediction_heads(config.model_name_or_path, model.config)
     line = line or _unused_line(config.model_name_or_path, set(unused) - set(heads))
-    for each in filter(None, [left_out_line(config.model_name_or_path, heads), line]):
+    plain = save_as_plain(described, model, config)
+    for each in filter(None, [left_out_line(config.model_name_or_path, heads), line, plain]):
         logger.info(each)
     if config.gguf_file is not None:
         _clear_gguf_quantization(model)
@@ -102,33 +107,6 @@ def _loading_options(
         # Each process holds the full model on its own device; `auto` would split it over all (accelerate#2713).
         options["device_map"] = {"": context.device}
     return options
-
-
-def check_quantized_weights_can_train(
-    model: Any, path: str, *, has_adapters: bool, is_to_be_sharded: bool = False
-) -> None:
-    """Check that weights which are quantized in their files can be trained.
-
-    Raises:
-        ModelError: if the method does not allow it, there are no adapters, or they are to be sharded.
-    """
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is None:
-        return
-    found = f"model_name_or_path: {path} is quantized by {quantization_method(model.config)} (config.json)"
-    if not quantizer.is_trainable:
-        raise ModelError(f"{found}, which cannot be trained. Choose the same model in full precision.")
-    if not has_adapters and not quantizer.is_qat_trainable:
-        raise ModelError(f"{found}: only adapters can be trained. Add lora_config, or choose it in full precision.")
-    if is_to_be_sharded and not all(map(_is_unquantized, model.parameters())):
-        raise ModelError(
-            f"{found}, and fsdp cannot shard quantized weights. Remove fsdp: each process then holds all weights. Or "
-            "choose the same model in full precision."
-        )
-
-
-def _is_unquantized(weight: torch.nn.Parameter) -> bool:
-    return type(weight) is torch.nn.Parameter and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check_architecture(config: ModelConfig) -> "PretrainedConfig | None":

@@ -35,3 +35,7 @@ across a checkpoint, and the mean loss of the run, would cover fewer steps than 
 WRITTEN_ARGUMENTS: tuple[str, ...] = ("_n_gpu",)
 """Attributes of `TrainingArguments` that `arguments.py` sets: the number of GPUs of one process. With more than one,
 Trainer wraps the model in DataParallel, which `CUDA_VISIBLE_DEVICES` cannot always prevent."""
+
+WRITTEN_MODEL: tuple[str, ...] = ("_weight_conversions",)
+"""Attributes of a model that `sft/modeling/published_quantization.py` sets: what saving undoes. De-quantized weights
+would be quantized again, as transformers prevents for GGUF files by the same assignment."""

@@ -14,7 +14,8 @@ from sft.common.errors import ModelError
 from sft.common.run_records import DistributedContext, Precision
 from sft.configuration.schema import ModelConfig
 from sft.modeling.architecture import auto_class, num_positions, text_part_line, why_not_causal_lm
-from sft.modeling.loading import check_quantized_weights_can_train, load_pretrained_model
+from sft.modeling.loading import load_pretrained_model
+from sft.modeling.published_quantization import check_quantized_weights_can_train
 from sft.modeling.tokenizer import load_tokenizer
 from tests.support import messages
 from tests.support.small_models import build_model

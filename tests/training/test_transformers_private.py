@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, core_model_loading
 
-from sft.training.transformers_private import OVERRIDDEN, WRITTEN, WRITTEN_ARGUMENTS
+from sft.training.transformers_private import OVERRIDDEN, WRITTEN, WRITTEN_ARGUMENTS, WRITTEN_MODEL
 from tests.support.paths import REPOSITORY
 from trainer_utils import SFTTrainer
 
@@ -37,6 +37,15 @@ def test_every_private_attribute_that_is_used_is_listed_and_exists():
     for path in [REPOSITORY / "trainer_utils.py", *(REPOSITORY / "sft").rglob("*.py")]:
         used.update(re.findall(r"trainer\.(_[a-z]\w*)", path.read_text(encoding="utf-8")))
     assert used == set(WRITTEN)
+
+
+def test_saving_reads_the_attribute_of_a_model_that_is_set():
+    source = inspect.getsource(core_model_loading.revert_weight_conversion)
+    assert all(f'"{name}"' in source for name in WRITTEN_MODEL)
+    used = set()
+    for path in (REPOSITORY / "sft").rglob("*.py"):
+        used.update(re.findall(r"\bmodel\.(_[a-z]\w*) = ", path.read_text(encoding="utf-8")))
+    assert used == set(WRITTEN_MODEL)
 
 
 def test_a_process_with_several_visible_gpus_uses_one(monkeypatch, prepare):

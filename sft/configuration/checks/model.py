@@ -24,6 +24,9 @@ def check_model(config: SFTConfig) -> Iterator[Contradiction]:
     if model.gguf_file and os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, model.gguf_file)):
         present = ", ".join(sorted(path.name for path in Path(folder).glob("*.gguf"))) or "none"
         yield Contradiction("gguf_file", f"no such file: {model.gguf_file!r} in {folder}. GGUF files there: {present}.")
+    if model.dequantize and (quantization or model.gguf_file):
+        other = "quantization_config" if quantization else "gguf_file, whose weights are de-quantized anyway"
+        yield Contradiction("dequantize", f"cannot be combined with {other}; choose one.")
     if model.gguf_file and quantization:
         yield Contradiction(
             "gguf_file", "cannot be combined with quantization_config, because its weights are dequantized; choose one."
