@@ -12,6 +12,8 @@ import pytest
 from tests.support import forked
 from tests.support.paths import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 def run_script(script, *arguments):
     """Runs a script as `python SCRIPT ARGUMENTS` does, in a process that has imported the libraries."""
@@ -86,7 +88,6 @@ def test_peers_are_driven_by_a_script_that_runs(tmp_path, question_file):
     assert json.loads(done.out.splitlines()[-1].removeprefix("RESULT "))["tokens_per_second"] > 0
 
 
-@pytest.mark.slow
 def test_bench_startup_runs():
     done = subprocess.run(
         [sys.executable, "benchmarks/bench_startup.py", "--repeats=1"],
@@ -101,7 +102,6 @@ def test_bench_startup_runs():
     assert result["help_seconds"] < result["first_step_seconds"] < result["whole_run_seconds"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_bench_memory_runs():
     done = subprocess.run(
@@ -129,7 +129,6 @@ def test_bench_memory_runs():
     assert all(cell["measured_mib"] > cell["before_mib"] for cell in result["cells"])
 
 
-@pytest.mark.slow
 def test_bench_ddp_runs():
     toy = ["--rounds=1", "--layers=2", "--width=16", "--tokens=8", "--bucket_mb=0.01"]
     done = subprocess.run(

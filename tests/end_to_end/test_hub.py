@@ -14,17 +14,15 @@ from tests.support import messages
 from tests.support.paths import REPOSITORY
 
 SLOW = ("silent", "silent for data")
-QUICK = (
-    "by name",
-    "interrupted",
+DEFAULT = ("by name", "interrupted", "gated model", "no data")
+"""One command each. The other cases are slow tests."""
+MORE = (
     "always interrupted",
     "data interrupted",
     "private model",
     "private data",
-    "gated model",
     "gated data",
     "no model",
-    "no data",
     "may not write",
     "no token",
 )
@@ -47,7 +45,12 @@ def on_local_hub(folder: Path, *cases: str, **environment: str) -> dict:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return on_local_hub(tmp_path_factory.mktemp("hub"), *QUICK)
+    return on_local_hub(tmp_path_factory.mktemp("hub"), *DEFAULT)
+
+
+@pytest.fixture(scope="module")
+def found_more(tmp_path_factory):
+    return on_local_hub(tmp_path_factory.mktemp("hub"), *MORE)
 
 
 def test_model_and_data_by_name_and_the_result_pushed(found):
@@ -69,31 +72,38 @@ def test_an_interrupted_download_is_resumed(found):
     assert (run["status"], run["err"]) == (0, ""), run
 
 
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        ("always interrupted", "tester/broken: the download from the Hub was interrupted."),
-        ("data interrupted", "dataset_name 'tester/broken': the download from the Hub was interrupted."),
-        (
-            "private model",
-            "tester/private: no such folder, and no such model on the Hub, or it is private: check the "
-            "name; if it is private, set HF_TOKEN (or run: hf auth login).",
-        ),
-        ("private data", "dataset_name 'tester/private': no such folder, and no such dataset on the Hub, or it is"),
-        (
-            "gated model",
-            "tester/gated: gated or private on the Hub: accept the terms on the model's page, then "
-            "set HF_TOKEN (or run: hf auth login).",
-        ),
-        ("gated data", "dataset_name 'tester/gated': gated or private on the Hub: accept the terms on the dataset's"),
-        ("no model", "tester/nothing: no such folder, and no such model on the Hub"),
-        ("no data", "dataset_name 'tester/nothing': no such folder, and no such dataset on the Hub"),
-        ("may not write", messages.PUSH_REJECTED.format(name="tester/result", status=401)),
-        ("no token", messages.PUSH_REJECTED.format(name="tester/result", status=401)),
-    ],
-)
-def test_an_error_of_the_hub_is_one_line_with_the_next_step(found, case, message):
-    run = found["runs"][case]
+ERRORS = {
+    "always interrupted": "tester/broken: the download from the Hub was interrupted.",
+    "data interrupted": "dataset_name 'tester/broken': the download from the Hub was interrupted.",
+    "private model": (
+        "tester/private: no such folder, and no such model on the Hub, or it is private: check the "
+        "name; if it is private, set HF_TOKEN (or run: hf auth login)."
+    ),
+    "private data": "dataset_name 'tester/private': no such folder, and no such dataset on the Hub, or it is",
+    "gated model": (
+        "tester/gated: gated or private on the Hub: accept the terms on the model's page, then "
+        "set HF_TOKEN (or run: hf auth login)."
+    ),
+    "gated data": "dataset_name 'tester/gated': gated or private on the Hub: accept the terms on the dataset's",
+    "no model": "tester/nothing: no such folder, and no such model on the Hub",
+    "no data": "dataset_name 'tester/nothing': no such folder, and no such dataset on the Hub",
+    "may not write": messages.PUSH_REJECTED.format(name="tester/result", status=401),
+    "no token": messages.PUSH_REJECTED.format(name="tester/result", status=401),
+}
+
+
+@pytest.mark.parametrize("case", [case for case in ERRORS if case in DEFAULT])
+def test_an_error_of_the_hub_is_one_line_with_the_next_step(found, case):
+    check_error(found["runs"][case], ERRORS[case])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in ERRORS if case in MORE])
+def test_more_errors_of_the_hub_are_one_line_with_the_next_step(found_more, case):
+    check_error(found_more["runs"][case], ERRORS[case])
+
+
+def check_error(run, message):
     assert run["status"] == 2, run
     assert message in run["err"]
     assert run["err"].count("\n") == 1
