@@ -108,12 +108,14 @@ def test_interrupt_on_signal_ends_the_process_where_nothing_would_catch_the_exce
 
 def test_a_forked_process_ends_by_sigterm_and_ignores_the_other_signals():
     with StopRequest() as request:
+        reader, writer = os.pipe()
         child = os.fork()
         if not child:
             os.kill(os.getpid(), signal.SIGINT)
+            os.write(writer, b"x")
             time.sleep(20)
             os._exit(0)
-        time.sleep(0.5)
+        os.read(reader, 1)
         os.kill(child, signal.SIGTERM)
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGTERM
