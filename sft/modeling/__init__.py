@@ -6,6 +6,7 @@ Public names:
     fitting, footprint, flops: model and tokenizer adjusted to each other; the size and cost of a model.
     architecture, causality, text_path, extra_loss, few_tokens: what config.json and a few tokens show about a model.
     adapter_targets, text_adapters, experts, frozen_weights: adapters where text passes, and what they leave frozen.
+    tokenizer_files: what a tokenizer's files need and leave unsaid.
     published_quantization: weights that are quantized in their files.
     processor_files: what is saved beside a model of images and text.
     rope_by_row, embedding_noise: rotary embeddings and noise that depend on the length of a row.
