@@ -13,7 +13,7 @@ from sft.configuration.schema import LoRAConfig
 from sft.modeling.adapters import add_adapters
 from sft.modeling.document_attention import isolated_documents
 from tests.support.layouts import assert_same, gradients, layout_of, padded_loss_and_gradients
-from tests.support.small_models import ARCHITECTURES, build_model
+from tests.support.small_models import ARCHITECTURES, build_model, with_random_adapters
 
 
 def row(ids, first_target):
@@ -82,9 +82,7 @@ def test_loss_and_gradients_equal_a_plain_padded_batch(architecture, with_adapte
     if with_adapters:
         torch.manual_seed(1)
         model = add_adapters(model, LoRAConfig(r=4))
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.data.normal_(std=0.1)
+        with_random_adapters(model)
     expected = padded_loss_and_gradients(model, rows())
     layout = layout_of(model)
     batch = layout.collator(rows())

@@ -14,7 +14,7 @@ from sft.modeling.experts import linear_routers, stacked_experts
 from sft.modeling.merging import merge_adapters
 from sft.modeling.text_adapters import add_text_adapters
 from tests.support.architectures import build_architecture
-from tests.support.small_models import build_model
+from tests.support.small_models import build_model, with_random_adapters
 
 IDS = torch.arange(3, 40)[None]
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
@@ -23,9 +23,7 @@ EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 def with_adapters(name, **lora):
     torch.manual_seed(0)
     model = add_text_adapters(build_architecture(name), LoRAConfig(r=2, **lora))
-    for key, weight in model.named_parameters():
-        if "lora_B" in key:
-            weight.data.normal_(std=0.1)
+    with_random_adapters(model)
     return model
 
 

@@ -25,7 +25,7 @@ from tests.support.layouts import (
     random_rows,
 )
 from tests.support.multimodal_models import NAMES, PROCESSOR, save_multimodal
-from tests.support.small_models import build_tokenizer
+from tests.support.small_models import build_tokenizer, with_random_adapters
 
 TOWERS = ("vision", "visual", "projector")
 IDS = torch.arange(20, 50)[None]
@@ -73,9 +73,7 @@ def test_adapters_are_on_the_text_and_are_merged_into_the_whole(name, tmp_path):
     adapted = [key for key, _ in model.named_parameters() if "lora_B" in key]
     assert adapted
     assert not any(is_tower(key) for key in adapted)
-    for key, weight in model.named_parameters():
-        if "lora_B" in key:
-            weight.data.normal_(std=0.1)
+    with_random_adapters(model)
     with torch.no_grad():
         expected = model.eval()(input_ids=IDS).logits
         save_final_model(merge_adapters(model), build_tokenizer(), str(tmp_path / "merged"))

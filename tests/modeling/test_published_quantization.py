@@ -14,7 +14,7 @@ from sft.modeling.loading import load_pretrained_model
 from sft.modeling.merging import merge_adapters
 from sft.modeling.saving import save_final_model
 from tests.support.quantized_models import OTHER_METHODS, save_fp8, save_mxfp4, save_with_settings
-from tests.support.small_models import build_tokenizer
+from tests.support.small_models import build_tokenizer, with_random_adapters
 
 IDS = torch.arange(20, 50)[None]
 SAVE = {"fp8": save_fp8, "mxfp4": save_mxfp4}
@@ -35,9 +35,7 @@ def test_dequantized_weights_are_trained_and_saved_as_plain_ones(method, dequant
     assert (
         caplog.text.count(f"its weights are quantized by {method} (config.json), and were de-quantized to float32") == 1
     )
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            weight.data.normal_(std=0.1)
+    with_random_adapters(model)
     with torch.no_grad():
         expected = model.eval()(input_ids=IDS).logits
         save_final_model(merge_adapters(model), build_tokenizer(), str(tmp_path / "saved"))

@@ -15,6 +15,7 @@ from sft.modeling.merging import merge_adapters
 from sft.modeling.text_adapters import add_text_adapters
 from tests.support.architectures import build_architecture
 from tests.support.layouts import layout_of
+from tests.support.small_models import with_random_adapters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,9 +48,7 @@ def outcome_of(name: str) -> Outcome:
 def _with_adapters(name: str) -> Any:
     torch.manual_seed(1)
     model = add_text_adapters(build_architecture(name), LoRAConfig(r=4, target_modules=["all-linear"])).eval()
-    for parameter, weight in model.named_parameters():
-        if "lora_B" in parameter:  # starts at zero
-            weight.data.normal_(std=0.1)
+    with_random_adapters(model)
     return model
 
 

@@ -36,7 +36,7 @@ _MAMBA = {
     "mamba_n_groups": 1,
     "mamba_chunk_size": 16,
 }
-_DELTA = {
+GATED_DELTA = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
@@ -199,13 +199,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Qwen3-Next",
         "Qwen3Next",
         "gated delta net, experts",
-        **_DELTA,
+        **GATED_DELTA,
         num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=16,
         shared_expert_intermediate_size=16,
     ),
-    "qwen3_5": _made("Qwen3.5", "Qwen3_5", "gated delta net", config="Qwen3_5TextConfig", **_DELTA),
+    "qwen3_5": _made("Qwen3.5", "Qwen3_5", "gated delta net", config="Qwen3_5TextConfig", **GATED_DELTA),
 }
 """By the name that tests use."""
 

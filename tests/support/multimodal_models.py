@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.support.architectures import GATED_DELTA
 from tests.support.small_models import SIZES, build_tokenizer
 
 _TEXT = {**SIZES, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
@@ -20,14 +21,6 @@ _QWEN_TOWER = {
     "patch_size": 14,
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
-}
-_DELTA = {
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "full_attention"],
-    "head_dim": 8,
 }
 PROCESSOR = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 28}}
 NAMES = ("gemma3", "mistral3", "qwen3_5", "qwen2_5_vl", "llava")
@@ -50,7 +43,7 @@ def build_multimodal(name: str) -> Any:
         )
         return t.Mistral3ForConditionalGeneration(config).eval()
     if name == "qwen3_5":
-        config = t.Qwen3_5Config(text_config={**_TEXT, **_DELTA}, vision_config={**_QWEN_TOWER, "in_channels": 3})
+        config = t.Qwen3_5Config(text_config={**_TEXT, **GATED_DELTA}, vision_config={**_QWEN_TOWER, "in_channels": 3})
         return t.Qwen3_5ForConditionalGeneration(config).eval()
     if name == "qwen2_5_vl":
         rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}

@@ -24,7 +24,7 @@ from tests.support.layouts import (
     padded_loss_and_gradients,
     random_rows,
 )
-from tests.support.small_models import ARCHITECTURES, build_model
+from tests.support.small_models import ARCHITECTURES, build_model, with_random_adapters
 
 SIZE = {
     "vocab_size": 400,
@@ -239,9 +239,7 @@ def test_loss_and_gradients_of_adapters_equal_a_padded_batch(padding_free, modul
     torch.manual_seed(1)
     lora = LoRAConfig(r=4, target_modules=["all-linear"], modules_to_save=modules_to_save)
     model = add_adapters(build_model("llama"), lora).train()
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:  # starts at zero, which would leave nothing to compare
-            weight.data.normal_(std=0.1)
+    with_random_adapters(model)
     found = loss_and_gradients(model, random_rows(), padding_free=padding_free)
     assert_same(found, padded_loss_and_gradients(model, random_rows()))
     assert found[2].output.chunk_bytes is not None
@@ -260,9 +258,7 @@ def test_loss_and_gradients_with_adapters_on_the_output_layer_equal_a_padded_bat
     """The logits are then more than one product, so all of them are computed."""
     torch.manual_seed(1)
     model = add_adapters(build_model("llama"), LoRAConfig(r=4, target_modules=["q_proj", "lm_head"])).train()
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            weight.data.normal_(std=0.1)
+    with_random_adapters(model)
     found = loss_and_gradients(model, random_rows())
     assert_same(found, padded_loss_and_gradients(model, random_rows()))
     assert found[2].is_padding_free
