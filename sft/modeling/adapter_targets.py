@@ -195,10 +195,11 @@ def _wanted_parameters(
     found = {target: [name for name in names if _matches(name, target)] for target in lora.target_parameters}
     missing = [target for target, matches in found.items() if not matches]
     if missing:
-        shown = kinds_of(stacked_experts(model)) or "none are stacked experts"
+        stacks = stacked_experts(model)
+        shown = f"Its experts: {kinds_of(stacks)}." if stacks else "It has no stacked experts."
         raise ModelError(
             f"lora_config.target_parameters [{', '.join(missing)}] match no parameter of two or three dimensions in "
-            f"{type(model).__name__}. Its experts: {shown}. Use names of its parameters, or leave the key out."
+            f"{type(model).__name__}. {shown} Use names of its parameters, or leave the key out."
         )
     return list(dict.fromkeys(name for matches in found.values() for name in matches))
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sft.common.files import write_text
 from sft.processes.environment import (
     LAUNCHER_VARIABLE,
     is_launched,
@@ -137,4 +138,4 @@ def _error_file() -> Path:
 
 def _write(suffix: str, status: int, problems: Sequence[str]) -> None:
     document = json.dumps({"exit_status": status, "problems": list(problems)})
-    Path(f"{_error_file()}.{suffix}").write_text(document, encoding="utf-8")
+    write_text(f"{_error_file()}.{suffix}", document)  # at once: the other processes read it too

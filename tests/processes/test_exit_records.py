@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from sft.processes.environment import LAUNCHER_VARIABLE
@@ -88,3 +90,17 @@ def test_a_restart_ends_if_all_processes_had_exited_deliberately(process, status
     process(0, attempt=1)
     final = previous_final_exit()
     assert (final and final.exit_status) == expected
+
+
+def test_a_record_that_is_being_written_is_not_read(process, monkeypatch):
+    attempt, seen = process(1), []
+    replace = os.replace
+
+    def look_and_replace(source, target):
+        seen.append(read_exit_records(attempt))  # what another process would see now
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look_and_replace)
+    record_exit(2, ["a problem"])
+    assert seen == [{}]
+    assert read_exit_records(attempt) == {1: ExitRecord(exit_status=2, problems=("a problem",))}
