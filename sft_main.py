@@ -167,7 +167,9 @@ def _launch_or_run(arguments: Sequence[str], command: Command) -> int:
 
 def _checked_on_machine(config: SFTConfig, command: Command) -> SFTConfig:
     """Refuses what cannot work on this machine, before processes are started and torch is imported; adds notices."""
-    machine = look_at_machine(asks_bfloat16=config.training.bf16 is True, asks_compiler=config.training.torch_compile)
+    machine = look_at_machine(
+        asks_bfloat16=config.training.bf16 is True, asks_compiler=config.training.torch_compile is True
+    )
     problems = list(find_machine_problems(config, machine, is_dry_run=command.dry_run))
     if not command.dry_run:  # which lists them with its other findings
         problems += [finding.line for finding in find_early_problems(config)]
@@ -191,9 +193,10 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     from model_manager import load_model, load_tokenizer
     from sft.training.arguments import build_training_arguments
     from sft.training.batch_size_trials import memory_limits, resolve_batches
+    from sft.training.compile_trial import settle_layout
     from sft.training.decided_precision import decide_precision
     from sft.training.dry_run import DryRun, check_data, show_preflight
-    from sft.training.model_preparation import prepare_model, with_micro_batch_size
+    from sft.training.model_preparation import prepare_model
     from sft.training.output_folder import claim_output, find_resume_point
     from sft.training.run_checks import check_run
     from sft.training.run_identity import check_resume, identify_run, with_shown_run_name
@@ -224,13 +227,14 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     model = load_model(config, tokenizer, precision, actual, resume=resume)
     prepared = prepare_model(config, model, tokenizer, precision, actual, is_chat=data.is_chat, resume=resume)
     plan = resolve_batches(config, data, prepared, context, actual=actual, limits=limits, resume=resume)
+    prepared = settle_layout(config, data, prepared, plan, actual, resume, is_dry_run=command.dry_run)
     identity = identify_run(config, data, prepared, context.device, resume)
     check_resume(resume, identity, plan)
     setup = RunSetup(
         config=config,
         context=context,
         data=data,
-        prepared=with_micro_batch_size(prepared, plan.per_device_train_batch_size),
+        prepared=prepared,
         plan=plan,
         limits=limits,
         identity=identity,
@@ -240,9 +244,7 @@ def run(config: SFTConfig, command: Command, lock: OutputLock, watchdog: Watchdo
     )
     arguments = build_training_arguments(setup, actual)
     dry_run = check_run(dry_run, setup, arguments, is_dry_run=command.dry_run)
-    if command.dry_run:
-        return show_preflight(dry_run, setup.prepared, plan)
-    return _train_and_save(setup, arguments, watchdog)
+    return show_preflight(dry_run, prepared, plan) if command.dry_run else _train_and_save(setup, arguments, watchdog)
 
 
 def _start_process(config: SFTConfig, command: Command) -> "DistributedContext":

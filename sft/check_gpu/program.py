@@ -26,8 +26,9 @@ from sft.common.machine_records import MemoryEstimate
 from sft.modeling.text_adapters import add_text_adapters
 from sft.training.arguments import build_training_arguments
 from sft.training.batch_size_trials import memory_limits, resolve_batches
+from sft.training.compile_trial import settle_layout
 from sft.training.dry_run import memory_facts
-from sft.training.model_preparation import prepare_model, with_micro_batch_size
+from sft.training.model_preparation import prepare_model
 from sft.training.run_identity import identify_run
 from sft.training.run_setup import RunSetup
 
@@ -168,11 +169,12 @@ def assemble(bench: Bench, name: str, shape: Shape, rows: Path, **settings: Any)
             model.enable_input_require_grads()
     prepared = prepare_model(config, model, tokenizer, precision, context, is_chat=data.is_chat)
     plan = resolve_batches(config, data, prepared, context, actual=context, limits=limits)
+    prepared = settle_layout(config, data, prepared, plan, context)
     setup = RunSetup(
         config=config,
         context=context,
         data=data,
-        prepared=with_micro_batch_size(prepared, plan.per_device_train_batch_size),
+        prepared=prepared,
         plan=plan,
         limits=limits,
         identity=identify_run(config, data, prepared, context.device),
@@ -196,6 +198,7 @@ def _settings(bench: Bench, model: Path, rows: Path, output: Path) -> dict[str, 
         "sample_prompts": "[]",
         "seed": 0,
         "full_determinism": bench.full_determinism,
+        "torch_compile": False,
         "use_cpu": not bench.on_gpu,
     }
 

@@ -24,6 +24,10 @@ class PassedThrough:
         return bool(self.fields.get("tf32", False))
 
     @property
+    def full_determinism(self) -> bool:
+        return bool(self.fields.get("full_determinism", False))
+
+    @property
     def optim_target_modules(self) -> Any | None:
         return self.fields.get("optim_target_modules")
 

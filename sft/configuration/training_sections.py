@@ -112,7 +112,7 @@ class TrainingConfig:
 
     share_prefixes: bool = True
     """Compute leading tokens that rows of a micro-batch have in common (such as a system prompt) only once. The results
-    are the same. Requires padding-free micro-batches; disabled with dropout and with `torch_compile`."""
+    are the same. Requires padding-free micro-batches; disabled with dropout and where layers are compiled."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: much less memory, about 25 % slower."""
@@ -121,9 +121,10 @@ class TrainingConfig:
     """With `gradient_checkpointing`: recompute only every n-th layer. 1: all layers; 2: half of them, if memory
     allows."""
 
-    torch_compile: bool = False
-    """Compile the model's layers with torch.compile. Useful on GPUs with `packing` or `tokens_per_batch`: batches then
-    have a fixed size, and nothing is recompiled."""
+    torch_compile: bool | Literal["auto"] = "auto"
+    """Compile the model's layers with torch.compile. auto: on a GPU with `packing` or `tokens_per_batch` (batches then
+    have a fixed size, and nothing is recompiled), if a trial before the first step shows that this makes the run
+    shorter."""
 
     reuse_freed_memory: bool | Literal["auto"] = "auto"
     """Keep freed memory in the process (glibc) for the next step instead of returning it to the system: about 25 %

@@ -24,10 +24,18 @@ def compile_layers(model: nn.Module, *, has_fixed_shape: bool, **options: Any) -
     """
     layers = repeated_layers(model)
     if not layers:
-        raise ConfigError(f"torch_compile: {type(model).__name__} has no repeated layers to compile. Remove the key.")
+        raise ConfigError(
+            f"torch_compile: {type(model).__name__} has no repeated layers to compile. Write torch_compile: false."
+        )
     for layer in layers:
         layer.compile(dynamic=False if has_fixed_shape else None, **options)
     return len(layers)
+
+
+def uncompile_layers(model: nn.Module) -> None:
+    """Undo `compile_layers`. torch has no public way back."""
+    for layer in repeated_layers(model):
+        layer._compiled_call_impl = None
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:

@@ -97,7 +97,7 @@ def linear_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 
 
 def chunk_bytes(device_type: str, memory_bytes: int | None) -> int:
-    """Bytes of a chunk of float32 logits: on a GPU enough for efficient matrix products, on CPU close to cache size.
+    """Bytes of a chunk of float32 logits: enough for efficient matrix products.
 
     Each chunk reads and writes the gradient of the output layer's weights once, so a GPU with room gets larger ones.
 
@@ -106,7 +106,7 @@ def chunk_bytes(device_type: str, memory_bytes: int | None) -> int:
         memory_bytes: of a GPU; None if it is not known.
     """
     if device_type != "cuda":
-        return 2**25
+        return 2**27
     return 2**30 if (memory_bytes or 0) >= _LARGE_GPU_BYTES else 2**28
 
 

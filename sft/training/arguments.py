@@ -123,10 +123,8 @@ def one_line_errors() -> Iterator[None]:
         raise ConfigError(one_line(error)) from error
 
 
-def compile_options(config: TrainingConfig) -> dict[str, Any] | None:
-    """Options of `torch.compile` for the layers; None where they are not compiled."""
-    if not config.torch_compile:
-        return None
+def compile_options(config: TrainingConfig) -> dict[str, Any]:
+    """Options of `torch.compile` for the layers."""
     passed = config.passed_through
     given = {"backend": passed.torch_compile_backend, "mode": passed.torch_compile_mode}
     return {option: value for option, value in given.items() if value is not None}

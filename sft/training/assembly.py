@@ -52,14 +52,14 @@ class PreparedTraining:
             yield
 
 
-def compile_model(prepared: PreparedModel, options: Mapping[str, Any] | None) -> None:
-    """Compile the layers with `torch.compile`, at their first call.
+def compile_model(prepared: PreparedModel, options: Mapping[str, Any]) -> None:
+    """Compile the layers with `torch.compile`, at their first call, where that is decided.
 
     Args:
         prepared: the model.
-        options: of `torch.compile`; None does not compile.
+        options: of `torch.compile`.
     """
-    if options is not None:
+    if prepared.layout.findings.compiles_layers:
         count = compile_layers(prepared.model, has_fixed_shape=prepared.layout.has_fixed_shape, **options)
         logger.info("Compiling %d layers, at the first steps.", count)
 

@@ -39,6 +39,8 @@ class LayoutFindings:
     """The modules of a packed row's layers that run document by document, by their names in the model."""
     numbers_documents: bool = False
     """Whether kernels of mixers are passed the number of each token's document (`seq_idx`)."""
+    compiles_layers: bool | None = None
+    """Whether the layers are compiled; None in older checkpoints, and before it is decided."""
     reason: str = TRIED
     """Where it comes from: trials, or the checkpoint that the run resumes from."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Row = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimedPass:
+    """A training pass."""
+
+    seconds: float
+    loss: float
+    gradient_norm: float
 
 
 class MemoryProbe:
@@ -111,6 +120,36 @@ class MemoryProbe:
             weight.grad = None
         return self._trial(rows, trains=False)
 
+    def timed(self, rows: Sequence[Row], layout: RowLayout) -> TimedPass:
+        """A training pass by itself, in another layout: its time, its loss, and the norm of its gradient.
+
+        Raises:
+            torch.OutOfMemoryError: if it does not fit.
+        """
+        self._model.train()
+        self._model.zero_grad(set_to_none=True)
+        batch = to_device(layout.collator(rows), torch.device(self._device))
+        _wait_for(self._device)
+        started = time.perf_counter()
+        loss = self._pass(batch, layout)
+        _wait_for(self._device)
+        seconds = time.perf_counter() - started
+        gradients = [weight.grad for weight in self._model.parameters() if weight.grad is not None]
+        return TimedPass(
+            seconds=seconds,
+            loss=float(loss),
+            gradient_norm=float(torch.nn.utils.get_total_norm(gradients)),
+        )
+
+    def _pass(self, batch: Mapping[str, Any], layout: RowLayout) -> torch.Tensor:
+        """Forward and backward pass of a micro-batch; returns the loss."""
+        with isolated_documents(self._model, layout.attention):
+            with self._autocast():
+                loss = layout.output.loss_sum(self._model, model_inputs(batch), batch)
+            loss = loss / max(len(batch["targets"]), 1)
+            loss.backward()
+        return loss.detach()
+
     def _trial(self, rows: Sequence[Row], *, trains: bool) -> Trial:
         collator = self._layout.collator if trains else self._layout.evaluation_collator
         if isinstance(collator, FlatCollator):
@@ -119,15 +158,11 @@ class MemoryProbe:
         started = time.perf_counter()
         with PeakMemory(self._device) as watch:
             batch = to_device(collator(rows), torch.device(self._device))
-            with isolated_documents(self._model, self._layout.attention):
-                if trains:
-                    with self._autocast():
-                        loss = self._layout.output.loss_sum(self._model, model_inputs(batch), batch)
-                    (loss / max(len(batch["targets"]), 1)).backward()
-                    del loss
-                else:
-                    with self._autocast(), torch.no_grad():
-                        self._layout.output.losses_and_hits(self._model, model_inputs(batch), batch)
+            if trains:
+                self._pass(batch, self._layout)
+            else:
+                with isolated_documents(self._model, self._layout.attention), self._autocast(), torch.no_grad():
+                    self._layout.output.losses_and_hits(self._model, model_inputs(batch), batch)
         return Trial(
             size=len(rows),
             tokens=batch["counts"]["tokens"],
@@ -140,6 +175,11 @@ class MemoryProbe:
             return nullcontext()
         dtype = torch.bfloat16 if self._precision.mixed == "bf16" else torch.float16
         return torch.autocast(torch.device(self._device).type, dtype=dtype)
+
+
+def _wait_for(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
 
 
 def longest_rows(dataset: RowDataset, count: int) -> list[Row]:

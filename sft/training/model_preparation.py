@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -121,11 +120,6 @@ def _move_to_device(model: "PreTrainedModel", device: str) -> None:
     """Moves a model that no device shares with others; a quantized one was loaded onto its device."""
     if not getattr(model, "is_quantized", False):
         cast(Any, model).to(device)  # mypy loses the signature behind transformers' decorator
-
-
-def with_micro_batch_size(prepared: PreparedModel, micro_batch_size: int) -> PreparedModel:
-    """The same with a layout for micro-batches of this size, which determines their shape if it is fixed."""
-    return replace(prepared, layout=prepared.layout.with_micro_batch_size(micro_batch_size))
 
 
 def _rope_lines(model: "PreTrainedModel", layout: RowLayout, max_seq_length: int) -> Iterator[str]:

@@ -73,6 +73,19 @@ class RowLayout:
         """Documents of a micro-batch of `rows` rows, as its boundaries count them: padded if shapes are fixed."""
         return padded_documents(rows) if self.has_fixed_shape else rows
 
+    def for_compiled_layers(self, training: TrainingConfig, max_seq_length: int) -> "RowLayout":
+        """The layout for which compiled layers are not recompiled: micro-batches of one size, where they have one.
+
+        Neither lists of lengths nor shared tokens, which would both be constants of the compiled code.
+        """
+        findings = replace(self.findings, compiles_layers=True)
+        if not isinstance(self.collator, FlatCollator):
+            return replace(self, findings=findings)
+        size = training.tokens_per_batch or (max_seq_length if training.packing else None)
+        flat = replace(self.collator, lists_lengths=False)
+        fixed = replace(flat, shares_prefixes=False, fixed_tokens=size, max_seq_length=max_seq_length)
+        return replace(self, collator=fixed, evaluation_collator=flat, findings=findings)
+
     def with_micro_batch_size(self, micro_batch_size: int) -> "RowLayout":
         """The layout for micro-batches of `micro_batch_size` rows or packs; fixed shapes are scaled accordingly."""
         one = self.collator
@@ -155,15 +168,15 @@ def resolve_layout(
     )
     found = keep_findings(found, kept)
     padded = PaddedCollator(pad_token_id, with_positions=bool(own_rope), weighs_tokens=bool(expert_counts(model)))
-    collators = _collators(training, found, padded, max_seq_length)
-    return RowLayout(
-        collator=collators[0],
-        evaluation_collator=collators[1],
+    layout = RowLayout(
+        collator=(collator := _collator(found, padded)),
+        evaluation_collator=collator,
         attention=tried.attention if found.is_padding_free else (PADDED if found.skips_padding_mask else None),
         output=OutputLayer(model, output_layer if found.uses_output_layer else None),
         own_rope=own_rope,
         findings=found,
     )
+    return layout.for_compiled_layers(training, max_seq_length) if training.torch_compile is True else layout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,26 +217,17 @@ def _own_sharing_obstacle(
     return trial.sharing_obstacle(tried.attention)
 
 
-def _collators(
-    training: TrainingConfig, found: LayoutFindings, padded: PaddedCollator, max_seq_length: int
-) -> tuple[FlatCollator | PaddedCollator, FlatCollator | PaddedCollator]:
-    """What makes micro-batches of rows, for training and for evaluation."""
+def _collator(found: LayoutFindings, padded: PaddedCollator) -> FlatCollator | PaddedCollator:
+    """What makes micro-batches of rows."""
     if not found.is_padding_free:
-        return padded, padded
-    # A compiled layer would be recompiled for each list of lengths; there they are read from the boundaries.
-    lists_lengths = (found.attends_one_by_one or bool(found.mixers_by_document)) and not training.torch_compile
-    flat = FlatCollator(
+        return padded
+    return FlatCollator(
         padded.pad_token_id,
         shares_prefixes=found.shares_prefixes,
-        lists_lengths=lists_lengths,
+        lists_lengths=found.attends_one_by_one or bool(found.mixers_by_document),
         numbers_documents=found.numbers_documents,
         weighs_tokens=padded.weighs_tokens,
     )
-    if not training.torch_compile:
-        return flat, flat
-    # A compiled layer treats the maximal length as a constant, and would be recompiled for other prefixes.
-    pack = training.tokens_per_batch or (max_seq_length if training.packing else None)
-    return replace(flat, shares_prefixes=False, fixed_tokens=pack, max_seq_length=max_seq_length), flat
 
 
 def _find_attention(

@@ -141,6 +141,7 @@ def decision_lines(identity: RunIdentity, plan: BatchPlan, resume: ResumePoint |
         f"{f', since {found.sharing_obstacle}' if found.sharing_obstacle else ''} ({found.reason})",
         f"loss at the output layer: {_yes(found.uses_output_layer)} ({found.reason})",
         f"attention of the model: {found.attention}{one_by_one}",
+        *([] if found.compiles_layers is None else [f"layers compiled: {_yes(found.compiles_layers)}"]),
         f"batch: {batch_text(plan)}, in evaluation {plan.per_device_eval_batch_size} per device ({sizes})",
         f"freed memory reused: {_yes(environment.reuses_freed_memory)}",
         *([f"GPU allocator: {environment.gpu_allocator or 'as torch sets it'}"] if environment.gpu else []),

@@ -350,7 +350,10 @@ def test_load_config_rejects_contradictions_of_streaming(text, problem):
             "tokens_per_batch: 2048\ntrain_sampling_strategy: group_by_length\n",
             ":3: tokens_per_batch: cannot be combined with train_sampling_strategy: group_by_length; choose one.",
         ),
-        ("torch_compile_mode: max-autotune\n", ":3: torch_compile_mode: requires torch_compile: true."),
+        (
+            "torch_compile: no\ntorch_compile_mode: max-autotune\n",
+            ":4: torch_compile_mode: requires torch_compile: true or auto.",
+        ),
         (
             "gradient_checkpointing: yes\ncheckpoint_every_n_layers: 2\n"
             "gradient_checkpointing_kwargs: {every_n_layers: 3}\n",

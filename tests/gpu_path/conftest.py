@@ -69,6 +69,7 @@ def run_fake(
             "report_to": "none",
             "sample_prompts": [],
             "dataloader_num_workers": 0,
+            "torch_compile": False,  # the trial of `auto` would be in every record
         }
         return devices.run_sft(tmp_path, defaults | settings, processes=processes, device=device, fault=fault)
 

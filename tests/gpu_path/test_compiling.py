@@ -28,3 +28,14 @@ def test_batches_of_different_lengths_are_compiled_once_or_twice(run_fake, model
     assert record["graph_breaks"] == {}
     assert len(record["steps"]) == 12
     assert record["steps"][-1]["compilations"] == most
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_auto_tries_compiled_layers_and_keeps_its_decision(run_fake, tmp_path, processes):
+    settings = PACKED | {"torch_compile": "auto", "max_steps": 6, "save_steps": 3, "num_train_epochs": None}
+    several = {"device": {"FAKE_CUDA_DEVICES": "2"}, "ddp_backend": "gloo"} if processes > 1 else {}
+    run = run_fake(processes=processes, **settings, **several)
+    assert run.status == 0, run.text
+    assert "torch_compile: auto): the run is too short" in run.text or "it would not be faster" in run.text
+    assert "compiled layers compute another" not in run.text
+    assert (tmp_path / "out" / "resolved_config.yaml").read_text().count("layers compiled: no") == 1

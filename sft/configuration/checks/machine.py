@@ -26,11 +26,11 @@ def find_machine_problems(config: SFTConfig, machine: MachineFacts, *, is_dry_ru
         yield from _find_what_needs_a_gpu(config, "use_cpu is true" if passed.use_cpu else _NO_GPU)
     elif training.bf16 is True and machine.lacks_bfloat16:
         yield "bf16: true, but this GPU has no bfloat16; write bf16: auto (it will choose fp16)."
-    if training.torch_compile and (passed.torch_compile_backend or INDUCTOR) == INDUCTOR:
+    if training.torch_compile is True and (passed.torch_compile_backend or INDUCTOR) == INDUCTOR:
         on_gpu = not (passed.use_cpu or machine.most_gpus == 0)
         missing = machine.missing_to_compile.get(on_gpu)
         if missing is not None:
-            yield f"torch_compile: needs {missing}, and found none. Install it, or remove the key."
+            yield f"torch_compile: needs {missing}, and found none. Install it, or write torch_compile: auto."
     gpus = _gpus(config, machine)
     if is_dry_run or (machine.is_launched and not gpus) or machine.has_gpu_of_its_own:
         return  # processes that share cores are slow, but they run

@@ -31,7 +31,7 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
     yield from _schedule_notices(config)
     if training.passed_through.use_liger_kernel:
         yield "use_liger_kernel: Liger's layers are used, but not its loss, which is computed in chunks here."
-    if training.torch_compile and not (training.packing or training.tokens_per_batch):
+    if training.torch_compile is True and not (training.packing or training.tokens_per_batch):
         yield "torch_compile: without packing or tokens_per_batch, batches vary in size, and each new size recompiles."
     if training.tokens_per_batch and training.per_device_train_batch_size != _default("per_device_train_batch_size"):
         yield "per_device_train_batch_size has no effect: tokens_per_batch sets the micro-batch size."

@@ -37,7 +37,7 @@ def check_fsdp(config: SFTConfig) -> Iterator[Contradiction]:
     if training.optim not in SHARDABLE_OPTIMIZERS:
         choices = " | ".join(SHARDABLE_OPTIMIZERS)
         yield Contradiction("optim", f"fsdp cannot shard the state of this optimizer; choose {choices}.")
-    if training.torch_compile:
+    if training.torch_compile is True:
         yield Contradiction("torch_compile", "is not supported with fsdp; choose one.")
     yield from _check_auto_sizes(config, "fsdp")
     if passed.save_only_model and config.fsdp.checkpoints == "sharded":

@@ -119,7 +119,7 @@ def check_passed_through(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction("train_sampling_strategy", f"unknown value {sampling!r}; choose {choices}.")
     for key in ("torch_compile_backend", "torch_compile_mode"):
         if getattr(passed, key) is not None and not config.training.torch_compile:
-            yield Contradiction(key, "requires torch_compile: true.")
+            yield Contradiction(key, "requires torch_compile: true or auto.")
     metric = passed.metric_for_best_model
     if metric is not None and str(metric).removeprefix("eval_") not in EVALUATION_METRICS:
         choices = " | ".join(EVALUATION_METRICS)
