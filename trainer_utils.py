@@ -118,7 +118,7 @@ class SFTTrainer(ClippingTrainer):
         self._stream_group = open_cpu_group(context) if stream is not None else None
         self.train_sampler = None
         if stream is None:
-            self.train_sampler = training_sampler(setup.data.train, self.args, setup.plan, context)
+            self.train_sampler = training_sampler(setup, self.args, context)
         self.remove_callback(PrinterCallback)
 
     def current_plan(self) -> BatchPlan:

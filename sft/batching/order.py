@@ -51,7 +51,8 @@ class RankBatchSampler:
             micro_batch_size: rows in a micro-batch of one process.
             rank, world_size: this process among all.
             seed: of the order; unused for `sequential`.
-            strategy: `random`, `sequential`, or `group_by_length` (needs `lengths`).
+            strategy: `random`, `sequential`, `by_length` (short rows first, those of equal length at random) or
+                `group_by_length`; the last two need `lengths`.
             lengths: tokens of each row.
             drop_last: omit the last global micro-batch if it is not full.
         """
@@ -87,6 +88,8 @@ class RankBatchSampler:
             return np.arange(self.num_rows)
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(self.num_rows)
+        if self.strategy == "by_length":
+            return order[np.argsort(np.asarray(self.lengths)[order], kind="stable")]
         if self.strategy == "group_by_length":
             return self._grouped_by_length(order, generator)
         return order

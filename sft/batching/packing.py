@@ -112,7 +112,7 @@ class PackPlan:
         return packs
 
 
-def plan_packs(lengths: np.ndarray, capacity: int) -> PackPlan:
+def plan_packs(lengths: np.ndarray, capacity: int, *, in_order: bool = False) -> PackPlan:
     """Plan packs for documents of these lengths: best fit decreasing, or sum of squares if that needs fewer packs.
 
     Best fit decreasing is almost optimal where there are short documents to fill the gaps. Where there are none
@@ -122,13 +122,24 @@ def plan_packs(lengths: np.ndarray, capacity: int) -> PackPlan:
     Args:
         lengths: integers `[N]`, tokens of each document.
         capacity: maximum number of tokens of a pack.
+        in_order: fill one pack after another instead, in the order of the documents: each takes the next documents as
+            long as they fit. The packs are to be dealt unshuffled.
 
     Raises:
         ValueError: if the capacity is below 1, or a length is below 1 or above the capacity.
     """
     lengths = _checked_lengths(lengths, capacity)
-    counts = np.bincount(lengths, minlength=capacity + 1)
     num_tokens = int(lengths.sum())
+    if in_order:
+        packs = _next_fit(lengths, capacity)
+        return PackPlan(
+            capacity=capacity,
+            num_packs=int(packs[-1]) + 1 if len(packs) else 0,
+            num_tokens=num_tokens,
+            lengths=lengths.astype(np.min_scalar_type(capacity)),
+            packs_by_length=packs[np.argsort(lengths, kind="stable")],
+        )
+    counts = np.bincount(lengths, minlength=capacity + 1)
     packing = _Packing(capacity)
     _place_by_best_fit(packing, counts)
     if packing.num_packs > -(-num_tokens // capacity) * (1 + SMALL_LOSS):
@@ -142,6 +153,19 @@ def plan_packs(lengths: np.ndarray, capacity: int) -> PackPlan:
         lengths=lengths.astype(np.min_scalar_type(capacity)),
         packs_by_length=_packs_by_length(packing),
     )
+
+
+def _next_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """The pack of each document, int64 `[N]`, where each pack takes the next documents as long as they fit."""
+    ends = np.cumsum(lengths)
+    packs = np.empty(len(lengths), dtype=np.int64)
+    begin = number = 0
+    while begin < len(lengths):
+        filled = ends[begin - 1] if begin else 0
+        end = int(np.searchsorted(ends, filled + capacity, side="right"))
+        packs[begin:end] = number
+        begin, number = end, number + 1
+    return packs
 
 
 def _checked_lengths(lengths: np.ndarray, capacity: int) -> np.ndarray:

@@ -19,6 +19,7 @@ def resolve_batch_plan(
     *,
     lengths: np.ndarray | None = None,
     max_seq_length: int = 0,
+    in_order: bool = False,
 ) -> BatchPlan:
     """Compute sizes and steps of a run, with the same arithmetic as the sampler and Trainer.
 
@@ -28,12 +29,13 @@ def resolve_batch_plan(
         context: the processes that share a step.
         lengths: tokens of each row; needed for packs.
         max_seq_length: the capacity of a pack where `tokens_per_batch` is not set.
+        in_order: whether packs are filled in the order of the rows.
     """
     packs = None
     if config.tokens_per_batch is not None or config.packing:
         if lengths is None:
             raise ValueError("Packs cannot be planned without the lengths of the rows.")
-        packs = plan_packs(lengths, config.tokens_per_batch or max_seq_length)
+        packs = plan_packs(lengths, config.tokens_per_batch or max_seq_length, in_order=in_order)
         num_rows = packs.num_packs
     # With `tokens_per_batch`, a pack is a micro-batch.
     micro_batch_size = 1 if config.tokens_per_batch is not None else cast(int, config.per_device_train_batch_size)

@@ -15,6 +15,7 @@ ORDER_KEYS = (
     "tokens_per_batch",
     "streaming",
     "shuffle_block_rows",
+    "order",
 )
 """Settings that determine which rows a step trains on."""
 TEXT_KEYS = ("max_seq_length", "chat_template", "tokenizer_name_or_path", "unanswerable")

@@ -110,6 +110,11 @@ class DataConfig:
     """With `streaming`: number of rows (rounded up to a few hundred) that are held in memory and shuffled together. 1:
     keep the order of the source."""
 
+    order: Literal["shuffled", "given", "by_length"] | None = None
+    """Order of the training rows. shuffled: by `seed`, anew in each epoch. given: as they are read, in each epoch;
+    packs are filled in this order, too. by_length: short rows first, rows of equal length shuffled; not with packs.
+    With `streaming`, shuffled or given. Default: shuffled, or what `train_sampling_strategy` says."""
+
     dataset_columns: dict[str, str] = field(default_factory=dict)
     """Column mapping: name in your data -> expected name, e.g. {query: question, reply: answer}."""
 

@@ -50,6 +50,13 @@ class SFTConfig:
     written: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Key -> the old name under which it was given. Not part of the saved file."""
 
+    @property
+    def sampling_strategy(self) -> str:
+        """The order of stored rows: `random`, `sequential`, `by_length`, or `group_by_length`."""
+        names = {"shuffled": "random", "given": "sequential", "by_length": "by_length"}
+        order = self.data.order
+        return self.training.passed_through.train_sampling_strategy if order is None else names[order]
+
 
 FLAT_SECTIONS: dict[str, type] = {
     "model": ModelConfig,

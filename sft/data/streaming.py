@@ -48,7 +48,8 @@ def open_stream(preparation: SourcePreparation, train: Split, *, seed: int) -> "
         preparation.preparer(source, prepared.record_format)
         for source, prepared in zip(train.sources, train.prepared, strict=True)
     ]
-    return RowStream(train.sources, preparers, seed=seed, block_rows=preparation.config.shuffle_block_rows)
+    block_rows = 1 if preparation.config.order == "given" else preparation.config.shuffle_block_rows
+    return RowStream(train.sources, preparers, seed=seed, block_rows=block_rows)
 
 
 class RowStream:

@@ -85,7 +85,12 @@ def resolve_batches(
     elif AUTO in asked.values():
         training = _SizeTrials(config, training, data, prepared, context, actual, limits).settle()
     plan = resolve_batch_plan(
-        training, data.num_train_rows, context, lengths=data.train.lengths, max_seq_length=config.data.max_seq_length
+        training,
+        data.num_train_rows,
+        context,
+        lengths=data.train.lengths,
+        max_seq_length=config.data.max_seq_length,
+        in_order=config.data.order == "given",
     )
     return replace(plan, num_chunks=num_chunks, asked=asked)
 
@@ -170,7 +175,10 @@ class _SizeTrials:
         self._prepared = prepared
         self._max_seq_length = config.data.max_seq_length
         self._limits = limits
-        self._packs = plan_packs(data.train.lengths, self._max_seq_length) if training.packing else None
+        in_order = config.data.order == "given"
+        self._packs = (
+            plan_packs(data.train.lengths, self._max_seq_length, in_order=in_order) if training.packing else None
+        )
         self._probe = MemoryProbe(
             prepared.model,
             prepared.precision,

@@ -13,16 +13,15 @@ from sft.batching.order import PackedBatchSampler, RankBatchSampler
 from sft.batching.packing import PackPlan
 from sft.batching.stream import MicroBatchStream
 from sft.common.data_records import RowDataset
-from sft.common.run_records import BatchPlan, DistributedContext
+from sft.common.run_records import DistributedContext
 from sft.processes.environment import tokenize_in_one_thread
+from sft.training.run_setup import RunSetup
 
 
-def training_sampler(
-    rows: RowDataset, arguments: TrainingArguments, plan: BatchPlan, context: DistributedContext
-) -> RankBatchSampler:
+def training_sampler(setup: RunSetup, arguments: TrainingArguments, context: DistributedContext) -> RankBatchSampler:
     """The order of training: batches of rows, or of packs."""
+    rows, plan, strategy = setup.data.train, setup.plan, setup.config.sampling_strategy
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    strategy = str(arguments.train_sampling_strategy)
     if plan.packs is not None:
         return PackedBatchSampler(
             cast(PackPlan, plan.packs),  # `common`, where the plan is declared, only has a protocol
@@ -40,7 +39,7 @@ def training_sampler(
         world_size=context.world_size,
         seed=seed,
         strategy=strategy,
-        lengths=rows.lengths if strategy == "group_by_length" else None,
+        lengths=rows.lengths if strategy in ("by_length", "group_by_length") else None,
         drop_last=arguments.dataloader_drop_last,
     )
 

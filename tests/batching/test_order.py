@@ -29,7 +29,7 @@ def test_rows_of_a_step_do_not_depend_on_the_split(micro, accumulation, world):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
+@pytest.mark.parametrize("strategy", ["random", "sequential", "by_length", "group_by_length"])
 def test_every_row_comes_once_and_ranks_have_equally_many_batches(world, strategy):
     lengths = list(np.random.default_rng(0).integers(1, 100, 101))
     samplers = [
@@ -43,7 +43,7 @@ def test_every_row_comes_once_and_ranks_have_equally_many_batches(world, strateg
     assert all(batch for own in batches for batch in own)
 
 
-STRATEGIES = st.sampled_from(["random", "sequential", "group_by_length"])
+STRATEGIES = st.sampled_from(["random", "sequential", "by_length", "group_by_length"])
 
 
 def samplers_of(num_rows, micro, world, *, seed, epoch, strategy):
@@ -85,7 +85,7 @@ def test_ranks_are_disjoint_and_together_a_permutation(num_rows, micro, world, s
     world=st.integers(1, 4),
     seed=st.integers(0, 2**32 - 1),
     epoch=st.integers(0, 5),
-    strategy=st.sampled_from(["random", "sequential"]),
+    strategy=st.sampled_from(["random", "sequential", "by_length"]),
 )
 @settings(max_examples=100, deadline=None)
 def test_rows_of_a_step_equal_those_of_one_process(num_rows, micro, accumulation, world, seed, epoch, strategy):
@@ -133,6 +133,38 @@ def test_a_rank_without_rows_gets_a_filler():
     assert filler(4) == -5
 
 
+def test_the_rows_of_a_step_are_a_function_of_seed_epoch_and_global_batch_alone():
+    generator = np.random.default_rng(0)
+    for case in range(3000):
+        strategy = ("random", "sequential", "by_length")[case % 3]
+        micro, accumulation, world = generator.integers(1, 4, 3).tolist()
+        num_rows, seed, epoch = generator.integers(1, [40, 9, 4]).tolist()
+        lengths = generator.integers(1, 9, num_rows)
+        parts = []
+        for rank in range(world):
+            own = RankBatchSampler(
+                num_rows, micro, rank=rank, world_size=world, seed=seed, strategy=strategy, lengths=lengths
+            )
+            own.set_epoch(epoch)
+            parts.append([row for batch in own for row in batch])
+        whole = RankBatchSampler(num_rows, micro * accumulation * world, seed=seed, strategy=strategy, lengths=lengths)
+        whole.set_epoch(epoch)
+        for step, batch in enumerate(whole):
+            of_step = slice(step * micro * accumulation, (step + 1) * micro * accumulation)
+            assert sorted(row for own in parts for row in own[of_step] if row >= 0) == sorted(batch)
+
+
+def test_by_length_takes_short_rows_first_and_shuffles_those_of_equal_length_in_each_epoch():
+    lengths = np.random.default_rng(1).integers(1, 20, 300)
+    sampler = RankBatchSampler(300, 5, seed=2, strategy="by_length", lengths=lengths)
+    first = sampler.order()
+    assert lengths[first].tolist() == sorted(lengths)
+    sampler.set_epoch(1)
+    second = sampler.order()
+    assert lengths[second].tolist() == sorted(lengths)
+    assert first.tolist() != second.tolist()
+
+
 def packed_rows(sampler, epoch=0):
     sampler.set_epoch(epoch)
     return [[row for row, _ in batch] for batch in sampler]
@@ -163,6 +195,18 @@ def test_packs_of_a_step_do_not_depend_on_how_it_is_split(strategy):
         both = [row for half in halves for row in half[step] if row >= 0]
         assert sorted(both) == sorted(batch)
         assert sorted(row for part in accumulated[8 * step : 8 * step + 8] for row in part) == sorted(batch)
+
+
+def test_packs_in_order_hold_the_rows_in_the_order_given_in_every_epoch():
+    packs = plan_packs(LENGTHS, 64, in_order=True)
+    sampler = PackedBatchSampler(packs, 2, seed=5, strategy="sequential")
+    for epoch in (0, 1):
+        assert [row for batch in packed_rows(sampler, epoch) for row in batch] == list(range(500))
+    halves = [
+        packed_rows(PackedBatchSampler(packs, 1, rank=rank, world_size=2, strategy="sequential")) for rank in (0, 1)
+    ]
+    together = [sorted(row for half in both for row in half if row >= 0) for both in zip(*halves, strict=True)]
+    assert together == packed_rows(sampler)
 
 
 def test_a_rank_without_a_pack_gets_a_pack_of_fillers():

@@ -62,6 +62,23 @@ def test_plan_packs_puts_a_document_where_least_space_is_left():
     assert lengths_in_packs(plan.deal(0, 0), [6, 5, 4, 3, 2]) == [[2, 3, 5], [4, 6]]
 
 
+def test_plan_packs_in_order_fills_one_pack_after_another():
+    generator = np.random.default_rng(3)
+    for _ in range(2000):
+        capacity = int(generator.integers(1, 12))
+        lengths = generator.integers(1, capacity + 1, generator.integers(0, 30))
+        expected, space = [], 0
+        for row, length in enumerate(lengths.tolist()):
+            if length > space:
+                expected.append([])
+                space = capacity
+            expected[-1].append(row)
+            space -= length
+        plan = plan_packs(lengths, capacity, in_order=True)
+        assert [pack.tolist() for pack in plan.deal(0, 1, shuffle=False)] == expected
+        assert plan.num_packs == len(expected)
+
+
 def test_plan_packs_counts_what_is_left_empty():
     plan = plan_packs(np.array([6, 6, 6]), 10)  # nothing above half of the capacity has a partner
     assert plan.num_packs == 3

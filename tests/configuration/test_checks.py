@@ -318,6 +318,10 @@ def test_load_config_rejects_contradictions_of_datasets(folder, text, problem):
             "lengths are not known in advance; choose one.",
         ),
         (
+            "max_steps: 5\norder: by_length\n",
+            ":5: order: by_length cannot be combined with streaming, because row lengths are not known in advance.",
+        ),
+        (
             "max_steps: 5\ngroup_by_length: yes\n",
             ":5: train_sampling_strategy (given as group_by_length): "
             "group_by_length cannot be combined with streaming, because row lengths are not known in advance; "
@@ -349,6 +353,14 @@ def test_load_config_rejects_contradictions_of_streaming(text, problem):
         (
             "tokens_per_batch: 2048\ntrain_sampling_strategy: group_by_length\n",
             ":3: tokens_per_batch: cannot be combined with train_sampling_strategy: group_by_length; choose one.",
+        ),
+        (
+            "packing: yes\norder: by_length\n",
+            ":3: packing: cannot be combined with order: by_length; choose one.",
+        ),
+        (
+            "order: given\ntrain_sampling_strategy: random\n",
+            ":3: order: conflicts with train_sampling_strategy, which sets the order too; choose one.",
         ),
         (
             "torch_compile: no\ntorch_compile_mode: max-autotune\n",

@@ -95,6 +95,10 @@ def _check_streaming(config: SFTConfig) -> Iterator[Contradiction]:
             "group_by_length cannot be combined with streaming, because row lengths are not known in advance; choose "
             "one.",
         )
+    if data.order == "by_length":
+        yield Contradiction(
+            "order", "by_length cannot be combined with streaming, because row lengths are not known in advance."
+        )
     if sampling == "sequential":
         yield Contradiction(
             "train_sampling_strategy", "has no effect with streaming; for sequential order set shuffle_block_rows: 1."

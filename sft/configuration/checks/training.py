@@ -108,12 +108,16 @@ def check_batch_sizes(config: SFTConfig) -> Iterator[Contradiction]:
             yield Contradiction(key, "requires padding-free micro-batches, but padding_free is false; choose one.")
         if training.passed_through.train_sampling_strategy == "group_by_length":
             yield Contradiction(key, "cannot be combined with train_sampling_strategy: group_by_length; choose one.")
+        if data.order == "by_length":
+            yield Contradiction(key, "cannot be combined with order: by_length; choose one.")
 
 
 def check_passed_through(config: SFTConfig) -> Iterator[Contradiction]:
     """Check what transformers would reject only after it is loaded."""
     passed = config.training.passed_through
     sampling = passed.train_sampling_strategy
+    if config.data.order is not None and "train_sampling_strategy" in passed.fields:
+        yield Contradiction("order", "conflicts with train_sampling_strategy, which sets the order too; choose one.")
     if sampling not in SAMPLING_STRATEGIES:
         choices = " | ".join(SAMPLING_STRATEGIES)
         yield Contradiction("train_sampling_strategy", f"unknown value {sampling!r}; choose {choices}.")
