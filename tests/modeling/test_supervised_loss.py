@@ -97,7 +97,7 @@ def test_chunks_are_larger_on_large_gpus_and_whole_tiles(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
         sizes[memory] = [_chunk_rows(vocabulary, torch.device("cuda:0")) for vocabulary in (49_152, 128_256, 2**22)]
     assert sizes == {24: [1280, 512, 128], 79: [5376, 2048, 128]}
-    assert _chunk_rows(128_256, torch.device("cpu")) == 65
+    assert _chunk_rows(128_256, torch.device("cpu")) == 261
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
