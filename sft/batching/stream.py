@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,34 +14,32 @@ from sft.common.errors import DataError
 
 
 class Slot(Protocol):
-    """A position in a stream, with the row in it or the reason why it is empty."""
+    """A position in a stream, with the rows in it, usually one, and the reasons why others are not."""
 
     @property
     def slot(self) -> int:
         """Its number, from 0."""
 
     @property
-    def input_ids(self) -> np.ndarray | None: ...
-
-    @property
-    def labels(self) -> np.ndarray | None: ...
+    def rows(self) -> Sequence[Mapping[str, np.ndarray]]:
+        """`input_ids` and `labels` of each."""
 
     @property
     def remarks(self) -> Sequence[Any]:
-        """What is counted of its row."""
+        """What is counted of its rows."""
 
     @property
-    def dropped(self) -> Any:
-        """Why the slot is empty; None where it has a row."""
+    def dropped(self) -> Sequence[Any]:
+        """What it has no rows of, and why."""
 
 
 class MicroBatchStream(IterableDataset[dict[str, Any]]):
     """The endless sequence of collated micro-batches of one process.
 
     Slots are assigned as `RankBatchSampler` assigns rows: the slots of an optimizer step depend on the product
-    batch x accumulation x processes alone. A batch is what the collator returns, `dropped`: the rows whose slots are
-    empty, and `remarks` on the others. If the data cannot be read, the last batch contains nothing but `failed`: the
-    reasons.
+    batch x accumulation x processes alone. A batch is what the collator returns, `dropped`: the rows that its slots
+    lack, `remarks` on the others, and `made`: how many rows it has, dropped ones included, beyond one for each slot. If
+    the data cannot be read, the last batch contains nothing but `failed`: the reasons.
     """
 
     def __init__(
@@ -92,13 +90,12 @@ class MicroBatchStream(IterableDataset[dict[str, Any]]):
             yield {"failed": error.problems}
 
     def _batch(self, slots: Sequence[Slot]) -> dict[str, Any]:
-        rows: list[Row] = [
-            {"input_ids": row.input_ids, "labels": row.labels, "batch_index": index}
-            for index, row in enumerate(slots)
-            if row.dropped is None
-        ]
+        # The rows of a slot share its index: if the device runs out of memory, they are divided like those of a pack.
+        rows: list[Row] = [{**row, "batch_index": index} for index, slot in enumerate(slots) for row in slot.rows]
+        dropped = [row for slot in slots for row in slot.dropped]
+        made = len(rows) + len(dropped) - len(slots)
         if not rows:
             # Every process takes part in every step, here with one token that is not trained.
             rows = [{"input_ids": np.zeros(1, np.int32), "labels": np.full(1, IGNORED, np.int32)}]
-        dropped = [row.dropped for row in slots if row.dropped is not None]
-        return {**self._collate(rows), "dropped": dropped, "remarks": [one for row in slots for one in row.remarks]}
+        remarks = [remark for slot in slots for remark in slot.remarks]
+        return {**self._collate(rows), "dropped": dropped, "remarks": remarks, "made": made}

@@ -16,13 +16,15 @@ ORDER_KEYS = (
     "streaming",
     "shuffle_block_rows",
     "order",
+    "row_function",
+    "row_filter",
 )
 """Settings that determine which rows a step trains on."""
-TEXT_KEYS = ("max_seq_length", "chat_template", "tokenizer_name_or_path", "unanswerable")
+TEXT_KEYS = ("max_seq_length", "chat_template", "tokenizer_name_or_path", "tokenizer_revision", "unanswerable")
 """Settings that determine the tokens of a row."""
 STATE_KEYS = ("optim", "dequantize", "quantization_config", "lora_config")
 """Settings and sections that determine the meaning of the saved weights and optimizer state."""
-BASE_KEYS = ("model_name_or_path", "gguf_file")
+BASE_KEYS = ("model_name_or_path", "model_revision", "gguf_file")
 """The base model of adapters."""
 ALLOWED_STATE_KEYS = ("lora_config.lora_dropout",)
 """Keys of these sections that may change."""

@@ -48,7 +48,9 @@ def resolve_device(setting: str) -> str:
 def saved_dtype(saved: SavedModel) -> str:
     """Return the data type that the weights are saved in, according to config.json; float32 if it names none."""
     with readable_loading_errors("configuration", saved.weights):
-        config = AutoConfig.from_pretrained(saved.weights, trust_remote_code=saved.trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            saved.weights, revision=saved.base_revision or "main", trust_remote_code=saved.trust_remote_code
+        )
     dtype = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
     name = str(dtype).removeprefix("torch.")
     return name if name in _DTYPES else "float32"
@@ -65,7 +67,8 @@ def load_saved_tokenizer(saved: SavedModel) -> "PreTrainedTokenizerBase":
     return load_tokenizer(
         ModelConfig(
             model_name_or_path=saved.weights,
-            tokenizer_name_or_path=saved.name_or_path if has_own else saved.weights,
+            model_revision=saved.base_revision,
+            tokenizer_name_or_path=saved.name_or_path if has_own else None,
             trust_remote_code=saved.trust_remote_code,
         )
     )
@@ -86,7 +89,10 @@ def load_saved_model(
         ModelError: if it cannot be loaded.
     """
     config = ModelConfig(
-        model_name_or_path=saved.weights, dequantize=saved.dequantizes, trust_remote_code=saved.trust_remote_code
+        model_name_or_path=saved.weights,
+        model_revision=saved.base_revision,
+        dequantize=saved.dequantizes,
+        trust_remote_code=saved.trust_remote_code,
     )
     context, precision = DistributedContext(device=device), Precision(weights=dtype, mixed="no")
     model: Any = load_pretrained_model(config, None, quantization, precision, context)

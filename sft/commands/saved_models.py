@@ -30,6 +30,8 @@ class SavedModel:
     """Its folder, or its name on the Hub."""
     base: str | None = None
     """Base model of adapters, a folder or a name on the Hub; None for a full model."""
+    base_revision: str | None = None
+    """Revision of that repository on the Hub."""
     record: RunRecord = field(default_factory=RunRecord)
     """Record of the run that trained it; empty if there is none."""
     trust_remote_code: bool = False
@@ -63,7 +65,7 @@ def find_saved_model(name_or_path: str, *, base: str | None = None, trust_remote
     """
     for option, given in (("the model", name_or_path), ("--base", base)):
         require_utf8(f"command line: {option}", given or "")
-    folder = Path(name_or_path).expanduser()
+    folder, revision = Path(name_or_path).expanduser(), None
     if folder.exists():
         name_or_path = str(folder)
         adapter_settings = _adapter_settings_in(folder)
@@ -74,10 +76,18 @@ def find_saved_model(name_or_path: str, *, base: str | None = None, trust_remote
     else:
         adapter_settings, record = _adapter_settings_on_hub(name_or_path), RunRecord()
     if adapter_settings is not None:
+        own = adapter_settings.get("revision")
+        revision = own if base is None and isinstance(own, str) else None
         base = base or _base_of(adapter_settings, folder)
     elif base is not None:
         raise ConfigError(f"command line: --base applies to adapters, but {name_or_path} is a full model; remove it.")
-    return SavedModel(name_or_path=name_or_path, base=base, record=record, trust_remote_code=trust_remote_code)
+    return SavedModel(
+        name_or_path=name_or_path,
+        base=base,
+        base_revision=revision if base is not None and not Path(base).is_dir() else None,
+        record=record,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def model_before_training(saved: SavedModel) -> str:

@@ -21,9 +21,12 @@ class RowSource:
 
     file: str
     line: int
+    part: int = 0
+    """Its place, from 1, among the rows that `row_function` made of that row; 0 if it is that row itself."""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        made = f" (made row {self.part})" if self.part else ""
+        return f"{self.file}:{self.line}{made}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +118,8 @@ class SourceReport:
     weight: float = 1.0
     """How often each row is used per epoch."""
     rows_an_epoch: int = 0
+    rows_made: int = 0
+    """See `SplitReport`."""
     unused_columns: tuple[str, ...] = ()
 
 
@@ -145,6 +150,8 @@ class SplitReport:
     rows_used: int
     rows_dropped: Mapping[str, int] = field(default_factory=dict)
     """Reason -> rows. `rows_read == rows_used + sum of these`, always."""
+    rows_made: int = 0
+    """Of the rows read, those that `row_function` made beyond one of a row: the sources have this many less."""
     dropped_examples: tuple[DroppedRow, ...] = ()
     """The first skipped rows of each reason, in reading order."""
     lengths: LengthReport | None = None

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +23,14 @@ _SPECIAL = (
 )
 NOT_UTF8 = "the path {path!a} contains bytes that are not UTF-8, which model files cannot have. Rename the folder."
 _INSTEAD = "Write its content to a file, and name that."
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def is_address(name: str) -> bool:
+    """Whether a file is named by an address, `s3://bucket/rows.jsonl`, and not by a local path."""
+    return _ADDRESS.match(name) is not None
 
 
 def special_kind(path: str | Path) -> str | None:

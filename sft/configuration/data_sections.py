@@ -36,6 +36,9 @@ class DatasetSource:
     config: str | None = None
     """Configuration of the named dataset, if it has several."""
 
+    revision: str | None = None
+    """Branch, tag or commit of the named dataset's repository on the Hub. Default: its main branch."""
+
     split: str | None = None
     """Split to use. Default: train; for a folder, the files whose names mark them as training data."""
 
@@ -52,6 +55,12 @@ class DatasetSource:
     max_rows: PositiveInt | None = None
     """Read only the first `max_rows` rows."""
 
+    row_function: str | None = None
+    """As `row_function` of the run, for this source."""
+
+    row_filter: str | None = None
+    """As `row_filter` of the run, for this source."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
@@ -59,13 +68,17 @@ class DataConfig:
 
     datasets: list[DatasetSource] = field(default_factory=list)
     """Several sources of training rows, instead of the keys below. Each entry has `path` or `name`, and optionally
-    `config`, `split`, `format`, `weight` (how often each row is used per epoch), `columns`, `max_rows`."""
+    `config`, `revision`, `split`, `format`, `weight` (how often each row is used per epoch), `columns`, `max_rows`,
+    `row_function`, `row_filter`."""
 
     dataset_name: str | None = None
     """A dataset on the Hugging Face Hub, or a local dataset folder (made by `save_to_disk`, or holding data files)."""
 
     dataset_config_name: str | None = None
     """Configuration of that dataset, if it has several (e.g. `main`)."""
+
+    dataset_revision: str | None = None
+    """Branch, tag or commit of that dataset's repository on the Hub. Default: its main branch."""
 
     dataset_path: PathText | None = None
     """A folder (or file) of data. `train_file` and `validation_file` are relative to it. Without `train_file`, all its
@@ -117,6 +130,15 @@ class DataConfig:
 
     dataset_columns: dict[str, str] = field(default_factory=dict)
     """Column mapping: name in your data -> expected name, e.g. {query: question, reply: answer}."""
+
+    row_function: str | None = None
+    """A function of a Python file, `my_rows.py:to_messages`, that turns each row as read (a dict) into a row of a known
+    format, a list of such rows, or None to drop it. `dataset_columns` renames the columns of its rows. Also used for
+    validation data."""
+
+    row_filter: str | None = None
+    """A function of a Python file, `my_rows.py:keep`, that receives each row as read, before `row_function`, and
+    returns whether to keep it. Also used for validation data."""
 
     on_bad_rows: Literal["error", "skip"] = "error"
     """What to do with rows that cannot be used (invalid JSON, empty answer, ...). error: stop and list the first ten.

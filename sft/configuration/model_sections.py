@@ -15,12 +15,19 @@ class ModelConfig:
     model_name_or_path: PathText
     """The model to fine-tune: a local folder or a model id on the Hugging Face Hub. Required."""
 
+    model_revision: str | None = None
+    """Branch, tag or commit of the model's repository on the Hub. Default: its main branch."""
+
     gguf_file: str | None = None
     """Name of a GGUF file in that folder (or Hub repository) to load the weights from. They are dequantized, trained,
     and saved as safetensors."""
 
     tokenizer_name_or_path: PathText | None = None
     """Load the tokenizer from this folder or Hub id instead of from the model's."""
+
+    tokenizer_revision: str | None = None
+    """Branch, tag or commit of the tokenizer's repository on the Hub. Default: `model_revision` if the tokenizer is the
+    model's, otherwise the main branch."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of the weights in memory. auto: float32 when all weights are trained (`bf16` and `fp16` add mixed
@@ -40,6 +47,12 @@ class ModelConfig:
     chat_template: str | None = None
     """Override the tokenizer's chat template: the name of a bundled template (chatml, plain), a file, or Jinja text.
     Default: the tokenizer's own template; if it has none, `plain` is used for conversations."""
+
+    @property
+    def revision_of_tokenizer(self) -> str | None:
+        """Revision from which the tokenizer is loaded; None for the main branch, or a folder."""
+        own = self.model_revision if self.tokenizer_name_or_path is None else None
+        return self.tokenizer_revision or own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

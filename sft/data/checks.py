@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sft.common.data_records import DataReport, SplitReport
 from sft.configuration.data_sections import SKIP
 from sft.configuration.schema import DataConfig
+from sft.data.row_functions import DELIBERATE_DROPS
 from sft.prompting.formats import UNANSWERABLE
 
 LISTED_ROWS = 10
@@ -51,14 +52,15 @@ def find_problems(report: DataReport, config: DataConfig) -> list[str]:
 
 def stops_run(reason: str, config: DataConfig) -> bool:
     """Whether a single row dropped for this reason stops a run."""
-    if reason == UNANSWERABLE and config.unanswerable == SKIP:
+    if reason in DELIBERATE_DROPS or (reason == UNANSWERABLE and config.unanswerable == SKIP):
         return False
     return (config.on_too_long if reason == "too_long" else config.on_bad_rows) == "error"
 
 
 def is_dropped_on_request(reason: str, config: DataConfig) -> bool:
     """Whether rows dropped for this reason do not count as bad: a setting asks for it."""
-    return reason == "too_long" or (reason == UNANSWERABLE and config.unanswerable == SKIP)
+    is_skipped = reason == UNANSWERABLE and config.unanswerable == SKIP
+    return reason == "too_long" or reason in DELIBERATE_DROPS or is_skipped
 
 
 def bad_row_lines(report: DataReport, config: DataConfig) -> list[str]:

@@ -71,9 +71,11 @@ def _count_split(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) 
     lost_answer = dropped.too_long["answer"]
     duplicates = _duplicates(columns.digest)
     lengths = rows.lengths
+    sources = _source_reports(split, epoch_rows, with_dropped=with_dropped)
     return SplitReport(
-        sources=_source_reports(split, epoch_rows, with_dropped=with_dropped),
+        sources=sources,
         rows_read=len(rows) + dropped.counts.total(),
+        rows_made=sum(source.rows_made for source in sources),
         rows_used=len(rows),
         rows_dropped=dict(dropped.counts),
         dropped_examples=tuple(dropped.examples),
@@ -104,6 +106,7 @@ def _source_reports(split: Split, epoch_rows: PreparedRows, *, with_dropped: boo
     reports = []
     for number, source in enumerate(split.prepared):
         dropped: Mapping[str, int] = dict(source.dropped.counts) if with_dropped else {}
+        num_rows = len(source.rows) + source.dropped.counts.total()
         reports.append(
             SourceReport(
                 name=source.name,
@@ -114,6 +117,7 @@ def _source_reports(split: Split, epoch_rows: PreparedRows, *, with_dropped: boo
                 rows_dropped=dropped,
                 weight=source.weight,
                 rows_an_epoch=int(in_epoch[number]),
+                rows_made=num_rows - source.rows_read if with_dropped else 0,
                 unused_columns=source.unused_columns,
             )
         )

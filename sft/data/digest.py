@@ -72,7 +72,7 @@ def rows_digest(rows: PreparedRows) -> str:
     digest = hashlib.sha256(str(len(rows)).encode())
     columns = rows.columns()
     for field in dataclasses.fields(columns):
-        if field.name not in ("number", "file", "line"):
+        if field.name not in ("number", "file", "line", "part"):
             digest.update(np.ascontiguousarray(getattr(columns, field.name)).tobytes())
     digest.update(np.ascontiguousarray(rows.lengths).tobytes())
     for row in np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).astype(int)) if len(rows) else ():

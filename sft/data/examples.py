@@ -42,7 +42,11 @@ def preview_rows(preparation: SourcePreparation, train: Split, numbers: Collecti
         wanted = {number - before for number in numbers if before < number <= before + prepared.rows_read}
         if wanted:
             preparer = preparation.preparer(source, prepared.record_format)
-            found += [preparer.preview(before + number, row) for number, row in _rows_by_number(source, wanted)]
+            found += [
+                preparer.preview(before + number, made)
+                for number, row in _rows_by_number(source, wanted)
+                for made in preparer.made(row)
+            ]
         before += prepared.rows_read
     return tuple(found)
 
@@ -54,8 +58,11 @@ def _first_prompts(preparation: SourcePreparation, split: Split) -> tuple[Sample
     for number in dict.fromkeys(source_of_row.tolist()):
         source = split.sources[number]
         preparer = preparation.preparer(source, split.prepared[number].record_format)
-        rows = _rows_by_number(source, set(columns.number[source_of_row == number].tolist()))
-        prompts += [_as_prompt(preparer.convert(row)) for _, row in rows]
+        own = columns.take(np.flatnonzero(source_of_row == number))
+        wanted = set(zip(own.number.tolist(), own.part.tolist(), strict=True))
+        rows = _rows_by_number(source, {row for row, _ in wanted})
+        made = ((row, each) for row, raw in rows for each in preparer.made(raw))
+        prompts += [_as_prompt(preparer.convert(each)) for row, each in made if (row, each.source.part) in wanted]
     return tuple(prompts)
 
 

@@ -23,6 +23,7 @@ from sft.data.dropped import DroppedRows
 from sft.data.prepared import PreparedSource
 from sft.data.progress import PreparationProgress
 from sft.data.remarks import CountedRemarks
+from sft.data.row_functions import RowSteps
 from sft.data.rows import RowPreparer
 from sft.data.source_format import SAMPLED_ROWS, find_source_format, list_columns
 from sft.data.sources.load import Source
@@ -65,7 +66,7 @@ class SourcePreparation:
         self.config = config
         self._on_progress = on_progress
         self._tokenizer = tokenizer
-        self._preparers: dict[tuple[str, frozenset[tuple[str, str]]], RowPreparer] = {}
+        self._preparers: dict[tuple[str, frozenset[tuple[str, str]], RowSteps], RowPreparer] = {}
         self._folder = Path(config.data_cache_dir) if config.data_cache_dir else user_cache_folder() / "sft_data"
         workers = config.preprocessing_num_workers
         self._num_workers = num_usable_cores() if workers == "auto" else workers
@@ -113,7 +114,7 @@ class SourcePreparation:
 
     def preparer(self, source: Source, record_format: RecordFormat) -> RowPreparer:
         """The preparer of the rows of a source. Built at the first call."""
-        key = (record_format.name, frozenset(source.columns.items()))
+        key = (record_format.name, frozenset(source.columns.items()), source.steps)
         if key not in self._preparers:
             renderer = self._renderer if record_format.is_chat else None
             tokenizer = RowTokenizer(
@@ -126,7 +127,7 @@ class SourcePreparation:
             answer = None if self.config.unanswerable == SKIP else self.config.unanswerable
             record_format = with_answer_to_unanswerable(record_format, answer)
             self._preparers[key] = RowPreparer(
-                record_format, source.columns, tokenizer, renderer, ControlTokens(self._tokenizer)
+                record_format, source.columns, tokenizer, renderer, ControlTokens(self._tokenizer), source.steps
             )
         return self._preparers[key]
 
@@ -216,6 +217,7 @@ class SourcePreparation:
                 "files": source.files,
                 "format": source.format,
                 "columns": source.columns,
+                "steps": source.steps.digest,
                 "max_seq_length": config.max_seq_length,
                 "truncate": config.on_too_long == "truncate",
                 "train_on": config.train_on,

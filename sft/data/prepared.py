@@ -22,6 +22,7 @@ class PreparedSource:
     record_format: RecordFormat
     rows: StoredRows
     rows_read: int
+    """Rows of its files; `row_function` may have made more of them."""
     dropped: DroppedRows
     remarks: CountedRemarks
     unused_columns: tuple[str, ...]
@@ -29,7 +30,8 @@ class PreparedSource:
     def location(self, row: int) -> RowSource:
         """File and line of one of its stored rows."""
         columns = self.rows.columns
-        return RowSource(file=self.files[int(columns.file[row])], line=int(columns.line[row]))
+        file, line, part = (int(values[row]) for values in (columns.file, columns.line, columns.part))
+        return RowSource(file=self.files[file], line=line, part=part)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

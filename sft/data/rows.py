@@ -14,6 +14,7 @@ from sft.common.errors import ConfigError
 from sft.data.digest import conversation_digest
 from sft.data.dropped import DroppedRows
 from sft.data.remarks import CountedRemarks
+from sft.data.row_functions import NO_STEPS, RowSteps
 from sft.data.sources.load import Chunk
 from sft.data.store import (
     CONTENT_LEFT_OUT,
@@ -64,6 +65,7 @@ class RowPreparer:
         tokenizer: RowTokenizer,
         renderer: ChatRenderer | None,
         control_tokens: ControlTokens,
+        steps: RowSteps = NO_STEPS,
     ):
         """
         Args:
@@ -72,7 +74,9 @@ class RowPreparer:
             tokenizer: Tokenizes rendered rows.
             renderer: Renders conversations; None for a format of plain text.
             control_tokens: Finds control tokens in conversations.
+            steps: What the user's functions do to raw rows.
         """
+        self._steps = steps
         self._format = record_format
         self._columns = columns
         self._tokenize = tokenizer
@@ -83,7 +87,12 @@ class RowPreparer:
 
     def __call__(self, chunk: Chunk) -> PreparedChunk:
         """Prepare the rows of a chunk."""
-        rows = chunk.rows()
+        read = chunk.rows()
+        made = [self.made(row) for row in read]
+        numbers = np.repeat(np.arange(1, len(read) + 1), [len(rows) for rows in made])
+        rows = list(chain.from_iterable(made))
+        num_read = len(read)
+        del read, made
         seen_columns = frozenset(chain.from_iterable(row.record for row in rows if row.record is not None))
         sources = [row.source for row in rows]
         conversations = self._converted(rows)
@@ -115,18 +124,23 @@ class RowPreparer:
                 full_length=tokens.full_length.astype(np.int32),
                 flags=_flags(texts, tokens),
                 digest=_digests([conversations[number] for number in used]),
-                number=np.asarray(used, dtype=np.int64) + 1,
+                number=numbers[used].astype(np.int64),
                 file=np.full(len(used), chunk.file_index, dtype=np.int32),
                 line=np.asarray([sources[number].line for number in used], dtype=np.int64),
+                part=np.asarray([sources[number].part for number in used], dtype=np.int32),
             ),
-            rows_read=len(sources),
+            rows_read=num_read,
             dropped=dropped,
             remarks=remarks,
             seen_columns=seen_columns,
         )
 
+    def made(self, row: RawRow) -> list[RawRow]:
+        """The rows that a raw row becomes: the row itself, unless there is a `row_function` or a `row_filter`."""
+        return self._steps(row)
+
     def prepare(self, rows: Sequence[RawRow]) -> list[tuple[Conversation, RenderedText, TokenizedRow] | RowRefused]:
-        """The conversation, text and tokens of each row, or why the row cannot be used."""
+        """The conversation, text and tokens of each row of `made`, or why the row cannot be used."""
         conversations = self._converted(rows)
         rendered = self._render(conversations, [row.source for row in rows])
         tokens = _map_unrefused(lambda texts: self._tokenize(texts).split(), rendered)
@@ -147,7 +161,7 @@ class RowPreparer:
         }
 
     def convert(self, row: RawRow) -> Conversation:
-        """The conversation of a raw row.
+        """The conversation of a row of `made`.
 
         Raises:
             RowRefused: If the row cannot be read or converted.
@@ -161,7 +175,7 @@ class RowPreparer:
         return self._format.convert(record)
 
     def preview(self, number: int, row: RawRow) -> RowPreview:
-        """A row as text, split into trained and untrained segments."""
+        """A row of `made` as text, split into trained and untrained segments."""
         (outcome,) = self.prepare([row])
         if isinstance(outcome, RowRefused):
             return RowPreview(number=number, source=row.source, problem=outcome.problem)

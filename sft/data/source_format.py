@@ -8,6 +8,7 @@ from itertools import chain
 
 from sft.common.did_you_mean import did_you_mean
 from sft.common.errors import DataError
+from sft.data.row_functions import DELIBERATE_DROPS
 from sft.data.sources.load import Chunk, Source
 from sft.prompting.formats import FORMATS, RecordFormat, find_format, format_named
 
@@ -17,6 +18,8 @@ RENAMING_HINT = " Rename yours with dataset_columns: {their_name: our_name}."
 """End of the message that no format matches. `--init` replaces it."""
 MAX_UNREADABLE_ROWS = 10_000
 """If none of the first rows, this many of them, can be read, no format can be chosen."""
+MAX_HELD_ROWS = 20_000
+"""Rows that are held while the format is chosen. If `row_filter` drops more at the beginning, they are read again."""
 
 
 def find_source_format(source: Source) -> tuple[RecordFormat, Iterator[Chunk]]:
@@ -32,23 +35,28 @@ def find_source_format(source: Source) -> tuple[RecordFormat, Iterator[Chunk]]:
     chunks = iter(source.chunks())
     seen: Counter[str] = Counter()
     sampled: list[Chunk] = []
-    num_rows = 0
+    num_rows = num_unreadable = 0
     first_problem = None
     for chunk in chunks:
         sampled.append(chunk)
-        for row in chunk.rows():
-            num_rows += 1
+        # Rows of a chunk may be objects that are prepared later: functions receive copies.
+        for row in (made for read in chunk.rows() for made in source.steps(read, is_kept=True)):
             seen.update(list(row.record or ()))
             first_problem = first_problem or (row.source, row.problem)
-        if num_rows >= SAMPLED_ROWS and (seen or num_rows >= MAX_UNREADABLE_ROWS):
+            num_unreadable += row.problem is not None and row.problem.reason not in DELIBERATE_DROPS
+        num_rows += chunk.num_rows
+        if num_rows >= SAMPLED_ROWS and (seen or num_unreadable >= MAX_UNREADABLE_ROWS):
             break
+        if num_rows > MAX_HELD_ROWS:
+            sampled.clear()
     if not seen:
         assert first_problem is not None  # a source without rows is an error of `chunks`
         location, problem = first_problem
         message = problem.message if problem is not None else "an object without fields"
-        which = "No row" if num_rows < MAX_UNREADABLE_ROWS else f"None of the first {num_rows:,} rows"
+        which = "No row" if num_unreadable < MAX_UNREADABLE_ROWS else f"None of the first {num_rows:,} rows"
         raise DataError(f"{location}: {message}. {which} of this source can be used.")
-    return _choose_format(source, _renamed_columns(source, seen)), chain(sampled, chunks)
+    record_format = _choose_format(source, _renamed_columns(source, seen))
+    return record_format, chain(sampled, chunks) if num_rows <= MAX_HELD_ROWS else source.chunks()
 
 
 def list_columns(names: Iterable[str]) -> str:

@@ -42,7 +42,9 @@ def _as_split(sources: tuple[Source, ...], prepared: list[PreparedSource]) -> Sp
 
 
 def _split_off(rows: PreparedRows, share: float, seed: int, name: str) -> tuple[PreparedRows, PreparedRows]:
-    """Hold out a share of the rows, chosen by seed; both parts keep their order. Duplicates stay together.
+    """Hold out a share of the rows, chosen by seed; both parts keep their order.
+
+    Duplicates stay together, and so do rows that `row_function` made of one row, which may be alike.
 
     Args:
         rows: All rows.
@@ -58,7 +60,7 @@ def _split_off(rows: PreparedRows, share: float, seed: int, name: str) -> tuple[
     """
     count = len(rows)
     wanted = round(count * share)
-    _, first, group = np.unique(rows.columns().digest, return_index=True, return_inverse=True)
+    _, first, group = np.unique(_groups(rows), return_index=True, return_inverse=True)
     # Number the groups of equal rows by their first row.
     group = np.argsort(np.argsort(first))[group]
     sizes = np.bincount(group)
@@ -76,3 +78,23 @@ def _split_off(rows: PreparedRows, share: float, seed: int, name: str) -> tuple[
             "for training. Each split needs at least one row."
         )
     return rows.select(np.flatnonzero(~chosen[group])), rows.select(np.flatnonzero(chosen[group]))
+
+
+def _groups(rows: PreparedRows) -> np.ndarray:
+    """A number for each row, the same for rows that must not be separated."""
+    columns = rows.columns()
+    made = np.flatnonzero(columns.part)
+    if not len(made):
+        return columns.digest
+    _, group = np.unique(columns.digest, return_inverse=True)
+    raw = np.stack([rows.source_indices()[made], columns.number[made]])
+    _, raw_row = np.unique(raw, axis=1, return_inverse=True)
+    # Rows made of one row join the lowest of their groups, and with them the duplicates, until nothing changes.
+    while True:
+        lowest = np.full(raw_row.max() + 1, len(rows))
+        np.minimum.at(lowest, raw_row, group[made])
+        joined = np.arange(len(rows))
+        np.minimum.at(joined, group[made], lowest[raw_row])
+        if (joined[group] == group).all():
+            return group
+        group = joined[group]

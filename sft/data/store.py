@@ -40,6 +40,8 @@ class RowColumns:
     """int32: index of its file in the source's files."""
     line: np.ndarray
     """int64: line in that file, from 1."""
+    part: np.ndarray
+    """int32: see `RowSource.part`."""
 
     @classmethod
     def concatenate(cls, parts: "Sequence[RowColumns]") -> "RowColumns":
@@ -53,7 +55,7 @@ class RowColumns:
 
 
 _COLUMN_TYPES = {"num_supervised": "int32", "full_length": "int32", "flags": "uint8", "digest": "uint64"}
-_COLUMN_TYPES |= {"number": "int64", "file": "int32", "line": "int64"}
+_COLUMN_TYPES |= {"number": "int64", "file": "int32", "line": "int64", "part": "int32"}
 
 
 class RowWriter:

@@ -2,12 +2,13 @@
 
 Every row read has a slot: its number in an endless sequence of passes over the data, in which each block of rows is
 shuffled by a seed. Which rows a step trains on follows from slot numbers alone, however many processes share the work;
-a row that cannot be used leaves its slot empty. To resume at a slot, the rows before it are skipped without parsing.
+a row that cannot be used leaves its slot empty, and one that `row_function` turns into several holds them all in its
+slot. So nothing needs to know what the rows before a slot become: to resume there, they are skipped without parsing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,14 +27,13 @@ _ROWS_PER_CALL = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamedRow:
-    """A slot, and the row in it or the reason why it is empty."""
+    """A slot, with what the row in it becomes: usually one row, or a reason why there is none."""
 
     slot: int
-    input_ids: np.ndarray | None = None
-    """int32 `[T]`, as is `labels`."""
-    labels: np.ndarray | None = None
+    rows: tuple[Mapping[str, np.ndarray], ...] = ()
+    """`input_ids` and `labels`, int32 `[T]` each."""
     remarks: tuple[Remark, ...] = ()
-    dropped: DroppedRow | None = None
+    dropped: tuple[DroppedRow, ...] = ()
 
 
 def open_stream(preparation: SourcePreparation, train: Split, *, seed: int) -> "RowStream":
@@ -112,17 +112,22 @@ class RowStream:
                     number += 1
 
     def _prepare(self, block: "_ShuffleBlock", rows: np.ndarray, slots: np.ndarray) -> Iterator[StreamedRow]:
-        raw = block.rows_at(rows)
         preparer = self._preparers[block.source_index]
-        outcomes = preparer.prepare(raw)
-        for slot, row, outcome in zip(slots.tolist(), raw, outcomes, strict=True):
-            if isinstance(outcome, RowRefused):
-                yield StreamedRow(slot=slot, dropped=DroppedRow(source=row.source, problem=outcome.problem))
-            else:
+        made = [preparer.made(raw) for raw in block.rows_at(rows)]
+        outcomes = iter(preparer.prepare([row for of_slot in made for row in of_slot]))
+        for slot, of_slot in zip(slots.tolist(), made, strict=True):
+            used: list[Mapping[str, np.ndarray]] = []
+            remarks: list[Remark] = []
+            dropped: list[DroppedRow] = []
+            for row, outcome in zip(of_slot, outcomes, strict=False):
+                if isinstance(outcome, RowRefused):
+                    dropped.append(DroppedRow(source=row.source, problem=outcome.problem))
+                    continue
                 conversation, text, tokens = outcome
                 found = preparer.remarks(conversation, text, tokens.split_tokens)
-                remarks = tuple((row.source, kind, tuple(names)) for kind, names in found.items() if names)
-                yield StreamedRow(slot=slot, input_ids=tokens.input_ids, labels=tokens.labels, remarks=remarks)
+                remarks += [(row.source, kind, tuple(names)) for kind, names in found.items() if names]
+                used.append({"input_ids": tokens.input_ids, "labels": tokens.labels})
+            yield StreamedRow(slot=slot, rows=tuple(used), remarks=tuple(remarks), dropped=tuple(dropped))
 
 
 class _ShuffleBlock:

@@ -101,28 +101,31 @@ def auto_class(config: "PretrainedConfig") -> Any:
     return AutoModelForImageTextToText if is_whole else AutoModelForCausalLM
 
 
-def base_of_adapters(path: str) -> tuple[str, "PretrainedConfig"] | None:
+def base_of_adapters(path: str, revision: str | None = None) -> tuple[str, "PretrainedConfig"] | None:
     """The base model of adapters, and its config.json; None if they cannot be found.
 
     Args:
         path: a folder or a name on the Hub, without a config.json.
+        revision: of the repository on the Hub.
     """
     try:
-        file = find_adapter_config_file(path)
-        base = file and read_json(file, ModelError).get("base_model_name_or_path")
-        return (base, AutoConfig.from_pretrained(base)) if base else None
+        file = find_adapter_config_file(path, revision=revision)
+        settings = read_json(file, ModelError) if file else {}
+        base, base_revision = settings.get("base_model_name_or_path"), settings.get("revision")
+        return (base, AutoConfig.from_pretrained(base, revision=base_revision or "main")) if base else None
     except Exception as error:  # loading them reports it
         reraise_device_error(error)
         return None
 
 
-def why_adapters_not_causal_lm(path: str) -> str | None:
+def why_adapters_not_causal_lm(path: str, revision: str | None = None) -> str | None:
     """What the base model of adapters is, after their name, if it is no causal language model; None if not known.
 
     Args:
         path: a folder or a name on the Hub, without a config.json.
+        revision: of the repository on the Hub.
     """
-    base = base_of_adapters(path)
+    base = base_of_adapters(path, revision)
     problem = base and why_not_causal_lm(base[1])
     return f"contains adapters on {base[0]}, which {problem}" if base and problem else None
 

@@ -69,7 +69,7 @@ def load_pretrained_model(
     if config.dequantize:
         dequantize_loaded(model, config.model_name_or_path)
     line = described and text_part_line(described, model)
-    heads = prediction_heads(config.model_name_or_path, model.config)
+    heads = prediction_heads(config.model_name_or_path, model.config, config.model_revision)
     line = line or _unused_line(config.model_name_or_path, set(unused) - set(heads))
     plain = save_as_plain(described, model, config)
     for each in filter(None, [left_out_line(config.model_name_or_path, heads), line, plain]):
@@ -97,6 +97,7 @@ def _loading_options(
     options: dict[str, Any] = {
         "dtype": getattr(torch, precision.weights),
         "trust_remote_code": config.trust_remote_code,
+        "revision": config.model_revision or "main",
     }
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
@@ -119,11 +120,17 @@ def _check_architecture(config: ModelConfig) -> "PretrainedConfig | None":
     with readable_loading_errors("model", config.model_name_or_path):
         try:
             found = AutoConfig.from_pretrained(
-                config.model_name_or_path, trust_remote_code=config.trust_remote_code, **options
+                config.model_name_or_path,
+                revision=config.model_revision or "main",
+                trust_remote_code=config.trust_remote_code,
+                **options,
             )
         except Exception:
             found = None  # loading the weights reports it, or finds the base model of adapters
-    problem = why_adapters_not_causal_lm(config.model_name_or_path) if found is None else why_not_causal_lm(found)
+    if found is None:
+        problem = why_adapters_not_causal_lm(config.model_name_or_path, config.model_revision)
+    else:
+        problem = why_not_causal_lm(found)
     if problem is not None:
         raise ModelError(f"model_name_or_path: {config.model_name_or_path} {problem}")
     return found
@@ -131,7 +138,7 @@ def _check_architecture(config: ModelConfig) -> "PretrainedConfig | None":
 
 def _loader(config: ModelConfig, described: "PretrainedConfig | None") -> Any:
     """The auto class of transformers for a model, or for the base model of adapters."""
-    base = None if described is not None else base_of_adapters(config.model_name_or_path)
+    base = None if described is not None else base_of_adapters(config.model_name_or_path, config.model_revision)
     found = described or (base and base[1])
     return (found and auto_class(found)) or AutoModelForCausalLM
 
@@ -180,7 +187,7 @@ def _load_weights(
             ) from error
         raise
     if mapped_dtype is not None:
-        if not is_mapped(model, config.model_name_or_path, mapped_dtype):
+        if not is_mapped(model, config.model_name_or_path, mapped_dtype, config.model_revision):
             del model, loaded
             return _load_weights(config, loader, options, None)
         model.config.dtype = options["dtype"]

@@ -39,7 +39,7 @@ def mappable_dtype(described: "PretrainedConfig | None", weights: torch.dtype) -
     return stored if stored in _NARROW and getattr(described, "quantization_config", None) is None else None
 
 
-def is_mapped(model: Any, name_or_path: str, dtype: torch.dtype) -> bool:
+def is_mapped(model: Any, name_or_path: str, dtype: torch.dtype, revision: str | None = None) -> bool:
     """Whether a model that was loaded in this dtype can be cast later, with the same result as on loading.
 
     Not if a file has other types, which were cast already; nor if the model has weights or buffers of its own choice.
@@ -48,12 +48,13 @@ def is_mapped(model: Any, name_or_path: str, dtype: torch.dtype) -> bool:
         model: as it was loaded.
         name_or_path: a folder, or the name of a model on the Hub.
         dtype: from `mappable_dtype`.
+        revision: of the repository on the Hub.
     """
     if any(parameter.dtype != dtype for parameter in model.parameters()):
         return False
     if any(buffer.dtype == dtype for buffer in model.buffers()):
         return False  # in float32, it might have other values
-    files = weight_files(name_or_path)
+    files = weight_files(name_or_path, revision)
     return bool(files) and all(_NARROW[dtype] == found for path in files for found in _float_types(path))
 
 
@@ -69,19 +70,19 @@ def _float_types(path: Path) -> set[str]:
         return {file.get_slice(name).get_dtype() for name in file.keys()} & {*_FLOATS}  # noqa: SIM118
 
 
-def weight_files(name_or_path: str) -> list[Path]:
+def weight_files(name_or_path: str, revision: str | None = None) -> list[Path]:
     """The safetensors files that were loaded; empty if there were others."""
-    single, index = _find(name_or_path, SAFE_WEIGHTS_NAME), _find(name_or_path, SAFE_WEIGHTS_INDEX_NAME)
+    single, index = (_find(name_or_path, name, revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
     if single is not None or index is None:
         return [single] if single is not None else []
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    found = [_find(name_or_path, name) for name in names]
+    found = [_find(name_or_path, name, revision) for name in names]
     return [path for path in found if path is not None] if None not in found else []
 
 
-def _find(name_or_path: str, name: str) -> Path | None:
+def _find(name_or_path: str, name: str, revision: str | None) -> Path | None:
     if Path(name_or_path).is_dir():
         path = Path(name_or_path, name)
         return path if path.is_file() else None
-    cached = try_to_load_from_cache(name_or_path, name)
+    cached = try_to_load_from_cache(name_or_path, name, revision=revision)
     return Path(cached) if isinstance(cached, str) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import safe_open
@@ -21,17 +22,18 @@ _NUM_HEADS = re.compile(r"num_(nextn_predict|mtp)_layers")
 """Entries of config.json that say how many there are."""
 
 
-def prediction_heads(name_or_path: str, config: "PretrainedConfig") -> list[str]:
+def prediction_heads(name_or_path: str, config: "PretrainedConfig", revision: str | None = None) -> list[str]:
     """The names of such heads' tensors in the files of a model.
 
     Args:
         name_or_path: a folder, or the name of a model on the Hub.
         config: of the model.
+        revision: of the repository on the Hub.
     """
     of_text = config.get_text_config()
     stated = [value for key, value in of_text.to_dict().items() if _NUM_HEADS.fullmatch(key) and type(value) is int]
     first = of_text.num_hidden_layers
-    return sorted(_names(name_or_path, range(first, first + sum(stated))))
+    return sorted(_names(weight_files(name_or_path, revision), range(first, first + sum(stated))))
 
 
 def left_out_line(name_or_path: str, names: Sequence[str]) -> str | None:
@@ -47,8 +49,8 @@ def left_out_line(name_or_path: str, names: Sequence[str]) -> str | None:
     )
 
 
-def _names(name_or_path: str, further_layers: range) -> Iterator[str]:
-    for path in weight_files(name_or_path):
+def _names(files: Sequence[Path], further_layers: range) -> Iterator[str]:
+    for path in files:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
         for name in names:

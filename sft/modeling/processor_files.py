@@ -31,7 +31,7 @@ def copy_processor_files(model: Any, folder: str | Path) -> None:
     for name in _FILES:
         target = Path(folder, name)
         try:
-            found = Path(source, name) if os.path.isdir(source) else _from_hub(source, name)
+            found = Path(source, name) if os.path.isdir(source) else _from_hub(model, source, name)
             if found is not None and found.is_file() and not target.exists():
                 shutil.copyfile(found, target)
         except Exception as error:  # of the Hub, or of the disk
@@ -39,6 +39,7 @@ def copy_processor_files(model: Any, folder: str | Path) -> None:
             logger.info("%s of %s could not be copied to %s: %s", name, source, folder, one_line(error))
 
 
-def _from_hub(source: str, name: str) -> Path | None:
-    found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+def _from_hub(model: Any, source: str, name: str) -> Path | None:
+    commit = getattr(model.config, "_commit_hash", None)
+    found = cached_file(source, name, revision=commit, _raise_exceptions_for_missing_entries=False)
     return None if found is None else Path(found)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sft.configuration.schema import ModelConfig
 from sft.modeling.processor_files import copy_processor_files
 from sft.modeling.saved_folder import finish_saved_folder
 
@@ -19,18 +20,18 @@ logger = logging.getLogger("sft.model")
 
 
 def make_adapters_portable(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", output_dir: str, *, gguf_file: str | None
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", output_dir: str, config: ModelConfig
 ) -> None:
-    """Make adapters name a base model that can be loaded from anywhere; call before the first save.
+    """Make adapters name a base model, and its revision, that can be loaded from anywhere; call before the first save.
 
     A relative path would only work in the current directory. A GGUF file cannot be named at all, so the base is saved
     once as ordinary weights beside the adapters.
     """
     if not hasattr(model, "peft_config"):
         return
-    peft_config = model.peft_config["default"]
+    peft_config: Any = model.peft_config["default"]
     named = peft_config.base_model_name_or_path
-    if gguf_file is not None:
+    if config.gguf_file is not None:
         base = Path(os.path.realpath(output_dir), "base_model")
         peft_config.base_model_name_or_path = str(base)
         if not (base / "config.json").is_file():
@@ -38,6 +39,8 @@ def make_adapters_portable(
             _save_base_of_adapters(model, tokenizer, base)
     elif named is not None and os.path.isdir(named):
         peft_config.base_model_name_or_path = os.path.abspath(named)
+    else:
+        peft_config.revision = config.model_revision
 
 
 def save_final_model(

@@ -32,12 +32,15 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     _check_model_folder(config)
     path = config.tokenizer_name_or_path or config.model_name_or_path
     gguf = {"gguf_file": config.gguf_file} if config.gguf_file and config.tokenizer_name_or_path is None else {}
+    revision = config.revision_of_tokenizer or "main"
     check_tokenizer_package(path)
     with readable_loading_errors("tokenizer", path):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code, **gguf)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=config.trust_remote_code, **gguf
+        )
         len(tokenizer), tokenizer("a b \u0394\U0001f600")  # some values only fail when they are used
-    tokenizer = fast_tokenizer(tokenizer, path)
-    name_special_tokens(tokenizer, path, trust_remote_code=config.trust_remote_code)
+    tokenizer = fast_tokenizer(tokenizer, path, revision)
+    name_special_tokens(tokenizer, path, revision, trust_remote_code=config.trust_remote_code)
     if not tokenizer.is_fast:
         raise ModelError(
             f"{path}: its tokenizer has no fast version, so the trained tokens cannot be found in the text. "

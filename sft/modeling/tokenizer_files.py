@@ -36,7 +36,7 @@ def check_tokenizer_package(path: str) -> None:
         )
 
 
-def fast_tokenizer(tokenizer: Any, path: str) -> Any:
+def fast_tokenizer(tokenizer: Any, path: str, revision: str) -> Any:
     """A tokenizer of the tokenizers library for one that is not, where the files can be read as such; else the same.
 
     With mistral-common installed, transformers reads `tekken.json` by it.
@@ -44,7 +44,7 @@ def fast_tokenizer(tokenizer: Any, path: str) -> Any:
     if tokenizer.is_fast:
         return tokenizer
     try:
-        found = PreTrainedTokenizerFast.from_pretrained(path)
+        found = PreTrainedTokenizerFast.from_pretrained(path, revision=revision)
     except Exception as error:  # there are no such files
         reraise_device_error(error)
         return tokenizer
@@ -54,7 +54,7 @@ def fast_tokenizer(tokenizer: Any, path: str) -> Any:
     return found
 
 
-def name_special_tokens(tokenizer: Any, path: str, *, trust_remote_code: bool) -> None:
+def name_special_tokens(tokenizer: Any, path: str, revision: str, *, trust_remote_code: bool) -> None:
     """Give a tokenizer without an end-of-text token those that the model's config.json states, with a line.
 
     `tekken.json` does not say which of its special tokens they are.
@@ -62,7 +62,8 @@ def name_special_tokens(tokenizer: Any, path: str, *, trust_remote_code: bool) -
     if tokenizer.eos_token_id is not None:
         return
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+        found = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        config = found.get_text_config()
     except Exception as error:  # a folder with a tokenizer alone
         reraise_device_error(error)
         return

@@ -25,8 +25,11 @@ def remark_lines(remarks: RowRemarks, *, include_validation: bool = False) -> It
 
 
 def split_remark_lines(split: SplitReport) -> Iterator[tuple[str, str]]:
-    """As `remark_lines`, for the rows of a split."""
-    return remark_lines(split.remarks, include_validation=split.remarks_include_validation)
+    """As `remark_lines`, for the rows of a split, after what `row_function` made of them."""
+    if split.rows_made:
+        raw = counted(split.rows_read - split.rows_made, "row")
+        yield "made", f"row_function made {split.rows_read:,} rows of {raw} in the data"
+    yield from remark_lines(split.remarks, include_validation=split.remarks_include_validation)
 
 
 def remark_counts(remarks: RowRemarks) -> dict[str, dict[str, Any]]:

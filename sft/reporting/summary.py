@@ -119,6 +119,7 @@ def split_counts(split: SplitReport) -> dict[str, Any]:
         "format": split.format_name,
         "files": list(split.files),
         "rows_read": split.rows_read,
+        "rows_made": split.rows_made,
         "rows_used": split.rows_used,
         "rows_dropped": dict(split.rows_dropped),
         "dropped_examples": [

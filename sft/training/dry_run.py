@@ -102,7 +102,7 @@ def show_preflight(dry_run: DryRun, prepared: PreparedModel | None = None, plan:
     drawn = preflight_lines(shown, colour=colour, terminal=terminal) if terminal is not None else None
     log_drawn(logger, preflight_lines(shown, colour=False), drawn)
     data = dry_run.data
-    rows_read = sum(source.rows_read for source in data.report.train.sources)
+    rows_read = sum(source.rows_read - source.rows_made for source in data.report.train.sources)
     found = {preview.number for preview in data.previews}
     requested = () if tuple(dry_run.show_rows) == DEFAULT_ROWS else dry_run.show_rows
     for number in (number for number in requested if number not in found):

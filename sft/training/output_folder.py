@@ -103,7 +103,7 @@ def prepare_output(setup: RunSetup) -> None:
         setup.prepared.model,
         setup.prepared.tokenizer,
         config.training.output_dir,
-        gguf_file=config.model.gguf_file,
+        config.model,
     )
 
 

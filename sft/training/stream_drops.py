@@ -51,12 +51,12 @@ class StreamDrops:
         """On the rows that were used, of all processes."""
         self._read = 0
 
-    def add(self, dropped: Sequence[DroppedRow], slots: int) -> None:
+    def add(self, dropped: Sequence[DroppedRow], num_rows: int) -> None:
         """Counts the rows that the next step lacks.
 
         Args:
             dropped: the rows, of all processes.
-            slots: rows that were read for the step, by all processes.
+            num_rows: rows that were read for the step, or made of these, by all processes.
 
         Raises:
             DataError: if they end the run.
@@ -71,7 +71,7 @@ class StreamDrops:
             )
         for line in lines[: max(LOGGED_DROPS - self.counts.total(), 0)]:
             logger.info("dropped  %s.", line)
-        self._read += slots
+        self._read += num_rows
         self.counts.update(row.problem.reason for row in dropped)
         bad = sum(count for reason, count in self.counts.items() if not self._is_on_request(reason))
         if self._read >= MIN_SLOTS_FOR_SHARE and bad / self._read > self._max_share:
@@ -111,11 +111,13 @@ def take_dropped(
     failed = [problem for batch in batches for problem in batch.get("failed", ())]
     dropped = [row for batch in batches for row in batch.pop("dropped", ())]
     remarks = [remark for batch in batches for remark in batch.pop("remarks", ())]
-    found = gather_values((failed, dropped, remarks), context, group)
+    made = sum(batch.pop("made", 0) for batch in batches)
+    found = gather_values((failed, made, dropped, remarks), context, group)
     problems = list(dict.fromkeys(problem for failures, *_ in found for problem in failures))
     if problems:
         raise DataError(*problems)
     slots = micro_batch_size * len(batches) * context.world_size
-    drops.add([row for _, rows, _ in found for row in rows], slots)
+    num_rows = slots + sum(made for _, made, *_ in found)
+    drops.add([row for *_, rows, _ in found for row in rows], num_rows)
     drops.add_remarks([remark for *_, remarks in found for remark in remarks])
     return len(dropped)

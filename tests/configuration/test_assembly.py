@@ -247,8 +247,8 @@ def test_load_config_reports_the_line_of_each_invalid_key_of_each_entry(folder):
         "my.yaml:11: datasets[4]: expected a mapping like {path: ...}, found no value.",
         "my.yaml:12: datasets[5]: unknown key 'type'. Use 'format' instead.",
         "my.yaml:13: datasets[5].max_rows: 0 is out of range; expected an integer >= 1.",
-        "my.yaml:13: datasets[5]: unknown key 'banana'. Allowed: path, name, config, split, format, weight, "
-        "columns, max_rows.",
+        "my.yaml:13: datasets[5]: unknown key 'banana'. Allowed: path, name, config, revision, split, "
+        "format, weight, columns, max_rows, row_function, row_filter.",
         "my.yaml:15: datasets[6].path: is given twice, first in line 14. Keep one.",
     ]
     assert problems_of(text, base=MODEL) == [
@@ -291,10 +291,11 @@ def test_datasets_in_the_sample_configuration_load(folder):
     (folder / "data" / "support").mkdir(parents=True)
     (folder / "data" / "support" / "a.jsonl").touch()
     (folder / "data" / "faq.csv").touch()
+    (folder / "my_rows.py").write_text("def to_messages(row): ...\n\n\ndef keep(row): ...\n")
     text = "".join(line.removeprefix("# ") + "\n" for line in lines[start:end])
     sources = load(text, base=MODEL).data.datasets
     assert [source.path for source in sources] == ["data/support/*.jsonl", "data/faq.csv"]
-    assert all(f" {key}:" in text for key in keys_of(DatasetSource) if key not in ("name", "config"))
+    assert all(f" {key}:" in text for key in keys_of(DatasetSource) if key not in ("name", "config", "revision"))
 
 
 def test_a_missing_key_is_reported_as_required_once():

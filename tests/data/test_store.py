@@ -20,6 +20,7 @@ def columns_of(count, first=0):
         number=(numbers + 1).astype(np.int64),
         file=np.full(count, 3, dtype=np.int32),
         line=(numbers + 2**33).astype(np.int64),
+        part=(numbers % 3).astype(np.int32),
     )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sft.common.did_you_mean import did_you_mean
-from sft.common.files import matching_paths
+from sft.common.files import is_address, matching_paths
+from sft.common.function_files import function_problem
 from sft.common.hub_names import full_name
 from sft.configuration.checks.contradiction import Contradiction, current_directory, did_you_mean_file
 from sft.configuration.data_sections import SKIP
@@ -16,6 +17,8 @@ from sft.configuration.schema import RECORD_FORMATS, DatasetSource, SFTConfig
 
 _LIKE_ACTIONS = {"skip", "drop", "error", "ignore", "keep", "truncate", "remove", "true", "false", "none", "null"}
 """Words that are meant as an action, not as an answer."""
+
+NO_REVISION = "{name!r} is a folder, and only a repository on the Hub has revisions; remove it."
 
 
 def check_data(config: SFTConfig) -> Iterator[Contradiction]:
@@ -28,11 +31,17 @@ def check_data(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction("train_file", "no training data; set train_file, dataset_path, dataset_name or datasets.")
     if data.dataset_config_name and not data.dataset_name:
         yield Contradiction("dataset_config_name", "requires dataset_name.")
+    if data.dataset_revision and not data.dataset_name:
+        yield Contradiction("dataset_revision", "requires dataset_name.")
+    elif data.dataset_revision and os.path.isdir(str(data.dataset_name)):
+        yield Contradiction("dataset_revision", NO_REVISION.format(name=data.dataset_name))
     if data.validation_file and data.validation_split:
         yield Contradiction("validation_split", "conflicts with validation_file; choose one.")
     answer = data.unanswerable
     if answer is not None and (not answer.strip() or (answer != SKIP and answer.strip().lower() in _LIKE_ACTIONS)):
         yield Contradiction("unanswerable", f'{answer!r} is neither skip nor a text to answer, like "I don\'t know.".')
+    for key in ("row_function", "row_filter"):
+        yield from _check_function(key, getattr(data, key))
     yield from _check_files(config)
     yield from _check_datasets(config)
     yield from _check_streaming(config)
@@ -40,7 +49,8 @@ def check_data(config: SFTConfig) -> Iterator[Contradiction]:
 
 def _check_files(config: SFTConfig) -> Iterator[Contradiction]:
     data = config.data
-    if data.dataset_path and not os.path.exists(data.dataset_path):
+    folder = data.dataset_path
+    if folder and not is_address(folder) and not os.path.exists(folder):
         yield Contradiction("dataset_path", f"no such file or folder: {data.dataset_path!r} {current_directory()}.")
         return
     for key in ("train_file", "validation_file"):
@@ -70,13 +80,24 @@ def _check_source(key: str, source: DatasetSource) -> Iterator[Contradiction]:
         yield Contradiction(key, "no data source; set path or name.")
     if source.config and not source.name:
         yield Contradiction(f"{key}.config", "requires name.")
+    if source.revision and not source.name:
+        yield Contradiction(f"{key}.revision", "requires name.")
+    elif source.revision and os.path.isdir(str(source.name)):
+        yield Contradiction(f"{key}.revision", NO_REVISION.format(name=source.name))
     if source.path:
         is_like_hub_id = re.fullmatch(r"[\w-]+/[\w-]+", source.path)
         hint = " To load a dataset from the Hugging Face Hub, use name." if is_like_hub_id else ""
         yield from _check_path(f"{key}.path", source.path, hint=hint)
+    for name in ("row_function", "row_filter"):
+        yield from _check_function(f"{key}.{name}", getattr(source, name))
     if source.format is not None and source.format not in RECORD_FORMATS:
         hint = did_you_mean(source.format, RECORD_FORMATS) or f" Allowed: {', '.join(RECORD_FORMATS)}."
         yield Contradiction(f"{key}.format", f"unknown format {source.format!r}.{hint}")
+
+
+def _check_function(key: str, function: str | None) -> Iterator[Contradiction]:
+    if function is not None and (problem := function_problem(function)) is not None:
+        yield Contradiction(key, problem)
 
 
 def _check_streaming(config: SFTConfig) -> Iterator[Contradiction]:
@@ -120,6 +141,8 @@ def _check_path(key: str, name: str, *, folder: str | None = None, hint: str = "
         folder: what it is relative to; None for the current directory.
         hint: appended to the message if no file beside it has a similar name.
     """
+    if is_address(name) or is_address(folder or ""):
+        return  # found when it is opened
     path = Path(folder or ".") / name
     if any(character in name for character in "*?["):
         try:

@@ -20,6 +20,12 @@ def check_model(config: SFTConfig) -> Iterator[Contradiction]:
             yield Contradiction(key, NOT_UTF8.format(path=name))
         elif name and _is_path(name) and not os.path.exists(name):
             yield Contradiction(key, f"no such folder: {name!r} {current_directory()}.{did_you_mean_file(name)}")
+    tokenizer = model.tokenizer_name_or_path or model.model_name_or_path
+    for key, name in (("model_revision", model.model_name_or_path), ("tokenizer_revision", tokenizer)):
+        if getattr(model, key) is not None and (_is_path(name) or os.path.isdir(name)):
+            yield Contradiction(
+                key, f"{name!r} is a folder, and only a repository on the Hub has revisions; remove it."
+            )
     folder = model.model_name_or_path
     if model.gguf_file and os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, model.gguf_file)):
         present = ", ".join(sorted(path.name for path in Path(folder).glob("*.gguf"))) or "none"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from sft.common.files import is_address
 from sft.configuration.checks.contradiction import Contradiction
 from sft.configuration.schema import DataConfig, SFTConfig
 
@@ -51,7 +52,7 @@ def _may_have_validation(data: DataConfig) -> bool:
         data.validation_file
         or data.validation_split
         or any(names)
-        or any(folder and os.path.isdir(folder) for folder in folders)
+        or any(folder and (os.path.isdir(folder) or is_address(folder)) for folder in folders)
     )
 
 

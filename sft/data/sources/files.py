@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft.common.errors import DataError
-from sft.common.files import matching_paths, refuse_special_files, special_kind
+from sft.common.files import is_address, matching_paths, refuse_special_files, special_kind
+from sft.data.sources.remote import RemoteFile, find_remote_files
 
+DataPath = Path | RemoteFile
 FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -34,12 +36,24 @@ SPLIT_WORDS = {
 """Word in a file name -> split."""
 
 
-def file_format(path: Path) -> str | None:
+def data_path(name: str, folder: str | None = None) -> DataPath:
+    """The path of a file, or its address.
+
+    Args:
+        name: As in the settings.
+        folder: The folder, or the address of one, that a relative name starts from; None for the working directory.
+    """
+    if is_address(name):
+        return RemoteFile(name)
+    return RemoteFile(folder).joined(name) if folder and is_address(folder) else Path(folder or ".") / name
+
+
+def file_format(path: DataPath) -> str | None:
     """How a file is read, by its suffix (ignoring that of a compression); None if it is not a data file."""
     return FORMATS.get(deciding_suffix(path))
 
 
-def deciding_suffix(path: Path) -> str:
+def deciding_suffix(path: DataPath) -> str:
     """The suffix that decides how a file is read, in lower case: the one before the suffix of a compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
@@ -47,19 +61,23 @@ def deciding_suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def find_files(pattern: str, folder: str | None = None) -> list[Path]:
+def find_files(pattern: str, folder: str | None = None) -> Sequence[DataPath]:
     """The data files that a file name, a folder or a glob refers to, sorted by name.
 
     Args:
-        pattern: A file, a folder or a glob.
+        pattern: A file, a folder or a glob, or the address of one.
         folder: The folder that a relative pattern starts from; None for the working directory.
 
     Raises:
         DataError: If there is no file, a named file is of an unknown kind, or one is a FIFO or a device.
     """
-    path = Path(folder or ".") / pattern
+    path = data_path(pattern, folder)
     if "\0" in pattern:
         raise DataError(f"{pattern!r}: a file name cannot contain a NUL character.")
+    if isinstance(path, RemoteFile):
+        if remote := find_remote_files(path, lambda file: file_format(file) is not None):
+            return remote
+        raise DataError(f"{path}: no data files found. Supported: {_supported()}.")
     try:
         if any(character in pattern for character in "*?[") and not path.exists():
             files = sorted(file for file in matching_paths(pattern, folder) if file_format(file) and _is_readable(file))
@@ -83,20 +101,27 @@ def find_files(pattern: str, folder: str | None = None) -> list[Path]:
     return files
 
 
-def group_by_split(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
+def group_by_split(files: Sequence[DataPath], root: DataPath) -> dict[str, list[DataPath]]:
     """Group files by the split in their names (`train`, `validation`, `test`).
 
     If no name contains a split, all files are training data. If some do, the remaining files belong to no split and are
     listed under `other`.
     """
-    groups: dict[str, list[Path]] = {}
+    groups: dict[str, list[DataPath]] = {}
     for file in files:
-        words = re.split(r"[^a-z]+", str(file.relative_to(root) if root in file.parents else file.name).lower())
+        words = re.split(r"[^a-z]+", _name_below(file, root).lower())
         splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
         groups.setdefault(splits[-1] if splits else "other", []).append(file)
     if "train" not in groups and "other" in groups:
         groups["train"] = groups.pop("other")
     return groups
+
+
+def _name_below(file: DataPath, root: DataPath) -> str:
+    """The path of a file from a folder on, if it is in that folder; else its name."""
+    if isinstance(file, RemoteFile):
+        return file.below(root) if isinstance(root, RemoteFile) else file.name
+    return str(file.relative_to(root)) if isinstance(root, Path) and root in file.parents else file.name
 
 
 def _is_readable(path: Path) -> bool:

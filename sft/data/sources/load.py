@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sft.common.errors import DataError
+from sft.common.secrets import hide_addresses
 from sft.configuration.schema import DataConfig, DatasetSource
+from sft.data.row_functions import NO_STEPS, RowSteps
 from sft.data.sources.chunks import Chunk, RowBlock
-from sft.data.sources.files import SPLIT_WORDS, deciding_suffix, find_files, group_by_split
+from sft.data.sources.files import SPLIT_WORDS, DataPath, data_path, deciding_suffix, find_files, group_by_split
 from sft.data.sources.named import is_saved_dataset, load_splits, read_dataset
 from sft.data.sources.readers import read_file
+from sft.data.sources.remote import RemoteFile
 from sft.data.sources.streams import open_data_file
 
 if TYPE_CHECKING:
@@ -31,10 +34,14 @@ class Source:
     """A file, a folder, a glob, or the name of a dataset, as configured."""
     files: tuple[str, ...]
     """Names of its files (or `dataset[split]`), as in `RowSource.file`."""
+    paths: tuple[DataPath, ...] = ()
+    """Where these files are: an address may have a password that its name lacks."""
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     weight: float = 1.0
     max_rows: int | None = None
+    steps: RowSteps = NO_STEPS
+    """What the user's functions do to its rows after they are read. `chunks` and `digest` are of the rows as read."""
     dataset: "Dataset | None" = field(default=None, repr=False, compare=False)
     """A dataset of the `datasets` library, which is read instead of files."""
 
@@ -67,10 +74,8 @@ class Source:
         if self.dataset is not None:
             digest.update(f"\ndataset={self.dataset._fingerprint}".encode())
             return digest.hexdigest()
-        for name in self.files:
-            path = Path(name)
-            with open_data_file(path) as file:
-                content = hashlib.file_digest(cast(BufferedReader, file.raw), "sha256").hexdigest()
+        for path in self.paths:
+            content = path.digest() if isinstance(path, RemoteFile) else _local_digest(path)
             digest.update(f"\n{deciding_suffix(path)} {path.suffix.lower()} {content}".encode())
         return digest.hexdigest()
 
@@ -80,10 +85,9 @@ class Source:
             for block, share in read_dataset(self.dataset, self.files[0]):
                 yield 0, share, block
             return
-        paths = [Path(name) for name in self.files]
-        sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
+        sizes = [_num_bytes(path) for path in self.paths]
         total = max(sum(sizes), 1)
-        for file_index, path in enumerate(paths):
+        for file_index, path in enumerate(self.paths):
             before = sum(sizes[:file_index])
             for block, share in read_file(path):
                 yield file_index, min((before + share * sizes[file_index]) / total, 1.0), block
@@ -97,24 +101,44 @@ class OpenedSources:
     validation: tuple[Source, ...]
     unused: tuple[str, ...] = ()
 
+    def with_steps(self, steps: RowSteps) -> "OpenedSources":
+        """The same with these steps in every source."""
+        train, validation = (
+            tuple(replace(source, steps=steps) for source in sources) for sources in (self.train, self.validation)
+        )
+        return replace(self, train=train, validation=validation)
+
 
 def open_sources(config: DataConfig) -> OpenedSources:
     """Find every source that the configuration names. Reads no rows.
 
     Raises:
         DataError: If a source cannot be found.
+        ConfigError: If a `row_function` or `row_filter` cannot be loaded.
     """
     finds_validation = config.validation_file is None and config.validation_split is None
-    opened = [_open(entry, config, finds_validation) for entry in config.datasets or [_only_entry(config)]]
+    opened = []
+    for number, entry in enumerate(config.datasets or [_only_entry(config)]):
+        steps = _steps(config, entry, f"datasets[{number}]")
+        opened.append(_open(entry, config, finds_validation).with_steps(steps))
     train = tuple(source for one in opened for source in one.train)
     validation = tuple(source for one in opened for source in one.validation)
     if config.validation_file is not None:
-        validation = (_open_validation(config.validation_file, config),)
+        validation = (replace(_open_validation(config.validation_file, config), steps=_steps(config)),)
     trained = {file for source in train for file in source.files}
     validation = tuple(source for source in validation if config.validation_file or not trained & set(source.files))
     used = trained | {file for source in validation for file in source.files}
     unused = dict.fromkeys(file for one in opened for file in one.unused if file not in used)
     return OpenedSources(train=train, validation=validation, unused=tuple(unused))
+
+
+def _steps(config: DataConfig, entry: DatasetSource | None = None, key: str = "") -> RowSteps:
+    """The user's functions for an entry, `key` of the settings: its own, or else those of the run."""
+    found = {}
+    for name in ("row_filter", "row_function"):
+        own = None if entry is None else getattr(entry, name)
+        found[name] = (getattr(config, name), name) if own is None else (own, f"{key}.{name}")
+    return RowSteps.for_settings(**found)
 
 
 def _only_entry(config: DataConfig) -> DatasetSource:
@@ -124,6 +148,7 @@ def _only_entry(config: DataConfig) -> DatasetSource:
         path=None if config.dataset_name is not None else path,
         name=config.dataset_name,
         config=config.dataset_config_name,
+        revision=config.dataset_revision,
         columns=config.dataset_columns,
     )
 
@@ -131,8 +156,8 @@ def _only_entry(config: DataConfig) -> DatasetSource:
 def _open_validation(name: str, config: DataConfig) -> Source:
     """The source that `validation_file` names."""
     entry = DatasetSource(path=name, columns=config.dataset_columns)
-    folder = Path(config.dataset_path or ".") / name
-    if not is_saved_dataset(folder):
+    folder = data_path(name, config.dataset_path)
+    if isinstance(folder, RemoteFile) or not is_saved_dataset(folder):
         return _source(entry, find_files(name, config.dataset_path))
     splits = load_splits(str(folder), None, None, key="validation_file")
     split = _split_meant(splits, "validation") or _split_meant(splits, "test")
@@ -146,23 +171,23 @@ def _open(entry: DatasetSource, config: DataConfig, finds_validation: bool) -> O
     """The split that an entry asks for, and the validation split next to training data if `finds_validation`."""
     if entry.name is None:
         base = config.dataset_path if config.train_file is not None else None
-        folder = Path(base or ".") / str(entry.path)
-        if is_saved_dataset(folder):
+        folder = data_path(str(entry.path), base)
+        if isinstance(folder, Path) and is_saved_dataset(folder):
             key = "path" if config.datasets else "dataset_path" if config.train_file is None else "train_file"
             return _open_dataset(replace(entry, path=None, name=str(folder)), config, finds_validation, key)
         # All files of a glob are taken, except under `dataset_path`, where a glob is treated like a folder.
         split_by_name = config.train_file is None and not config.datasets
         return _open_files(entry, base, finds_validation, split_by_name=split_by_name)
-    folder = Path(entry.name).expanduser()
-    if folder.is_dir() and not is_saved_dataset(folder) and entry.config is None:
-        return _open_files(replace(entry, path=str(folder)), None, finds_validation)
+    named = Path(entry.name).expanduser()
+    if named.is_dir() and not is_saved_dataset(named) and entry.config is None:
+        return _open_files(replace(entry, path=str(named)), None, finds_validation)
     return _open_dataset(entry, config, finds_validation, "dataset_name")
 
 
 def _open_dataset(entry: DatasetSource, config: DataConfig, finds_validation: bool, key: str) -> OpenedSources:
     """Open a dataset of the `datasets` library, which `key` of the settings names."""
     name = str(entry.name)
-    splits = load_splits(name, entry.config, entry.split, streaming=config.streaming, key=key)
+    splits = load_splits(name, entry.config, entry.split, revision=entry.revision, streaming=config.streaming, key=key)
     wanted = entry.split if entry.split in splits else _split_meant(splits, entry.split or "train")
     if wanted is None:
         raise DataError(f"{name}: no split {entry.split or 'train'!r}. Splits: {', '.join(splits)}.")
@@ -198,15 +223,19 @@ def _open_files(
         finds_validation: Whether to take the validation files of a folder too.
         split_by_name: Whether the files of a glob are split by their names, as those of a folder are.
     """
-    path = Path(base or ".") / str(entry.path)
+    path = data_path(str(entry.path), base)
     files = find_files(str(entry.path), base)
-    saved = sorted(str(folder) for folder in {file.parent for file in files} if is_saved_dataset(folder))
+    folders = {file.parent for file in files if isinstance(file, Path)}
+    saved = sorted(str(folder) for folder in folders if is_saved_dataset(folder))
     if saved:
         raise DataError(
             f"{path}: contains datasets that `save_to_disk` wrote ({', '.join(saved[:5])}). Give the folder of one of "
             "them (in validation_file that of another), or an entry of datasets for each."
         )
-    is_folder = path.is_dir() or (split_by_name and not path.is_file())
+    is_file, is_folder = list(files) == [path], isinstance(path, Path) and path.is_dir()
+    if isinstance(path, RemoteFile):
+        is_folder = not is_file and not path.is_glob
+    is_folder = is_folder or (split_by_name and not is_file)
     groups = group_by_split(files, path) if is_folder or entry.split else {"train": files}
     wanted = SPLIT_WORDS.get(entry.split or "train", str(entry.split))
     if wanted not in groups or wanted == "other":
@@ -228,12 +257,26 @@ def _unweighted(entry: DatasetSource) -> DatasetSource:
     return replace(entry, weight=1.0, max_rows=None)
 
 
-def _source(entry: DatasetSource, split: str | Sequence[Path], dataset: "Dataset | None" = None) -> Source:
+def _num_bytes(path: DataPath) -> int:
+    """Size of a file for the progress; 0 if it is not known."""
+    if isinstance(path, RemoteFile):
+        return path.num_bytes() or 0
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _local_digest(path: Path) -> str:
+    with open_data_file(path) as file:
+        return hashlib.file_digest(cast(BufferedReader, file.raw), "sha256").hexdigest()
+
+
+def _source(entry: DatasetSource, split: str | Sequence[DataPath], dataset: "Dataset | None" = None) -> Source:
     """The source of some files, or of a split of a dataset, with the settings of the entry."""
-    files = (f"{entry.name}[{split}]",) if dataset is not None else tuple(map(str, split))
+    paths = () if isinstance(split, str) else tuple(split)
+    at = f"@{entry.revision}" if entry.revision else ""
     return Source(
-        name=str(entry.name or entry.path),
-        files=files,
+        name=hide_addresses(str(entry.name or entry.path)),
+        files=(f"{entry.name}{at}[{split}]",) if dataset is not None else tuple(map(str, paths)),
+        paths=paths,
         format=entry.format,
         columns=entry.columns,
         weight=entry.weight,

@@ -33,7 +33,13 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def load_splits(
-    name: str, configuration: str | None, split: str | None, *, streaming: bool = False, key: str = "dataset_name"
+    name: str,
+    configuration: str | None,
+    split: str | None,
+    *,
+    revision: str | None = None,
+    streaming: bool = False,
+    key: str = "dataset_name",
 ) -> "dict[str, Dataset | IterableDataset]":
     """Load the splits of a dataset by name. For a slice (`train[:10%]`), only that slice, under this name.
 
@@ -41,6 +47,7 @@ def load_splits(
         name: Name on the Hub, or a folder.
         configuration: Name of a configuration of the dataset.
         split: A split, or a slice of one.
+        revision: Branch, tag or commit of its repository on the Hub.
         streaming: Read rows lazily from their location, without storing them.
         key: The key of the settings that names it, for messages.
 
@@ -59,9 +66,10 @@ def load_splits(
         if is_saved:
             loaded = datasets.load_from_disk(str(folder))
         elif split is not None and set(split) & set("[+"):
-            loaded = {split: datasets.load_dataset(name, configuration, split=split, streaming=streaming)}
+            slices = datasets.load_dataset(name, configuration, split=split, revision=revision, streaming=streaming)
+            loaded = {split: slices}
         else:
-            loaded = datasets.load_dataset(name, configuration, streaming=streaming)
+            loaded = datasets.load_dataset(name, configuration, revision=revision, streaming=streaming)
     except Exception as error:
         problem = None if folder.exists() else _hub_problem(error)
         hint = "" if folder.exists() else full_name_hint(name, "dataset")

@@ -12,7 +12,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -22,7 +21,7 @@ from sft.common.data_records import RowProblem
 from sft.common.errors import DataError
 from sft.data.sources.arrow_values import ArrowValues
 from sft.data.sources.chunks import MAX_BYTES, MAX_ROWS, Entries, Entry, RowBlock, TextLines, entry_blocks, line_blocks
-from sft.data.sources.files import deciding_suffix, file_format
+from sft.data.sources.files import DataPath, deciding_suffix, file_format
 from sft.data.sources.json_files import read_json, read_jsonl
 from sft.data.sources.json_rows import MAX_NESTING, checked_record, short_line
 from sft.data.sources.streams import DataFile, open_data_file
@@ -32,7 +31,7 @@ _HELD_PARQUET_BYTES = 1 << 26
 """A compressed Parquet file is decompressed before it is read, in memory up to this size."""
 
 
-def read_file(path: Path) -> Iterator[tuple[RowBlock, float]]:
+def read_file(path: DataPath) -> Iterator[tuple[RowBlock, float]]:
     """The rows of a data file in order.
 
     Yields:
@@ -61,7 +60,7 @@ def _read_csv(file: DataFile) -> Iterator[tuple[RowBlock, float]]:
         yield block, file.share_read
 
 
-def _csv_entries(path: Path, reader: Any, delimiter: str) -> Iterator[tuple[int, Entry, int]]:
+def _csv_entries(path: DataPath, reader: Any, delimiter: str) -> Iterator[tuple[int, Entry, int]]:
     header: list[str] = []
     line, reached = 1, 0
     try:
@@ -106,9 +105,11 @@ def _read_parquet(file: DataFile) -> Iterator[tuple[RowBlock, float]]:
     number = 0
     with tempfile.SpooledTemporaryFile(max_size=_HELD_PARQUET_BYTES) as decompressed:
         try:
-            if file.stream is not file.raw:  # Parquet is read from its end, and a compressed stream is not seekable
+            # Parquet is read from its end: a compressed stream, or one of a web server, is copied first.
+            is_readable = file.stream is file.raw and file.raw.seekable()
+            if not is_readable:
                 shutil.copyfileobj(file.stream, decompressed)
-            parquet = pyarrow.parquet.ParquetFile(file.name if file.stream is file.raw else decompressed)
+            parquet = pyarrow.parquet.ParquetFile(file.raw if is_readable else decompressed)
             names = parquet.schema_arrow.names
             if len(set(names)) < len(names):
                 raise DataError(f"{file.path}: duplicate column name: {', '.join(names)[:160]}.")

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +15,7 @@ from sft.common.errors import DataError
 from sft.common.files import refuse_special_files
 from sft.common.optional_packages import missing_package
 from sft.data.sources.json_rows import short_line
+from sft.data.sources.remote import RemoteFile
 
 try:
     from compression import zstd  # Python 3.14
@@ -25,8 +25,10 @@ except ImportError:
     except ImportError:
         zstd = None
 
+DataPath = Path | RemoteFile
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BUFFER_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 12
 _BROKEN_ARCHIVE = (zlib.error,) if zstd is None else (zlib.error, zstd.ZstdError)
 
 
@@ -34,11 +36,12 @@ _BROKEN_ARCHIVE = (zlib.error,) if zstd is None else (zlib.error, zstd.ZstdError
 class DataFile:
     """A file being read."""
 
-    path: Path
+    path: DataPath
     stream: BinaryIO
     """Its bytes, decompressed. Not seekable."""
     raw: BinaryIO
-    num_bytes: int
+    num_bytes: int | None
+    """None if it is not known before the end."""
 
     @property
     def name(self) -> str:
@@ -46,8 +49,33 @@ class DataFile:
 
     @property
     def share_read(self) -> float:
-        """Share of its bytes on disk read so far."""
+        """Share of its stored bytes read so far; 0 if their number is not known."""
+        if self.num_bytes is None:
+            return 0.0
         return min(self.raw.tell() / self.num_bytes, 1.0) if self.num_bytes else 1.0
+
+    def head(self, size: int) -> bytes:
+        """Its first bytes, at most `size`, without a byte-order mark.
+
+        Raises:
+            DataError: If the file is UTF-16.
+        """
+        first = self.stream.read(size)
+        if first.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise DataError(f"{self.path}:1: UTF-16 text. Save the file as UTF-8.")
+        return first.removeprefix(BYTE_ORDER_MARK)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes that were not read yet, in blocks of a moderate size."""
+        return iter(lambda: self.stream.read(_BUFFER_BYTES), b"")
+
+    def lines_after(self, head: bytes) -> Iterator[bytes]:
+        """The lines of `head`, which was read before, and those after it, with their line ends."""
+        *complete, rest = head.split(b"\n")
+        yield from (line + b"\n" for line in complete)
+        if last := rest + self.stream.readline():
+            yield last
+        yield from self.stream
 
     def lines(self) -> Iterator[bytes]:
         """Its lines with their line ends, without a byte-order mark. Only a line feed ends a line.
@@ -55,10 +83,7 @@ class DataFile:
         Raises:
             DataError: If the file is UTF-16.
         """
-        first = self.stream.readline()
-        if first.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise DataError(f"{self.path}:1: UTF-16 text. Save the file as UTF-8.")
-        return chain([first.removeprefix(BYTE_ORDER_MARK)], self.stream)
+        return self.lines_after(self.head(_HEAD_BYTES))
 
     def text_lines(self) -> Iterator[str]:
         """Its lines as text. In UTF-8 a line feed is never part of another character, so each line decodes alone.
@@ -71,17 +96,18 @@ class DataFile:
 
 
 @contextmanager
-def open_data_file(path: Path) -> Iterator[DataFile]:
+def open_data_file(path: DataPath) -> Iterator[DataFile]:
     """Open a data file for reading. Errors of reading inside the block become one line.
 
     Raises:
         DataError: If the file does not exist, is a special file (a FIFO, a device), or cannot be read.
     """
-    refuse_special_files(DataError, path)
+    if isinstance(path, Path):
+        refuse_special_files(DataError, path)
     try:
-        with path.open("rb", buffering=_BUFFER_BYTES) as raw:
-            num_bytes = path.stat().st_size
-            stream = _decompress(path, raw) if num_bytes else raw
+        raw, num_bytes = path.open() if isinstance(path, RemoteFile) else _open_local(path)
+        with raw:
+            stream = raw if num_bytes == 0 else _decompress(path, raw)
             yield DataFile(path=path, stream=stream, raw=raw, num_bytes=num_bytes)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
@@ -91,7 +117,11 @@ def open_data_file(path: Path) -> Iterator[DataFile]:
         raise DataError(f"{path}: cannot be read: {short_line(error)}.") from None
 
 
-def decode(path: Path, data: bytes, first_line: int = 1) -> str:
+def _open_local(path: Path) -> tuple[BinaryIO, int | None]:
+    return path.open("rb", buffering=_BUFFER_BYTES), path.stat().st_size
+
+
+def decode(path: DataPath, data: bytes, first_line: int = 1) -> str:
     """Bytes of a file as text.
 
     Raises:
@@ -106,7 +136,7 @@ def decode(path: Path, data: bytes, first_line: int = 1) -> str:
         ) from None
 
 
-def _decompress(path: Path, raw: BinaryIO) -> BinaryIO:
+def _decompress(path: DataPath, raw: BinaryIO) -> BinaryIO:
     suffix = path.suffix.lower()
     if suffix == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER_BYTES)

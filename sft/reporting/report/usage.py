@@ -75,7 +75,9 @@ def use_program(records: ReportRecords) -> str:
     )
     if is_adapter and is_whole:
         base = str(records.settings.get("model_name_or_path"))
-        load = f"PeftModel.from_pretrained({loader}.from_pretrained({base!r}), folder)"
+        at = records.settings.get("model_revision")
+        revision = f", revision={at!r}" if at else ""
+        load = f"PeftModel.from_pretrained({loader}.from_pretrained({base!r}{revision}), folder)"
         imports = f"from peft import PeftModel\n{imports}"
     elif is_adapter:
         load = "AutoPeftModelForCausalLM.from_pretrained(folder)"
