@@ -9,6 +9,7 @@ _KINDS = (
     # (kind, names of exception classes or their bases, parts of messages). The first match in the chain counts.
     ("gated", ("GatedRepoError",), ("is a gated dataset",)),
     ("absent", ("RepositoryNotFoundError", "DatasetNotFoundError"), ("not a valid model identifier",)),
+    ("no revision", ("RevisionNotFoundError",), ("is not a valid git identifier",)),
     ("denied", (), ("401 Client Error", "403 Client Error", "401 Unauthorized", "403 Forbidden")),
     ("broken", ("RemoteProtocolError", "ReadError", "IncompleteRead", "ChunkedEncodingError"), ("Consistency check",)),
     (
@@ -39,6 +40,8 @@ def hub_problem(error: BaseException, *, what: str, has_token: bool, is_offline:
     if kind == "absent":
         but = ", or the configured token has no access to it" if has_token else ", or it is private"
         return f"no such folder, and no such {what} on the Hub{but}: check the name; if it is private, {LOGIN}."
+    if kind == "no revision":
+        return f"this {what} has no such revision on the Hub: name a branch, a tag or a commit of it."
     if kind == "broken":
         return "the download from the Hub was interrupted. Run the command again."
     if kind == "unreachable" and is_offline:

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from sft.commands.saved_models import find_saved_model
 from tests.support import messages
 from tests.support.paths import REPOSITORY
 
 SLOW = ("silent", "silent for data")
-DEFAULT = ("by name", "interrupted", "gated model", "no data")
+DEFAULT = ("by name", "interrupted", "gated model", "no data", "revision", "no revision", "no data revision")
 """One command each. The other cases are slow tests."""
 MORE = (
     "always interrupted",
@@ -44,8 +46,13 @@ def on_local_hub(folder: Path, *cases: str, **environment: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    return on_local_hub(tmp_path_factory.mktemp("hub"), *DEFAULT)
+def hub_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def found(hub_folder):
+    return on_local_hub(hub_folder, *DEFAULT)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +74,21 @@ def test_model_and_data_by_name_and_the_result_pushed(found):
     assert found["with_secrets"] == []
 
 
+def test_a_revision_of_model_and_data_is_loaded_and_recorded(found, hub_folder):
+    run = found["runs"]["revision"]
+    assert (run["status"], run["err"]) == (0, ""), run
+    output = hub_folder / "revision" / "out"
+    assert json.loads((output / "adapter_config.json").read_text())["revision"] == "v2"
+    settings = yaml.safe_load((output / "resolved_config.yaml").read_text())
+    assert (settings["model_revision"], settings["dataset_revision"]) == ("v2", "v2")
+    (manifest,) = output.glob("checkpoint-*/manifest.json")
+    assert json.loads(manifest.read_text())["configuration"]["model_revision"] == "v2"
+    assert "tester/old at revision v2, LoRA adapters, on tester/old" in (output / "report.md").read_text()
+    assert "tester/old@v2[train]" in run["out"]
+    saved = find_saved_model(str(output))
+    assert (saved.base, saved.base_revision) == ("tester/old", "v2")
+
+
 def test_an_interrupted_download_is_resumed(found):
     run = found["runs"]["interrupted"]
     assert (run["status"], run["err"]) == (0, ""), run
@@ -85,6 +107,8 @@ ERRORS = {
         "set HF_TOKEN (or run: hf auth login)."
     ),
     "gated data": "dataset_name 'tester/gated': gated or private on the Hub: accept the terms on the dataset's",
+    "no revision": "tester/present: this model has no such revision on the Hub: name a branch, a tag",
+    "no data revision": "dataset_name 'tester/present': this dataset has no such revision on the Hub: name a branch",
     "no model": "tester/nothing: no such folder, and no such model on the Hub",
     "no data": "dataset_name 'tester/nothing': no such folder, and no such dataset on the Hub",
     "may not write": messages.PUSH_REJECTED.format(name="tester/result", status=401),

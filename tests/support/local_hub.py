@@ -1,6 +1,7 @@
 """A Hub on this machine: what the libraries ask the Hugging Face Hub for, answered from a folder on loopback.
 
-Repositories are folders `models/OWNER/NAME` and `datasets/OWNER/NAME`. What is asked is written down.
+Repositories are folders `models/OWNER/NAME` and `datasets/OWNER/NAME`, with `@v2` for their other revision. What is
+asked is written down.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER_COMMIT = COMMIT[::-1]
+"""Of the revision `v2`."""
 
 
 class LocalHub(ThreadingHTTPServer):
@@ -130,6 +133,10 @@ class _Handler(BaseHTTPRequestHandler):
         folder = self.server.root / kind / repository
         if not folder.is_dir():
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        revision = rest[1] if rest[:1] in (["revision"], ["tree"], ["paths-info"]) else "main"
+        folder, commit = _at_revision(folder, revision)
+        if not folder.is_dir():
+            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         if rest[:1] == ["tree"]:
             below = "/".join(rest[2:])
@@ -142,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json(
             {
                 "id": repository,
-                "sha": COMMIT,
+                "sha": commit,
                 "private": False,
                 "gated": False,
                 "disabled": False,
@@ -174,14 +181,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, path: str) -> None:
         parts = path.strip("/").split("/")
         kind = parts.pop(0) if parts[0] == "datasets" else "models"
-        owner, name, word, _, *inside = parts
-        file = self.server.root / kind / owner / name / "/".join(inside)
-        if word != "resolve" or not file.parent.is_dir():
+        owner, name, word, revision, *inside = parts
+        folder, commit = _at_revision(self.server.root / kind / owner / name, revision)
+        file = folder / "/".join(inside)
+        if word != "resolve" or not (self.server.root / kind / owner / name).is_dir():
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if not folder.is_dir():
+            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         if not file.is_file():
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
         content = file.read_bytes()
-        headers = {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         first = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
         if first:
             headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
@@ -202,6 +212,13 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[: len(content) // 2]
             self.close_connection = True
         self.wfile.write(content)
+
+
+def _at_revision(folder: Path, revision: str) -> tuple[Path, str]:
+    """The files of a revision, which may not exist, and its commit."""
+    if revision in ("main", COMMIT):
+        return folder, COMMIT
+    return folder.with_name(f"{folder.name}@{'v2' if revision == OTHER_COMMIT else revision}"), OTHER_COMMIT
 
 
 def _digest(content: bytes) -> str:

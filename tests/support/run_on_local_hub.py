@@ -32,6 +32,15 @@ def cases(hub: LocalHub) -> dict[str, tuple[Callable[[], None], list[str]]]:
         shutil.copy(REPOSITORY / "examples" / "data" / "orders_validation.jsonl", folder / "train.jsonl")
         return [f"--dataset_name=tester/{name}"]
 
+    def revised(kind: str, name: str) -> list[str]:
+        """A repository whose main branch is of no use."""
+        given = (model if kind == "model" else data)(name)
+        folder = hub.root / f"{kind}s" / "tester" / name
+        folder.rename(folder.with_name(f"{name}@v2"))
+        folder.mkdir()
+        (folder / "README.md").write_text("moved\n")
+        return given
+
     def is_now(**state: object) -> Callable[[], None]:
         usual = {"token": None, "gated": False, "silent_seconds": 0, "cut_downloads": 0}
         return lambda: [setattr(hub, name, value) for name, value in {**usual, **state}.items()] and None
@@ -40,6 +49,13 @@ def cases(hub: LocalHub) -> dict[str, tuple[Callable[[], None], list[str]]]:
     push = ["--max_steps=1", "--push_to_hub=true", "--hub_model_id=tester/result"]
     return {
         "by name": (is_now(), [*model("tiny"), *data("orders"), *push, "--hub_token=hf_secret"]),
+        "revision": (
+            is_now(),
+            [*revised("model", "old"), *revised("dataset", "old"), "--model_revision=v2", "--dataset_revision=v2"]
+            + ["--max_steps=1", "--lora_config.r=2"],
+        ),
+        "no revision": (is_now(), [*model("present"), "--model_revision=v3", LOCAL_DATA, "--dry_run"]),
+        "no data revision": (is_now(), [LOCAL_MODEL, *data("present"), "--dataset_revision=v3", "--dry_run"]),
         "may not write": (is_now(**private), [LOCAL_MODEL, LOCAL_DATA, *push, "--hub_token=hf_secret"]),
         "no token": (is_now(**private), [LOCAL_MODEL, LOCAL_DATA, *push]),
         "interrupted": (is_now(cut_downloads=2), [*model("interrupted"), LOCAL_DATA, "--dry_run"]),

@@ -145,8 +145,7 @@ def _subtitle(records: ReportRecords) -> str:
     how = "LoRA adapters" if records.settings.get("lora_config") else "full fine-tuning"
     if records.settings.get("quantization_config"):
         how = "LoRA adapters on a quantized base model (QLoRA)"
-    revision = records.settings.get("model_revision")
-    at = f" at revision {revision}" if revision else ""
+    at = f" at revision {revision}" if (revision := records.settings.get("model_revision")) else ""
     return f"{records.settings.get('model_name_or_path')}{at}, {how}, on {data}"
 
 
@@ -276,8 +275,7 @@ def _duration(seconds: float) -> str:
 
 def _rows_table(data: DataReport) -> Table:
     kinds = (
-        ("rows read", lambda s: f"{s.rows_read:,}"),
-        ("of these made by row_function", lambda s: f"{s.rows_made:,}"),
+        ("rows read", lambda s: f"{s.rows_read:,}{f' ({s.rows_made:,} of them made)' if s.rows_made else ''}"),
         ("rows used", lambda s: f"{s.rows_used:,}"),
         ("rows dropped", lambda s: f"{s.num_dropped:,} ({percent(s.num_dropped, s.rows_read)})"),
         ("tokens", lambda s: f"{s.tokens:,}"),
@@ -291,8 +289,6 @@ def _rows_table(data: DataReport) -> Table:
     )
     splits = list(_named(data))
     rows = [(name, *(value_of(split) for _, split in splits)) for name, value_of in kinds]
-    if not any(split.rows_made for _, split in splits):
-        rows.pop(1)
     if data.validation is not None:
         rows.append(("also in the training data", "", f"{data.leakage:,}"))
     return Table(header=("", *(name for name, _ in splits)), rows=tuple(rows))

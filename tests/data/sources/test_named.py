@@ -64,7 +64,7 @@ def test_open_sources_reports_what_is_wrong_with_a_saved_dataset(tmp_path):
     ],
 )
 def test_open_sources_reports_errors_of_the_hub_in_one_line(monkeypatch, error, message):
-    def load_dataset(name, configuration, streaming=False):
+    def load_dataset(name, configuration, revision, streaming=False):
         assert (name, configuration) == ("x/y", "b")
         raise error
 
@@ -76,14 +76,16 @@ def test_open_sources_reports_errors_of_the_hub_in_one_line(monkeypatch, error, 
 
 def test_open_sources_refuses_a_split_without_rows(monkeypatch):
     empty = datasets.Dataset.from_list(ROWS).select([])
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration, streaming: {"train": empty})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration, revision, streaming: {"train": empty})
     with pytest.raises(DataError, match=re.escape(f"x/y[train]: {messages.NO_ROWS}")):
         rows_of(open_sources(DataConfig(dataset_name="x/y")).train[0])
 
 
 def test_open_sources_reads_splits_of_the_hub(monkeypatch):
     made = datasets.Dataset.from_list(ROWS)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration, streaming: {"train": made, "test": made})
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, configuration, revision, streaming: {"train": made, "test": made}
+    )
     opened = open_sources(DataConfig(dataset_name="x/y"))
     assert ([row.record for row in rows_of(opened.train[0])], opened.unused) == (ROWS, ("x/y[test]",))
 
@@ -92,7 +94,7 @@ def test_open_sources_loads_the_dataset_split_of_an_entry(tmp_path, monkeypatch)
     made = datasets.Dataset.from_list(ROWS)
     asked = []
 
-    def load_dataset(name, configuration, streaming=False, **settings):
+    def load_dataset(name, configuration, revision, streaming=False, **settings):
         asked.append((name, configuration, settings))
         return made.select([0]) if settings else {"train": made, "validation": made, "test": made.select([1])}
 
@@ -227,3 +229,20 @@ def test_open_sources_does_not_take_a_folder_with_a_state_for_a_saved_dataset(tm
     own = tmp_path / "train.jsonl"
     (tmp_path / "state.json").write_text(json.dumps(ROWS))
     assert str(own) in open_sources(DataConfig(train_file=str(tmp_path))).train[0].files
+
+
+@pytest.mark.parametrize("split", [None, "train[:1]"])
+def test_open_sources_loads_the_revision_of_an_entry_and_names_it(monkeypatch, split):
+    made, asked = datasets.Dataset.from_list(ROWS), []
+
+    def load_dataset(name, configuration, revision, streaming=False, split=None):
+        asked.append((name, revision))
+        return made if split else {"train": made}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    entries = [DatasetSource(name="x/y", revision="v1", split=split), DatasetSource(name="x/y", split=split)]
+    opened = open_sources(DataConfig(datasets=entries))
+    assert asked == [("x/y", "v1"), ("x/y", None)]
+    assert opened.train[0].files == (f"x/y@v1[{split or 'train'}]",)
+    open_sources(DataConfig(dataset_name="x/y", dataset_revision="abc"))
+    assert asked[-1] == ("x/y", "abc")
