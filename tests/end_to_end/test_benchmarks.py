@@ -44,6 +44,32 @@ def test_bench_prepare_runs(question_file):
     assert result["warm_seconds"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "options", "count"),
+    [
+        ("rows", ["--sizes=200,400"], 2),
+        ("function", ["--rows=200", "--busy=0.0001"], 3),
+        ("turns", ["--rows=1000"], 3),
+        ("array", ["--sizes=1,3"], 2),
+        ("workers", ["--rows=3000"], 4),
+    ],
+)
+def test_bench_prepare_runs_each_case(question_file, case, options, count):
+    done = subprocess.run(
+        [sys.executable, "benchmarks/bench_prepare.py", "--model=examples/tiny-chat", f"--data={question_file}"]
+        + [f"--case={case}", *options],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line.removeprefix("RESULT ")) for line in done.stdout.splitlines()]
+    assert len(results) == count
+    assert all(result["rows"] > 0 for result in results)
+
+
 @pytest.mark.parametrize(
     ("mode", "layout"), [("full", "padded"), ("full", "flat"), ("lora", "packed"), ("full", "packed")]
 )
