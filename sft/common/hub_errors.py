@@ -8,8 +8,8 @@ LOGIN = "set HF_TOKEN (or run: hf auth login)"
 _KINDS = (
     # (kind, names of exception classes or their bases, parts of messages). The first match in the chain counts.
     ("gated", ("GatedRepoError",), ("is a gated dataset",)),
+    ("no revision", ("RevisionNotFoundError",), ("is not a valid git identifier", "doesn't exist for dataset")),
     ("absent", ("RepositoryNotFoundError", "DatasetNotFoundError"), ("not a valid model identifier",)),
-    ("no revision", ("RevisionNotFoundError",), ("is not a valid git identifier",)),
     ("denied", (), ("401 Client Error", "403 Client Error", "401 Unauthorized", "403 Forbidden")),
     ("broken", ("RemoteProtocolError", "ReadError", "IncompleteRead", "ChunkedEncodingError"), ("Consistency check",)),
     (
