@@ -15,9 +15,11 @@ from sft.data.counts import count_data, locate_row
 from sft.data.examples import preview_rows, select_sample_prompts
 from sft.data.mixtures import rows_of_epoch
 from sft.data.preparation import SourcePreparation
+from sft.data.prepared import PreparedSource
 from sft.data.sources.load import open_sources
 from sft.data.splits import prepare_splits
 from sft.data.streaming import open_stream
+from sft.prompting.rendering import known_end_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,6 +69,8 @@ def prepare_data(
     train, validation = prepare_splits(preparation, sources, seed)
     if config.unanswerable is not None and not any(source.record_format.has_unanswerable for source in train.prepared):
         logger.info("unanswerable has no effect: no training source is in the format squad.")
+    if config.train_on != "all" and any(source.record_format.is_tokenized for source in train.prepared):
+        logger.info("train_on has no effect on rows of token ids: their labels and masks say what is trained.")
     epoch_rows = rows_of_epoch(train, seed)
     report = count_data(train, epoch_rows, validation, has_own_validation=bool(sources.validation))
     stream = None
@@ -76,10 +80,16 @@ def prepare_data(
     return TrainingData(
         train=epoch_rows,
         validation=None if validation is None else validation.rows,
-        is_chat=any(source.record_format.is_chat for source in train.prepared),
+        is_chat=any(_has_chats(source, tokenizer) for source in train.prepared),
         report=replace(report, is_complete=not config.streaming),
         sample_prompts=select_sample_prompts(sample_prompts, preparation, train, validation),
         previews=preview_rows(preparation, train, show_rows),
         stream=stream,
         locate_row=partial(locate_row, train, epoch_rows),
     )
+
+
+def _has_chats(source: PreparedSource, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether rows of a source end as the chat template ends an answer; rows of token ids may."""
+    may_end_so = source.record_format.is_tokenized and known_end_tokens(tokenizer) != [tokenizer.eos_token_id]
+    return source.record_format.is_chat or may_end_so

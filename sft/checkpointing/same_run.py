@@ -20,7 +20,14 @@ ORDER_KEYS = (
     "row_filter",
 )
 """Settings that determine which rows a step trains on."""
-TEXT_KEYS = ("max_seq_length", "chat_template", "tokenizer_name_or_path", "tokenizer_revision", "unanswerable")
+TEXT_KEYS = (
+    "max_seq_length",
+    "split_overlap",
+    "chat_template",
+    "tokenizer_name_or_path",
+    "tokenizer_revision",
+    "unanswerable",
+)
 """Settings that determine the tokens of a row."""
 STATE_KEYS = ("optim", "dequantize", "quantization_config", "lora_config")
 """Settings and sections that determine the meaning of the saved weights and optimizer state."""

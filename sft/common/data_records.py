@@ -46,13 +46,26 @@ class RowProblem:
     message: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GivenTokens:
+    """The tokens of a row that is tokenized already."""
+
+    input_ids: "np.ndarray"
+    """int32 `[T]`."""
+    trained: "np.ndarray"
+    """bool `[T]`."""
+    has_padding: bool = False
+    """Whether padding was removed, which `attention_mask` marks."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """A training example before rendering: chat `messages`, or plain `text`."""
+    """A training example before rendering: chat `messages`, plain `text`, or `tokens`."""
 
     messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Any, ...] | None = None
     text: str | None = None
+    tokens: GivenTokens | None = None
     untrained: frozenset[int] = frozenset()
     """Indices of assistant messages that the row excludes from training."""
     other_keys: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -60,10 +73,15 @@ class Conversation:
     unread_keys: tuple[str, ...] = ()
     """Keys of its messages that nothing reads."""
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether it has messages, and is rendered by a chat template."""
+        return self.text is None and self.tokens is None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderedText:
-    """Text that the model receives, and its trained character spans `[start, end)`."""
+    """Text that the model receives, and its trained character spans `[start, end)`; or `tokens` and no text."""
 
     text: str
     trained_spans: tuple[tuple[int, int], ...]
@@ -71,6 +89,7 @@ class RenderedText:
     """What the template omitted from the text: `thoughts_left_out`, `tools_left_out`, ..."""
     unread_keys: tuple[str, ...] = ()
     """Keys of its messages that neither the program nor the template reads."""
+    tokens: GivenTokens | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +120,8 @@ class RowRemarks:
     """Control tokens (`<|im_end|>`) in contents."""
     split_tokens: tuple[NamedRows, ...] = ()
     """Tokens with supervised and other characters, which are trained."""
+    changes: tuple[NamedRows, ...] = ()
+    """Rows that were split, shortened, or freed of padding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +136,8 @@ class SourceReport:
     rows_used: int
     rows_dropped: Mapping[str, int]
     """Reason -> rows."""
+    pieces: int = 0
+    """See `SplitReport`."""
     weight: float = 1.0
     """How often each row is used per epoch."""
     rows_an_epoch: int = 0
@@ -164,6 +187,14 @@ class SplitReport:
     """Too long rows that lose some supervised tokens, including the end token."""
     rows_that_lose_only_prompt: int = 0
     """Too long rows that lose no supervised tokens."""
+    rows_split: int = 0
+    """Used rows that were too long and are trained in pieces, each as a row of its own. The next counts are in rows."""
+    pieces: int = 0
+    """The pieces of these rows."""
+    untrained_pieces: int = 0
+    """Further pieces of these rows, which are left out since they have no supervised token."""
+    rows_shortened: int = 0
+    """Used conversations that were too long and are trained from a later turn on."""
     rows_with_trained_end: int = 0
     """Used rows with a supervised end token (of the tokenizer or the chat template)."""
     notes: Mapping[str, int] = field(default_factory=dict)
@@ -260,6 +291,8 @@ class RowPreview:
     num_tokens: int = 0
     num_supervised: int = 0
     was_truncated: bool = False
+    changes: tuple[str, ...] = ()
+    """What was changed of the row. A row that is split is shown whole."""
     problem: RowProblem | None = None
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from sft.configuration.rules import PathText, PositiveInt, Range, WholeShare
+from sft.configuration.rules import NonNegativeInt, PathText, PositiveInt, Range, WholeShare
 
 RECORD_FORMATS = (
+    "input_ids",
     "messages",
     "conversations",
     "squad",
@@ -97,9 +98,15 @@ class DataConfig:
     max_seq_length: Annotated[int, Range(minimum=2, maximum=1_000_000_000)] = 1024
     """Maximum length of a row, in tokens."""
 
-    on_too_long: Literal["truncate", "drop", "error"] = "truncate"
+    on_too_long: Literal["truncate", "drop", "error", "split", "keep_last_turns"] = "truncate"
     """What to do with rows longer than `max_seq_length`. truncate: cut off the end (a row that keeps no supervised
-    tokens counts as a bad row, see `on_bad_rows`). drop: skip and count them. error: stop and list the first ten."""
+    tokens counts as a bad row, see `on_bad_rows`). drop: skip and count them. error: stop and list the first ten.
+    split: train a text, or a row of token ids, in pieces. keep_last_turns: train a conversation from the first user
+    turn on from which it fits, after its system turn; drop and count it if not even its last exchange fits."""
+
+    split_overlap: NonNegativeInt = 0
+    """With `on_too_long: split`: tokens at the start of each further piece that repeat the end of the one before, as
+    context that is not trained. With 0, the first token of such a piece is not predicted."""
 
     train_on: Literal["all", "last"] = "all"
     """Which assistant turns of a row are trained: all, or only the last. A message with `"train": false`,

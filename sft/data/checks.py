@@ -155,6 +155,11 @@ def _end_never_trained(split: SplitReport, config: DataConfig) -> str:
             f"the end token is never trained: max_seq_length truncates it in all {split.rows_used:,} train rows, so "
             f"the model would not learn to stop. Raise max_seq_length; {split.lengths.longest:,} truncates no row."
         )
+    if all(source.format_name == "input_ids" for source in split.sources):
+        return (
+            f"the end token is never trained: none of {split.rows_used:,} train rows of token ids trains a known end "
+            "token, so the model would not learn to stop. Add it to the rows, or set add_end_token to true."
+        )
     return (
         "the end token is never trained: the chat template writes no known end token after an answer in "
         f"{split.rows_used:,} train rows, so the model would not learn to stop. Set add_end_token to true, or choose "

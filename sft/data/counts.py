@@ -13,7 +13,7 @@ from sft.data.dropped import DroppedRows
 from sft.data.prepared import Split
 from sft.data.remarks import CountedRemarks
 from sft.data.rows import NOTE_FLAGS
-from sft.data.store import LOST_END, LOST_PROMPT, TRAINED_END, PreparedRows, RowColumns
+from sft.data.store import LOST_END, LOST_PROMPT, SHORTENED, TRAINED_END, PreparedRows, RowColumns
 
 EXAMPLES = 5
 """Duplicates and leaked rows that are named. All are counted."""
@@ -41,8 +41,9 @@ def count_data(
     if not has_own_validation:
         train_report = replace(train_report, remarks_include_validation=True)
     digests = train.rows.columns().digest
-    val_digests = validation.rows.columns().digest
-    leaked = np.flatnonzero(np.isin(val_digests, digests))
+    val_columns = validation.rows.columns()
+    val_digests = val_columns.digest
+    leaked = np.flatnonzero(np.isin(val_digests, digests) & (val_columns.piece <= 1))
     examples = []
     for row in leaked[:EXAMPLES].tolist():
         original = int(np.flatnonzero(digests == val_digests[row])[0])
@@ -61,7 +62,9 @@ def locate_row(train: Split, epoch_rows: PreparedRows, row: int) -> str:
 
 
 def _count_split(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) -> SplitReport:
-    rows, columns = split.rows, split.rows.columns()
+    # Rows are counted by their first piece.
+    rows = split.rows.select(np.flatnonzero(split.rows.columns().piece <= 1))
+    columns, pieces = rows.columns(), int(np.count_nonzero(split.rows.columns().piece))
     dropped, remarks = DroppedRows(), CountedRemarks()
     for source in split.prepared if with_dropped else ():
         dropped.update(source.dropped)
@@ -70,7 +73,7 @@ def _count_split(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) 
     lost_end, lost_prompt = _count(columns, LOST_END), _count(columns, LOST_PROMPT)
     lost_answer = dropped.too_long["answer"]
     duplicates = _duplicates(columns.digest)
-    lengths = rows.lengths
+    lengths = split.rows.lengths
     sources = _source_reports(split, epoch_rows, with_dropped=with_dropped)
     return SplitReport(
         sources=sources,
@@ -84,11 +87,15 @@ def _count_split(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) 
         rows_that_lose_the_answer=lost_answer,
         rows_that_lose_the_end=lost_end + dropped.too_long["end"],
         rows_that_lose_only_prompt=lost_prompt + dropped.too_long["prompt"],
+        rows_split=int(np.count_nonzero(columns.piece)),
+        pieces=pieces,
+        untrained_pieces=sum(source.untrained_pieces for source in split.prepared) if with_dropped else 0,
+        rows_shortened=_count(columns, SHORTENED),
         rows_with_trained_end=_count(columns, TRAINED_END),
         notes={note: count for note, flag in NOTE_FLAGS.items() if (count := _count(columns, flag))},
         remarks=remarks.records(),
         tokens=int(lengths.sum()),
-        supervised_tokens=int(columns.num_supervised.sum(dtype=np.int64)),
+        supervised_tokens=int(split.rows.columns().num_supervised.sum(dtype=np.int64)),
         longest_row=int(lengths.max(initial=0)),
         tokens_an_epoch=int(epoch_rows.lengths.sum()),
         supervised_tokens_an_epoch=int(epoch_rows.columns().num_supervised.sum(dtype=np.int64)),
@@ -101,12 +108,14 @@ def _count_split(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) 
 
 
 def _source_reports(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) -> tuple[SourceReport, ...]:
-    used = np.bincount(split.rows.source_indices(), minlength=len(split.prepared))
+    piece, source_of_row = split.rows.columns().piece, split.rows.source_indices()
+    used = np.bincount(source_of_row[piece <= 1], minlength=len(split.prepared))
+    pieces = np.bincount(source_of_row[piece > 0], minlength=len(split.prepared))
     in_epoch = np.bincount(epoch_rows.source_indices(), minlength=len(split.prepared))
     reports = []
     for number, source in enumerate(split.prepared):
         dropped: Mapping[str, int] = dict(source.dropped.counts) if with_dropped else {}
-        num_rows = len(source.rows) + source.dropped.counts.total()
+        num_rows = int(np.count_nonzero(source.rows.columns.piece <= 1)) + source.dropped.counts.total()
         reports.append(
             SourceReport(
                 name=source.name,
@@ -115,6 +124,7 @@ def _source_reports(split: Split, epoch_rows: PreparedRows, *, with_dropped: boo
                 rows_read=int(used[number]) + Counter(dropped).total(),
                 rows_used=int(used[number]),
                 rows_dropped=dropped,
+                pieces=int(pieces[number]),
                 weight=source.weight,
                 rows_an_epoch=int(in_epoch[number]),
                 rows_made=num_rows - source.rows_read if with_dropped else 0,

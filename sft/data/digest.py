@@ -23,6 +23,9 @@ SAMPLED_ROWS = 256
 
 def conversation_digest(conversation: Conversation) -> int:
     """64 bits of a conversation, ignoring case and white space."""
+    if conversation.tokens is not None:
+        given = hashlib.blake2b(conversation.tokens.input_ids.tobytes(), digest_size=8)
+        return int.from_bytes(given.digest(), "little")
     if conversation.text is not None:
         parts = [conversation.text]
     else:
@@ -72,7 +75,7 @@ def rows_digest(rows: PreparedRows) -> str:
     digest = hashlib.sha256(str(len(rows)).encode())
     columns = rows.columns()
     for field in dataclasses.fields(columns):
-        if field.name not in ("number", "file", "line", "part"):
+        if field.name not in ("number", "file", "line", "part", "piece"):
             digest.update(np.ascontiguousarray(getattr(columns, field.name)).tobytes())
     digest.update(np.ascontiguousarray(rows.lengths).tobytes())
     for row in np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).astype(int)) if len(rows) else ():

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sft.common.data_records import Conversation, RawRow, RowPreview, SamplePrompt
+from sft.common.data_records import Conversation, GivenTokens, RawRow, RowPreview, SamplePrompt
 from sft.data.preparation import SourcePreparation
 from sft.data.prepared import Split
 from sft.data.sources.load import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SAMPLE_PROMPTS = 3
 """Prompts taken from the data if none are given."""
@@ -52,7 +56,8 @@ def preview_rows(preparation: SourcePreparation, train: Split, numbers: Collecti
 
 
 def _first_prompts(preparation: SourcePreparation, split: Split) -> tuple[SamplePrompt, ...]:
-    first = split.rows.select(np.arange(min(SAMPLE_PROMPTS, len(split.rows))))
+    whole = np.flatnonzero(split.rows.columns().piece <= 1)
+    first = split.rows.select(whole[:SAMPLE_PROMPTS])
     columns, source_of_row = first.columns(), first.source_indices()
     prompts: list[SamplePrompt] = []
     for number in dict.fromkeys(source_of_row.tolist()):
@@ -62,7 +67,11 @@ def _first_prompts(preparation: SourcePreparation, split: Split) -> tuple[Sample
         wanted = set(zip(own.number.tolist(), own.part.tolist(), strict=True))
         rows = _rows_by_number(source, {row for row, _ in wanted})
         made = ((row, each) for row, raw in rows for each in preparer.made(raw))
-        prompts += [_as_prompt(preparer.convert(each)) for row, each in made if (row, each.source.part) in wanted]
+        prompts += [
+            _as_prompt(preparer.convert(each), preparation.tokenizer)
+            for row, each in made
+            if (row, each.source.part) in wanted
+        ]
     return tuple(prompts)
 
 
@@ -78,8 +87,10 @@ def _rows_by_number(source: Source, numbers: Collection[int]) -> Iterator[tuple[
             return
 
 
-def _as_prompt(conversation: Conversation) -> SamplePrompt:
+def _as_prompt(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> SamplePrompt:
     """A conversation up to its last answer, with that answer as reference; the first words of plain text."""
+    if conversation.tokens is not None:
+        return _decoded_prompt(conversation.tokens, tokenizer)
     if conversation.text is not None:
         words = conversation.text.split(maxsplit=16)  # what follows is one more
         return SamplePrompt(text=" ".join(words[: max(1, min(8, len(words) // 2))]))
@@ -89,4 +100,19 @@ def _as_prompt(conversation: Conversation) -> SamplePrompt:
         messages=tuple({**message, **others.get(i, {})} for i, message in enumerate(conversation.messages[:last])),
         tools=conversation.tools,
         reference=conversation.messages[last]["content"],
+    )
+
+
+def _decoded_prompt(tokens: GivenTokens, tokenizer: "PreTrainedTokenizerBase") -> SamplePrompt:
+    """The text of the tokens before the first that is trained, with those after it as reference; or of some tokens."""
+    input_ids, trained = tokens.input_ids, tokens.trained
+    begin = int(np.argmax(trained))
+    end = len(trained) if trained[begin:].all() else begin + int(np.argmin(trained[begin:]))
+    has_prompt = begin > (1 if input_ids[0] == tokenizer.bos_token_id else 0)
+    prompt = input_ids[:begin] if has_prompt else input_ids[: max(1, min(16, len(input_ids) // 2))]
+    # The tokenizer adds its begin-of-text token again.
+    prompt = prompt[1:] if len(prompt) > 1 and prompt[0] == tokenizer.bos_token_id else prompt
+    return SamplePrompt(
+        text=tokenizer.decode(prompt.tolist()),
+        reference=tokenizer.decode(input_ids[begin:end].tolist(), skip_special_tokens=True) if has_prompt else None,
     )

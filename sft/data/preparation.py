@@ -12,9 +12,9 @@ from contextlib import closing
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sft.common.errors import DataError
+from sft.common.errors import ConfigError, DataError
 from sft.common.outside_files import outside_file
 from sft.configuration.data_sections import SKIP
 from sft.configuration.schema import DataConfig
@@ -32,7 +32,9 @@ from sft.data.workers import prepare_chunks
 from sft.processes.environment import num_usable_cores, user_cache_folder
 from sft.prompting.control_tokens import ControlTokens
 from sft.prompting.formats import RecordFormat, format_named, with_answer_to_unanswerable
-from sft.prompting.rendering import ChatRenderer
+from sft.prompting.given_tokens import GivenTokensReader
+from sft.prompting.pieces import NO_LIMIT, TooLong
+from sft.prompting.rendering import ChatRenderer, known_end_tokens
 from sft.prompting.templates import PLAIN, set_chat_template
 from sft.prompting.tokenizing import RowTokenizer
 
@@ -65,7 +67,7 @@ class SourcePreparation:
         """
         self.config = config
         self._on_progress = on_progress
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._preparers: dict[tuple[str, frozenset[tuple[str, str]], RowSteps], RowPreparer] = {}
         self._folder = Path(config.data_cache_dir) if config.data_cache_dir else user_cache_folder() / "sft_data"
         workers = config.preprocessing_num_workers
@@ -116,20 +118,58 @@ class SourcePreparation:
         """The preparer of the rows of a source. Built at the first call."""
         key = (record_format.name, frozenset(source.columns.items()), source.steps)
         if key not in self._preparers:
+            too_long = self._too_long(source, record_format)
             renderer = self._renderer if record_format.is_chat else None
-            tokenizer = RowTokenizer(
-                self._tokenizer,
-                is_chat=record_format.is_chat,
-                max_seq_length=self.config.max_seq_length,
-                truncate=self.config.on_too_long == "truncate",
-                end_token_ids=None if renderer is None else renderer.end_token_ids(),
-            )
+            tokenizer = self._row_tokenizer(record_format, renderer)
             answer = None if self.config.unanswerable == SKIP else self.config.unanswerable
             record_format = with_answer_to_unanswerable(record_format, answer)
             self._preparers[key] = RowPreparer(
-                record_format, source.columns, tokenizer, renderer, ControlTokens(self._tokenizer), source.steps
+                record_format,
+                source.columns,
+                tokenizer,
+                renderer,
+                ControlTokens(self.tokenizer),
+                too_long,
+                source.steps,
             )
         return self._preparers[key]
+
+    def _too_long(self, source: Source, record_format: RecordFormat) -> TooLong:
+        """What becomes of rows that are too long, where they are neither truncated nor dropped.
+
+        Raises:
+            ConfigError: If that is not defined for the format of the source.
+        """
+        config = self.config
+        chosen, rows = config.on_too_long, f"the {record_format.name} rows of {source.files[0]}"
+        if chosen == "split" and record_format.is_chat:
+            raise ConfigError(
+                f"on_too_long: split cannot be used with {rows}: a piece of a chat has no prompt. Set keep_last_turns, "
+                "which keeps the latest turns that fit, truncate or drop."
+            )
+        if chosen == "keep_last_turns" and not record_format.is_chat:
+            raise ConfigError(
+                f"on_too_long: keep_last_turns cannot be used with {rows}, which have no turns. Set split, truncate or "
+                "drop."
+            )
+        return TooLong(
+            shortens=config.on_too_long == "keep_last_turns",
+            piece_length=config.max_seq_length if config.on_too_long == "split" else None,
+            overlap=config.split_overlap,
+        )
+
+    def _row_tokenizer(self, record_format: RecordFormat, renderer: ChatRenderer | None) -> RowTokenizer:
+        """Tokenizes the rows of a format, or takes their tokens."""
+        config = self.config
+        limits: dict[str, Any] = {
+            "max_seq_length": NO_LIMIT if config.on_too_long == "split" else config.max_seq_length,
+            "truncate": config.on_too_long == "truncate",
+        }
+        if record_format.is_tokenized:
+            ends = known_end_tokens(self.tokenizer)
+            return GivenTokensReader(self.tokenizer, add_end_token=config.add_end_token, end_token_ids=ends, **limits)
+        ends = None if renderer is None else renderer.end_token_ids()
+        return RowTokenizer(self.tokenizer, is_chat=record_format.is_chat, end_token_ids=ends, **limits)
 
     @cached_property
     def _renderer(self) -> ChatRenderer:
@@ -137,11 +177,11 @@ class SourcePreparation:
         self._ensure_chat_template()
         config = self.config
         return ChatRenderer(
-            self._tokenizer, only_last_turn=config.train_on == "last", add_end_token=config.add_end_token
+            self.tokenizer, only_last_turn=config.train_on == "last", add_end_token=config.add_end_token
         )
 
     def _ensure_chat_template(self) -> None:
-        tokenizer = self._tokenizer
+        tokenizer = self.tokenizer
         if tokenizer.chat_template is not None:
             return
         set_chat_template(tokenizer, PLAIN)
@@ -156,7 +196,7 @@ class SourcePreparation:
         preparer = self.preparer(source, record_format)
         dropped, remarks = DroppedRows(), CountedRemarks()
         seen: set[str] = set()
-        rows_read = 0
+        rows_read = untrained_pieces = 0
         with (
             RowWriter(folder / "rows.arrow") as writer,
             PreparationProgress(f"Preparing {split} rows", self._on_progress) as progress,
@@ -169,12 +209,14 @@ class SourcePreparation:
                 dropped.update(prepared.dropped)
                 remarks.update(prepared.remarks)
                 rows_read += prepared.rows_read
+                untrained_pieces += prepared.untrained_pieces
                 seen |= prepared.seen_columns
                 progress.show(rows_read, chunk.share_read)
         renamed = {source.columns.get(name, name) for name in seen}
         report = {
             "format_name": record_format.name,
             "rows_read": rows_read,
+            "untrained_pieces": untrained_pieces,
             "unused_columns": sorted(renamed - record_format.columns - record_format.optional),
             "dropped": dropped.to_json(),
             "remarks": remarks.to_json(),
@@ -188,6 +230,7 @@ class SourcePreparation:
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             rows, dropped = StoredRows(folder / "rows.arrow"), DroppedRows.from_json(report["dropped"])
             record_format, rows_read = format_named(report["format_name"]), int(report["rows_read"])
+            untrained_pieces = int(report["untrained_pieces"])
             unused_columns, remarks = tuple(report["unused_columns"]), CountedRemarks.from_json(report["remarks"])
         if record_format.is_chat:
             self._ensure_chat_template()
@@ -204,6 +247,7 @@ class SourcePreparation:
             remarks=remarks,
             rows=rows,
             rows_read=rows_read,
+            untrained_pieces=untrained_pieces,
             dropped=dropped,
             unused_columns=unused_columns,
         )
@@ -219,7 +263,8 @@ class SourcePreparation:
                 "columns": source.columns,
                 "steps": source.steps.digest,
                 "max_seq_length": config.max_seq_length,
-                "truncate": config.on_too_long == "truncate",
+                "on_too_long": "drop" if config.on_too_long == "error" else config.on_too_long,
+                "split_overlap": config.split_overlap,
                 "train_on": config.train_on,
                 "add_end_token": config.add_end_token,
                 "unanswerable": None if config.unanswerable == SKIP else config.unanswerable,

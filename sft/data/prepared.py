@@ -23,6 +23,7 @@ class PreparedSource:
     rows: StoredRows
     rows_read: int
     """Rows of its files; `row_function` may have made more of them."""
+    untrained_pieces: int
     dropped: DroppedRows
     remarks: CountedRemarks
     unused_columns: tuple[str, ...]

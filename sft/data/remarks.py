@@ -39,6 +39,7 @@ class CountedRemarks:
     unread_keys: _Names = field(default_factory=_Names)
     control_tokens: _Names = field(default_factory=_Names)
     split_tokens: _Names = field(default_factory=_Names)
+    changes: _Names = field(default_factory=_Names)
 
     def add(self, source: RowSource, kind: str, names: Iterable[str]) -> None:
         """Count a row once under each name."""

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow
 
 LOST_PROMPT, LOST_END, TRAINED_END, THOUGHTS_LEFT_OUT, TOOLS_LEFT_OUT, CONTENT_LEFT_OUT = 1, 2, 4, 8, 16, 32
-PROMPT_GOES_FURTHER = 64
+PROMPT_GOES_FURTHER, SHORTENED = 64, 128
 """Bits of `RowColumns.flags`: truncated without losing supervised tokens; truncated with such a loss; an end token is
 supervised; the chat template omits thoughts, tools, or content beside tool calls; a generation prompt is longer than
-the text before the trained turn."""
+the text before the trained turn; the conversation was shortened to its latest turns."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +42,9 @@ class RowColumns:
     """int64: line in that file, from 1."""
     part: np.ndarray
     """int32: see `RowSource.part`."""
+    piece: np.ndarray
+    """int32: number of the piece in its row, from 1; 0 for a row that is not split. Digest, flags and `full_length` are
+    those of its row."""
 
     @classmethod
     def concatenate(cls, parts: "Sequence[RowColumns]") -> "RowColumns":
@@ -55,7 +58,7 @@ class RowColumns:
 
 
 _COLUMN_TYPES = {"num_supervised": "int32", "full_length": "int32", "flags": "uint8", "digest": "uint64"}
-_COLUMN_TYPES |= {"number": "int64", "file": "int32", "line": "int64", "part": "int32"}
+_COLUMN_TYPES |= {"number": "int64", "file": "int32", "line": "int64", "part": "int32", "piece": "int32"}
 
 
 class RowWriter:

@@ -2,8 +2,9 @@
 
 Every row read has a slot: its number in an endless sequence of passes over the data, in which each block of rows is
 shuffled by a seed. Which rows a step trains on follows from slot numbers alone, however many processes share the work;
-a row that cannot be used leaves its slot empty, and one that `row_function` turns into several holds them all in its
-slot. So nothing needs to know what the rows before a slot become: to resume there, they are skipped without parsing.
+a row that cannot be used leaves its slot empty, and one that is split, or that `row_function` turns into several, holds
+them all in its slot. So nothing needs to know what the rows before a slot become: to resume there, they are skipped
+without parsing.
 """
 
 from __future__ import annotations
@@ -120,13 +121,17 @@ class RowStream:
             remarks: list[Remark] = []
             dropped: list[DroppedRow] = []
             for row, outcome in zip(of_slot, outcomes, strict=False):
-                if isinstance(outcome, RowRefused):
-                    dropped.append(DroppedRow(source=row.source, problem=outcome.problem))
+                try:
+                    if isinstance(outcome, RowRefused):
+                        raise outcome
+                    conversation, text, tokens = outcome
+                    pieces, changes = preparer.pieces(text, tokens)
+                except RowRefused as refusal:
+                    dropped.append(DroppedRow(source=row.source, problem=refusal.problem))
                     continue
-                conversation, text, tokens = outcome
-                found = preparer.remarks(conversation, text, tokens.split_tokens)
+                found = preparer.remarks(conversation, text, split_tokens=tokens.split_tokens, changes=changes)
                 remarks += [(row.source, kind, tuple(names)) for kind, names in found.items() if names]
-                used.append({"input_ids": tokens.input_ids, "labels": tokens.labels})
+                used += [{"input_ids": piece.input_ids, "labels": piece.labels} for piece in pieces]
             yield StreamedRow(slot=slot, rows=tuple(used), remarks=tuple(remarks), dropped=tuple(dropped))
 
 

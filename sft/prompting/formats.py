@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from sft.common.data_records import Conversation
+from sft.prompting.given_tokens import MASKS, given_tokens
 from sft.prompting.messages import (
     RowRefused,
     checked_text,
@@ -43,9 +44,12 @@ class RecordFormat:
     has_unanswerable: bool = False
     """Whether rows may be questions without an answer."""
 
+    is_tokenized: bool = False
+    """Whether its rows are token ids."""
+
     @property
     def is_chat(self) -> bool:
-        return self.name != "text"
+        return self.name != "text" and not self.is_tokenized
 
 
 def find_format(columns: Collection[str]) -> RecordFormat | None:
@@ -129,6 +133,14 @@ def _from_text(record: Mapping[str, Any]) -> Conversation:
 
 
 FORMATS = (
+    RecordFormat(
+        name="input_ids",
+        columns=frozenset({"input_ids"}),
+        optional=frozenset({"labels", "attention_mask", *MASKS}),
+        convert=given_tokens,
+        description=f"input_ids (+ labels, {', '.join(MASKS)})",
+        is_tokenized=True,
+    ),
     RecordFormat(
         name="messages",
         columns=frozenset({"messages"}),

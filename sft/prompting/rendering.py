@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sft.common.data_records import Conversation, RenderedText
+from sft.common.errors import ConfigError
 from sft.prompting.limits import template_limits
 from sft.prompting.message_keys import MessageKeys, with_thoughts
 from sft.prompting.messages import RowRefused, checked_text
@@ -22,6 +23,16 @@ from sft.prompting.turns import find_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def known_end_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Token ids that end an answer in rows that are tokenized already, which need no chat template."""
+    if tokenizer.chat_template is None:
+        return [tokenizer.eos_token_id]
+    try:
+        return ChatRenderer(tokenizer).end_token_ids()
+    except ConfigError:  # of a template that this run does not use
+        return [tokenizer.eos_token_id]
 
 
 def render_text(conversation: Conversation) -> RenderedText:

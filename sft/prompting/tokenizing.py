@@ -41,10 +41,12 @@ class TokenizedRow:
     """Whether one of the tokens that end an answer is trained."""
     split_tokens: tuple[str, ...] = ()
     """Texts of the tokens of which only a part is in a trained span. The whole token is trained."""
+    is_shortened: bool = False
+    """Whether it is the latest turns of a conversation that is too long."""
 
     @property
     def was_truncated(self) -> bool:
-        return self.full_length > len(self.input_ids)
+        return self.full_length > len(self.input_ids) and not self.is_shortened
 
     @property
     def num_supervised(self) -> int:
@@ -84,6 +86,12 @@ class TokenizedRows:
     """Index among the given rows -> why that row is not included."""
     split_tokens: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Index among the included rows -> as in `TokenizedRow`; rows without any are missing."""
+    shortened: frozenset[int] = frozenset()
+    """Indices among the included rows: see `TokenizedRow.is_shortened`."""
+
+    def with_refusals(self, refusals: Mapping[int, RowRefused]) -> "TokenizedRows":
+        """The same rows among given ones of which these are refused."""
+        return replace(self, refusals=refusals)
 
     def split(self) -> list[TokenizedRow | RowRefused]:
         """Each given row by itself, or why it was refused. Copies, so that keeping one does not keep all in memory."""
@@ -97,10 +105,29 @@ class TokenizedRows:
                 lost_end=bool(self.lost_end[row]),
                 has_trained_end=bool(self.has_trained_end[row]),
                 split_tokens=self.split_tokens.get(row, ()),
+                is_shortened=row in self.shortened,
             )
             for row, (begin, stop) in enumerate(bounds)
         )
         return [self.refusals.get(index) or next(used) for index in range(len(self.lengths) + len(self.refusals))]
+
+
+def joined_rows(outcomes: Sequence[TokenizedRow | RowRefused]) -> TokenizedRows:
+    """Rows by themselves, concatenated: the inverse of `TokenizedRows.split`."""
+    rows = [row for row in outcomes if not isinstance(row, RowRefused)]
+    empty = np.zeros(0, dtype=np.int32)
+    return TokenizedRows(
+        input_ids=np.concatenate([empty, *(row.input_ids for row in rows)]),
+        labels=np.concatenate([empty, *(row.labels for row in rows)]),
+        lengths=np.asarray([len(row.input_ids) for row in rows], dtype=np.int64),
+        full_length=np.asarray([row.full_length for row in rows], dtype=np.int64),
+        num_supervised=np.asarray([row.num_supervised for row in rows], dtype=np.int64),
+        lost_end=np.asarray([row.lost_end for row in rows], dtype=bool),
+        has_trained_end=np.asarray([row.has_trained_end for row in rows], dtype=bool),
+        refusals={index: row for index, row in enumerate(outcomes) if isinstance(row, RowRefused)},
+        split_tokens={index: row.split_tokens for index, row in enumerate(rows) if row.split_tokens},
+        shortened=frozenset(index for index, row in enumerate(rows) if row.is_shortened),
+    )
 
 
 class RowTokenizer:
@@ -139,7 +166,7 @@ class RowTokenizer:
         split_tokens = self._split_texts(tokens, rows, split)
         input_ids, lengths = tokens.input_ids, tokens.lengths
         del tokens, split  # as large as all that follows
-        selected = self._select(input_ids, lengths, trained)
+        selected = self.select(input_ids, lengths, trained)
         used = (row for row in range(len(rows)) if row not in selected.refusals)
         found = {index: split_tokens[row] for index, row in enumerate(used) if row in split_tokens}
         return replace(selected, split_tokens=found)
@@ -201,7 +228,7 @@ class RowTokenizer:
                 found[row] = (*found.get(row, ()), text)
         return found
 
-    def _select(self, input_ids: np.ndarray, lengths: np.ndarray, trained: np.ndarray) -> TokenizedRows:
+    def select(self, input_ids: np.ndarray, lengths: np.ndarray, trained: np.ndarray) -> TokenizedRows:
         """Truncate rows that are too long, refuse those that leave nothing to train, and label the rest."""
         limit = self._max_seq_length
         stops = np.cumsum(lengths)

@@ -22,13 +22,19 @@ def remark_lines(remarks: RowRemarks, *, include_validation: bool = False) -> It
     if remarks.split_tokens:
         names = _named(remarks.split_tokens)
         yield "edges", f"tokens across the edge of the supervised text, trained as a whole{rows}: {names}"
+    if remarks.changes:
+        yield "changed", f"changed rows{rows}: {_named(remarks.changes)}"
 
 
 def split_remark_lines(split: SplitReport) -> Iterator[tuple[str, str]]:
-    """As `remark_lines`, for the rows of a split, after what `row_function` made of them."""
+    """As `remark_lines`, for the rows of a split, after what `row_function` made of them, and their pieces."""
     if split.rows_made:
         raw = counted(split.rows_read - split.rows_made, "row")
         yield "made", f"row_function made {split.rows_read:,} rows of {raw} in the data"
+    if split.rows_split:
+        more = f"; {counted(split.untrained_pieces, 'piece')} without supervised tokens left out"
+        found = f"{counted(split.rows_split, 'row')} trained in {counted(split.pieces, 'piece')}"
+        yield "pieces", found + (more if split.untrained_pieces else "")
     yield from remark_lines(split.remarks, include_validation=split.remarks_include_validation)
 
 
@@ -38,6 +44,7 @@ def remark_counts(remarks: RowRemarks) -> dict[str, dict[str, Any]]:
         "unread_message_keys": remarks.unread_keys,
         "control_tokens": remarks.control_tokens,
         "split_tokens": remarks.split_tokens,
+        "changed_rows": remarks.changes,
     }
     return {
         kind: {rows.name: {"rows": rows.rows, "examples": list(map(str, rows.examples))} for rows in named}

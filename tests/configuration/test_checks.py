@@ -275,7 +275,7 @@ def test_a_missing_model_folder_is_answered_with_a_similar_name(folder, key):
         ),
         (
             "datasets:\n  - name: x\n    format: zzz\n",
-            ":4: datasets[0].format: unknown format 'zzz'. Allowed: messages, "
+            ":4: datasets[0].format: unknown format 'zzz'. Allowed: input_ids, messages, "
             "conversations, squad, alpaca, prompt_completion, question_answer, input_output, text.",
         ),
         (

@@ -159,7 +159,7 @@ def test_prepare_data_maps_columns(tmp_path, data_chat_tokenizer):
 @pytest.mark.parametrize(
     ("rows", "columns", "message"),
     [
-        ([{"a": 1, "b": 2}], {}, r"its columns \(a, b\) match no known format\. Known formats: messages: "),
+        ([{"a": 1, "b": 2}], {}, r"its columns \(a, b\) match no known format\. Known formats: .*messages: "),
         (
             [{"asked": "q", "reply": "r"}],
             {"aksed": "question"},

@@ -44,6 +44,7 @@ TURNS = [
 ]
 CALL = {"type": "function", "id": "c1", "function": {"name": "f", "arguments": '{"x": 1}'}}
 RECORDS = {
+    "input_ids": {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "attention_mask": [1, 1, 1]},
     "messages": {"messages": TURNS, "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
     "calls": {
         "messages": [*TURNS[:2], {"role": "assistant", "content": None, "tool_calls": [CALL]}]

@@ -21,6 +21,7 @@ def columns_of(count, first=0):
         file=np.full(count, 3, dtype=np.int32),
         line=(numbers + 2**33).astype(np.int64),
         part=(numbers % 3).astype(np.int32),
+        piece=(numbers % 5).astype(np.int32),
     )
 
 

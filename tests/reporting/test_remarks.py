@@ -17,6 +17,7 @@ KINDS = {
     "unread_keys": ("unread_message_keys", "keys of messages that are not used"),
     "control_tokens": ("control_tokens", "control tokens in the data"),
     "split_tokens": ("split_tokens", "tokens across the edge of the supervised text"),
+    "changes": ("changed_rows", "changed rows"),
 }
 
 
@@ -54,5 +55,5 @@ def test_remarks_without_rows_are_not_shown():
     report = report_with()
     assert not any(words in " ".join(data_lines(report)) for _, words in KINDS.values())
     document = preflight_document(replace(preflight(), report=report))
-    assert [document["train"][key] for key, _ in KINDS.values()] == [{}, {}, {}]
+    assert [document["train"][key] for key, _ in KINDS.values()] == [{}] * len(KINDS)
     json.dumps(document)

@@ -126,14 +126,14 @@ class _RowCounts:
     def add(self, rows: Sequence[RawRow]) -> None:
         """Count rows, rendered together as a run does."""
         converted = [self._convert(row) for row in rows]
-        chats = [each for each in converted if isinstance(each, Conversation) and each.text is None]
+        chats = [each for each in converted if isinstance(each, Conversation) and each.is_chat]
         rendered = iter(self._renderer.render_all(chats) if self._renderer is not None else [None] * len(chats))
         for row, outcome in zip(rows, converted, strict=True):
             self.rows += 1
             if isinstance(outcome, Conversation):
-                text = next(rendered) if outcome.text is None else None
+                text = next(rendered) if outcome.is_chat else None
                 if not isinstance(text, RowRefused):
-                    self.is_plain_text &= outcome.text is not None
+                    self.is_plain_text &= not outcome.is_chat
                     self._keep(_estimate_tokens(outcome, self._count), None if text is None else text.text)
                     continue
                 outcome = text.problem
@@ -179,6 +179,8 @@ def _load_renderer(folder: Path) -> tuple[ChatRenderer, Any] | None:
 
 def _estimate_tokens(conversation: Conversation, count: Callable[[str], int]) -> int:
     """Estimate the tokens of a row, with an allowance for the chat template."""
+    if conversation.tokens is not None:
+        return len(conversation.tokens.input_ids)
     if conversation.text is not None:
         return count(conversation.text) + 1
     texts = [*_texts(conversation.messages), *_texts(conversation.tools or ())]

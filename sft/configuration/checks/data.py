@@ -37,6 +37,12 @@ def check_data(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction("dataset_revision", NO_REVISION.format(name=data.dataset_name))
     if data.validation_file and data.validation_split:
         yield Contradiction("validation_split", "conflicts with validation_file; choose one.")
+    if data.split_overlap and data.on_too_long != "split":
+        yield Contradiction("split_overlap", "requires on_too_long: split.")
+    if data.split_overlap >= data.max_seq_length:
+        yield Contradiction(
+            "split_overlap", f"must be below max_seq_length ({data.max_seq_length}), but is {data.split_overlap}."
+        )
     answer = data.unanswerable
     if answer is not None and (not answer.strip() or (answer != SKIP and answer.strip().lower() in _LIKE_ACTIONS)):
         yield Contradiction("unanswerable", f'{answer!r} is neither skip nor a text to answer, like "I don\'t know.".')

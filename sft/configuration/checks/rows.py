@@ -98,6 +98,7 @@ def _check_lengths(config: SFTConfig, report: DataReport, positions: int | None)
     """Check `max_seq_length` against the rows and the model's positions."""
     train, limit = report.train, config.data.max_seq_length
     is_set = "max_seq_length" in config.origins
+    num_long = train.rows_too_long + train.rows_split + train.rows_shortened
     # Of a stream only the first rows were read.
     longest = max((split.longest_row for split in report.splits), default=0) if report.is_complete else limit
     if positions is not None and longest > positions:
@@ -109,11 +110,11 @@ def _check_lengths(config: SFTConfig, report: DataReport, positions: int | None)
             else f"{found}, so it is trained beyond them.",
             stops=not is_set,
         )
-    elif not is_set and train.rows_too_long and train.lengths is not None and config.data.on_too_long != "error":
-        what = "truncated" if config.data.on_too_long == "truncate" else "dropped"
+    elif not is_set and num_long and train.lengths is not None and config.data.on_too_long != "error":
+        what = {"truncate": "truncated", "drop": "dropped", "split": "split"}.get(config.data.on_too_long, "shortened")
         of_model = f" The model has {positions:,} positions." if positions is not None else ""
         yield Finding(
             key="max_seq_length",
-            message=f"not set, and {train.rows_too_long:,} of {train.rows_read:,} training rows are {what} at its "
+            message=f"not set, and {num_long:,} of {train.rows_read:,} training rows are {what} at its "
             f"default of {limit:,} tokens. The longest has {train.lengths.longest:,}.{of_model}",
         )

@@ -74,6 +74,7 @@ def _sample(preview: RowPreview) -> dict[str, Any]:
         "tokens": preview.num_tokens,
         "supervised_tokens": preview.num_supervised,
         "truncated": preview.was_truncated,
+        "changes": list(preview.changes),
     }
     if preview.problem is not None:
         sample["problem"] = {"reason": preview.problem.reason, "message": preview.problem.message}

@@ -133,6 +133,14 @@ def _lengths(train: SplitReport, max_seq_length: int) -> Iterator[str]:
         f"before truncation: median {lengths.median:,}, 90% up to {lengths.p90:,}, 95% up to {lengths.p95:,}, "
         f"99% up to {lengths.p99:,}, longest {lengths.longest:,}",
     )
+    if train.rows_split or train.rows_shortened:
+        yield from _labelled(
+            "too long",
+            f"{counted(train.rows_split, 'row')} split into {counted(train.pieces, 'piece')}, "
+            f"{counted(train.rows_shortened, 'row')} shortened to the latest turns; "
+            f"{counted(train.rows_too_long, 'row')} dropped (max_seq_length {max_seq_length:,})",
+        )
+        return
     if not train.rows_too_long:
         yield from _labelled("too long", f"none: every row fits into max_seq_length {max_seq_length:,}")
         return
@@ -177,7 +185,9 @@ def _previews(previews: Sequence[RowPreview], colour: bool) -> Iterator[str]:
                 f"dropped, {preview.problem.reason}: {preview.problem.message}", first=printable(head), rest=" " * 8
             )
             continue
-        cut = ", truncated to max_seq_length" if preview.was_truncated else ""
+        cut = "".join(f", {change}" for change in preview.changes)
+        if preview.was_truncated:
+            cut += ", truncated to max_seq_length"
         yield printable(f"{head}{counted(preview.num_tokens, 'token')}, {preview.num_supervised:,} supervised{cut}")
         yield from (f"    {line}" for line in row_lines(preview.segments, width=WIDTH - 4, colour=colour))
 
