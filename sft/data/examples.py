@@ -113,6 +113,8 @@ def _decoded_prompt(tokens: GivenTokens, tokenizer: "PreTrainedTokenizerBase") -
     # The tokenizer adds its begin-of-text token again.
     prompt = prompt[1:] if len(prompt) > 1 and prompt[0] == tokenizer.bos_token_id else prompt
     return SamplePrompt(
-        text=tokenizer.decode(prompt.tolist()),
-        reference=tokenizer.decode(input_ids[begin:end].tolist(), skip_special_tokens=True) if has_prompt else None,
+        text=str(tokenizer.decode(prompt.tolist())),
+        reference=str(tokenizer.decode(input_ids[begin:end].tolist(), skip_special_tokens=True))
+        if has_prompt
+        else None,
     )

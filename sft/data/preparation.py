@@ -166,8 +166,8 @@ class SourcePreparation:
             "truncate": config.on_too_long == "truncate",
         }
         if record_format.is_tokenized:
-            ends = known_end_tokens(self.tokenizer)
-            return GivenTokensReader(self.tokenizer, add_end_token=config.add_end_token, end_token_ids=ends, **limits)
+            limits["end_token_ids"] = known_end_tokens(self.tokenizer)
+            return GivenTokensReader(self.tokenizer, add_end_token=config.add_end_token, **limits)
         ends = None if renderer is None else renderer.end_token_ids()
         return RowTokenizer(self.tokenizer, is_chat=record_format.is_chat, end_token_ids=ends, **limits)
 

@@ -121,7 +121,7 @@ class GivenTokensReader(RowTokenizer):
         )
 
     def _decoded(self, input_ids: np.ndarray) -> str:
-        return self._tokenizer.decode(input_ids.tolist(), clean_up_tokenization_spaces=False)
+        return str(self._tokenizer.decode(input_ids.tolist(), clean_up_tokenization_spaces=False))
 
     def _beyond(self, place: int, found: int) -> RowRefused:
         shown = "is not an id" if found < 0 else f"is {found}"
