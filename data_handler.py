@@ -19,6 +19,7 @@ from sft.data.prepared import PreparedSource
 from sft.data.sources.load import open_sources
 from sft.data.splits import prepare_splits
 from sft.data.streaming import open_stream
+from sft.prompting.formats import RecordFormat
 from sft.prompting.rendering import known_end_tokens
 
 if TYPE_CHECKING:
@@ -67,11 +68,9 @@ def prepare_data(
 
     preparation = SourcePreparation(config, tokenizer, on_progress)
     train, validation = prepare_splits(preparation, sources, seed)
-    if config.unanswerable is not None and not any(source.record_format.has_unanswerable for source in train.prepared):
-        logger.info("unanswerable has no effect: no training source is in the format squad.")
-    if config.train_on != "all" and any(source.record_format.is_tokenized for source in train.prepared):
-        logger.info("train_on has no effect on rows of token ids: their labels and masks say what is trained.")
-    epoch_rows = rows_of_epoch(train, seed)
+    _log_settings_without_effect(config, [source.record_format for source in train.prepared])
+    all_exhausted = config.datasets_stop == "all_exhausted"
+    epoch_rows = train.rows if config.streaming else rows_of_epoch(train, seed, all_exhausted=all_exhausted)
     report = count_data(train, epoch_rows, validation, has_own_validation=bool(sources.validation))
     stream = None
     if config.streaming:
@@ -87,6 +86,13 @@ def prepare_data(
         stream=stream,
         locate_row=partial(locate_row, train, epoch_rows),
     )
+
+
+def _log_settings_without_effect(config: DataConfig, formats: Sequence[RecordFormat]) -> None:
+    if config.unanswerable is not None and not any(one.has_unanswerable for one in formats):
+        logger.info("unanswerable has no effect: no training source is in the format squad.")
+    if config.train_on != "all" and any(one.is_tokenized for one in formats):
+        logger.info("train_on has no effect on rows of token ids: their labels and masks say what is trained.")
 
 
 def _has_chats(source: PreparedSource, tokenizer: "PreTrainedTokenizerBase") -> bool:

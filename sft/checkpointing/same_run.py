@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+PROBABILITIES = "datasets[].probability"
+"""A key of flat configurations: `probability` of all entries of `datasets`."""
 ORDER_KEYS = (
     "seed",
     "data_seed",
@@ -16,6 +18,8 @@ ORDER_KEYS = (
     "streaming",
     "shuffle_block_rows",
     "order",
+    "datasets_stop",
+    PROBABILITIES,
     "row_function",
     "row_filter",
 )
@@ -63,7 +67,7 @@ def find_changes(checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, A
         The reasons why it must not be resumed from, a line each; and the allowed changes, each `key before -> now`.
     """
     name = checkpoint.name
-    before, after = _flat(saved.get("configuration") or {}), _flat(now.get("configuration", {}))
+    before, after = (_with_probabilities(_flat(each.get("configuration") or {})) for each in (saved, now))
     refused, allowed = [], []
     for key in sorted(before.keys() & after.keys()):
         if before[key] == after[key] or key in IGNORED_KEYS:
@@ -165,6 +169,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def _with_probabilities(flat: dict[str, Any]) -> dict[str, Any]:
+    entries = flat.get("datasets") or []
+    given = [entry.get("probability") for entry in entries if isinstance(entry, Mapping)]
+    return {**flat, PROBABILITIES: given if any(given) else None}
 
 
 def _shown(value: Any) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sft.common.given_tokens import GivenTokens
+
 if TYPE_CHECKING:  # the annotations below cost nothing at run time: floor 0 imports neither library
     import numpy as np
 
@@ -44,18 +46,6 @@ class RowProblem:
 
     reason: str
     message: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class GivenTokens:
-    """The tokens of a row that is tokenized already."""
-
-    input_ids: "np.ndarray"
-    """int32 `[T]`."""
-    trained: "np.ndarray"
-    """bool `[T]`."""
-    has_padding: bool = False
-    """Whether padding was removed, which `attention_mask` marks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,10 +130,17 @@ class SourceReport:
     """See `SplitReport`."""
     weight: float = 1.0
     """How often each row is used per epoch."""
+    probability: float | None = None
+    """With which the next row is taken from this source; None where rows are taken by `weight`."""
     rows_an_epoch: int = 0
     rows_made: int = 0
     """See `SplitReport`."""
     unused_columns: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> str:
+        """Its weight or probability, for a line of text."""
+        return f"weight {self.weight:g}" if self.probability is None else f"probability {self.probability:g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

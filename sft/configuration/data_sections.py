@@ -50,6 +50,10 @@ class DatasetSource:
     """How often each row of this source is used per epoch: 2 uses each row twice, 0.5 uses half of the rows, selected
     by `seed`."""
 
+    probability: Annotated[float, Range(above=0, maximum=1)] | None = None
+    """Probability with which the next row is taken from this source, instead of `weight`. If one entry has it, all need
+    it, and their sum must be 1."""
+
     columns: dict[str, str] = field(default_factory=dict)
     """Column mapping: name in this source -> expected name."""
 
@@ -71,6 +75,10 @@ class DataConfig:
     """Several sources of training rows, instead of the keys below. Each entry has `path` or `name`, and optionally
     `config`, `revision`, `split`, `format`, `weight` (how often each row is used per epoch), `columns`, `max_rows`,
     `row_function`, `row_filter`."""
+
+    datasets_stop: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    """When an epoch ends that takes rows by `probability`. first_exhausted: with the last row of the source that is
+    used up first. all_exhausted: with that of the last one; sources that are used up before begin again."""
 
     dataset_name: str | None = None
     """A dataset on the Hugging Face Hub, or a local dataset folder (made by `save_to_disk`, or holding data files)."""

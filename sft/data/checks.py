@@ -34,7 +34,12 @@ def find_problems(report: DataReport, config: DataConfig) -> list[str]:
     if train.rows_used and not train.rows_with_trained_end:
         problems.append(_end_never_trained(train, config))
     for number, source in enumerate(train.sources):
-        if source.rows_used and not source.rows_an_epoch:
+        if source.probability is not None and not source.rows_used:
+            problems.append(
+                f"datasets[{number}].probability: none of the rows of {source.name} can be used, so none can be drawn. "
+                "Remove the source."
+            )
+        elif source.rows_used and not source.rows_an_epoch:
             problems.append(
                 f"datasets[{number}].weight: with {source.weight:g}, an epoch takes none of the {source.rows_used:,} "
                 f"rows of {source.name}. Raise the weight or remove the source."

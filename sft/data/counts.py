@@ -126,6 +126,7 @@ def _source_reports(split: Split, epoch_rows: PreparedRows, *, with_dropped: boo
                 rows_dropped=dropped,
                 pieces=int(pieces[number]),
                 weight=source.weight,
+                probability=source.probability,
                 rows_an_epoch=int(in_epoch[number]),
                 rows_made=num_rows - source.rows_read if with_dropped else 0,
                 unused_columns=source.unused_columns,

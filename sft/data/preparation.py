@@ -243,6 +243,7 @@ class SourcePreparation:
             name=source.name,
             files=source.files,
             weight=source.weight,
+            probability=source.probability,
             record_format=record_format,
             remarks=remarks,
             rows=rows,

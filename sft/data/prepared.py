@@ -19,6 +19,7 @@ class PreparedSource:
     name: str
     files: tuple[str, ...]
     weight: float
+    probability: float | None
     record_format: RecordFormat
     rows: StoredRows
     rows_read: int

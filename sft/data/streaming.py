@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sft.common.data_records import DroppedRow, RawRow
+from sft.common.data_records import DroppedRow
 from sft.data.preparation import SourcePreparation
 from sft.data.prepared import Split
 from sft.data.remarks import Remark
 from sft.data.rows import RowPreparer
-from sft.data.sources.load import Chunk, Source
+from sft.data.sources.load import Source
+from sft.data.stream_blocks import StreamBlock, blocks_in_turn, mixed_blocks
 from sft.prompting.messages import RowRefused
 
 _ROWS_PER_CALL = 64
@@ -49,21 +50,39 @@ def open_stream(preparation: SourcePreparation, train: Split, *, seed: int) -> "
         preparation.preparer(source, prepared.record_format)
         for source, prepared in zip(train.sources, train.prepared, strict=True)
     ]
-    block_rows = 1 if preparation.config.order == "given" else preparation.config.shuffle_block_rows
-    return RowStream(train.sources, preparers, seed=seed, block_rows=block_rows)
+    config = preparation.config
+    return RowStream(
+        train.sources,
+        preparers,
+        seed=seed,
+        block_rows=1 if config.order == "given" else config.shuffle_block_rows,
+        all_exhausted=config.datasets_stop == "all_exhausted",
+    )
 
 
 class RowStream:
     """The rows of all sources, pass after pass."""
 
-    def __init__(self, sources: Sequence[Source], preparers: Sequence[RowPreparer], *, seed: int, block_rows: int):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        preparers: Sequence[RowPreparer],
+        *,
+        seed: int,
+        block_rows: int,
+        all_exhausted: bool = False,
+    ):
         """
         Args:
-            sources: Read one after another in each pass.
+            sources: Read one after another in each pass, or mixed, if they have probabilities.
             preparers: The preparer of each source.
-            seed: Seed of the order within blocks.
+            seed: Seed of the order within blocks, and of the mixture.
             block_rows: Rows that are held in memory and shuffled together; 1 keeps the order of the files.
+            all_exhausted: See `mixed_blocks`.
         """
+        probabilities = [source.probability for source in sources if source.probability is not None]
+        self._probabilities = probabilities or None
+        self._all_exhausted = all_exhausted
         self._sources = sources
         self._preparers = preparers
         self._seed = seed
@@ -80,7 +99,7 @@ class RowStream:
             DataError: If a source cannot be read.
         """
         slot = 0
-        for number, block in self._blocks():
+        for number, block in enumerate(self._blocks()):
             slots = slot + np.arange(block.num_rows)
             slot += block.num_rows
             if slot <= start:
@@ -88,32 +107,40 @@ class RowStream:
             # Row of the block -> its slot.
             order = np.random.default_rng([self._seed, number]).permutation(block.num_rows)
             slot_of_row = np.empty_like(slots)
-            slot_of_row[order if self._block_rows > 1 else np.arange(block.num_rows)] = slots
+            if self._block_rows > 1:
+                slot_of_row[order] = slots
+            else:
+                slot_of_row = slots[block.places]
             wanted = np.flatnonzero((slot_of_row >= start) & is_mine(slot_of_row))
             by_slot = wanted[np.argsort(slot_of_row[wanted])]
             for first in range(0, len(by_slot), _ROWS_PER_CALL):
                 rows = by_slot[first : first + _ROWS_PER_CALL]
                 yield from self._prepare(block, rows, slot_of_row[rows])
 
-    def _blocks(self) -> Iterator[tuple[int, "_ShuffleBlock"]]:
-        """Blocks of rows, numbered through all passes."""
-        number = 0
-        while True:
-            for source_index, source in enumerate(self._sources):
-                held: list[Chunk] = []
-                num_held = 0
-                for chunk in source.chunks():
-                    held.append(chunk)
-                    num_held += chunk.num_rows
-                    if num_held >= self._block_rows:
-                        yield number, _ShuffleBlock(source_index, held)
-                        number, held, num_held = number + 1, [], 0
-                if held:
-                    yield number, _ShuffleBlock(source_index, held)
-                    number += 1
+    def _blocks(self) -> Iterator[StreamBlock]:
+        """All blocks, pass after pass."""
+        if self._probabilities is None:
+            return blocks_in_turn(self._sources, self._block_rows)
+        return mixed_blocks(
+            self._sources,
+            self._probabilities,
+            self._block_rows,
+            seed=self._seed,
+            all_exhausted=self._all_exhausted,
+        )
 
-    def _prepare(self, block: "_ShuffleBlock", rows: np.ndarray, slots: np.ndarray) -> Iterator[StreamedRow]:
-        preparer = self._preparers[block.source_index]
+    def _prepare(self, block: StreamBlock, rows: np.ndarray, slots: np.ndarray) -> list[StreamedRow]:
+        """What becomes of rows of a block, in the order of their slots."""
+        sources = block.source_indices(rows)
+        found: list[StreamedRow] = []
+        for index in np.unique(sources).tolist():
+            is_own = sources == index
+            found += self._prepare_rows(self._preparers[index], block, rows[is_own], slots[is_own])
+        return sorted(found, key=lambda row: row.slot)
+
+    def _prepare_rows(
+        self, preparer: RowPreparer, block: StreamBlock, rows: np.ndarray, slots: np.ndarray
+    ) -> Iterator[StreamedRow]:
         made = [preparer.made(raw) for raw in block.rows_at(rows)]
         outcomes = iter(preparer.prepare([row for of_slot in made for row in of_slot]))
         for slot, of_slot in zip(slots.tolist(), made, strict=True):
@@ -133,23 +160,3 @@ class RowStream:
                 remarks += [(row.source, kind, tuple(names)) for kind, names in found.items() if names]
                 used += [{"input_ids": piece.input_ids, "labels": piece.labels} for piece in pieces]
             yield StreamedRow(slot=slot, rows=tuple(used), remarks=tuple(remarks), dropped=tuple(dropped))
-
-
-class _ShuffleBlock:
-    """Consecutive chunks of a source. Each row is parsed only when it is needed."""
-
-    def __init__(self, source_index: int, chunks: Sequence[Chunk]):
-        self.source_index = source_index
-        self._chunks = chunks
-        self._starts = np.cumsum([0, *(chunk.num_rows for chunk in chunks)])
-        self.num_rows = int(self._starts[-1])
-
-    def rows_at(self, rows: np.ndarray) -> list[RawRow]:
-        """The rows with these indices in the block, in the requested order."""
-        chunk_of_row = np.searchsorted(self._starts, rows, side="right") - 1
-        found: dict[int, RawRow] = {}
-        for number in np.unique(chunk_of_row).tolist():
-            own = rows[chunk_of_row == number]
-            indices = (own - self._starts[number]).tolist()
-            found.update(zip(own.tolist(), self._chunks[number].rows(indices), strict=True))
-        return [found[row] for row in rows.tolist()]

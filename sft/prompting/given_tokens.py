@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft.common.data_records import IGNORED, Conversation, GivenTokens, RenderedText, Segment
+from sft.common.data_records import IGNORED, Conversation, RenderedText, Segment
+from sft.common.given_tokens import GivenTokens
 from sft.prompting.messages import RowRefused, kind_of
 from sft.prompting.tokenizing import RowTokenizer, TokenizedRows
 

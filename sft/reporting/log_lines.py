@@ -46,8 +46,8 @@ def _split_lines(name: str, split: SplitReport) -> list[str]:
     if len(split.sources) > 1 or any(source.weight != 1 for source in split.sources):
         for source in split.sources:
             lines.append(
-                f"  {source.name}: {counted(source.rows_read, 'row')}, {source.rows_used:,} used, weight "
-                f"{source.weight:g}: {counted(source.rows_an_epoch, 'row')} per epoch."
+                f"  {source.name}: {counted(source.rows_read, 'row')}, {source.rows_used:,} used, "
+                f"{source.share}: {counted(source.rows_an_epoch, 'row')} per epoch."
             )
     for reason, count in split.rows_dropped.items():
         rows = [str(row.source) for row in split.dropped_examples if row.problem.reason == reason]

@@ -56,6 +56,17 @@ def test_find_changes_is_empty_if_no_change_matters():
     assert changes(output_dir="b") == ([], [])
 
 
+def test_find_changes_refuses_other_probabilities_of_sources():
+    def entries(*shares):
+        return [{"path": "a", "probability": share} for share in shares]
+
+    assert changes(datasets=[{"path": "a", "weight": 1.0}]) == ([], [])
+    ((refused,), _) = changes(datasets=entries(0.5, 0.5))
+    assert refused.startswith(
+        "datasets[].probability: checkpoint-6 was trained with null, and now it is [0.5, 0.5]: each"
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -295,6 +295,31 @@ def test_a_missing_model_folder_is_answered_with_a_similar_name(folder, key):
             ":3: dataset_columns: cannot be combined with datasets; set columns in each entry instead.",
         ),
         (
+            "datasets:\n  - {path: train.jsonl, probability: 0.5, weight: 2}\n"
+            "  - {path: train.jsonl, probability: 0.5}\n",
+            ":3: datasets[0].probability: conflicts with weight, which says how often each row is used; choose one.",
+        ),
+        (
+            "datasets:\n  - {path: train.jsonl, probability: 0.5}\n  - path: train.jsonl\n",
+            ":2: datasets: probability must be set in all entries or in none; datasets[1] has none.",
+        ),
+        (
+            "datasets:\n  - {path: train.jsonl, probability: 0.5}\n  - {path: train.jsonl, probability: 0.4}\n",
+            ":2: datasets: the probabilities of all entries must sum to 1, but their sum is 0.9.",
+        ),
+        (
+            "datasets: train.jsonl\ndatasets_stop: all_exhausted\n",
+            ":3: datasets_stop: requires the key probability in each entry of datasets.",
+        ),
+        (
+            "datasets: train.jsonl\nsplit_overlap: 4\n",
+            ":3: split_overlap: requires on_too_long: split.",
+        ),
+        (
+            "datasets: train.jsonl\non_too_long: split\nmax_seq_length: 64\nsplit_overlap: 64\n",
+            ":5: split_overlap: must be below max_seq_length (64), but is 64.",
+        ),
+        (
             "datasets: train.jsonl\neval_steps: 5\n",
             ":3: eval_steps: requires validation data; set validation_file or validation_split.",
         ),
@@ -385,10 +410,10 @@ def test_load_config_rejects_contradictions_of_batching(text, problem):
 def test_load_config_rejects_weights_of_streamed_sources():
     entries = "- name: x\n  weight: 2\n- {name: y, weight: 1}\n- {name: z, weight: .5}\n"
     assert problems_of("streaming: yes\nmax_steps: 5\ndatasets:\n" + entries, base=MODEL) == [
-        "my.yaml:6: datasets[0].weight: cannot be combined with streaming, which reads each source once; remove "
-        "weight.",
-        "my.yaml:8: datasets[2].weight: cannot be combined with streaming, which reads each source once; remove "
-        "weight.",
+        "my.yaml:6: datasets[0].weight: cannot be combined with streaming, which reads each source once; use "
+        "probability.",
+        "my.yaml:8: datasets[2].weight: cannot be combined with streaming, which reads each source once; use "
+        "probability.",
     ]
 
 

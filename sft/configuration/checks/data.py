@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft.common.did_you_mean import did_you_mean
@@ -19,6 +19,10 @@ _LIKE_ACTIONS = {"skip", "drop", "error", "ignore", "keep", "truncate", "remove"
 """Words that are meant as an action, not as an answer."""
 
 NO_REVISION = "{name!r} is a folder, and only a repository on the Hub has revisions; remove it."
+
+
+PROBABILITY_ERROR = 0.001
+"""By which a sum of probabilities may differ from 1 (0.333 three times)."""
 
 
 def check_data(config: SFTConfig) -> Iterator[Contradiction]:
@@ -43,6 +47,8 @@ def check_data(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction(
             "split_overlap", f"must be below max_seq_length ({data.max_seq_length}), but is {data.split_overlap}."
         )
+    if data.datasets_stop != "first_exhausted" and not any(entry.probability for entry in data.datasets):
+        yield Contradiction("datasets_stop", "requires the key probability in each entry of datasets.")
     answer = data.unanswerable
     if answer is not None and (not answer.strip() or (answer != SKIP and answer.strip().lower() in _LIKE_ACTIONS)):
         yield Contradiction("unanswerable", f'{answer!r} is neither skip nor a text to answer, like "I don\'t know.".')
@@ -74,8 +80,25 @@ def _check_datasets(config: SFTConfig) -> Iterator[Contradiction]:
             yield Contradiction(key, "conflicts with datasets, which already gives the training data; choose one.")
     if data.dataset_columns:
         yield Contradiction("dataset_columns", "cannot be combined with datasets; set columns in each entry instead.")
+    yield from _check_probabilities(data.datasets)
     for number, source in enumerate(data.datasets):
         yield from _check_source(f"datasets[{number}]", source)
+
+
+def _check_probabilities(entries: Sequence[DatasetSource]) -> Iterator[Contradiction]:
+    given = [number for number, source in enumerate(entries) if source.probability is not None]
+    for number in given:
+        if entries[number].weight != 1:
+            key = f"datasets[{number}].probability"
+            yield Contradiction(key, "conflicts with weight, which says how often each row is used; choose one.")
+    if not given:
+        return
+    without = [f"datasets[{number}]" for number in range(len(entries)) if number not in given]
+    total = sum(source.probability or 0.0 for source in entries)
+    if without:
+        yield Contradiction("datasets", f"probability must be set in all entries or in none; {without[0]} has none.")
+    elif abs(total - 1) > PROBABILITY_ERROR:
+        yield Contradiction("datasets", f"the probabilities of all entries must sum to 1, but their sum is {total:g}.")
 
 
 def _check_source(key: str, source: DatasetSource) -> Iterator[Contradiction]:
@@ -131,10 +154,10 @@ def _check_streaming(config: SFTConfig) -> Iterator[Contradiction]:
             "train_sampling_strategy", "has no effect with streaming; for sequential order set shuffle_block_rows: 1."
         )
     for number, source in enumerate(data.datasets):
-        if source.weight != 1:
+        if source.weight != 1 and source.probability is None:
             yield Contradiction(
                 f"datasets[{number}].weight",
-                "cannot be combined with streaming, which reads each source once; remove weight.",
+                "cannot be combined with streaming, which reads each source once; use probability.",
             )
 
 

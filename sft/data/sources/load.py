@@ -39,6 +39,7 @@ class Source:
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     weight: float = 1.0
+    probability: float | None = None
     max_rows: int | None = None
     steps: RowSteps = NO_STEPS
     """What the user's functions do to its rows after they are read. `chunks` and `digest` are of the rows as read."""
@@ -253,8 +254,8 @@ def _open_files(
 
 
 def _unweighted(entry: DatasetSource) -> DatasetSource:
-    """The entry for the validation rows next to its training rows: weight and max_rows apply to training rows only."""
-    return replace(entry, weight=1.0, max_rows=None)
+    """The entry for the validation rows next to its training rows, to which alone the other settings apply."""
+    return replace(entry, weight=1.0, probability=None, max_rows=None)
 
 
 def _num_bytes(path: DataPath) -> int:
@@ -280,6 +281,7 @@ def _source(entry: DatasetSource, split: str | Sequence[DataPath], dataset: "Dat
         format=entry.format,
         columns=entry.columns,
         weight=entry.weight,
+        probability=entry.probability,
         max_rows=entry.max_rows,
         dataset=dataset,
     )

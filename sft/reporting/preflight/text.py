@@ -108,7 +108,7 @@ def _rows(report: DataReport) -> Iterator[str]:
 def _source_text(source: SourceReport) -> str:
     text = (
         f"{source.name} ({source.format_name}): {source.rows_read:,} read = {source.rows_used:,} used + "
-        f"{sum(source.rows_dropped.values()):,} dropped; weight {source.weight:g}, "
+        f"{sum(source.rows_dropped.values()):,} dropped; {source.share}, "
         f"{counted(source.rows_an_epoch, 'row')} per epoch"
     )
     if source.unused_columns:

@@ -36,6 +36,7 @@ def test_preflight_document_has_the_contract_keys():
         "tokens": 9,
         "supervised_tokens": 4,
         "truncated": False,
+        "changes": [],
         "segments": [{"text": "user: hi\n", "trained": False}, {"text": "hello<end>", "trained": True}],
     }
     assert dropped["problem"] == {"reason": "empty_answer", "message": "'answer' is empty"}
