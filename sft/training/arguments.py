@@ -123,11 +123,20 @@ def one_line_errors() -> Iterator[None]:
         raise ConfigError(one_line(error)) from error
 
 
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+"""Values of `torch_compile_mode` that capture CUDA graphs."""
+
+
 def compile_options(config: TrainingConfig) -> dict[str, Any]:
     """Options of `torch.compile` for the layers."""
     passed = config.passed_through
     given = {"backend": passed.torch_compile_backend, "mode": passed.torch_compile_mode}
     return {option: value for option, value in given.items() if value is not None}
+
+
+def replays_graphs(config: TrainingConfig) -> bool:
+    """Whether compiled layers are CUDA graphs."""
+    return config.torch_compile is not False and config.passed_through.torch_compile_mode in GRAPH_MODES
 
 
 def checkpointing_options(config: TrainingConfig) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from sft.modeling.data_parallel import COMM_DTYPES, GradientSum, MicroBatchLoss
 from sft.modeling.sharding import reshard_weights
 from sft.processes.agreement import open_cpu_group
 from sft.training.adapter_gradients import AdapterGradients
+from sft.training.arguments import replays_graphs
 from sft.training.bad_steps import BadSteps
 from sft.training.chunk_count import ChunkCount
 from sft.training.sharded_step import ShardedStep
@@ -93,4 +94,5 @@ def build_step(trainer: Any, loss_sum: LossFunction, bad_steps: BadSteps) -> Ste
         gradient_sum=gradient_sum,
         bad_steps=checks,
         on_retry=partial(_restart_step, trainer),
+        starts_with_zeros=replays_graphs(trainer.setup.config.training),
     )

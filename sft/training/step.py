@@ -45,6 +45,7 @@ class StepGradient:
         gradient_sum: GradientSum | None = None,
         bad_steps: BadSteps | None = None,
         on_retry: Callable[[], None] = lambda: None,
+        starts_with_zeros: bool = False,
     ):
         """
         Args:
@@ -55,6 +56,8 @@ class StepGradient:
             gradient_sum: sums the gradient over processes; None for a single one.
             bad_steps: checks the gradient of each step.
             on_retry: called before a step is retried.
+            starts_with_zeros: begin a step of several passes with gradients of zeros, to which all passes add. A gradient that
+                a CUDA graph writes is overwritten when the graph is replayed, so the first one must not be kept as is.
         """
         self._loss = loss
         self._weights = [weight for weight in loss.parameters() if weight.requires_grad]
@@ -63,6 +66,7 @@ class StepGradient:
         self._sum = gradient_sum
         self._bad_steps = bad_steps
         self._on_retry = on_retry
+        self._starts_with_zeros = starts_with_zeros
         self.chunks = chunks
         self._batches: list[Batch] = []
         self._losses: list[torch.Tensor] = []
@@ -112,6 +116,9 @@ class StepGradient:
     def _begin(self, *, accumulates: bool) -> None:
         if self._sum is not None:
             self._sum.begin_step(accumulates=accumulates or self.chunks.num_chunks > 1)
+        elif self._starts_with_zeros and (accumulates or self.chunks.num_chunks > 1):
+            for weight in self._weights:
+                weight.grad = torch.zeros_like(weight)
 
     def _try(self, batch: Batch, run: Run, *, reduces: bool) -> None:
         """Runs a micro-batch, split into chunks if necessary; sets `_is_out_of_memory` if memory runs out.

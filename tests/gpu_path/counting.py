@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.support.paths import REPOSITORY
 
-EVENTS = ("launches", "synchronizations", "waits", "pageable_to_device", "pageable_to_host")
+EVENTS = ("launches", "captures", "replays", "synchronizations", "waits", "pageable_to_device", "pageable_to_host")
 """In the order of `enum event` in device.h."""
 BLOCKING = ("synchronizations", "pageable_to_device", "pageable_to_host")
 """During which the process waits for the device. `waits` are those for an event, which may have happened long ago."""

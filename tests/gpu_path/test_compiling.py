@@ -39,3 +39,25 @@ def test_auto_tries_compiled_layers_and_keeps_its_decision(run_fake, tmp_path, p
     assert "torch_compile: auto): the run is too short" in run.text or "it would not be faster" in run.text
     assert "compiled layers compute another" not in run.text
     assert (tmp_path / "out" / "resolved_config.yaml").read_text().count("layers compiled: no") == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="full"),
+        pytest.param({"gradient_accumulation_steps": 2}, id="accumulation"),
+        pytest.param({"gradient_checkpointing": True}, id="checkpointing"),
+        pytest.param({"processes": 2, "device": {"FAKE_CUDA_DEVICES": "2"}, "ddp_backend": "gloo"}, id="two processes"),
+        pytest.param({"lora_config": "{r: 4}", "gradient_accumulation_steps": 2}, id="LoRA"),
+    ],
+)
+def test_graphs_of_compiled_layers_are_captured_once_and_replayed(run_fake, settings):
+    compiled = PACKED | {"torch_compile": True, "torch_compile_mode": "reduce-overhead"}
+    run = run_fake(max_steps=10, num_train_epochs=None, save_strategy="no", **compiled, **settings)
+    assert run.status == 0, run.text
+    record = run.records[0]
+    assert record["graph_breaks"] == {}
+    first, last = record["steps"][0], record["steps"][-2]
+    assert last["captures"] == 0
+    assert last["replays"] >= 2 * 2  # forward and backward pass of two layers
+    assert last["launches"] < first["launches"]

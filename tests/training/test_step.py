@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from sft.common.errors import MemoryShortage
 from sft.configuration.schema import LoRAConfig
+from sft.training import gradients
 from tests.support import forked, messages
 from tests.support.injected import OutOfMemory
 from tests.support.short_of_memory import assert_equal_to_the_bit, limit_rows, train_and_read_all
@@ -32,6 +33,18 @@ def test_a_retried_step_equals_training_with_the_smaller_micro_batch_size(prepar
     assert prepared.trainer.step_gradient.chunks.shortages == 1
     assert prepared.trainer.current_plan().num_chunks == 2
     assert prepared.trainer.current_plan().global_batch_size == 8
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_step_that_begins_with_zeros_is_the_same(prepare, monkeypatch, rows):
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    prepared, model = prepare(**settings)
+    limit_rows(model, rows=rows)
+    expected = train_and_read_all(prepared, model)
+    monkeypatch.setattr(gradients, "replays_graphs", lambda config: True)
+    prepared, model = prepare(**settings)
+    limit_rows(model, rows=rows)
+    assert_equal_to_the_bit(train_and_read_all(prepared, model), expected)
 
 
 def test_dropout_is_the_same_in_smaller_chunks(prepare):

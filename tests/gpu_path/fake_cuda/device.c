@@ -67,7 +67,7 @@ EXPORTED void fake_cuda_observe(void (*function)(int)) { observer = function; }
 void count(enum event event) {
   __atomic_add_fetch(&fake_cuda_counts[event], 1, __ATOMIC_RELAXED);
   void (*function)(int) = observer;
-  if (function && event != LAUNCH) function(event);
+  if (function && event >= SYNCHRONIZE) function(event);
 }
 
 /* ---- memory ---- */

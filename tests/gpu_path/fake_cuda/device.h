@@ -9,8 +9,8 @@
 
 enum { MAX_DEVICES = 16, CONTEXT_BYTES = 500 << 20, GRANULARITY = 2 << 20 };
 
-/* What is counted. An observer is called at all but the first. */
-enum event { LAUNCH, SYNCHRONIZE, WAIT_FOR_EVENT, PAGEABLE_TO_DEVICE, PAGEABLE_TO_HOST, EVENTS };
+/* What is counted. An observer is called from SYNCHRONIZE on. */
+enum event { LAUNCH, CAPTURE, REPLAY, SYNCHRONIZE, WAIT_FOR_EVENT, PAGEABLE_TO_DEVICE, PAGEABLE_TO_HOST, EVENTS };
 
 enum memory { NOWHERE, ON_DEVICE, ON_HOST };
 
@@ -25,6 +25,9 @@ int current_device(void);
 int set_current_device(int device);
 
 void count(enum event event);
+
+/* The stream from which a CUDA graph is being captured, for which nothing may wait; NULL for none. */
+void *capturing_stream(void);
 
 /* A device's memory is address space that nothing can touch. NULL where the limit of the device is exceeded. */
 void *allocate_on_device(size_t size);

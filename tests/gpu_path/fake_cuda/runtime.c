@@ -180,19 +180,14 @@ EXPORTED cudaError_t cudaStreamDestroy(cudaStream_t stream) { free(stream); OK; 
 EXPORTED cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) { *priority = 0; OK; }
 EXPORTED cudaError_t cudaStreamQuery(cudaStream_t stream) { OK; }
 EXPORTED cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) { OK; }
-EXPORTED cudaError_t cudaStreamSynchronize(cudaStream_t stream) { count(SYNCHRONIZE); OK; }
-EXPORTED cudaError_t cudaDeviceSynchronize(void) { count(SYNCHRONIZE); OK; }
-EXPORTED cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status) {
-  *status = cudaStreamCaptureStatusNone;
-  OK;
+EXPORTED cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  count(SYNCHRONIZE);
+  return stream && stream == capturing_stream() ? failed(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
 }
-EXPORTED cudaError_t cudaStreamGetCaptureInfo(
-    cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id, cudaGraph_t *graph,
-    const cudaGraphNode_t **nodes, const cudaGraphEdgeData **edges, size_t *num_nodes) {
-  *status = cudaStreamCaptureStatusNone;
-  OK;
+EXPORTED cudaError_t cudaDeviceSynchronize(void) {
+  count(SYNCHRONIZE);
+  return capturing_stream() ? failed(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
 }
-EXPORTED cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode) { OK; }
 EXPORTED cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) { function(data); OK; }
 EXPORTED cudaError_t cudaEventCreate(cudaEvent_t *event) { *event = handle(); OK; }
 EXPORTED cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) { *event = handle(); OK; }
