@@ -56,8 +56,9 @@ class StepGradient:
             gradient_sum: sums the gradient over processes; None for a single one.
             bad_steps: checks the gradient of each step.
             on_retry: called before a step is retried.
-            starts_with_zeros: begin a step of several passes with gradients of zeros, to which all passes add. A gradient that
-                a CUDA graph writes is overwritten when the graph is replayed, so the first one must not be kept as is.
+            starts_with_zeros: begin a step of several passes with gradients of zeros, to which all passes add. A
+                gradient that a CUDA graph writes is overwritten when the graph is replayed, so that of the first pass
+                must not be kept as it is.
         """
         self._loss = loss
         self._weights = [weight for weight in loss.parameters() if weight.requires_grad]
