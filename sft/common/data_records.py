@@ -142,6 +142,11 @@ class SourceReport:
         """Its weight or probability, for a line of text."""
         return f"weight {self.weight:g}" if self.probability is None else f"probability {self.probability:g}"
 
+    @property
+    def share_figure(self) -> str:
+        """The same for a column of weights."""
+        return self.share.removeprefix("weight ")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LengthReport:

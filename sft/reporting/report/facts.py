@@ -296,14 +296,7 @@ def _rows_table(data: DataReport) -> Table:
 
 def _sources_table(data: DataReport) -> Table:
     rows = tuple(
-        (
-            name,
-            source.name,
-            source.format_name,
-            f"{source.rows_read:,}",
-            f"{source.rows_used:,}",
-            source.share.removeprefix("weight "),
-        )
+        (name, source.name, source.format_name, f"{source.rows_read:,}", f"{source.rows_used:,}", source.share_figure)
         for name, split in _named(data)
         for source in split.sources
     )
