@@ -60,10 +60,10 @@ class DatasetSource:
     max_rows: PositiveInt | None = None
     """Read only the first `max_rows` rows."""
 
-    row_function: str | None = None
+    row_function: PathText | None = None
     """As `row_function` of the run, for this source."""
 
-    row_filter: str | None = None
+    row_filter: PathText | None = None
     """As `row_filter` of the run, for this source."""
 
 
@@ -146,12 +146,12 @@ class DataConfig:
     dataset_columns: dict[str, str] = field(default_factory=dict)
     """Column mapping: name in your data -> expected name, e.g. {query: question, reply: answer}."""
 
-    row_function: str | None = None
+    row_function: PathText | None = None
     """A function of a Python file, `my_rows.py:to_messages`, that turns each row as read (a dict) into a row of a known
     format, a list of such rows, or None to drop it. `dataset_columns` renames the columns of its rows. Also used for
     validation data."""
 
-    row_filter: str | None = None
+    row_filter: PathText | None = None
     """A function of a Python file, `my_rows.py:keep`, that receives each row as read, before `row_function`, and
     returns whether to keep it. Also used for validation data."""
 

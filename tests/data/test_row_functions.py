@@ -11,6 +11,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from data_handler import prepare_data
@@ -367,3 +368,55 @@ def test_a_module_of_another_folder_is_not_taken_for_an_own_one(tmp_path):
     assert UserFunction(f"{tmp_path / 'one' / 'my.py'}:f", "row_function")({}) == {"text": "one"}
     with pytest.raises(ConfigError, match="a module of this name is already loaded from"):
         UserFunction(f"{tmp_path / 'two' / 'my.py'}:f", "row_function")
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("no_such.py:f", "row_function: no such file: "),
+        ("my_rows.py", "is not of the form file.py:function."),
+        ("my_rows.py:to_row", "my_rows.py has no function 'to_row'. Did you mean 'to_rows'?"),
+    ],
+)
+def test_main_refuses_a_function_that_is_not_there(run_sft, tmp_path, functions, named, said):
+    raw = write_rows(tmp_path, "jsonl")["train_file"]
+    run = run_sft(train_file=raw, row_function=str(functions.with_name(named)))
+    assert run.status == 2
+    assert said in run.err
+    assert run.err.count("\n") == 1
+
+
+def test_main_counts_made_and_dropped_rows_in_a_dry_run(run_sft, tmp_path, functions):
+    raw = write_rows(tmp_path, "jsonl")["train_file"]
+    run = run_sft(train_file=raw, row_function=f"{functions}:to_rows", row_filter=f"{functions}:keep", dry_run=True)
+    assert run.status == 0, run.err
+    found = json.loads((run.output_dir / "preflight.json").read_text())
+    assert found["sound"]
+    assert found["rows_dropped"] == COUNTS
+    assert found["rows_read"] == found["rows_used"] + 5
+    assert found["train"]["rows_made"] == found["rows_read"] - len(RAW)
+    assert f"row_function made {found['rows_read']} rows of 12 rows in the data" in " ".join(run.out.split())
+
+
+def test_main_resumes_a_stream_of_made_rows_to_the_bit(run_sft, tmp_path, functions):
+    settings = {
+        "train_file": write_rows(tmp_path, "jsonl")["train_file"],
+        "row_function": f"{functions}:to_rows",
+        "streaming": True,
+        "shuffle_block_rows": 4,
+        "max_steps": 6,
+        "save_steps": 4,
+        "num_train_epochs": None,
+        "sample_prompts": "[]",
+    }
+    whole = run_sft(**settings, output_dir=str(tmp_path / "whole"))
+    assert whole.status == 0, whole.err
+    checkpoint = str(tmp_path / "whole" / "checkpoint-4")
+    resumed = run_sft(**settings, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=checkpoint)
+    assert resumed.status == 0, resumed.err
+    ours, theirs = (load_file(run.output_dir / "model.safetensors") for run in (resumed, whole))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    functions.write_text(CODE.replace('row["reply"] +', '"no " + row["reply"] +'))
+    changed = run_sft(**settings, output_dir=str(tmp_path / "changed"), resume_from_checkpoint=checkpoint)
+    assert changed.status == 2
+    assert "was trained on other rows" in changed.err

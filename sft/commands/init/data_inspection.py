@@ -17,6 +17,7 @@ from sft.commands.paths import looks_like_a_path
 from sft.common.data_records import Conversation, RawRow, RowProblem
 from sft.common.did_you_mean import did_you_mean
 from sft.common.errors import DataError, ModelError
+from sft.common.files import is_address
 from sft.common.hub_names import full_name_hint
 from sft.common.outside_files import outside_file
 from sft.configuration.schema import DataConfig
@@ -55,13 +56,13 @@ def inspect_data(name: str, tokenizer_file: str | None) -> DataInfo:
     """
     path = Path(name).expanduser()
     is_glob = any(character in name for character in "*?[")
-    if not path.exists() and not is_glob:
+    if not path.exists() and not is_glob and not is_address(name):
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not looks_like_a_path(name) and not path.parent.is_dir():
             return DataInfo(name=name, key="dataset_name")
         siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings) or full_name_hint(name, "dataset")
         raise DataError(f"no file or folder {name!r}.{hint}")
-    opened = open_sources(DataConfig(train_file=str(path)))
+    opened = open_sources(DataConfig(train_file=name if is_address(name) else str(path)))
     source, record_format, chunks = _with_format(opened.train[0])
     loaded = None if tokenizer_file is None else _load_renderer(Path(tokenizer_file).parent)
     counts = _RowCounts(record_format, source.columns, _token_counter(tokenizer_file), loaded and loaded[0])
