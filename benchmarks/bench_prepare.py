@@ -160,6 +160,8 @@ def prepare(
 
 def wait_instead_of_preparing() -> None:
     """Has workers wait for a fixed time and return rows of 220 tokens, as if each had a core of its own."""
+    from dataclasses import fields
+
     import numpy as np
 
     from sft.data.dropped import DroppedRows
@@ -170,23 +172,16 @@ def wait_instead_of_preparing() -> None:
     def wait(self: RowPreparer, chunk: Any) -> PreparedChunk:
         time.sleep(WORKER_SECONDS)
         rows, tokens = chunk.num_rows, np.zeros(220 * chunk.num_rows, dtype=np.int32)
-        numbers = np.arange(1, rows + 1)
-        columns = {
-            name: np.full(rows, 110, dtype=np.int32) for name in ("num_supervised", "full_length", "file", "part")
-        }
-        columns |= {"flags": np.full(rows, TRAINED_END, np.uint8), "digest": numbers.astype(np.uint64)}
-        columns |= {
-            "number": numbers,
-            "line": numbers,
-            "file": np.zeros(rows, np.int32),
-            "part": np.zeros(rows, np.int32),
-        }
+        columns = {field.name: np.zeros(rows, dtype=np.int64) for field in fields(RowColumns)}
+        columns |= {"num_supervised": np.full(rows, 110), "flags": np.full(rows, TRAINED_END, np.uint8)}
+        columns |= {"number": np.arange(1, rows + 1), "digest": np.arange(rows, dtype=np.uint64)}
         return PreparedChunk(
             input_ids=tokens,
             labels=tokens,
             lengths=np.full(rows, 220),
             columns=RowColumns(**columns),
             rows_read=rows,
+            untrained_pieces=0,
             dropped=DroppedRows(),
             remarks=CountedRemarks(),
             seen_columns=frozenset({"messages"}),

@@ -92,11 +92,25 @@ class RowWriter:
         offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
         lists = [
-            pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values))
+            pyarrow.LargeListArray.from_arrays(_as_arrow(offsets, "int64"), _as_arrow(values, "int32"))
             for values in (input_ids, labels)
         ]
-        plain = [pyarrow.array(getattr(columns, name), type=self._schema.field(name).type) for name in _COLUMN_TYPES]
+        plain = [_as_arrow(getattr(columns, name), kind) for name, kind in _COLUMN_TYPES.items()]
         self._writer.write_batch(pyarrow.record_batch([*lists, *plain], schema=self._schema))
+
+
+def _as_arrow(values: np.ndarray, kind: str) -> pyarrow.Array:
+    """The numbers as Arrow's type of that name, not copied if they have it. `pyarrow.array` would import pandas."""
+    values = np.ascontiguousarray(values, dtype=kind)
+    return pyarrow.Array.from_buffers(getattr(pyarrow, kind)(), len(values), [None, pyarrow.py_buffer(values)])
+
+
+def _as_numpy(values: pyarrow.Array, kind: str) -> np.ndarray:
+    """The numbers of an Arrow array, in place and read-only. Its `to_numpy` would import pandas."""
+    if not len(values):
+        return np.zeros(0, dtype=kind)
+    found = np.frombuffer(values.buffers()[1], dtype=kind, count=len(values) + values.offset)
+    return found[values.offset :]
 
 
 class StoredRows:
@@ -109,14 +123,15 @@ class StoredRows:
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._batches = [
             tuple(
-                (column.offsets.to_numpy(), column.values.to_numpy())
+                (_as_numpy(column.offsets, "int64"), _as_numpy(column.values, "int32"))
                 for column in (batch.column("input_ids"), batch.column("labels"))
             )
             for batch in batches
         ]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
         self._columns = [
-            RowColumns(**{name: batch.column(name).to_numpy() for name in _COLUMN_TYPES}) for batch in batches
+            RowColumns(**{name: _as_numpy(batch.column(name), kind) for name, kind in _COLUMN_TYPES.items()})
+            for batch in batches
         ]
 
     def __reduce__(self) -> tuple[Any, ...]:
