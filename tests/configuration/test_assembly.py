@@ -90,7 +90,10 @@ def test_load_config_reports_the_keys_missing_from_an_empty_file():
             ":3: train_sampling_strategy (given as group_by_length): unknown value 'maybe'; choose random | "
             "sequential | group_by_length.",
         ),
-        ("on_too_long: cut\n", ":3: on_too_long: expected truncate | drop | error, found 'cut'."),
+        (
+            "on_too_long: cut\n",
+            ":3: on_too_long: expected truncate | drop | error | split | keep_last_turns, found 'cut'.",
+        ),
         ("train_on: first\n", ":3: train_on: expected all | last, found 'first'."),
         ("ddp_comm_hook: bf8\n", ":3: ddp_comm_hook: expected bf16 | fp16, found 'bf8'."),
         (
@@ -248,7 +251,7 @@ def test_load_config_reports_the_line_of_each_invalid_key_of_each_entry(folder):
         "my.yaml:12: datasets[5]: unknown key 'type'. Use 'format' instead.",
         "my.yaml:13: datasets[5].max_rows: 0 is out of range; expected an integer >= 1.",
         "my.yaml:13: datasets[5]: unknown key 'banana'. Allowed: path, name, config, revision, split, "
-        "format, weight, columns, max_rows, row_function, row_filter.",
+        "format, weight, probability, columns, max_rows, row_function, row_filter.",
         "my.yaml:15: datasets[6].path: is given twice, first in line 14. Keep one.",
     ]
     assert problems_of(text, base=MODEL) == [
@@ -295,7 +298,9 @@ def test_datasets_in_the_sample_configuration_load(folder):
     text = "".join(line.removeprefix("# ") + "\n" for line in lines[start:end])
     sources = load(text, base=MODEL).data.datasets
     assert [source.path for source in sources] == ["data/support/*.jsonl", "data/faq.csv"]
-    assert all(f" {key}:" in text for key in keys_of(DatasetSource) if key not in ("name", "config", "revision"))
+    assert all(
+        f" {key}:" in text for key in keys_of(DatasetSource) if key not in ("name", "config", "revision", "probability")
+    )
 
 
 def test_a_missing_key_is_reported_as_required_once():
