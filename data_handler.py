@@ -93,6 +93,8 @@ def _log_settings_without_effect(config: DataConfig, formats: Sequence[RecordFor
         logger.info("unanswerable has no effect: no training source is in the format squad.")
     if config.train_on != "all" and any(one.is_tokenized for one in formats):
         logger.info("train_on has no effect on rows of token ids: their labels and masks say what is trained.")
+    if config.prompt_loss_weight and not all(one.is_chat for one in formats):
+        logger.info("prompt_loss_weight has no effect on texts and rows of token ids: they have no prompts.")
 
 
 def _has_chats(source: PreparedSource, tokenizer: "PreTrainedTokenizerBase") -> bool:

@@ -1,8 +1,8 @@
 """The door to training: the trainer, how it is assembled, and how it trains and evaluates.
 
-`SFTTrainer` is transformers' Trainer with these overrides: a loss that is the mean over the supervised tokens of the
-global batch, a gradient that is summed over processes once a step (and computed in smaller chunks if memory runs out),
-an order of rows that does not depend on the number of processes, and log figures. Its bases add clipping
+`SFTTrainer` is transformers' Trainer with these overrides: a loss that is the (weighted) mean over the trained tokens
+of the global batch, a gradient that is summed over processes once a step (and computed in smaller chunks if memory runs
+out), an order of rows that does not depend on the number of processes, and log figures. Its bases add clipping
 (`sft/training/clipping.py`), evaluation (`evaluating_trainer.py`), saving (`checkpointed_trainer.py`) and loading
 (`resuming_trainer.py`). Between steps, callbacks run (`callbacks.py`, `stopping.py`).
 """
@@ -100,7 +100,8 @@ class SFTTrainer(ClippingTrainer):
         )
         # Earlier versions of transformers read this one to decide whether the loss is scaled.
         self.model_accepts_loss_kwargs = True
-        self.means = RunningMeans(self, context, self.args.device)
+        weighs = stream is not None or setup.data.report.train.weights is not None
+        self.means = RunningMeans(self, context, self.args.device, keeps_plain_loss=weighs)
         self.add_callback(self.means)
         self.stream_drops = stream_drops
         self.bad_steps = BadSteps(
@@ -144,7 +145,7 @@ class SFTTrainer(ClippingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor]:
-        """The micro-batches of the next step, and the number of their supervised tokens on all processes."""
+        """The micro-batches of the next step, and their targets' weights (without weights: number) on all processes."""
         batches = list(islice(epoch_iterator, num_batches))
         dropped = 0
         if self.train_sampler is None:
@@ -156,21 +157,20 @@ class SFTTrainer(ClippingTrainer):
                 self.context,
                 self._stream_group,
             )
-        summed = [sum(batch["counts"][name] for batch in batches) for name in COUNTED]
-        counts = self.progress.add_step([*summed, dropped])
-        self.means.begin_step(counts[0])
+        summed = (sum(batch["counts"][name] for batch in batches) for name in COUNTED)
+        counts = dict(zip(COUNTED, self.progress.add_step([*summed, dropped]), strict=False))
+        self.means.begin_step(counts["supervised"], counts["weighted_rows"])
         # All at once: the device copies later ones while it computes the first.
-        batches, supervised = [to_device(batch, device) for batch in batches], counts[0].to(device, torch.float32)
+        batches, weight = [to_device(batch, device) for batch in batches], counts["weight"].to(device, torch.float32)
+        divisor = torch.where(weight > 0, weight, 1)  # a step of a stream may have no target: its sum is 0
         if self.router_balance is not None:
-            self.router_balance.begin_step(batches, supervised)
-        return batches, supervised
+            self.router_balance.begin_step(batches, divisor)
+        return batches, divisor
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """FLOPs of training on a micro-batch, without its padding (see `training_flops`)."""
         counts = inputs["counts"]
         return training_flops(self.setup.prepared.footprint, tokens=counts["tokens"], squares=counts["squares"])
-
-    # Loss
 
     def compute_loss(
         self,
@@ -179,17 +179,16 @@ class SFTTrainer(ClippingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Sum of the micro-batch's token losses over the supervised tokens of the global batch.
+        """Sum of the micro-batch's weighted token losses over the weights of the global batch.
 
         Multiplied by the number of processes where FSDP or DeepSpeed average gradients over them.
         """
         # A step's module computes the loss within its forward call, as DistributedDataParallel requires.
         is_step = self.step_gradient is not None and model is self.step_gradient.module
         total = model(inputs) if is_step else self._loss_sum(model, inputs)
-        # A step of a stream may have no supervised token at all; its sum is then 0.
         assert isinstance(num_items_in_batch, torch.Tensor)  # see `get_batch_samples`
         factor = self.context.world_size if self.step_gradient is None else 1
-        loss = total * factor / num_items_in_batch.clamp(min=1)
+        loss = total * factor / num_items_in_batch
         return (loss, {}) if return_outputs else loss
 
     def training_step(
@@ -234,9 +233,10 @@ class SFTTrainer(ClippingTrainer):
         if self.means.mean_loss is not None and "train_loss" in logs:
             logs["train_loss"] = self.means.mean_loss  # Trainer's starts at the last resume
         if "loss" in logs:
+            metrics = self.means.take_metrics()
             if not self.args.label_smoothing_factor:  # a smoothed loss is not a mean of log probabilities
-                logs["perplexity"] = perplexity_of(logs["loss"])
-            logs |= self.means.take_metrics()
+                logs["perplexity"] = perplexity_of(metrics.get("loss_unweighted", logs["loss"]))
+            logs |= metrics
             logs |= self.progress.step_metrics(is_stream=self.train_sampler is None)
         super().log(logs, start_time)
 

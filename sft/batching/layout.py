@@ -6,6 +6,7 @@ Beside the inputs of the model (`MODEL_INPUTS`), both layouts return where the `
 
 - `label_positions` int64 `[S]`: the positions that predict them, counted through the tokens of the layout, row by row.
 - `targets` int64 `[S]`: the tokens to predict.
+- `target_weights` float32 `[S]` and `is_answer` bool `[S]`: where targets count unequally (see `sft.batching.targets`).
 - `target_rows` int64 `[S]`: the row of each, from 0.
 - `token_weights` float32 `[N]`, `N` the computed tokens: where they are asked for (see `sft.batching.token_weights`).
 - `counts`: a `BatchCounts` of plain numbers, so that no GPU has to be synchronized for them.
@@ -24,11 +25,13 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from sft.batching.prefixes import cut_into_pieces, find_owners
+from sft.batching.targets import target_positions, target_tokens, weigh_targets
 from sft.batching.token_weights import token_weights
 from sft.common.data_records import IGNORED, RowDataset
 
 Row = Mapping[str, Any]
-"""`input_ids` and `labels`, integers `[T]` each; in a micro-batch `batch_index` too, and `number` except in fillers."""
+"""`input_ids` and `labels`, integers `[T]` each, and `weights`, float32 `[T]`, where it has any in the loss; in a
+micro-batch `batch_index` too, and `number` except in fillers."""
 
 MODEL_INPUTS = (
     "input_ids",
@@ -66,6 +69,10 @@ class BatchCounts(TypedDict):
     """Tokens that the model computes: padding and fillers included, shared leading tokens once."""
     squares: int
     """Sum of the squared lengths of the rows, to which the cost of attention is proportional."""
+    weight: float
+    """Sum of the targets' weights in the loss; the supervised tokens where all count once."""
+    weighted_rows: int
+    """Rows whose targets do not all count once."""
 
 
 class SupervisedRows(TorchDataset[Row]):
@@ -247,11 +254,12 @@ def _supervision(
 
     Position `t` predicts token `t + 1`, so the first token of a row is never a target.
     """
-    found = [np.flatnonzero(row["labels"][1:] != IGNORED) for row in rows]
+    found = [target_positions(row) for row in rows]
     numbers = np.array([len(positions) for positions in found])
     lengths = np.array([len(row["labels"]) for row in rows])
     positions = np.concatenate([positions + start for positions, start in zip(found, starts, strict=True)])
-    targets = np.concatenate([row["labels"][1:][positions] for row, positions in zip(rows, found, strict=True)])
+    targets = np.concatenate([target_tokens(row, positions) for row, positions in zip(rows, found, strict=True)])
+    weighed = weigh_targets(rows, found)
     has_targets = numbers > 0
     weights = {}
     if weighs_tokens:
@@ -264,11 +272,14 @@ def _supervision(
         "label_positions": torch.from_numpy(positions.astype(np.int64, copy=False)),
         "targets": torch.from_numpy(targets.astype(np.int64)),
         "target_rows": torch.from_numpy(np.repeat(np.arange(len(rows)), numbers)),
+        **weighed.tensors,
         "counts": BatchCounts(
             rows=int(has_targets.sum()),
             tokens=int(lengths[has_targets].sum()),
-            supervised=int(numbers.sum()),
+            supervised=weighed.num_supervised,
             computed=num_computed,
             squares=int((lengths[has_targets].astype(np.int64) ** 2).sum()),
+            weight=weighed.weight,
+            weighted_rows=weighed.num_weighted_rows,
         ),
     }

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sft.common.data_records import IGNORED
+from sft.batching.targets import target_positions
 
 MIN_SHARED = 8
 """Least number of equal leading tokens: fewer are not worth the copies that attention makes."""
@@ -40,7 +40,7 @@ class SharedPrefixes:
 def find_owners(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
     """For each row, the row that owns its leading tokens, and how many it borrows: `[B]` each.
 
-    A row that borrows none is its own owner, with 0. No borrowed position predicts a supervised token, and every row
+    A row that borrows none is its own owner, with 0. No borrowed position predicts a trained token, and every row
     keeps at least one token of its own.
     """
     groups: dict[bytes, list[int]] = {}
@@ -50,7 +50,7 @@ def find_owners(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]
     for members in groups.values():
         if len(members) < 2:
             continue
-        limit = min(_unsupervised(rows[index]["labels"]) for index in members)
+        limit = min(_untrained(rows[index]) for index in members)
         first = rows[members[0]]["input_ids"][:limit]
         is_equal = np.ones(limit, dtype=bool)
         for index in members[1:]:
@@ -91,7 +91,7 @@ def cut_into_pieces(lengths: Sequence[int], owners: Sequence[int], borrowed: Seq
     return SharedPrefixes(lengths=pieces, order=order, own=own)
 
 
-def _unsupervised(labels: np.ndarray) -> int:
-    """Number of leading positions that predict no supervised token; at most all but the last token."""
-    targets = np.flatnonzero(np.asarray(labels)[1:] != IGNORED)
-    return int(targets[0]) if len(targets) else len(labels) - 1
+def _untrained(row: Mapping[str, Any]) -> int:
+    """Number of leading positions that predict no trained token; at most all but the last token."""
+    targets = target_positions(row)
+    return int(targets[0]) if len(targets) else len(row["labels"]) - 1

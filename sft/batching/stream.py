@@ -22,7 +22,7 @@ class Slot(Protocol):
 
     @property
     def rows(self) -> Sequence[Mapping[str, np.ndarray]]:
-        """`input_ids` and `labels` of each."""
+        """`input_ids` and `labels` of each, and `weights` if it has any."""
 
     @property
     def remarks(self) -> Sequence[Any]:

@@ -49,8 +49,15 @@ _SHAPE = {
         "losses_since_log!": [NUMBER],
         "tokens_since_log!": NUMBER,
         "hits_since_log!": int,
+        "plain_loss": {
+            "since_log!": [NUMBER],
+            "steps_since_log!": int,
+            **dict.fromkeys(("until_log!", "weighted_rows!"), NUMBER),
+        },
     },
-    "eval_before": dict.fromkeys(("loss!", "perplexity!", "token_accuracy!", "sequence_accuracy!"), NUMBER),
+    "eval_before": dict.fromkeys(
+        ("loss!", "perplexity!", "token_accuracy!", "sequence_accuracy!", "loss_unweighted"), NUMBER
+    ),
     "samples_before": Each({"text!": str, "ended!": bool}),
     "save_only_model": bool,
     "precision": {"weights!": str, "mixed!": str},

@@ -33,6 +33,8 @@ TEXT_KEYS = (
     "unanswerable",
 )
 """Settings that determine the tokens of a row."""
+WEIGHT_KEYS = ("prompt_loss_weight",)
+"""Settings that determine how much the tokens of a row count in the loss."""
 STATE_KEYS = ("optim", "dequantize", "quantization_config", "lora_config")
 """Settings and sections that determine the meaning of the saved weights and optimizer state."""
 BASE_KEYS = ("model_name_or_path", "model_revision", "gguf_file")
@@ -112,6 +114,8 @@ def _why_refused(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
         return "each step would train on different rows"
     if key in TEXT_KEYS:
         return "the tokens of the rows would differ"
+    if key in WEIGHT_KEYS:
+        return "the loss of the rows would differ"
     if key in ALLOWED_STATE_KEYS:
         return None
     if key.partition(".")[0] in STATE_KEYS:

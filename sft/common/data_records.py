@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sft.common.given_tokens import GivenTokens
+from sft.common.shown_rows import SamplePrompt, Segment
+from sft.common.weight_records import LossWeights, WeightReport
 
 if TYPE_CHECKING:  # the annotations below cost nothing at run time: floor 0 imports neither library
     import numpy as np
@@ -58,6 +60,10 @@ class Conversation:
     tokens: GivenTokens | None = None
     untrained: frozenset[int] = frozenset()
     """Indices of assistant messages that the row excludes from training."""
+    weight: float = 1.0
+    """Share of its tokens in the loss, relative to other rows."""
+    message_weights: Mapping[int, float] = field(default_factory=dict)
+    """Index of an assistant message -> its own weight, where that is not 1; 0 if the row says not to train it."""
     other_keys: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """Index of a message -> its further keys, which only a chat template may read."""
     unread_keys: tuple[str, ...] = ()
@@ -80,6 +86,8 @@ class RenderedText:
     unread_keys: tuple[str, ...] = ()
     """Keys of its messages that neither the program nor the template reads."""
     tokens: GivenTokens | None = None
+    weights: LossWeights | None = None
+    """None where every trained token counts once, and no other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,6 +223,8 @@ class SplitReport:
     """Used rows whose conversation occurs earlier in the split, ignoring case and white space."""
     duplicate_examples: tuple[tuple[RowSource, RowSource], ...] = ()
     """The first duplicates, each with the row that it repeats."""
+    weights: WeightReport | None = None
+    """None where every supervised token counts once in the loss, and no other."""
 
     @property
     def format_name(self) -> str:
@@ -274,14 +284,6 @@ class DataReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
-    """A part of a row's text that is either trained or not."""
-
-    text: str
-    trained: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RowPreview:
     """A training row as the model receives it, in segments; or why it is skipped."""
 
@@ -296,21 +298,6 @@ class RowPreview:
     changes: tuple[str, ...] = ()
     """What was changed of the row. A row that is split is shown whole."""
     problem: RowProblem | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplePrompt:
-    """A prompt to answer before and after training, with the reference answer if the data has one."""
-
-    messages: tuple[Mapping[str, Any], ...] = ()
-    tools: tuple[Any, ...] | None = None
-    text: str | None = None
-    reference: str | None = None
-
-    @property
-    def shown(self) -> str:
-        """The prompt for display: the text, or the last message."""
-        return self.text if self.text is not None else str(self.messages[-1]["content"]) if self.messages else ""
 
 
 class RowDataset(Protocol):

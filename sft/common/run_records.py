@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from sft.common.data_records import RowRemarks
@@ -111,12 +111,20 @@ class ModelFootprint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationResult:
-    """Means over all supervised tokens (or sequences) of a dataset; `loss` in nats per token."""
+    """Means over all supervised tokens (or sequences) of a dataset; losses in nats per token."""
 
     loss: float
+    """By the tokens' weights, where the rows have any."""
     perplexity: float
+    """Of the loss without weights."""
     token_accuracy: float
     sequence_accuracy: float
+    loss_unweighted: float | None = None
+    """Of supervised tokens that count once each; None without weights, where `loss` is that."""
+
+    def scores(self) -> dict[str, float]:
+        """Those that there are, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +160,8 @@ class TrainingResult:
     epochs: float | None
     """None for a stream, which has no epochs."""
     loss: float | None
+    loss_unweighted: float | None = None
+    """None without weights."""
     seconds: float
     examples_per_second: float
     tokens_per_second: float

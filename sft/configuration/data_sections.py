@@ -118,7 +118,11 @@ class DataConfig:
 
     train_on: Literal["all", "last"] = "all"
     """Which assistant turns of a row are trained: all, or only the last. A message with `"train": false`,
-    `"loss": false` or `"weight": 0` is never trained."""
+    `"loss": false` or `"weight": 0` is never trained; another `"weight"` scales its share in the loss."""
+
+    prompt_loss_weight: Annotated[float, Range(minimum=0, maximum=1000)] = 0.0
+    """Weight in the loss of the tokens outside of the trained answers (system prompts, questions, the template's text);
+    those of an answer have 1, times the weight of the message and of the row. 0: they are not trained."""
 
     add_end_token: bool = False
     """Append the tokenizer's end token to the last answer of a row if the chat template does not end it with one."""

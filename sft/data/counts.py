@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from sft.common.data_records import DataReport, LengthReport, SourceReport, SplitReport
+from sft.common.weight_records import WeightReport
 from sft.data.dropped import DroppedRows
 from sft.data.prepared import Split
 from sft.data.remarks import CountedRemarks
@@ -104,6 +105,21 @@ def _count_split(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) 
             (split.location(rows, later), split.location(rows, first))
             for later, first in duplicates[:EXAMPLES].tolist()
         ),
+        weights=_weight_report(rows),
+    )
+
+
+def _weight_report(rows: PreparedRows) -> WeightReport | None:
+    """The weights of the rows; None where every supervised token counts once, and no other."""
+    found = rows.weights()
+    if found is None or not (found.num_weighted.any() or found.num_prompt.any()):
+        return None
+    return WeightReport(
+        rows=int(np.count_nonzero(found.num_weighted)),
+        tokens=int(found.num_weighted.sum(dtype=np.int64)),
+        lowest=float(found.lowest.min()),
+        highest=float(found.highest.max()),
+        prompt_tokens=int(found.num_prompt.sum(dtype=np.int64)),
     )
 
 

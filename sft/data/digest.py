@@ -69,8 +69,9 @@ def rows_digest(rows: PreparedRows) -> str:
     """Hex digest of the rows, their order and what is trained of them. The location of the files does not matter.
 
     It covers, for every row: the digest of its conversation, its length before and after truncation, the number of
-    supervised tokens, and its flags. For an evenly spaced sample of rows it covers every token and label, which detects
-    another tokenizer or template without reading all of a large dataset.
+    supervised tokens, its flags, and the bounds of its weights, if any row has some. For an evenly spaced sample of
+    rows it covers every token, label and weight, which detects another tokenizer or template without reading all of a
+    large dataset.
     """
     digest = hashlib.sha256(str(len(rows)).encode())
     columns = rows.columns()
@@ -78,6 +79,9 @@ def rows_digest(rows: PreparedRows) -> str:
         if field.name not in ("number", "file", "line", "part", "piece"):
             digest.update(np.ascontiguousarray(getattr(columns, field.name)).tobytes())
     digest.update(np.ascontiguousarray(rows.lengths).tobytes())
+    weights = rows.weights()
+    for field in dataclasses.fields(weights) if weights is not None else ():
+        digest.update(np.ascontiguousarray(getattr(weights, field.name)).tobytes())
     for row in np.unique(np.linspace(0, len(rows) - 1, SAMPLED_ROWS).astype(int)) if len(rows) else ():
         for values in rows[int(row)].values():
             digest.update(np.ascontiguousarray(values).tobytes())

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sft.common.data_records import Conversation, RawRow, RowPreview, SamplePrompt
+from sft.common.data_records import Conversation, RawRow, RowPreview
 from sft.common.given_tokens import GivenTokens
+from sft.common.shown_rows import SamplePrompt
 from sft.data.preparation import SourcePreparation
 from sft.data.prepared import Split
 from sft.data.sources.load import Source

@@ -33,6 +33,7 @@ from sft.processes.environment import num_usable_cores, user_cache_folder
 from sft.prompting.control_tokens import ControlTokens
 from sft.prompting.formats import RecordFormat, format_named, with_answer_to_unanswerable
 from sft.prompting.given_tokens import GivenTokensReader
+from sft.prompting.loss_weights import WEIGHT_COLUMN
 from sft.prompting.pieces import NO_LIMIT, TooLong
 from sft.prompting.rendering import ChatRenderer, known_end_tokens
 from sft.prompting.templates import PLAIN, set_chat_template
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("sft.data")
-ROW_CODE = ("data", "prompting", "common/data_records.py", "configuration/data_sections.py")
+ROW_CODE = ("data", "prompting", "common/data_records.py", "common/weight_records.py", "configuration/data_sections.py")
 """Packages and modules of `sft/` that decide what a row becomes: a change to their code makes cached rows stale."""
 
 
@@ -177,7 +178,10 @@ class SourcePreparation:
         self._ensure_chat_template()
         config = self.config
         return ChatRenderer(
-            self.tokenizer, only_last_turn=config.train_on == "last", add_end_token=config.add_end_token
+            self.tokenizer,
+            only_last_turn=config.train_on == "last",
+            add_end_token=config.add_end_token,
+            prompt_weight=config.prompt_loss_weight,
         )
 
     def _ensure_chat_template(self) -> None:
@@ -205,7 +209,7 @@ class SourcePreparation:
             for chunk, prepared in prepared_chunks:
                 if len(prepared.lengths):
                     columns = dataclasses.replace(prepared.columns, number=prepared.columns.number + rows_read)
-                    writer.write(prepared.input_ids, prepared.labels, prepared.lengths, columns)
+                    writer.write(prepared.input_ids, prepared.labels, prepared.lengths, columns, prepared.weights)
                 dropped.update(prepared.dropped)
                 remarks.update(prepared.remarks)
                 rows_read += prepared.rows_read
@@ -217,7 +221,7 @@ class SourcePreparation:
             "format_name": record_format.name,
             "rows_read": rows_read,
             "untrained_pieces": untrained_pieces,
-            "unused_columns": sorted(renamed - record_format.columns - record_format.optional),
+            "unused_columns": sorted(renamed - record_format.columns - record_format.optional - {WEIGHT_COLUMN}),
             "dropped": dropped.to_json(),
             "remarks": remarks.to_json(),
         }
@@ -268,6 +272,7 @@ class SourcePreparation:
                 "split_overlap": config.split_overlap,
                 "train_on": config.train_on,
                 "add_end_token": config.add_end_token,
+                "prompt_loss_weight": config.prompt_loss_weight,
                 "unanswerable": None if config.unanswerable == SKIP else config.unanswerable,
                 **self._tokenizer_key,
                 "code": _code_digest(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from sft.data.store import (
 from sft.prompting.control_tokens import ControlTokens
 from sft.prompting.formats import RecordFormat
 from sft.prompting.given_tokens import as_rendered
+from sft.prompting.loss_weights import WEIGHT_COLUMN, row_weight
 from sft.prompting.messages import RowRefused
 from sft.prompting.pieces import Pieces, TooLong
 from sft.prompting.rendering import ChatRenderer, render_text
@@ -54,6 +55,8 @@ class PreparedChunk:
 
     input_ids: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray | None = None
+    """See `TokenizedRows`, as for the other arrays."""
     lengths: np.ndarray
     columns: RowColumns
     rows_read: int
@@ -100,12 +103,11 @@ class RowPreparer:
 
     def __call__(self, chunk: Chunk) -> PreparedChunk:
         """Prepare the rows of a chunk."""
-        read = chunk.rows()
-        made = [self.made(row) for row in read]
-        numbers = np.repeat(np.arange(1, len(read) + 1), [len(rows) for rows in made])
+        made = [self.made(row) for row in chunk.rows()]
+        numbers = np.repeat(np.arange(1, len(made) + 1), [len(rows) for rows in made])
         rows = list(chain.from_iterable(made))
-        num_read = len(read)
-        del read, made
+        num_read = len(made)
+        del made
         seen_columns = frozenset(chain.from_iterable(row.record for row in rows if row.record is not None))
         sources = [row.source for row in rows]
         conversations = self._converted(rows)
@@ -140,6 +142,7 @@ class RowPreparer:
         return PreparedChunk(
             input_ids=tokens.input_ids,
             labels=tokens.labels,
+            weights=tokens.weights,
             lengths=tokens.lengths,
             columns=RowColumns(
                 num_supervised=tokens.num_supervised.astype(np.int32),
@@ -211,7 +214,9 @@ class RowPreparer:
         assert record is not None  # a row without a problem has one
         if self._columns:
             record = {self._columns.get(name, name): value for name, value in record.items()}
-        return self._format.convert(record)
+        conversation = self._format.convert(record)
+        weight = row_weight(record) if WEIGHT_COLUMN in record else 1.0
+        return conversation if weight == 1 else replace(conversation, weight=weight)
 
     def preview(self, number: int, row: RawRow) -> RowPreview:
         """A row of `made` as text, split into trained and untrained segments."""

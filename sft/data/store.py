@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow
 
+from sft.data.weight_store import WeightColumns, WeightWriter, read_weights
+
 LOST_PROMPT, LOST_END, TRAINED_END, THOUGHTS_LEFT_OUT, TOOLS_LEFT_OUT, CONTENT_LEFT_OUT = 1, 2, 4, 8, 16, 32
 PROMPT_GOES_FURTHER, SHORTENED = 64, 128
 """Bits of `RowColumns.flags`: truncated without losing supervised tokens; truncated with such a loss; an end token is
@@ -62,7 +64,10 @@ _COLUMN_TYPES |= {"number": "int64", "file": "int32", "line": "int64", "part": "
 
 
 class RowWriter:
-    """Writes prepared rows to an Arrow file, one batch at a time. A context manager."""
+    """Writes prepared rows to an Arrow file, one batch at a time. A context manager.
+
+    Weights are in a file of their own, which exists only if a row has any.
+    """
 
     def __init__(self, path: Path):
         lists = pyarrow.large_list(pyarrow.int32())
@@ -70,6 +75,8 @@ class RowWriter:
         columns += [(name, getattr(pyarrow, kind)()) for name, kind in _COLUMN_TYPES.items()]
         self._schema = pyarrow.schema(columns)
         self._path = path
+        self._weights: WeightWriter | None = None
+        self._batches = 0
 
     def __enter__(self) -> "RowWriter":
         # As bytes: pyarrow does not accept a str path that is not valid UTF-8.
@@ -80,15 +87,29 @@ class RowWriter:
     def __exit__(self, *_: object) -> None:
         with self._file:
             self._writer.close()
+        if self._weights is not None:
+            self._weights.close()
 
-    def write(self, input_ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray, columns: RowColumns) -> None:
+    def write(
+        self,
+        input_ids: np.ndarray,
+        labels: np.ndarray,
+        lengths: np.ndarray,
+        columns: RowColumns,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Append rows.
 
         Args:
             input_ids, labels: int32, the tokens of all rows concatenated.
             lengths: Number of tokens of each row, `[R]`.
             columns: The other columns of these rows.
+            weights: float32, of each token in the loss; None where none of these rows has any.
         """
+        if weights is not None:
+            self._weights = self._weights or WeightWriter(self._path)
+            self._weights.write(self._batches, weights, labels, lengths)
+        self._batches += 1
         offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
         lists = [
@@ -129,6 +150,8 @@ class StoredRows:
             for batch in batches
         ]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+        self.weights = read_weights(self._path, self._starts)
+        """The weights of its rows; None if no row has any."""
         self._columns = [
             RowColumns(**{name: _as_numpy(batch.column(name), kind) for name, kind in _COLUMN_TYPES.items()})
             for batch in batches
@@ -147,7 +170,8 @@ class StoredRows:
         values = {}
         for name, (offsets, tokens) in zip(("input_ids", "labels"), self._batches[batch], strict=True):
             values[name] = tokens[offsets[inside] : offsets[inside + 1]]
-        return values
+        own = None if self.weights is None else self.weights.of_row(batch, inside)
+        return values if own is None else values | {"weights": own}
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -164,7 +188,8 @@ class StoredRows:
 class PreparedRows:
     """A selection of rows of one or several Arrow files, one file for each source. A row may be selected repeatedly.
 
-    A row is `{"input_ids": ..., "labels": ...}`, int32 `[T]` each, read-only.
+    A row is `{"input_ids": ..., "labels": ...}`, int32 `[T]` each, read-only; with `weights` too, float32 `[T]`, where
+    it was prepared together with a row that has weights in the loss.
     """
 
     def __init__(self, parts: Sequence[StoredRows], index: np.ndarray | None = None):
@@ -200,6 +225,16 @@ class PreparedRows:
     def columns(self) -> RowColumns:
         """The other columns of the selected rows."""
         return RowColumns.concatenate([part.columns for part in self._parts]).take(self.index)
+
+    def weights(self) -> WeightColumns | None:
+        """What is stored of the weights of the selected rows; None if no row of any source has weights."""
+        if all(part.weights is None for part in self._parts):
+            return None
+        of_parts = [
+            WeightColumns.unweighted(len(part)) if part.weights is None else part.weights.columns
+            for part in self._parts
+        ]
+        return WeightColumns.concatenate(of_parts).take(self.index)
 
     def source_indices(self) -> np.ndarray:
         """Index of the source of each row, int64 `[R]`."""

@@ -33,7 +33,7 @@ class StreamedRow:
 
     slot: int
     rows: tuple[Mapping[str, np.ndarray], ...] = ()
-    """`input_ids` and `labels`, int32 `[T]` each."""
+    """`input_ids` and `labels`, int32 `[T]` each, and `weights`, float32 `[T]`, if it has any."""
     remarks: tuple[Remark, ...] = ()
     dropped: tuple[DroppedRow, ...] = ()
 
@@ -158,5 +158,5 @@ class RowStream:
                     continue
                 found = preparer.remarks(conversation, text, split_tokens=tokens.split_tokens, changes=changes)
                 remarks += [(row.source, kind, tuple(names)) for kind, names in found.items() if names]
-                used += [{"input_ids": piece.input_ids, "labels": piece.labels} for piece in pieces]
+                used += [piece.arrays() for piece in pieces]
             yield StreamedRow(slot=slot, rows=tuple(used), remarks=tuple(remarks), dropped=tuple(dropped))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
-from sft.common.data_records import SamplePrompt
 from sft.common.run_records import Answer
+from sft.common.shown_rows import SamplePrompt
 from sft.modeling.fitting import num_learned_positions
 from sft.modeling.generation_settings import generation_errors_named
 from sft.prompting.rendering import ChatRenderer

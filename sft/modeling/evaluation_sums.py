@@ -6,6 +6,8 @@ Shapes: `S` supervised positions of the batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -20,35 +22,45 @@ class EvaluationSums:
     """
 
     def __init__(self, device: torch.device | str):
-        # loss, tokens, correct tokens, sequences, correct sequences
-        self._sums = torch.zeros(5, dtype=torch.float64, device=_with_float64(device))
+        # loss, tokens, correct tokens, sequences, correct sequences; weighted loss, weights, weighted rows
+        self._sums = torch.zeros(8, dtype=torch.float64, device=_with_float64(device))
 
     @torch.no_grad()
-    def add(self, losses: torch.Tensor, hits: torch.Tensor, rows: torch.Tensor, *, num_rows: int) -> None:
+    def add(self, losses: torch.Tensor, hits: torch.Tensor, batch: Mapping[str, Any]) -> None:
         """Add a batch.
 
         Args:
             losses: float32 `[S]`, each target's cross-entropy.
             hits: bool `[S]`, whether the target is the most likely token.
-            rows: int64 `[S]`, the row of the target, from 0 in ascending order.
-            num_rows: rows of the batch that have a supervised token.
+            batch: as `sft.batching.layout` makes it: `target_rows`, `counts`, and where targets count unequally
+                `target_weights` and `is_answer`.
         """
+        rows, num_rows, weights = batch["target_rows"], batch["counts"]["rows"], batch.get("target_weights")
+        losses, wrong_targets = losses.to(self._sums.dtype), ~hits
+        weighted_loss = None if weights is None else (losses * weights).sum()
+        is_answer = batch.get("is_answer")
+        if is_answer is not None:
+            losses, hits, wrong_targets = losses * is_answer, hits & is_answer, wrong_targets & is_answer
         wrong = torch.zeros(len(rows) + 1, dtype=torch.int64, device=rows.device)
         # Rows renumbered without those that have no target, which leaves `num_rows` of them.
         number = torch.zeros_like(rows)
         if len(rows):
             number[1:] = (rows[1:] != rows[:-1]).cumsum(0)
-        wrong.index_add_(0, number, (~hits).long())
+        wrong.index_add_(0, number, wrong_targets.long())
         correct_rows = (wrong[:num_rows] == 0).sum()
         # A token's loss in float32, their sum in float64: the total does not depend on how rows share batches.
-        sums = [losses.to(self._sums.dtype).sum(), hits.sum(), correct_rows]
+        sums = [losses.sum(), hits.sum(), correct_rows]
         loss, correct, correct_rows = (value.to(self._sums) for value in sums)
-        tokens, rows_counted = (loss.new_full((), float(count)) for count in (len(losses), num_rows))
-        self._sums += torch.stack([loss, tokens, correct, rows_counted, correct_rows])
+        weighted_loss = loss if weighted_loss is None else weighted_loss.to(self._sums)
+        counts = (batch["counts"][name] for name in ("supervised", "rows", "weight", "weighted_rows"))
+        tokens, rows_counted, weight, weighted_rows = (loss.new_full((), float(count)) for count in counts)
+        self._sums += torch.stack(
+            [loss, tokens, correct, rows_counted, correct_rows, weighted_loss, weight, weighted_rows]
+        )
 
     @property
     def tensor(self) -> torch.Tensor:
-        """The five sums, to be reduced over processes in place."""
+        """The sums, to be reduced over processes in place."""
         return self._sums
 
     @property
@@ -56,11 +68,12 @@ class EvaluationSums:
         return int(self._sums[3])
 
     def result(self) -> EvaluationResult:
-        """The means. Perplexity is the exponential of the loss (infinite where that overflows)."""
-        loss_sum, tokens, correct, sequences, correct_sequences = self._sums.tolist()
+        """The means. Perplexity is the exponential of the loss without weights (infinite where that overflows)."""
+        loss_sum, tokens, correct, sequences, correct_sequences, weighted_loss, weight, weighted = self._sums.tolist()
         loss = loss_sum / tokens if tokens else math.nan
         return EvaluationResult(
-            loss=loss,
+            loss=weighted_loss / weight if weighted else loss,
+            loss_unweighted=loss if weighted else None,
             perplexity=perplexity_of(loss),
             token_accuracy=correct / tokens if tokens else math.nan,
             sequence_accuracy=correct_sequences / sequences if sequences else math.nan,

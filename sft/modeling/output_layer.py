@@ -20,7 +20,9 @@ from torch.nn import functional
 
 from sft.modeling.few_tokens import without_cache
 from sft.modeling.supervised_loss import (
+    AddLoss,
     CountHits,
+    Weighting,
     chunk_bytes_on,
     cross_entropy_sum,
     linear_cross_entropy_sum,
@@ -60,27 +62,32 @@ class OutputLayer:
         label_smoothing: float = 0.0,
         count_hits: CountHits | None = None,
         read_output: ReadOutput | None = None,
+        add_plain_loss: AddLoss | None = None,
     ) -> torch.Tensor:
-        """Sum of the cross-entropies of the supervised tokens, in nats; float32 scalar.
+        """Sum of the cross-entropies of the targets times their weights, in nats; float32 scalar.
 
         Args:
             model: the model, wrapped or not.
             inputs: the arguments of the call; `input_ids` `[B, T]`.
             batch: `label_positions` int64 `[S]`, into the `B * T` positions, and `targets` int64 `[S]`; with several
-                rows, `kept_columns` and `kept_positions` too (see `sft.batching.layout`).
+                rows, `kept_columns` and `kept_positions` too, and where targets count unequally `target_weights` and
+                `is_answer` (see `sft.batching.layout`).
             label_smoothing: share of the target distributed over the vocabulary.
             count_hits: called with the number of targets that are the most likely tokens (see `supervised_loss`).
             read_output: called with the model's output, whose logits are not those of all tokens.
+            add_plain_loss: called with sums of the supervised tokens' cross-entropies without weights, where there are
+                weights.
         """
         targets, layer = batch["targets"], self._layer
+        weights, weighting = batch.get("target_weights"), None
+        if weights is not None:
+            weighting = Weighting(weights=weights, is_answer=batch.get("is_answer"), add_plain_loss=add_plain_loss)
+        how: dict[str, Any] = {"label_smoothing": label_smoothing, "count_hits": count_hits, "weighting": weighting}
         if layer is None:
-            logits = self._logits(model, inputs, batch, read_output)
-            return cross_entropy_sum(logits, targets, label_smoothing=label_smoothing, count_hits=count_hits)
+            return cross_entropy_sum(self._logits(model, inputs, batch, read_output), targets, **how)
 
         def compute(hidden: torch.Tensor) -> torch.Tensor:
-            return linear_cross_entropy_sum(
-                hidden, layer.weight, layer.bias, targets, label_smoothing=label_smoothing, count_hits=count_hits
-            )
+            return linear_cross_entropy_sum(hidden, layer.weight, layer.bias, targets, **how)
 
         return self._from_hidden_states(model, inputs, batch["label_positions"], compute, read_output)
 

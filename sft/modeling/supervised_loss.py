@@ -11,6 +11,7 @@ Shapes: `S` supervised positions of the batch, `V` vocabulary, `h` hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,11 +19,48 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 CountHits = Callable[[torch.Tensor], None]
+AddLoss = Callable[[torch.Tensor], None]
 _LARGE_GPU_BYTES = 60 * 2**30
 """Of GPUs with 80 GB and more: there 1 GiB of logits, and half of it again in 16 bits, are a small share."""
 _TILE_ROWS = 128
 HALF_PRECISION_SCALE = 1024.0
 """Scale of stored float16 gradients: most probabilities underflow in float16."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weighting:
+    """Targets that count unequally."""
+
+    weights: torch.Tensor
+    """float32 `[S]`: factor of each target's cross-entropy and gradient."""
+    is_answer: torch.Tensor | None = None
+    """bool `[S]`: whether a target is a supervised token, of which hits and the plain loss are counted. None: all."""
+    add_plain_loss: AddLoss | None = None
+    """Called for each chunk with the sum of the supervised tokens' cross-entropies, each counted once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Targets:
+    """The tokens to predict, and what is computed of them besides gradients."""
+
+    ids: torch.Tensor
+    label_smoothing: float
+    count_hits: CountHits | None
+    weighting: Weighting | None
+
+    def chunk(self, start: int, size: int) -> _Targets:
+        """Those from `start` on."""
+        part, own = slice(start, start + size), self.weighting
+        if own is not None:
+            is_answer = None if own.is_answer is None else own.is_answer[part]
+            own = replace(own, weights=own.weights[part], is_answer=is_answer)
+        return replace(self, ids=self.ids[part], weighting=own)
+
+    def half_precision_scale(self) -> float | torch.Tensor:
+        """Scale of stored float16 gradients, of which the largest is as large as the largest weight."""
+        if self.weighting is None or not len(self.ids):
+            return HALF_PRECISION_SCALE
+        return HALF_PRECISION_SCALE / self.weighting.weights.amax()
 
 
 def linear_cross_entropy_sum(
@@ -33,6 +71,7 @@ def linear_cross_entropy_sum(
     *,
     label_smoothing: float = 0.0,
     count_hits: CountHits | None = None,
+    weighting: Weighting | None = None,
     chunk_rows: int | None = None,
 ) -> torch.Tensor:
     """Sum of the cross-entropies of an output layer's logits, in nats; float32 scalar. Never holds all logits.
@@ -46,10 +85,12 @@ def linear_cross_entropy_sum(
         label_smoothing: share of the target distributed over the vocabulary (Szegedy et al., 2016, section 7).
         count_hits: called for each chunk with the number of positions whose target has the highest logit (or shares
             it, as happens in 16 bits).
+        weighting: of targets that count unequally; None if each counts once.
         chunk_rows: positions per chunk; None chooses by the vocabulary and the device.
     """
     rows = chunk_rows or _chunk_rows(weight.shape[0], hidden.device)
-    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, count_hits, rows)
+    given = _Targets(ids=targets, label_smoothing=label_smoothing, count_hits=count_hits, weighting=weighting)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, given, rows)
 
 
 def cross_entropy_sum(
@@ -58,6 +99,7 @@ def cross_entropy_sum(
     *,
     label_smoothing: float = 0.0,
     count_hits: CountHits | None = None,
+    weighting: Weighting | None = None,
 ) -> torch.Tensor:
     """Sum of the cross-entropies of given logits, in nats; float32 scalar. Converts to float32 in chunks.
 
@@ -66,10 +108,11 @@ def cross_entropy_sum(
     Args:
         logits: `[S, V]`, any float type.
         targets: int64 `[S]`.
-        label_smoothing, count_hits: as for `linear_cross_entropy_sum`.
+        label_smoothing, count_hits, weighting: as for `linear_cross_entropy_sum`.
     """
     rows = _chunk_rows(logits.shape[1], logits.device)
-    return _CrossEntropy.apply(logits, targets, label_smoothing, count_hits, rows)
+    given = _Targets(ids=targets, label_smoothing=label_smoothing, count_hits=count_hits, weighting=weighting)
+    return _CrossEntropy.apply(logits, given, rows)
 
 
 def losses_and_hits(logits: Iterator[torch.Tensor], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,14 +174,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        targets: torch.Tensor,
-        label_smoothing: float,
-        count_hits: CountHits | None,
+        targets: _Targets,
         chunk_rows: int,
     ) -> torch.Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         compute_type = _compute_type(hidden)
-        ctx.gradient_scale = HALF_PRECISION_SCALE if compute_type is torch.float16 else 1.0
+        is_half = compute_type is torch.float16
+        ctx.gradient_scale = targets.half_precision_scale() if is_half else 1.0
         ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_hidden = torch.empty_like(hidden, dtype=compute_type) if needs_hidden else None
@@ -154,8 +196,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = gradient = None  # frees those of the last chunk before new ones are computed
                 chunk = hidden[start : start + chunk_rows].to(compute_type)
                 logits = functional.linear(chunk, matrix, offset).float()
-                total += _loss_and_gradient_(logits, targets[start : start + chunk_rows], label_smoothing, count_hits)
-                gradient = logits.mul_(ctx.gradient_scale) if ctx.gradient_scale != 1 else logits
+                total += _loss_and_gradient_(logits, targets.chunk(start, chunk_rows))
+                gradient = logits.mul_(ctx.gradient_scale) if is_half else logits
                 gradient = gradient.to(compute_type)
                 if of_hidden is not None:
                     torch.mm(gradient, matrix, out=of_hidden[start : start + chunk_rows])
@@ -171,28 +213,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradient = gradient / ctx.gradient_scale
         scaled = [_scaled(kept, gradient, kind) for kept, kind in zip(ctx.saved_tensors, ctx.types, strict=True)]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None)
 
 
 class _CrossEntropy(torch.autograd.Function):
     """The same for given logits; their gradient is kept in their own type."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-        label_smoothing: float,
-        count_hits: CountHits | None,
-        chunk_rows: int,
-    ) -> torch.Tensor:
-        ctx.gradient_scale = HALF_PRECISION_SCALE if logits.dtype is torch.float16 else 1.0
+    def forward(ctx: Any, logits: torch.Tensor, targets: _Targets, chunk_rows: int) -> torch.Tensor:
+        ctx.gradient_scale = targets.half_precision_scale() if logits.dtype is torch.float16 else 1.0
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         kept = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for start in range(0, len(logits), chunk_rows):
             chunk = slice(start, start + chunk_rows)
             of_chunk = logits[chunk].to(torch.float32, copy=True)
-            total += _loss_and_gradient_(of_chunk, targets[chunk], label_smoothing, count_hits)
+            total += _loss_and_gradient_(of_chunk, targets.chunk(start, chunk_rows))
             if kept is not None:
                 kept[chunk] = of_chunk.mul_(ctx.gradient_scale)
         ctx.save_for_backward(kept)
@@ -202,7 +237,7 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (kept,) = ctx.saved_tensors
-        return kept.mul_(gradient / ctx.gradient_scale), None, None, None, None
+        return kept.mul_(gradient / ctx.gradient_scale), None, None
 
 
 def _add_product_(total: torch.Tensor, gradient: torch.Tensor, chunk: torch.Tensor, *, is_empty: bool) -> None:
@@ -240,29 +275,41 @@ def _compute_type(hidden: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _loss_and_gradient_(
-    logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float, count_hits: CountHits | None
-) -> torch.Tensor:
+def _loss_and_gradient_(logits: torch.Tensor, targets: _Targets) -> torch.Tensor:
     """The chunk's loss sum; `logits` (float32 logits `[S', V]`) is overwritten by its gradient.
 
     With targets `q = (1 - e) * onehot + e / V`: loss `= -sum(q * log p)`, gradient `= p - q`. No other tensor of the
-    size of the logits is allocated (`logsumexp` would).
+    size of the logits is allocated (`logsumexp` would). Both are multiplied by the targets' weights.
     """
-    vocab_size = logits.shape[1]
-    column = targets[:, None]
+    vocab_size, label_smoothing, weighting = logits.shape[1], targets.label_smoothing, targets.weighting
+    column = targets.ids[:, None]
     logits.sub_(logits.amax(dim=1, keepdim=True))  # so that no exponential overflows
     of_targets = logits.gather(1, column)
-    if count_hits is not None:
-        count_hits((of_targets == 0).sum())
+    if targets.count_hits is not None:
+        is_answer = None if weighting is None else weighting.is_answer
+        is_hit = of_targets == 0
+        targets.count_hits((is_hit if is_answer is None else is_hit & is_answer[:, None]).sum())
     mean_logit = logits.mean(dim=1, keepdim=True) if label_smoothing else None
     normalizer = logits.exp_().sum(dim=1, keepdim=True)
     log_normalizer = normalizer.log()
-    loss = (log_normalizer - of_targets).sum()
+    loss = _sum_of(log_normalizer - of_targets, weighting)
     if mean_logit is not None:
-        uniform = (log_normalizer - mean_logit).sum()
-        loss = (1 - label_smoothing) * loss + label_smoothing * uniform
+        uniform = _sum_of(log_normalizer - mean_logit, weighting)
+        loss = [(1 - label_smoothing) * own + label_smoothing * even for own, even in zip(loss, uniform, strict=True)]
     logits.div_(normalizer)
-    logits.scatter_add_(1, column, logits.new_full((1, 1), label_smoothing - 1).expand(len(targets), 1))
+    logits.scatter_add_(1, column, logits.new_full((1, 1), label_smoothing - 1).expand(len(targets.ids), 1))
     if label_smoothing:
         logits.sub_(label_smoothing / vocab_size)
-    return loss
+    if weighting is not None:
+        logits.mul_(weighting.weights[:, None])
+        if weighting.add_plain_loss is not None:
+            weighting.add_plain_loss(loss[1])
+    return loss[0]
+
+
+def _sum_of(losses: torch.Tensor, weighting: Weighting | None) -> list[torch.Tensor]:
+    """The sum of losses `[S', 1]`; of weighted ones two: by their weights, and of the supervised tokens alone."""
+    if weighting is None:
+        return [losses.sum()]
+    plain = losses if weighting.is_answer is None else losses * weighting.is_answer[:, None]
+    return [(losses * weighting.weights[:, None]).sum(), plain.sum()]

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft.common.data_records import IGNORED, Conversation, RenderedText, Segment
+from sft.common.data_records import IGNORED, Conversation, RenderedText
 from sft.common.given_tokens import GivenTokens
+from sft.common.shown_rows import Segment
+from sft.prompting.loss_weights import given_weights, text_weights
 from sft.prompting.messages import RowRefused, kind_of
 from sft.prompting.tokenizing import RowTokenizer, TokenizedRows
 
@@ -64,7 +66,7 @@ def given_tokens(record: Mapping[str, Any]) -> Conversation:
 
 def as_rendered(conversation: Conversation) -> RenderedText:
     """The tokens of a conversation, which need no rendering."""
-    return RenderedText(text="", trained_spans=(), tokens=conversation.tokens)
+    return RenderedText(text="", trained_spans=(), tokens=conversation.tokens, weights=text_weights(conversation))
 
 
 class GivenTokensReader(RowTokenizer):
@@ -95,6 +97,7 @@ class GivenTokensReader(RowTokenizer):
             np.concatenate([np.zeros(0, np.int32), *(tokens.input_ids for tokens in good)]),
             np.asarray([len(tokens.input_ids) for tokens in good], dtype=np.int64),
             np.concatenate([np.zeros(0, bool), *(tokens.trained for tokens in good)]),
+            given_weights([(rows[index], found[index].trained) for index in numbers]),
         )
         return selected.with_refusals({numbers[index]: refusal for index, refusal in selected.refusals.items()} | bad)
 
@@ -104,7 +107,11 @@ class GivenTokensReader(RowTokenizer):
         input_ids, trained = tokens.input_ids[: self._max_seq_length], tokens.trained[: self._max_seq_length]
         edges = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(input_ids)]
         return tuple(
-            Segment(text=self._decoded(input_ids[begin:end]), trained=bool(trained[begin]))
+            Segment(
+                text=self._decoded(input_ids[begin:end]),
+                trained=bool(trained[begin]),
+                weight=None if row.weights is None else row.weights.spans[0] * trained[begin],
+            )
             for begin, end in pairwise(edges)
         )
 

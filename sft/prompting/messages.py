@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sft.common.data_records import Conversation, RowProblem
+from sft.common.data_records import Conversation
+from sft.prompting.refusal import RowRefused, kind_of, shown, weight_of
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
@@ -28,25 +29,14 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _TRAIN_KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "train": ((bool,), "true or false"),
     "loss": ((bool, int, float), "true or false"),
-    "weight": ((int, float), "1 or 0"),
 }
 """Keys that set whether a message is trained -> the types of their values 1 and 0, and what is allowed."""
+WEIGHT = "weight"
+"""The key (of a message, or column) that says how much its tokens count in the loss."""
 _KEPT_KEYS = ("tool_call_id", "name", *THOUGHTS)
-_READ_KEYS = {"role", "content", "tool_calls", "function_call", *_KEPT_KEYS, *_TRAIN_KEYS}
+_READ_KEYS = {"role", "content", "tool_calls", "function_call", *_KEPT_KEYS, *_TRAIN_KEYS, WEIGHT}
 _OTHER, _UNREAD = "other keys", "unread keys"
 """Entries of a converted message, until the conversation is complete: as in `Conversation`."""
-
-
-class RowRefused(Exception):
-    """A row cannot be used, for the reason in `problem`."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.problem = RowProblem(reason=reason, message=message)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle with both arguments: by default an exception is rebuilt from its message only."""
-        return type(self), (self.problem.reason, self.problem.message)
 
 
 def text_field(record: Mapping[str, Any], name: str, *, answer: bool = False, required: bool = True) -> str:
@@ -84,15 +74,6 @@ def checked_text(value: str, name: str) -> str:
     if "\0" in value:
         raise RowRefused("nul_character", f"{name!r} contains a NUL character: a binary file or corrupt text")
     return value
-
-
-def kind_of(value: Any) -> str:
-    """The name of a JSON type in a message."""
-    if isinstance(value, bool):
-        return "true/false"
-    if isinstance(value, int | float):
-        return "a number"
-    return {list: "a list", dict: "an object", str: "text", type(None): "null"}.get(type(value), type(value).__name__)
 
 
 def content_text(item: Mapping[str, Any], where: str, *, may_be_null: bool) -> str:
@@ -149,19 +130,21 @@ def conversation_of(
             raise RowRefused("empty_answer", f"{name} has an empty assistant message")
     if all(len(message) == 2 for message in messages):
         return Conversation(messages=tuple(messages), tools=tools)
-    own = ("train", _OTHER, _UNREAD)
+    own = ("train", WEIGHT, _OTHER, _UNREAD)
     return Conversation(
         messages=tuple({key: value for key, value in message.items() if key not in own} for message in messages),
         tools=tools,
         untrained=frozenset(i for i, message in enumerate(messages) if not message.get("train", True)),
+        message_weights={i: message[WEIGHT] for i, message in enumerate(messages) if WEIGHT in message},
         other_keys={i: message[_OTHER] for i, message in enumerate(messages) if _OTHER in message},
         unread_keys=tuple(dict.fromkeys(key for message in messages for key in message.get(_UNREAD, ()))),
     )
 
 
-def _says_trained(item: Mapping[str, Any], role: str, where: str) -> bool | None:
-    """Whether a message is trained according to `train`, `loss` and `weight`; None if they do not say."""
+def _says_trained(item: Mapping[str, Any], role: str, weight: float, where: str) -> bool | None:
+    """Whether a message is trained according to `train`, `loss` and its weight; None if they do not say."""
     settings = [_train_setting(item, key, where) for key in _TRAIN_KEYS]
+    settings.append(None if item.get(WEIGHT) is None else weight > 0)
     if True in settings and role != "assistant":
         raise RowRefused(
             "wrong_type", f"{where}: only assistant messages can be trained; this one has the role {role!r}"
@@ -178,7 +161,7 @@ def _train_setting(item: Mapping[str, Any], key: str, where: str) -> bool | None
         return None
     types, choices = _TRAIN_KEYS[key]
     if type(value) not in types or value not in (0, 1):
-        raise RowRefused("wrong_type", f"{where}: {key} must be {choices}, found {_shown(value)}")
+        raise RowRefused("wrong_type", f"{where}: {key} must be {choices}, found {shown(value)}")
     return bool(value)
 
 
@@ -204,7 +187,7 @@ def _openai_message(item: Any, where: str) -> Mapping[str, Any]:
     if role == "function":
         role = "tool"
     if role not in ROLES:
-        raise RowRefused("unknown_role", f"{where}: role {_shown(role)} is unknown; allowed: {', '.join(ROLES)}")
+        raise RowRefused("unknown_role", f"{where}: role {shown(role)} is unknown; allowed: {', '.join(ROLES)}")
     tool_calls = item.get("tool_calls")
     if not tool_calls and item.get("function_call") is not None:
         tool_calls = [item["function_call"]]  # the first form of a call in the OpenAI API
@@ -219,9 +202,12 @@ def _openai_message(item: Any, where: str) -> Mapping[str, Any]:
         message["tool_calls"] = [_tool_call(call, f"{where}.tool_calls") for call in tool_calls]
     if len(item) > 2:
         _check_thoughts(message, where)
-        trained = _says_trained(item, role, where)
+        weight = weight_of(item.get(WEIGHT), f"{where}: weight")
+        trained = _says_trained(item, role, weight, where)
         if trained is not None:
             message["train"] = trained
+            if weight != 1 or not trained:
+                message[WEIGHT] = weight if trained else 0.0
         others = {key: value for key, value in item.items() if key not in _READ_KEYS and value is not None}
         if item.get("tool_calls") and item.get("function_call") is not None:
             others["function_call"] = item["function_call"]
@@ -270,7 +256,7 @@ def _sharegpt_message(item: Any, where: str) -> Mapping[str, Any]:
     role = _SHAREGPT_ROLES.get(str(item.get("from")).lower())
     if role is None:
         allowed = ", ".join(_SHAREGPT_ROLES)
-        raise RowRefused("unknown_role", f"{where}: from {_shown(item.get('from'))} is unknown; allowed: {allowed}")
+        raise RowRefused("unknown_role", f"{where}: from {shown(item.get('from'))} is unknown; allowed: {allowed}")
     value = item.get("value")
     converted = {key: inner for key, inner in item.items() if key not in ("from", "value")}
     has_calls = role == "assistant" and (item.get("tool_calls") or item.get("function_call") is not None)
@@ -322,13 +308,7 @@ def _part_text(part: Any, where: str) -> str:
     if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
         return part["text"]
     kind = part.get("type", "unknown") if isinstance(part, Mapping) else kind_of(part)
-    raise RowRefused("wrong_type", f"{where}: content part of type {_shown(kind)}; only text parts can be trained on")
-
-
-def _shown(value: Any) -> str:
-    """A value in a message, shortened to one line."""
-    text = repr(value) if isinstance(value, str | int | float | None) else kind_of(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    raise RowRefused("wrong_type", f"{where}: content part of type {shown(kind)}; only text parts can be trained on")
 
 
 def _listed(record: Mapping[str, Any]) -> str:

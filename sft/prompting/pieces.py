@@ -63,7 +63,11 @@ def split_row(row: TokenizedRow, limit: int, overlap: int) -> tuple[list[Tokeniz
         labels = row.labels[begin:end].copy()
         if number:
             labels[:overlap] = IGNORED
-        piece = replace(row, input_ids=row.input_ids[begin:end].copy(), labels=labels)
+        weights = None if row.weights is None else row.weights[begin:end].copy()
+        if weights is not None:
+            # Nothing predicts the first token; the repeated ones count in the piece before.
+            weights[: overlap if number and overlap else 1] = 0
+        piece = replace(row, input_ids=row.input_ids[begin:end].copy(), labels=labels, weights=weights)
         if piece.num_supervised:
             pieces.append(piece)
     if not pieces:

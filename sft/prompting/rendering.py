@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sft.common.data_records import Conversation, RenderedText
 from sft.common.errors import ConfigError
 from sft.prompting.limits import template_limits
+from sft.prompting.loss_weights import loss_weights, text_weights
 from sft.prompting.message_keys import MessageKeys, with_thoughts
 from sft.prompting.messages import RowRefused, checked_text
 from sft.prompting.shapes import Shapes
@@ -38,14 +39,19 @@ def known_end_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 def render_text(conversation: Conversation) -> RenderedText:
     """A plain text, which is trained completely."""
     text = conversation.text or ""
-    return RenderedText(text=text, trained_spans=((0, len(text)),))
+    return RenderedText(text=text, trained_spans=((0, len(text)),), weights=text_weights(conversation))
 
 
 class ChatRenderer:
     """Renders conversations with a tokenizer's chat template and determines the trained spans."""
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", *, only_last_turn: bool = False, add_end_token: bool = False
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        only_last_turn: bool = False,
+        add_end_token: bool = False,
+        prompt_weight: float = 0.0,
     ):
         """
         Args:
@@ -53,6 +59,7 @@ class ChatRenderer:
             only_last_turn: Train only the last assistant turn.
             add_end_token: Append the tokenizer's end token to the last answer of a row if the template writes no end
                 marker.
+            prompt_weight: Weight in the loss of the tokens outside of answers.
 
         Raises:
             ConfigError: If the template cannot render a question and an answer.
@@ -62,6 +69,7 @@ class ChatRenderer:
         self._keys = MessageKeys(self._template)
         self._shapes = Shapes()
         self._only_last_turn = only_last_turn
+        self._prompt_weight = prompt_weight
         self._added_end = tokenizer.eos_token if add_end_token and not self.end_marker.strip() else ""
 
     @property
@@ -85,6 +93,7 @@ class ChatRenderer:
             RowRefused: `template_refused` if the template raises an error, `tool_calls_left_out` if it does not write
                 the tool calls of a turn, `turn_not_found` if an assistant turn cannot be located in the rendered text,
                 `no_prompt` if the conversation begins with an assistant turn, `no_answer` if no turn is trained,
+                `bad_weight` if a product of weights cannot be computed,
                 `not_unicode` if the text contains an unpaired surrogate.
         """
         (result,) = self.render_all([conversation])
@@ -145,7 +154,11 @@ class ChatRenderer:
                 spans[-1] = (spans[-1][0], len(text) + len(self._added_end))
             text += self._added_end
         return RenderedText(
-            text=text, trained_spans=tuple(spans), notes=turns.notes, unread_keys=conversation.unread_keys
+            text=text,
+            trained_spans=tuple(spans),
+            notes=turns.notes,
+            unread_keys=conversation.unread_keys,
+            weights=loss_weights(conversation, chosen, turns.spans, self._prompt_weight),
         )
 
     def _trained_turns(self, conversation: Conversation) -> list[int]:

@@ -38,6 +38,7 @@ def latest_turns(conversation: Conversation, first: int) -> Conversation:
         conversation,
         messages=(*messages[:lead], *messages[first:]),
         untrained=frozenset(moved[index] for index in conversation.untrained if index in moved),
+        message_weights={moved[index]: own for index, own in conversation.message_weights.items() if index in moved},
         other_keys={moved[index]: keys for index, keys in conversation.other_keys.items() if index in moved},
     )
 

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft.common.data_records import IGNORED, RenderedText, Segment
+from sft.common.data_records import IGNORED, RenderedText
+from sft.common.shown_rows import Segment
+from sft.prompting.loss_weights import joined_weights, token_weights
 from sft.prompting.messages import RowRefused
 from sft.prompting.offsets import OffsetEncoder, TokenOffsets
 
@@ -33,6 +35,8 @@ class TokenizedRow:
 
     input_ids: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray | None = None
+    """float32 `[T]`: share of each token in the loss. None: 1 of supervised tokens, 0 of others."""
     full_length: int
     """Number of tokens before truncation."""
     lost_end: bool
@@ -43,6 +47,11 @@ class TokenizedRow:
     """Texts of the tokens of which only a part is in a trained span. The whole token is trained."""
     is_shortened: bool = False
     """Whether it is the latest turns of a conversation that is too long."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a row of a micro-batch consists of."""
+        plain = {"input_ids": self.input_ids, "labels": self.labels}
+        return plain if self.weights is None else plain | {"weights": self.weights}
 
     @property
     def was_truncated(self) -> bool:
@@ -74,6 +83,8 @@ class TokenizedRows:
     input_ids: np.ndarray
     """int32 `[N]`, as is `labels`."""
     labels: np.ndarray
+    weights: np.ndarray | None = None
+    """float32 `[N]`, as in `TokenizedRow`."""
     lengths: np.ndarray
     """int64 `[R]`: number of tokens of each row."""
     full_length: np.ndarray
@@ -101,6 +112,7 @@ class TokenizedRows:
             TokenizedRow(
                 input_ids=self.input_ids[begin:stop].copy(),
                 labels=self.labels[begin:stop].copy(),
+                weights=None if self.weights is None else self.weights[begin:stop].copy(),
                 full_length=int(self.full_length[row]),
                 lost_end=bool(self.lost_end[row]),
                 has_trained_end=bool(self.has_trained_end[row]),
@@ -119,6 +131,7 @@ def joined_rows(outcomes: Sequence[TokenizedRow | RowRefused]) -> TokenizedRows:
     return TokenizedRows(
         input_ids=np.concatenate([empty, *(row.input_ids for row in rows)]),
         labels=np.concatenate([empty, *(row.labels for row in rows)]),
+        weights=joined_weights([(row.weights, row.labels) for row in rows]),
         lengths=np.asarray([len(row.input_ids) for row in rows], dtype=np.int64),
         full_length=np.asarray([row.full_length for row in rows], dtype=np.int64),
         num_supervised=np.asarray([row.num_supervised for row in rows], dtype=np.int64),
@@ -164,9 +177,10 @@ class RowTokenizer:
         tokens = self._encode([row.text for row in rows])
         trained, split = self._is_trained(tokens, rows)
         split_tokens = self._split_texts(tokens, rows, split)
+        weights = token_weights(tokens, rows, trained)
         input_ids, lengths = tokens.input_ids, tokens.lengths
         del tokens, split  # as large as all that follows
-        selected = self.select(input_ids, lengths, trained)
+        selected = self.select(input_ids, lengths, trained, weights)
         used = (row for row in range(len(rows)) if row not in selected.refusals)
         found = {index: split_tokens[row] for index, row in enumerate(used) if row in split_tokens}
         return replace(selected, split_tokens=found)
@@ -176,21 +190,31 @@ class RowTokenizer:
         tokens = self._encode([row.text])
         limit, text = self._max_seq_length, row.text
         starts, ends = tokens.starts[:limit], tokens.ends[:limit]
-        trained = self._is_trained(tokens, [row])[0][:limit]
+        trained = self._is_trained(tokens, [row])[0]
+        weights = token_weights(tokens, [row], trained)
+        has_weights, weights = weights is not None, (trained if weights is None else weights)[:limit]
+        trained = trained[:limit]
         # An added end-of-text token has no characters in the text.
         is_added = starts >= len(text)
         kept = len(text) if len(tokens.starts) <= limit else int(ends.max(initial=0))
-        is_trained = np.zeros(kept, dtype=bool)
+        is_trained, weight_of = np.zeros(kept, dtype=bool), np.zeros(kept, dtype=np.float32)
         reached, was_trained = 0, False
-        for start, end, now_trained in zip(starts[~is_added], ends[~is_added], trained[~is_added], strict=True):
-            if now_trained:
+        shown = (array[~is_added] for array in (starts, ends, trained, weights))
+        for start, end, now_trained, weight in zip(*shown, strict=True):
+            if now_trained or weight:
                 # White space between trained words that belongs to no token counts as trained.
-                is_trained[reached if was_trained and start > reached else start : end] = True
+                span = slice(reached if was_trained == now_trained and start > reached else start, end)
+                is_trained[span], weight_of[span] = now_trained, weight
             reached, was_trained = max(reached, end), now_trained
-        edges = [0, *(np.flatnonzero(np.diff(is_trained)) + 1).tolist(), kept]
-        segments = [Segment(text=text[a:b], trained=bool(is_trained[a])) for a, b in pairwise(edges) if b > a]
+        edges = [0, *(np.flatnonzero(np.diff(is_trained) | (np.diff(weight_of) != 0)) + 1).tolist(), kept]
+        segments = [
+            Segment(text=text[a:b], trained=bool(is_trained[a]), weight=float(weight_of[a]) if has_weights else None)
+            for a, b in pairwise(edges)
+            if b > a
+        ]
         if (is_added & trained).any():
-            segments.append(Segment(text=self._tokenizer.eos_token, trained=True))
+            weight = float(weights[-1]) if has_weights else None
+            segments.append(Segment(text=self._tokenizer.eos_token, trained=True, weight=weight))
         return tuple(segments)
 
     def _is_trained(self, tokens: TokenOffsets, rows: Sequence[RenderedText]) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +252,9 @@ class RowTokenizer:
                 found[row] = (*found.get(row, ()), text)
         return found
 
-    def select(self, input_ids: np.ndarray, lengths: np.ndarray, trained: np.ndarray) -> TokenizedRows:
+    def select(
+        self, input_ids: np.ndarray, lengths: np.ndarray, trained: np.ndarray, weights: np.ndarray | None = None
+    ) -> TokenizedRows:
         """Truncate rows that are too long, refuse those that leave nothing to train, and label the rest."""
         limit = self._max_seq_length
         stops = np.cumsum(lengths)
@@ -248,10 +274,12 @@ class RowTokenizer:
         if is_refused.any() or is_too_long.any():
             is_kept = np.repeat(~is_refused, lengths) & (np.arange(len(input_ids)) < np.repeat(cuts, lengths))
             input_ids, labels = input_ids[is_kept], labels[is_kept]
+            weights = None if weights is None else weights[is_kept]
         used = ~is_refused
         return TokenizedRows(
             input_ids=input_ids,
             labels=labels,
+            weights=weights,
             lengths=(cuts - begins)[used],
             full_length=lengths[used],
             num_supervised=num_supervised[used],

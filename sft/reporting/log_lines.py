@@ -8,6 +8,7 @@ from sft.common.data_records import DataReport, SplitReport
 from sft.common.machine_records import ComputeEnvironment
 from sft.common.run_records import BatchPlan, EvaluationResult, ModelFootprint, Precision, SampleAnswer
 from sft.common.text import change_text, counted, first_of, note_text, percent, printable, share_text
+from sft.common.weight_records import WeightReport
 from sft.configuration.schema import QuantizationConfig
 from sft.reporting.remarks import split_remark_lines
 from sft.reporting.time_left import clock
@@ -58,6 +59,8 @@ def _split_lines(name: str, split: SplitReport) -> list[str]:
             f"answer of {split.rows_that_lose_the_answer:,}, its end of {split.rows_that_lose_the_end:,}, only prompt "
             f"tokens of {split.rows_that_lose_only_prompt:,}."
         )
+    if split.weights is not None:
+        lines.append(f"  weights in the loss: {weights_text(split.weights, split.rows_used)}.")
     without_end = split.rows_used - split.rows_with_trained_end
     if without_end:
         lines.append(
@@ -69,6 +72,19 @@ def _split_lines(name: str, split: SplitReport) -> list[str]:
         pairs = [f"{row} repeats {original}" for row, original in split.duplicate_examples[:SHOWN_ROWS]]
         lines.append(f"  duplicates: {counted(split.duplicates, 'row')}: {first_of(pairs, split.duplicates)}")
     return lines
+
+
+def weights_text(weights: WeightReport, rows: int) -> str:
+    """Which tokens of the used rows do not count once in the loss."""
+    parts = []
+    if weights.rows:
+        parts.append(
+            f"{weights.rows:,} of {counted(rows, 'row')} have supervised tokens ({weights.tokens:,}) whose weight is "
+            f"not 1; weights are {weights.lowest:g} to {weights.highest:g}"
+        )
+    if weights.prompt_tokens:
+        parts.append(f"{counted(weights.prompt_tokens, 'prompt token')} trained with prompt_loss_weight")
+    return "; ".join(parts)
 
 
 def model_line(
@@ -133,6 +149,8 @@ def trial_line(what: str, size: int, unit: str, tried: Sequence[int], peak_bytes
 def progress_line(step: int, total_steps: int, logs: Mapping[str, float], seconds_left: float | None = None) -> str:
     """One logged step; with the time left if no progress line on a terminal shows it."""
     parts = [f"step {step:>{len(str(total_steps))}}/{total_steps}", f"loss {logs['loss']:.4f}"]
+    if "loss_unweighted" in logs:
+        parts.append(f"unweighted {logs['loss_unweighted']:.4f}")
     if "router_aux_loss" in logs:
         parts.append(f"router loss {logs['router_aux_loss']:.4f}")
     if "learning_rate" in logs:
@@ -151,6 +169,8 @@ def progress_line(step: int, total_steps: int, logs: Mapping[str, float], second
 def evaluation_line(step: int, logs: Mapping[str, float], before: Mapping[str, float] | None) -> str:
     """One evaluation, with the change of the loss since the previous one."""
     change = f" ({logs['eval_loss'] - before['eval_loss']:+.4f})" if before else ""
+    if "eval_loss_unweighted" in logs:
+        change += f", unweighted {logs['eval_loss_unweighted']:.4f}"
     tokens, answers = share_text(logs["eval_token_accuracy"]), share_text(logs["eval_sequence_accuracy"])
     return (
         f"  validation at step {step}: loss {logs['eval_loss']:.4f}{change}, perplexity {logs['eval_perplexity']:.2f}, "
@@ -197,6 +217,7 @@ def evaluation_rows(logs: Mapping[str, float], before: Mapping[str, float] | Non
     """One evaluation as rows of a table: name, value, and the change since the previous one if there is one."""
     shown = (
         ("loss", "eval_loss", "{:.4f}".format, "{:+.4f}".format),
+        ("loss, unweighted", "eval_loss_unweighted", "{:.4f}".format, "{:+.4f}".format),
         ("perplexity", "eval_perplexity", "{:,.2f}".format, "{:+,.2f}".format),
         ("token accuracy", "eval_token_accuracy", share_text, change_text),
         ("sequence accuracy", "eval_sequence_accuracy", share_text, change_text),
@@ -204,6 +225,7 @@ def evaluation_rows(logs: Mapping[str, float], before: Mapping[str, float] | Non
     return [
         [name, form(logs[key]), *([form_of_change(logs[key] - before[key])] if before else [])]
         for name, key, form, form_of_change in shown
+        if key in logs
     ]
 
 
@@ -211,9 +233,11 @@ def before_and_after_rows(before: EvaluationResult | None, after: EvaluationResu
     """The evaluations before and after training, side by side: a header and rows; empty if one is missing."""
     if before is None or after is None:
         return []
+    plain = [(before.loss_unweighted, after.loss_unweighted)] if after.loss_unweighted is not None else []
     return [
         ["", "before", "after"],
         ["validation loss", f"{before.loss:.4f}", f"{after.loss:.4f}"],
+        *(["  unweighted", *("" if loss is None else f"{loss:.4f}" for loss in both)] for both in plain),
         ["perplexity", _perplexity(before), _perplexity(after)],
         ["token accuracy", share_text(before.token_accuracy), share_text(after.token_accuracy)],
         ["sequence accuracy", share_text(before.sequence_accuracy), share_text(after.sequence_accuracy)],

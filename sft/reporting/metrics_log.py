@@ -16,6 +16,8 @@ _NUMBERS = (
     "epoch",
     "loss",
     "eval_loss",
+    "loss_unweighted",
+    "eval_loss_unweighted",
     "perplexity",
     "eval_perplexity",
     "token_accuracy",

@@ -13,7 +13,7 @@ from sft.common.outside_files import read_json
 from sft.common.shapes import NUMBER, Each
 from sft.configuration.yaml_bounds import load_bounded
 
-_SCORES = dict.fromkeys(("loss", "perplexity", "token_accuracy", "sequence_accuracy"), NUMBER)
+_SCORES = dict.fromkeys(("loss", "loss_unweighted", "perplexity", "token_accuracy", "sequence_accuracy"), NUMBER)
 _SOURCE = {"name!": str, "format_name!": str, "rows_read!": int, "rows_used!": int, "rows_dropped": Each(int)}
 _SPLIT = {"rows_used": int, "tokens": int, "supervised_tokens": int, "sources": [_SOURCE]}
 _SUMMARY = {

@@ -49,10 +49,12 @@ def build_summary(
         data_digests: of the rows, by split.
     """
     train = {name: getattr(result, name) for name in _TRAIN_FIELDS} | remark_counts(result.remarks)
+    if result.loss_unweighted is not None:
+        train["loss_unweighted"] = result.loss_unweighted
     summary = {
         "status": result.status,
-        "eval_before": result.eval_before and dataclasses.asdict(result.eval_before),
-        "eval_after": result.eval_after and dataclasses.asdict(result.eval_after),
+        "eval_before": result.eval_before and result.eval_before.scores(),
+        "eval_after": result.eval_after and result.eval_after.scores(),
         "train": train,
         "data": {
             "rows_read": report.rows_read,
@@ -144,6 +146,7 @@ def split_counts(split: SplitReport) -> dict[str, Any]:
         "supervised_tokens": split.supervised_tokens,
         "longest_row": split.longest_row,
         "lengths": split.lengths and dataclasses.asdict(split.lengths),
+        **({} if split.weights is None else {"weights": dataclasses.asdict(split.weights)}),
     }
 
 

@@ -196,7 +196,7 @@ def _extra_arguments(config: TrainingConfig) -> dict[str, Any]:
     passed = config.passed_through
     if config.load_best_model_at_end or passed.saves_best or "metric_for_best_model" in extra:
         metric = extra["metric_for_best_model"] = passed.metric_for_best_model or "eval_loss"
-        extra.setdefault("greater_is_better", not metric.endswith(("loss", "perplexity")))
+        extra.setdefault("greater_is_better", not metric.endswith(("loss", "loss_unweighted", "perplexity")))
     return extra
 
 

@@ -57,6 +57,11 @@ class BadSteps(TrainerCallback):
         self.gradient_norm: torch.Tensor | None = None
         """L2 norm of the step's gradient, float32; None before the first `check`, and if there is no gradient."""
 
+    @property
+    def is_bad(self) -> torch.Tensor:
+        """Whether the last step that was checked is bad, a bool scalar on the device."""
+        return self._flag > 0
+
     def mark(self, loss: torch.Tensor, weights: Sequence[nn.Parameter]) -> None:
         """Writes NaN into a gradient if this process's loss is not finite. Call it before gradients are summed."""
         gradients = (weight.grad for weight in weights)

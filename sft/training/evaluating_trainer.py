@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any, cast
@@ -95,7 +94,7 @@ class EvaluatingTrainer(CheckpointedTrainer):
         ):
             for batch in dataloader:
                 for chunk, (losses, hits, counts) in self.evaluation_step.run(batch, compute):
-                    sums.add(losses, hits, chunk["target_rows"], num_rows=chunk["counts"]["rows"])
+                    sums.add(losses, hits, chunk)
                     load.add(counts)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if self.context.world_size > 1:
@@ -104,7 +103,7 @@ class EvaluatingTrainer(CheckpointedTrainer):
         experts = load.metrics()
         if not experts:
             self._report_missing_load()
-        found = dataclasses.asdict(sums.result()) | experts
+        found = sums.result().scores() | experts
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         predictions = cast(Any, None)  # not kept
         return EvalLoopOutput(predictions=predictions, label_ids=None, metrics=metrics, num_samples=sums.num_sequences)

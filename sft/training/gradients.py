@@ -23,7 +23,8 @@ LossFunction = Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 def loss_function(trainer: Any) -> LossFunction:
-    """A function of model and micro-batch: the sum of the supervised tokens' cross-entropies, a float32 scalar."""
+    """A function of model and micro-batch: the weighted sum of its targets' cross-entropies, a float32 scalar."""
+    plain = trainer.means.plain
 
     def loss_sum(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         balance = trainer.router_balance
@@ -35,7 +36,10 @@ def loss_function(trainer: Any) -> LossFunction:
             label_smoothing=trainer.args.label_smoothing_factor,
             count_hits=trainer.means.add_correct,
             read_output=None if balance is None else balance.reader(batch, shares.append),
+            add_plain_loss=None if plain is None else plain.add,
         )
+        if plain is not None and "target_weights" not in batch:
+            plain.add(total.detach())
         # The value stays that of the cross-entropies, which is what is logged; the gradient is that of both.
         return total if not shares else total + (shares[0] - shares[0].detach())
 

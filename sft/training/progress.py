@@ -16,7 +16,7 @@ from sft.processes.device_memory import peak_memory_bytes, reserved_memory_bytes
 from sft.processes.utilization import CpuUtilization, GpuUtilization
 
 logger = logging.getLogger("sft.train")
-COUNTED = ("supervised", "tokens", "rows", "computed", "squares")
+COUNTED = ("supervised", "tokens", "rows", "computed", "squares", "weight", "weighted_rows")
 """Counts of a micro-batch that are added up; see `sft.batching.layout.BatchCounts`."""
 _SPEEDS = ("supervised_tokens_per_second", "tokens_per_second", "examples_per_second", "computed_tokens_per_second")
 _SEEN = ("supervised_tokens_seen", "tokens_seen", "rows_seen")
@@ -43,7 +43,7 @@ class TrainingProgress:
         """
         self.counts = torch.zeros(_NUM_COUNTS, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
         """Supervised tokens, tokens, rows, computed tokens (with padding; shared leading tokens once), sum of the
-        squared row lengths, empty slots of a stream."""
+        squared row lengths, weights in the loss, weighted rows, empty slots of a stream."""
         self.seen_before = [0.0] * len(_SEEN)
         """Supervised tokens, tokens and rows of the run before it was resumed."""
         self._footprint = footprint
@@ -109,7 +109,7 @@ class TrainingProgress:
             since: earlier counts to start from; None for everything since this process started.
         """
         counts = self.counts.tolist()
-        _, tokens, _, _, squares, _ = counts if since is None else [n - o for n, o in zip(counts, since, strict=True)]
+        _, tokens, _, _, squares, *_ = counts if since is None else [n - o for n, o in zip(counts, since, strict=True)]
         return training_flops(self._footprint, tokens=round(tokens), squares=round(squares))
 
     def utilization(self, flops_per_second: float) -> float | None:

@@ -45,7 +45,7 @@ TRACKED_RESULTS = ("status", "train", "eval_before", "eval_after", "samples_ende
 
 def evaluation_result(metrics: Mapping[str, float]) -> EvaluationResult:
     """The metrics of an evaluation as a record."""
-    return EvaluationResult(**{name: metrics[f"eval_{name}"] for name in METRICS})
+    return EvaluationResult(**{name: metrics[f"eval_{name}"] for name in METRICS if f"eval_{name}" in metrics})
 
 
 def training_result(trainer: Any, steps: int, stop: StopCallback) -> TrainingResult:
@@ -68,6 +68,7 @@ def training_result(trainer: Any, steps: int, stop: StopCallback) -> TrainingRes
         steps=steps,
         epochs=float(trainer.state.epoch or 0.0) if trainer.train_sampler is not None else None,
         loss=trainer.means.mean_loss,
+        loss_unweighted=None if trainer.means.plain is None else trainer.means.plain.mean_loss,
         seconds=seconds,
         examples_per_second=rows / seconds,
         tokens_per_second=tokens / seconds,

@@ -93,7 +93,7 @@ class RouterBalance(TrainerCallback):
         self._trainer = trainer
         self._loss = loss
         self._batches: Sequence[Batch] = ()
-        self._supervised: torch.Tensor = torch.zeros(())
+        self._divisor: torch.Tensor = torch.zeros(())
         self._counted: RouterSums | None = None
         """Sums over the global batch; None where the step is one micro-batch, which has them itself."""
         self._value: torch.Tensor = torch.zeros(())
@@ -102,14 +102,14 @@ class RouterBalance(TrainerCallback):
         """Adds the step's loss, without its coefficient, to the mean that is logged; 0 if it is NaN or inf."""
         self._trainer.means.add_router_loss(torch.where(self._value.isfinite(), self._value, 0.0))
 
-    def begin_step(self, batches: Sequence[Batch], supervised: torch.Tensor) -> None:
+    def begin_step(self, batches: Sequence[Batch], divisor: torch.Tensor) -> None:
         """Counts the step's tokens, if they are in more than one micro-batch. All processes call it.
 
         Args:
             batches: of this process, on the device.
-            supervised: supervised tokens of the global batch, which the loss of a micro-batch is divided by later.
+            divisor: what the loss of a micro-batch is divided by later.
         """
-        self._batches, self._supervised, self._counted = batches, supervised.clamp(min=1), None
+        self._batches, self._divisor, self._counted = batches, divisor, None
         step = self._trainer.step_gradient
         if len(batches) > 1 or self._trainer.context.world_size > 1 or (step and step.chunks.num_chunks > 1):
             self._count()
@@ -126,7 +126,8 @@ class RouterBalance(TrainerCallback):
     def reader(self, batch: Batch, receive: Callable[[torch.Tensor], None]) -> Callable[[Any], None]:
         """A function of the model's output that hands over the micro-batch's share of the loss.
 
-        The share is multiplied by the supervised tokens of the global batch, like the sum of the token losses.
+        The share is multiplied by what the sum of the token losses is divided by. Weights in the loss do not change it:
+        experts are balanced over the tokens that they compute.
         """
 
         def read(output: Any) -> None:
@@ -134,7 +135,7 @@ class RouterBalance(TrainerCallback):
             counted = self._counted or sums
             self._value = load_balance(counted.counts, counted.probabilities.detach(), counted.tokens)
             share = load_balance(counted.counts, sums.probabilities, counted.tokens)
-            receive(self._loss.coefficient * self._supervised * share)
+            receive(self._loss.coefficient * self._divisor * share)
 
         return read
 

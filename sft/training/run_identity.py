@@ -74,7 +74,7 @@ class BeforeTraining:
 
     def as_manifest(self) -> dict[str, Any]:
         """The part of a checkpoint's manifest that keeps it."""
-        document: dict[str, Any] = {"eval_before": self.evaluation and asdict(self.evaluation)}
+        document: dict[str, Any] = {"eval_before": self.evaluation and self.evaluation.scores()}
         if self.answers:
             document["samples_before"] = {prompt: asdict(answer) for prompt, answer in self.answers.items()}
         return document
@@ -202,4 +202,4 @@ def saved_before_training(resume: ResumePoint | None, identity: RunIdentity) -> 
 
 def _known_fields(record: Any, saved: Mapping[str, Any]) -> Any:
     """A record from what a checkpoint keeps of it; another version may have more fields."""
-    return record(**{field.name: saved[field.name] for field in fields(record)})
+    return record(**{field.name: saved[field.name] for field in fields(record) if field.name in saved})

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from sft.common.run_records import DistributedContext
+from sft.training.plain_loss import PlainLoss, of_each_process
 
 
 class RunningMeans(TrainerCallback):
@@ -18,13 +19,18 @@ class RunningMeans(TrainerCallback):
     final mean only some steps of the run. This callback saves the sums in checkpoints and restores them.
     """
 
-    def __init__(self, trainer: Any, context: DistributedContext, device: torch.device):
+    def __init__(
+        self, trainer: Any, context: DistributedContext, device: torch.device, *, keeps_plain_loss: bool = False
+    ):
         """
         Args:
             trainer: adds up the loss.
             context: this process.
             device: holds the counts, so that counting does not synchronize with it.
+            keeps_plain_loss: whether rows may have weights in the loss.
         """
+        self.plain = PlainLoss(trainer, context, device) if keeps_plain_loss else None
+        """The loss without weights; None where no row can have any."""
         self._trainer = trainer
         self._context = context
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -44,6 +50,11 @@ class RunningMeans(TrainerCallback):
         """Resumes from the `state_dict` of a checkpoint; None if the checkpoint has none."""
         self._restored = state
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Adds the plain loss of the step."""
+        if self.plain is not None:
+            self.plain.end_step()
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._first_step = state.global_step
         if self._restored is None:
@@ -58,16 +69,22 @@ class RunningMeans(TrainerCallback):
         self._tokens += self._restored["tokens_since_log"]
         loss, self._router_steps = self._restored.get("router_loss_since_log") or (0.0, 0)
         self._router_loss += loss
+        if self.plain is not None:
+            self.plain.resume_from(self._restored.get("plain_loss"))
         if self._context.is_main_process:
             self._correct += self._restored["hits_since_log"]
 
-    def begin_step(self, tokens: torch.Tensor) -> None:
-        """Adds the number of supervised tokens, over all processes, of the next step."""
+    def begin_step(self, tokens: torch.Tensor, weighted_rows: torch.Tensor) -> None:
+        """Adds the number of supervised tokens and of weighted rows, over all processes, of the next step."""
+        if self.plain is not None:
+            self.plain.begin_step(tokens, weighted_rows)
         self._tokens = self._tokens + tokens
         self._correct_before_step.copy_(self._correct)
 
     def restart_step(self) -> None:
         """Discards what was counted since `begin_step`."""
+        if self.plain is not None:
+            self.plain.restart_step()
         self._correct.copy_(self._correct_before_step)
 
     def add_correct(self, number: torch.Tensor) -> None:
@@ -90,9 +107,14 @@ class RunningMeans(TrainerCallback):
         self._router_steps += 1
 
     def take_metrics(self) -> dict[str, float]:
-        """`token_accuracy` and `router_aux_loss` since the last call, where there are any. A collective operation."""
+        """`loss_unweighted`, `token_accuracy` and `router_aux_loss` since the last call, where there are any.
+
+        A collective operation.
+        """
+        metrics = {} if self.plain is None else self.plain.take_metrics()
         accuracy = self.take_token_accuracy()
-        metrics = {} if accuracy is None else {"token_accuracy": accuracy}
+        if accuracy is not None:
+            metrics["token_accuracy"] = accuracy
         if self._router_steps:
             metrics["router_aux_loss"] = float(self._router_loss) / self._router_steps
         self._router_loss.zero_()
@@ -109,6 +131,7 @@ class RunningMeans(TrainerCallback):
             "hits_since_log": int(self._correct_of_all()),
             "tokens_since_log": float(self._tokens),
             "router_loss_since_log": [float(self._router_loss), self._router_steps],
+            **({} if self.plain is None else {"plain_loss": self.plain.state_dict()}),
         }
 
     def finish(self) -> None:
@@ -117,15 +140,12 @@ class RunningMeans(TrainerCallback):
         steps = self._trainer.state.global_step - self._first_step
         if steps:
             self.mean_loss = (self._trainer._total_loss_scalar + sum(since) / len(since)) / steps
+            if self.plain is not None:
+                self.plain.finish(steps)
 
     def _losses_since_log(self) -> list[float]:
         """The sum of each process."""
-        own = self._trainer._tr_loss.reshape(1)
-        if self._context.world_size == 1:
-            return own.tolist()
-        of_all = [torch.zeros_like(own) for _ in range(self._context.world_size)]
-        torch.distributed.all_gather(of_all, own)
-        return [float(each) for each in of_all]
+        return of_each_process(self._trainer._tr_loss, self._context)
 
     def _correct_of_all(self) -> torch.Tensor:
         correct = self._correct.clone()

@@ -12,9 +12,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sft.common.data_records import SamplePrompt
 from sft.common.device_errors import is_out_of_memory
 from sft.common.run_records import Answer, SampleAnswer
+from sft.common.shown_rows import SamplePrompt
 from sft.modeling.answering import answer_prompts
 from sft.modeling.document_attention import attention_of, isolated_documents
 from sft.modeling.random_state import RandomState

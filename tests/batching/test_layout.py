@@ -23,7 +23,7 @@ ROWS = [
     # A label on the first token is ignored: no token before it could predict it.
     {"input_ids": np.array([4, 3]), "labels": np.array([4, -100])},
 ]
-COUNTS = {"rows": 2, "tokens": 5, "supervised": 3, "squares": 13}
+COUNTS = {"rows": 2, "tokens": 5, "supervised": 3, "squares": 13, "weight": 3.0, "weighted_rows": 0}
 
 
 def test_padded_collator_pads_on_the_right_and_finds_supervised_positions():

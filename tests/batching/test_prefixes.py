@@ -72,7 +72,8 @@ def test_flat_collator_lays_out_shared_tokens_once():
     assert batch["cu_seq_lens_q"].tolist() == [0, 13, 15, 27]
     assert batch["targets"].tolist() == [2, 3, 8, 5]
     assert batch["label_positions"].tolist() == [10, 11, 13, 15]
-    assert batch["counts"] == {"rows": 3, "tokens": 27, "supervised": 4, "computed": 17, "squares": 169 + 4 + 144}
+    squares, weights = 169 + 4 + 144, {"weight": 4.0, "weighted_rows": 0}
+    assert batch["counts"] == {"rows": 3, "tokens": 27, "supervised": 4, "computed": 17, "squares": squares, **weights}
 
 
 @pytest.mark.parametrize("with_adapters", [False, True])

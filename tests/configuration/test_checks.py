@@ -91,7 +91,7 @@ OPTIMIZER = flat_keys()["optim"].default
         (
             "metric_for_best_model: eval_los\n",
             ":3: metric_for_best_model: unknown value 'eval_los'; "
-            "choose loss | perplexity | token_accuracy | sequence_accuracy.",
+            "choose loss | loss_unweighted | perplexity | token_accuracy | sequence_accuracy.",
         ),
         ("dataloader_prefetch_factor: 2\n", ":3: dataloader_prefetch_factor: requires dataloader_num_workers above 0."),
         ("torch_empty_cache_steps: 0\n", ":3: torch_empty_cache_steps: must be a positive integer or null, but is 0."),

@@ -20,6 +20,7 @@ NOT_DECIDING = {
     "common/secrets.py": "masks secrets in messages",
     "common/shapes.py": "whether records of a run are complete",
     "common/standard_streams.py": "where the output of a command goes",
+    "common/shown_rows.py": "previews of rows, and prompts to answer",
     "common/text.py": "widths of lines on a terminal",
     "common/threads.py": "whether checkpoints are written",
     "configuration/model_sections.py": "settings of the model",

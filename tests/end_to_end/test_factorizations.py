@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,12 +12,12 @@ from tests.support import forked
 from tests.support.factorizations import train_all
 
 
-def run_all(folder, model, questions, world_size, *, residues=False):
+def run_all(folder, model, questions, world_size, *, residues=False, prompt_weight=0.0):
     """Every way that so many processes allow."""
     done = forked.call(
         folder / f"terminal-{world_size}",
         train_all,
-        *(model, questions, folder, residues),
+        *(model, questions, folder, residues, prompt_weight),
         processes=world_size,
         seconds=600,
     )
@@ -27,6 +30,7 @@ def assert_same(found, expected):
     assert found["steps"] == expected["steps"]
     assert found["seen"] == expected["seen"]
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    assert found["plain_losses"] == pytest.approx(expected["plain_losses"], rel=1e-5)
     assert found["evaluation"] == pytest.approx(expected["evaluation"], rel=1e-5)
     for ours, theirs in [(found["weights"], expected["weights"]), (found["gradients"][0], expected["gradients"][0])]:
         largest = max(tensor.abs().max().item() for tensor in theirs.values())
@@ -45,6 +49,28 @@ def test_every_factorization_of_a_global_batch_gives_the_same(model_folder, ques
     expected = alone["1-16-17"]
     assert expected["seen"] == sorted([*range(17)] * 2)
     assert len(expected["losses"]) == 4
+    for found in (*alone.values(), *together.values()):
+        assert_same(found, expected)
+
+
+@pytest.fixture
+def weighted_file(question_file, tmp_path):
+    """The same questions, with a weight in every second row."""
+    rows = [json.loads(line) for line in Path(question_file).read_text().splitlines()]
+    weighted = [row | ({"weight": 0.25 + index % 5} if index % 2 else {}) for index, row in enumerate(rows)]
+    path = tmp_path / "weighted.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in weighted))
+    return str(path)
+
+
+def test_every_factorization_of_weighted_rows_gives_the_same(model_folder, weighted_file, tmp_path):
+    model = model_folder("llama")
+    alone = run_all(tmp_path, model, weighted_file, 1, prompt_weight=0.1)
+    together = run_all(tmp_path, model, weighted_file, 2, prompt_weight=0.1)
+    expected = alone["1-16-17"]
+    assert len(expected["plain_losses"]) == len(expected["losses"]) == 4
+    assert expected["plain_losses"] != pytest.approx(expected["losses"], rel=1e-3)
+    assert len(expected["evaluation"]) == 5
     for found in (*alone.values(), *together.values()):
         assert_same(found, expected)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from sft.common.data_records import SamplePrompt
+from sft.common.shown_rows import SamplePrompt
 from sft.modeling.answering import answer_prompt, answer_prompts
 from tests.support.small_models import POSITIONS, build_model, build_tokenizer
 

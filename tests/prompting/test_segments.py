@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
-from sft.common.data_records import RenderedText, Segment
+from sft.common.data_records import RenderedText
+from sft.common.shown_rows import Segment
 from sft.prompting.messages import RowRefused
 from tests.support.small_models import build_tokenizer
 from tests.support.small_tokenizers import (

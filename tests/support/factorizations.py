@@ -23,11 +23,12 @@ RESIDUES = [(2, num_rows) for num_rows in range(1, 17)]
 """Micro-batch size, rows in the dataset."""
 
 
-def train_all(model_folder: str, questions: str, folder: Path, residues: bool) -> None:
+def train_all(model_folder: str, questions: str, folder: Path, residues: bool, prompt_weight: float = 0.0) -> None:
     """Train in each way, on all processes of this launch; saves each result in `folder` as `PROCESSES-SIZE-ROWS.pt`."""
     context = start_distributed(DistributedConfig(), use_cpu=True)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    data = prepare_data(DataConfig(train_file=questions, max_seq_length=64, validation_split=0.3), tokenizer, seed=1)
+    config = DataConfig(train_file=questions, max_seq_length=64, validation_split=0.3, prompt_loss_weight=prompt_weight)
+    data = prepare_data(config, tokenizer, seed=1)
     for size, num_rows in RESIDUES if residues else FACTORIZATIONS:
         if size * context.world_size > GLOBAL_BATCH_SIZE:
             continue
@@ -75,7 +76,10 @@ def train_one(model_folder, tokenizer, data, context, size, folder):
     return {
         "gradients": gradients,
         "losses": [event["loss"] for event in trainer.trainer.state.log_history if "loss" in event],
-        "evaluation": dataclasses.astuple(evaluate(trainer.trainer)),
+        "plain_losses": [
+            event["loss_unweighted"] for event in trainer.trainer.state.log_history if "loss_unweighted" in event
+        ],
+        "evaluation": list(evaluate(trainer.trainer).scores().values()),
         "weights": {name: weight.detach().clone() for name, weight in model.named_parameters()},
         "seen": sorted(seen),
         "steps": result.steps,

@@ -35,6 +35,7 @@ NOTHING_LEFT = "nothing is left to train"
 IS_A_FILE = "{path} is a file; choose a folder"
 ONLY_WEIGHTS = "only weights"
 SAVED_AT_STEP = "it was saved at step {step}"
+LOSS_WOULD_DIFFER = "the loss of the rows would differ"
 LINK_TO_NOWHERE = "is a link to {target}, which does not exist"
 REMOVE_OR_RENAME = "Remove or rename it"
 RENAMED_TO = "renamed to {path}"
@@ -58,6 +59,8 @@ HUB_NO_ACCESS = "gated or private on the Hub, and the configured token has no ac
 HUB_NOT_REACHED = "no such folder, and the Hugging Face Hub cannot be reached"
 
 # data
+BAD_WEIGHT = "the column 'weight' must be a number from 0, found"
+WEIGHTED_ROWS = "whose weight is not 1"
 EMPTY_ANSWER = "'answer' is empty (empty_answer)"
 END_NEVER_TRAINED_TEMPLATE = "the end token is never trained: the chat template writes no known end token"
 END_NEVER_TRAINED_TRUNCATED = "the end token is never trained: max_seq_length truncates it in all {rows} train rows"

@@ -9,12 +9,12 @@ from sft.common.data_records import (
     RowPreview,
     RowProblem,
     RowSource,
-    Segment,
     SourceReport,
     SplitReport,
 )
 from sft.common.machine_records import Environment, MemoryEstimate
 from sft.common.run_records import BatchPlan
+from sft.common.shown_rows import Segment
 from sft.reporting.preflight.text import Preflight
 
 GIB = 2**30

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sft.common.data_records import SamplePrompt
+from sft.common.shown_rows import SamplePrompt
 from sft.modeling.answering import answer_prompts
 from tests.support.small_models import POSITIONS, build_model, build_tokenizer
 

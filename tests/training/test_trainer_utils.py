@@ -106,7 +106,7 @@ def test_progress_counts_the_tokens_of_the_trained_rows(make_trainer):
     dataset = trainer.train_dataset
     supervised = sum(sum(label != -100 for label in dataset[int(row)]["labels"][1:]) for row in rows)
     tokens = sum(len(dataset[int(row)]["input_ids"]) for row in rows)
-    *counted, computed, _, dropped = trainer.progress.counts.tolist()
+    *counted, computed, _, _, _, dropped = trainer.progress.counts.tolist()
     assert (counted, dropped) == ([supervised, tokens, 12], 0)
     assert 0 < computed <= tokens  # leading tokens that rows share are computed once
 

@@ -28,6 +28,8 @@ def find_notices(config: SFTConfig) -> Iterator[str]:
         yield "shuffle_block_rows has no effect: streaming is false."
     if data.streaming and data.order == "given" and data.shuffle_block_rows != _default("shuffle_block_rows"):
         yield "shuffle_block_rows has no effect: order is given."
+    if data.prompt_loss_weight and training.share_prefixes:
+        yield "share_prefixes has no effect: with prompt_loss_weight, the leading tokens that rows share are trained."
     if data.streaming and training.passed_through.dataloader_drop_last:
         yield "dataloader_drop_last has no effect: a stream has no last batch."
     yield from _schedule_notices(config)

@@ -39,6 +39,14 @@ def check_rows(
             message=f"only {counted(validation.rows_used, 'validation row')}: loss and accuracy depend on single rows"
             f"{best}. Use {FEW_VALIDATION_ROWS} or more.",
         )
+    metric = str(config.training.passed_through.metric_for_best_model)
+    if validation is not None and validation.weights is None and metric.endswith("loss_unweighted"):
+        yield Finding(
+            key="metric_for_best_model",
+            message=f"no validation row has a weight in the loss, so there is no {metric}. Write eval_loss, which is "
+            "the same without weights.",
+            stops=True,
+        )
     yield from _check_lengths(config, report, positions)
 
 

@@ -32,7 +32,7 @@ TRACKERS: dict[str, tuple[str, ...]] = {
     "flyte": ("flytekit",),
 }
 """Tracker -> packages, one of which it needs."""
-EVALUATION_METRICS = ("loss", "perplexity", "token_accuracy", "sequence_accuracy")
+EVALUATION_METRICS = ("loss", "loss_unweighted", "perplexity", "token_accuracy", "sequence_accuracy")
 _BOUNDS = {
     "adam_beta1": Share,
     "adam_beta2": Share,

@@ -70,7 +70,11 @@ def _sample(preview: RowPreview) -> dict[str, Any]:
     sample: dict[str, Any] = {
         "number": preview.number,
         "source": str(preview.source),
-        "segments": [{"text": segment.text, "trained": segment.trained} for segment in preview.segments],
+        "segments": [
+            {"text": segment.text, "trained": segment.trained}
+            | ({} if segment.weight is None else {"weight": segment.weight})
+            for segment in preview.segments
+        ],
         "tokens": preview.num_tokens,
         "supervised_tokens": preview.num_supervised,
         "truncated": preview.was_truncated,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sft.common.data_records import Segment
+from sft.common.shown_rows import Segment
 from sft.common.text import columns, escaped
 
 TRAINED_ON, TRAINED_OFF = "\x1b[30;42m", "\x1b[0m"
@@ -67,6 +67,8 @@ def _pieces(segments: Sequence[Segment], *, with_marks: bool) -> Iterator[Piece]
         is_marked = with_marks and segment.trained
         if is_marked:
             yield OPEN, False
+        if segment.weight is not None and segment.weight != (1 if segment.trained else 0):
+            yield from _remark(f"[weight {segment.weight:g}] ")
         yield from _segment_pieces(segment, with_marks=with_marks)
         if is_marked:
             yield CLOSE, False

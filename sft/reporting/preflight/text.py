@@ -10,7 +10,7 @@ from sft.common.data_records import DataReport, RowPreview, RowSource, SourceRep
 from sft.common.machine_records import Environment, MemoryAdvice, MemoryEstimate
 from sft.common.run_records import BatchPlan
 from sft.common.text import WIDTH, counted, first_of, note_text, percent, printable, size, wrapped
-from sft.reporting.log_lines import batch_text
+from sft.reporting.log_lines import batch_text, weights_text
 from sft.reporting.preflight.memory_text import advice_lines, memory_lines, memory_rows
 from sft.reporting.preflight.row_text import row_lines
 from sft.reporting.remarks import split_remark_lines
@@ -161,6 +161,9 @@ def _supervised(report: DataReport) -> Iterator[str]:
     train = report.train
     share = f"{train.supervised_tokens:,} of {train.tokens:,} ({percent(train.supervised_tokens, train.tokens)})"
     yield from _labelled("tokens", share)
+    for name, split in zip(("weights", "validation"), report.splits, strict=False):
+        if split.weights is not None:
+            yield from _labelled(name, weights_text(split.weights, split.rows_used))
     without = train.rows_used - train.rows_with_trained_end
     missing = f"; the other {without:,} do not teach the model when to stop" if without else ""
     yield from _labelled(

@@ -69,6 +69,12 @@ class _Plot:
 
 _PLOTS = (
     _Plot(
+        "Loss, unweighted",
+        "nats/token",
+        (_Line("loss_unweighted", "training", 1), _Line("eval_loss_unweighted", "validation", 2, True)),
+        may_be_log=True,
+    ),
+    _Plot(
         "Token accuracy",
         "%",
         (_Line("token_accuracy", "training", 1, False, 100), _Line("eval_token_accuracy", "validation", 2, True, 100)),

@@ -9,7 +9,7 @@ from typing import Any
 from sft.common.data_records import DataReport, LengthReport, SplitReport
 from sft.common.run_records import EvaluationResult
 from sft.common.text import counted, percent, share_text, size
-from sft.reporting.log_lines import batch_text
+from sft.reporting.log_lines import batch_text, weights_text
 from sft.reporting.report.curves import Curve, find_curves
 from sft.reporting.report.records import (
     COMPLETED,
@@ -187,11 +187,13 @@ def _scores(records: ReportRecords) -> Table | None:
         return None
     kinds = (
         ("validation loss", "eval_loss", "{:.4f}".format),
+        ("validation loss, unweighted", "eval_loss_unweighted", "{:.4f}".format),
         ("perplexity", "eval_perplexity", "{:,.2f}".format),
         ("token accuracy", "eval_token_accuracy", share_text),
         ("sequence accuracy", "eval_sequence_accuracy", share_text),
     )
-    rows = tuple((name, *(_figure(event.get(key), form) for _, event in columns)) for name, key, form in kinds)
+    present = [kind for kind in kinds if kind[1] != "eval_loss_unweighted" or any(kind[1] in e for _, e in columns)]
+    rows = tuple((name, *(_figure(event.get(key), form) for _, event in columns)) for name, key, form in present)
     return Table(header=("", *(name for name, _ in columns)), rows=rows)
 
 
@@ -215,12 +217,7 @@ def _experts_table(records: ReportRecords) -> Table | None:
 
 
 def _as_event(result: EvaluationResult) -> dict[str, float]:
-    return {
-        "eval_loss": result.loss,
-        "eval_perplexity": result.perplexity,
-        "eval_token_accuracy": result.token_accuracy,
-        "eval_sequence_accuracy": result.sequence_accuracy,
-    }
+    return {f"eval_{name}": value for name, value in result.scores().items()}
 
 
 def _figure(value: Any, form: Callable[[float], str]) -> str:
@@ -248,6 +245,9 @@ def _training_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:
     losses = [loss for _, loss in records.training_losses if is_number(loss)]
     if losses:
         yield "training loss", f"{losses[0]:.4f} first, {losses[-1]:.4f} last"
+    plain = [event["loss_unweighted"] for event in records.events if is_number(event.get("loss_unweighted"))]
+    if plain:
+        yield "training loss, unweighted", f"{plain[0]:.4f} first, {plain[-1]:.4f} last"
     yield from _speed_rows(records)
     peak = records.figure("peak_memory_bytes")
     if peak:
@@ -289,6 +289,9 @@ def _rows_table(data: DataReport) -> Table:
     )
     splits = list(_named(data))
     rows = [(name, *(value_of(split) for _, split in splits)) for name, value_of in kinds]
+    if any(split.weights is not None for _, split in splits):
+        texts = (weights_text(split.weights, split.rows_used) if split.weights else "all 1" for _, split in splits)
+        rows.append(("weights in the loss", *texts))
     if data.validation is not None:
         rows.append(("also in the training data", "", f"{data.leakage:,}"))
     return Table(header=("", *(name for name, _ in splits)), rows=tuple(rows))

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 import chat
-from sft.common.data_records import SamplePrompt
+from sft.common.shown_rows import SamplePrompt
 from sft.modeling.answering import answer_prompts
 from tests.support import messages
 from tests.support.paths import REPOSITORY
