@@ -43,7 +43,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("sft.data")
-ROW_CODE = ("data", "prompting", "common/data_records.py", "common/weight_records.py", "configuration/data_sections.py")
+ROW_CODE = (
+    "data",
+    "prompting",
+    "common/data_records.py",
+    "common/given_tokens.py",
+    "common/weight_records.py",
+    "configuration/data_sections.py",
+)
 """Packages and modules of `sft/` that decide what a row becomes: a change to their code makes cached rows stale."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sft.common.run_records import BatchPlan
+from sft.common.weight_records import WeightReport
 from sft.configuration.checks.rows import check_rows
 from tests.support import messages
 from tests.support.configurations import BASE, VALIDATED, load
@@ -126,3 +127,13 @@ def test_of_a_stream_the_longest_row_is_not_known():
     text = "streaming: yes\nmax_steps: 5\nmax_seq_length: 4096\n"
     ((key, stops, _),) = found(text, None, report=data(is_complete=False), positions=2048)
     assert (key, stops) == ("max_seq_length", NOTE)
+
+
+def test_the_unweighted_loss_chooses_the_best_checkpoint_only_where_rows_have_weights():
+    text = "metric_for_best_model: eval_loss_unweighted\n"
+    weighted = WeightReport(rows=1, tokens=2, lowest=0.5, highest=1.0, prompt_tokens=0)
+    with_weights = data(validation=replace(split(), weights=weighted))
+    assert "metric_for_best_model" not in [key for key, *_ in found(text, report=with_weights, base=VALIDATED)]
+    (finding,) = found(text, report=data(validation=split()), base=VALIDATED)
+    assert finding[:2] == ("metric_for_best_model", STOPS)
+    assert messages.WRITE_EVAL_LOSS in finding[2]
