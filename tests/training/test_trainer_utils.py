@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -78,6 +80,33 @@ def test_loss_is_the_mean_over_the_supervised_tokens_of_the_global_batch(make_tr
         total, count = total + losses.sum().item(), count + int((labels != -100).sum())
     loss, _ = gradients_of_one_step(trainer)
     assert loss == pytest.approx(total / count, abs=1e-5)
+
+
+def test_loss_of_weighted_rows_is_their_weighted_mean_and_weight_two_equals_a_row_twice(tmp_path):
+    answers = [("one", "two three four", 2), ("five", "six", 0.5), ("seven", "eight nine", 0.25)]
+    tokenizer, found = build_tokenizer(), {}
+    for kind in ("weighted", "twice"):
+        rows = [{"question": q, "answer": a, "weight": w} for q, a, w in answers]
+        if kind == "twice":
+            rows = [{**rows[0], "weight": 1}, {**rows[0], "weight": 1}, *rows[1:]]
+        file = tmp_path / f"{kind}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = prepare_data(DataConfig(train_file=str(file), max_seq_length=64), tokenizer, seed=1)
+        config = TrainingConfig(
+            output_dir=str(tmp_path / kind), gradient_accumulation_steps=4, max_steps=1, per_device_train_batch_size=1
+        )
+        setup = setup_of(config, data, build_model("llama"), tokenizer)
+        found[kind] = gradients_of_one_step(SFTTrainer(setup, build_training_arguments(setup, CPU)))
+    model, total, weight = build_model("llama"), 0.0, 0.0
+    for row in data.train:
+        ids, labels, weights = (torch.tensor(row[name].tolist()) for name in ("input_ids", "labels", "weights"))
+        losses = torch.nn.functional.cross_entropy(model(ids[None]).logits[0, :-1], labels[1:], reduction="none")
+        total, weight = total + (losses * weights[1:]).sum().item(), weight + weights[1:].sum().item()
+    assert found["weighted"][0] == pytest.approx(total / weight, abs=1e-5)
+    assert found["weighted"][0] == pytest.approx(found["twice"][0], rel=1e-6)
+    largest = max(gradient.abs().max() for gradient in found["twice"][1].values())
+    for name, gradient in found["twice"][1].items():
+        assert (found["weighted"][1][name] - gradient).abs().max() <= 1e-6 * largest, name
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
