@@ -56,6 +56,19 @@ def test_find_changes_is_empty_if_no_change_matters():
     assert changes(output_dir="b") == ([], [])
 
 
+def test_find_changes_refuses_another_on_too_long_of_a_stream_only():
+    def found(streaming):
+        saved, now = (
+            {"configuration": {"streaming": streaming, "on_too_long": value}, "data": DATA, "batch_plan": PLAN}
+            for value in ("truncate", "split")
+        )
+        return find_changes(Path("out/checkpoint-6"), saved, now)
+
+    assert found(False) == ([], ["on_too_long truncate -> split"])
+    ((refused,), _) = found(True)
+    assert refused.startswith("on_too_long: checkpoint-6 was trained with truncate, and now it is split: each step")
+
+
 def test_find_changes_refuses_other_probabilities_of_sources():
     def entries(*shares):
         return [{"path": "a", "probability": share} for share in shares]

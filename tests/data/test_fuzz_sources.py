@@ -374,7 +374,8 @@ def check_formats(rows: list[RawRow], format_of: str) -> Counter:
                 continue
             counts["converted"] += 1
             pickle.dumps(conversation)
-            assert bool(conversation.messages) != (conversation.text is not None)
+            given = (conversation.text is not None, conversation.tokens is not None)
+            assert sum((bool(conversation.messages), *given)) == 1
             texts = [conversation.text] if conversation.text is not None else []
             texts += [message["content"] for message in conversation.messages]
             for text in texts:

@@ -33,12 +33,20 @@ def test_split_pieces_concatenate_to_the_row_and_train_each_token_once(tmp_path,
     lost = 0 if overlap else np.count_nonzero(piece > 1)
     assert report.supervised_tokens == whole.report.train.supervised_tokens - lost
     assert (report.rows_read, report.rows_used, report.num_dropped, report.rows_split) == (4, 4, 0, 2)
+    (source,) = report.sources
+    assert (source.rows_read, source.rows_used, source.pieces, source.rows_an_epoch) == (4, 4, report.pieces, len(rows))
     assert (report.pieces, report.duplicates) == (np.count_nonzero(piece), 0)
     assert report.lengths == whole.report.train.lengths
     assert report.rows_with_trained_end == 4
     assert [(change.name, change.rows) for change in report.remarks.changes] == [(SPLIT_ROWS, 2)]
     assert split_counts(report)["pieces"] == report.pieces
     assert any(f"2 rows trained in {report.pieces} pieces" in line for line in data_lines(data.report))
+
+
+def test_another_overlap_prepares_the_rows_again(tmp_path, tokenizer):
+    config = DataConfig(train_file=texts(tmp_path / "a.txt", [30]), max_seq_length=20, on_too_long="split")
+    found = [len(prepare(replace(config, split_overlap=overlap), tokenizer).train) for overlap in (0, 15)]
+    assert found == [2, 3]
 
 
 def test_pieces_of_a_row_stay_together_in_one_split(tmp_path, tokenizer):

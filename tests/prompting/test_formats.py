@@ -102,7 +102,7 @@ def test_formats_read_only_columns_that_they_name():
 
         turns = [{"role": "user", "content": "x", "from": "human", "value": "x"}]
         turns += [{"role": "assistant", "content": "x", "from": "gpt", "value": "x"}]
-        lists = dict.fromkeys(("messages", "conversations"), turns)
+        lists = {**dict.fromkeys(("messages", "conversations"), turns), "input_ids": [1]}
         known.convert(Recorder({name: lists.get(name, "x") for name in known.columns}))
         assert known.columns <= seen <= known.columns | known.optional, known.name
 
