@@ -380,7 +380,7 @@ def check_formats(rows: list[RawRow], format_of: str) -> Counter:
             texts += [message["content"] for message in conversation.messages]
             for text in texts:
                 assert "\0" not in text.encode().decode()
-            if conversation.text is None:
+            if conversation.is_chat:
                 assert any(message["role"] == "assistant" for message in conversation.messages)
     return counts
 
