@@ -287,7 +287,7 @@ def check_error(case: Case, error: DataError) -> None:
     if not about.startswith(has_no_line) and messages.NESTED_TOO_DEEPLY not in about and "column name" not in about:
         assert place[1], problem
         assert 1 <= int(place[1]) <= max(len(case.lines), len(re.split(rb"\r\n|\r|\n", case.data))), problem
-    if case.kind == "jsonl" and not case.damage and not case.lines[0].strip().startswith(b"["):
+    if case.kind == "jsonl" and not case.damage and not case.data.lstrip().startswith(b"["):
         # A line of JSON Lines can be wrong, the file cannot: it is UTF-16, or empty.
         assert case.data.startswith((b"\xff\xfe", b"\xfe\xff")) or not any(map(bytes.strip, case.lines)), problem
 
@@ -306,7 +306,7 @@ def check_count(case: Case, rows: list[RawRow]) -> None:
         text = case.data.decode("utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), delimiter="," if case.kind == "csv" else "\t", strict=True)
         assert len(rows) == sum(1 for fields in reader if fields) - 1
-    elif case.kind == "jsonl" and not case.lines[0].strip().startswith(b"["):
+    elif case.kind == "jsonl" and not case.data.lstrip().startswith(b"["):
         expected = [number for number, line in enumerate(case.lines, start=1) if line.strip()]
         assert [row.source.line for row in rows] == expected
         for row in rows:
