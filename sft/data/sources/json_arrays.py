@@ -153,7 +153,7 @@ def array_entries(window: JsonWindow, *, is_document: bool = False) -> Iterator[
         if number == 2:
             assert held is not None  # the first one
             numbered = line == held[0]
-            yield held
+            yield (1, *held[1:]) if numbered else held
         end = window.reached
         separator = window.take()
         if separator not in (",", "]"):

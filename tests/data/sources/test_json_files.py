@@ -105,6 +105,8 @@ def test_rows_of_an_array_in_one_line_are_numbered(tmp_path):
     (tmp_path / "one.json").write_text('[{"a": 1}, 2, {"a": 3}]\n')
     (tmp_path / "lines.json").write_text('[{"a": 1},\n\n2, {"a": 3}]\n')
     assert [row.source.line for row in read_rows(tmp_path / "one.json")] == [1, 2, 3]
+    (tmp_path / "one.json").write_text('\n\n[{"a": 1}, 2, {"a": 3}]\n')
+    assert [row.source.line for row in read_rows(tmp_path / "one.json")] == [1, 2, 3]
     assert [row.source.line for row in read_rows(tmp_path / "lines.json")] == [1, 3, 3]
     (tmp_path / "broken.json").write_text('[{"a": 1}, {"a": 2}, {"a": tru}]')
     with pytest.raises(DataError, match=r"broken.json:1: invalid JSON in row 3, expecting value; the rows"):
