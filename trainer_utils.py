@@ -45,11 +45,12 @@ from sft.training.assembly import (
 from sft.training.bad_steps import BadSteps
 from sft.training.callbacks import MissedEvaluationCallback, OrderCallback, RecordCallback, WatchCallback
 from sft.training.clipping import ClippingTrainer
+from sft.training.early_stopping import add_early_stopping
 from sft.training.evaluating_trainer import EvaluatingTrainer
 from sft.training.gradients import build_step, loss_function
 from sft.training.loaders import rows_loader, stream_loader, training_sampler
 from sft.training.progress import COUNTED, TrainingProgress
-from sft.training.results import evaluation_result, training_result
+from sft.training.results import evaluate_at_ends, evaluate_validation, last_evaluation, training_result
 from sft.training.router_balance import add_router_balance
 from sft.training.row_layout import unsupported_attention_as_config_error
 from sft.training.run_identity import saved_before_training
@@ -110,6 +111,7 @@ class SFTTrainer(ClippingTrainer):
             max_consecutive=setup.config.training.max_bad_steps,
             locate_row=setup.data.locate_row,
         )
+        self.early_stopping = add_early_stopping(self)
         self.router_balance = add_router_balance(self)
         self._loss_sum = loss_function(self)
         step = build_step(self, self._loss_sum, self.bad_steps)
@@ -131,6 +133,8 @@ class SFTTrainer(ClippingTrainer):
         """Continues counting where a checkpoint was saved (see `manifest_entries`)."""
         self.progress.seen_before = manifest.get("trained_on") or self.progress.seen_before
         self.means.resume_from(manifest.get("means"))
+        if self.early_stopping is not None:
+            self.early_stopping.resume_from(manifest.get("early_stopping"))
         if self.step_gradient is not None:
             self.step_gradient.chunks.resume_from(manifest.get("chunks"))
 
@@ -218,6 +222,7 @@ class SFTTrainer(ClippingTrainer):
             "chunks": self.step_gradient and self.step_gradient.chunks.state_dict(),
             "trained_on": self.progress.seen(),
             "means": self.means.state_dict(),
+            "early_stopping": self.early_stopping and self.early_stopping.state_dict(),
         }
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -281,7 +286,7 @@ def build_trainer(setup: RunSetup, arguments: TrainingArguments) -> PreparedTrai
 
 def evaluate(trainer: EvaluatingTrainer) -> EvaluationResult | None:
     """Evaluates on the validation data; None if there is none."""
-    return None if trainer.eval_dataset is None else evaluation_result(trainer.evaluate())
+    return evaluate_validation(trainer)
 
 
 def train(training: PreparedTraining) -> TrainingResult:
@@ -315,7 +320,8 @@ def train_and_evaluate(training: PreparedTraining, watchdog: Watchdog) -> Traini
     """
     trainer, samples = training.trainer, training.samples
     trainer.add_callback(WatchCallback(watchdog))
-    known = saved_before_training(trainer.setup.resume, trainer.setup.identity)
+    rows = {name: len(of_set) for name, of_set in trainer.validation_sets.items()}
+    known = saved_before_training(trainer.setup.resume, trainer.setup.identity, rows)
     samples.restore(known.answers)
     watchdog.expect("evaluating before step", 1, patience=SLOW)
     if trainer.is_deepspeed_enabled:
@@ -323,27 +329,21 @@ def train_and_evaluate(training: PreparedTraining, watchdog: Watchdog) -> Traini
             "DeepSpeed takes the model when training begins, so there is no evaluation before training and there are "
             "no sample answers. DeepSpeed also sums the gradients, so steps with NaN or inf are not skipped."
         )
-        before = None
+        before, at_ends = None, {}
     else:
         before = known.evaluation or evaluate(trainer)
-    trainer.before = replace(trainer.before, evaluation=before)
+        at_ends = evaluate_at_ends(trainer, "before", known.at_ends)
+    trainer.before = replace(trainer.before, evaluation=before, at_ends=at_ends)
     watchdog.expect("sample answers", patience=SLOW)
     samples.ask(step=0)
-    result = replace(train(training), eval_before=before)
+    result = replace(train(training), eval_before=before, at_ends=at_ends)
     if result.status == "completed":
         watchdog.expect("evaluating at step", result.steps, patience=SLOW)
-        result = replace(result, eval_after=_last_evaluation(trainer))
+        result = replace(result, eval_after=last_evaluation(trainer))
+        result = replace(result, at_ends={**at_ends, **evaluate_at_ends(trainer, "after", {})})
         watchdog.expect("sample answers", patience=SLOW)
         result = replace(result, samples=samples.before_and_after())
     watchdog.expect("saving the model", patience=SLOW)
     if trainer.pushes_to_hub:
         watchdog.pause()  # an upload may take any time
     return result
-
-
-def _last_evaluation(trainer: EvaluatingTrainer) -> EvaluationResult | None:
-    """The evaluation of the final weights: the last one if it was of these weights, else a new one."""
-    events = [event for event in trainer.state.log_history if "eval_loss" in event]
-    if events and events[-1]["step"] == trainer.state.global_step and not trainer.has_best_weights:
-        return evaluation_result(events[-1])
-    return evaluate(trainer)

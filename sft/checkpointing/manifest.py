@@ -20,6 +20,8 @@ from sft.common.shapes import NUMBER, Each
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 """Version of the manifest's format."""
+_MEANS = dict.fromkeys(("loss!", "perplexity!", "token_accuracy!", "sequence_accuracy!", "loss_unweighted"), NUMBER)
+_EVALUATION = {**_MEANS, "sets": Each({**_MEANS, "rows": int})}
 _SHAPE = {
     "step": int,
     "files!": Each({"bytes!": int, "sha256!": str}),
@@ -55,9 +57,14 @@ _SHAPE = {
             **dict.fromkeys(("until_log!", "weighted_rows!"), NUMBER),
         },
     },
-    "eval_before": dict.fromkeys(
-        ("loss!", "perplexity!", "token_accuracy!", "sequence_accuracy!", "loss_unweighted"), NUMBER
-    ),
+    "early_stopping": {
+        "metric!": str,
+        "best!": NUMBER,
+        **dict.fromkeys(("best_step!", "without!", "last_step!"), int),
+    },
+    "eval_before": _EVALUATION,
+    "test_before": _EVALUATION,
+    "forgetting_before": _EVALUATION,
     "samples_before": Each({"text!": str, "ended!": bool}),
     "save_only_model": bool,
     "precision": {"weights!": str, "mixed!": str},

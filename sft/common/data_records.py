@@ -250,6 +250,24 @@ class SplitReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SetReport:
+    """Counts of an evaluation set: a named part of the validation rows, or rows that are only evaluated at the ends."""
+
+    kind: str
+    """`validation`, `test` or `forgetting`."""
+    name: str
+    split: SplitReport
+    leakage: int = 0
+    """Its rows whose conversation also occurs in the training data, ignoring case and white space."""
+    leakage_examples: tuple[tuple[RowSource, RowSource], ...] = ()
+
+    @property
+    def title(self) -> str:
+        """For messages: `test`, or `test chats` where it has a name."""
+        return self.kind if self.name == self.kind else f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataReport:
     """All counts of the data. `rows_read == rows_used + sum(rows_dropped.values())` always holds."""
 
@@ -261,23 +279,30 @@ class DataReport:
     """The first of them: the validation row and the training row that it repeats."""
     is_complete: bool = True
     """False for streamed data, of which only the first rows were examined."""
+    sets: tuple[SetReport, ...] = ()
+    """Named validation sets, whose rows `validation` counts together, and the sets of `test_file` and
+    `forgetting_check`."""
 
     @property
-    def splits(self) -> tuple[SplitReport, ...]:
-        return (self.train,) if self.validation is None else (self.train, self.validation)
+    def splits(self) -> dict[str, SplitReport]:
+        """By name: `train`, `validation`, and the other sets by their titles. Every row is in one of them."""
+        found = {"train": self.train}
+        if self.validation is not None:
+            found["validation"] = self.validation
+        return found | {one.title: one.split for one in self.sets if one.kind != "validation"}
 
     @property
     def rows_read(self) -> int:
-        return sum(split.rows_read for split in self.splits)
+        return sum(split.rows_read for split in self.splits.values())
 
     @property
     def rows_used(self) -> int:
-        return sum(split.rows_used for split in self.splits)
+        return sum(split.rows_used for split in self.splits.values())
 
     @property
     def rows_dropped(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for split in self.splits:
+        for split in self.splits.values():
             for reason, count in split.rows_dropped.items():
                 counts[reason] = counts.get(reason, 0) + count
         return counts
@@ -320,6 +345,12 @@ class TrainingData:
     """With a `stream`, only the rows that were examined in advance."""
     validation: "RowDataset | None"
     report: DataReport
+    validation_sets: "Mapping[str, RowDataset]" = field(default_factory=dict)
+    """The rows of `validation` by their sets, in the same order; empty where the only set has no name."""
+    test_sets: "Mapping[str, RowDataset]" = field(default_factory=dict)
+    """By name; that of a set without a name is `test`."""
+    forgetting_sets: "Mapping[str, RowDataset]" = field(default_factory=dict)
+    """By name; that of a set without a name is `forgetting`."""
     is_chat: bool = True
     """Whether any training row is a conversation; otherwise all are plain texts."""
     sample_prompts: tuple[SamplePrompt, ...] = ()

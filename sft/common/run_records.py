@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sft.common.data_records import RowRemarks
@@ -70,6 +70,8 @@ class BatchPlan:
     """Chunks that a micro-batch is computed in: more than one once memory ran out."""
     asked: Mapping[str, Any] = field(default_factory=dict)
     """The sizes as the settings give them."""
+    stopped_early: bool = False
+    """Whether the run was stopped early before it was resumed: `total_steps` is that step, and none is left."""
 
     @property
     def unit(self) -> str:
@@ -121,10 +123,31 @@ class EvaluationResult:
     sequence_accuracy: float
     loss_unweighted: float | None = None
     """Of supervised tokens that count once each; None without weights, where `loss` is that."""
+    rows: int | None = None
+    """Rows of a set; None for the mean over several."""
+    sets: Mapping[str, EvaluationResult] = field(default_factory=dict)
+    """Of each set, by name."""
 
     def scores(self) -> dict[str, float]:
-        """Those that there are, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The means that there are, by name, without those of single sets."""
+        means = {name: getattr(self, name) for name in SCORES}
+        return {name: value for name, value in means.items() if value is not None}
+
+    @classmethod
+    def from_document(cls, saved: Mapping[str, Any]) -> EvaluationResult:
+        """From what `document` made of it; another version may have written less, or more."""
+        means = {name: saved[name] for name in SCORES if name in saved}
+        sets = {name: cls.from_document(one) for name, one in (saved.get("sets") or {}).items()}
+        return cls(**means, rows=saved.get("rows"), sets=sets)
+
+    def document(self) -> dict[str, Any]:
+        """The means, and under `sets` those of each set with its number of rows; ready for JSON."""
+        sets = {name: {**one.scores(), "rows": one.rows} for name, one in self.sets.items()}
+        return {**self.scores(), "sets": sets}
+
+
+SCORES = ("loss", "loss_unweighted", "perplexity", "token_accuracy", "sequence_accuracy")
+"""Fields of `EvaluationResult` that are means."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,5 +206,9 @@ class TrainingResult:
     """How often memory ran out and chunks became smaller, in `training` and `evaluation` (on this rank)."""
     eval_before: EvaluationResult | None = None
     eval_after: EvaluationResult | None = None
+    at_ends: Mapping[str, EvaluationResult] = field(default_factory=dict)
+    """Of the test sets and the forgetting check: `test_before`, `test_after`, `forgetting_before`, ..."""
+    early_stop: str | None = None
+    """Why training stopped before its last step, as a sentence; None where it did not."""
     samples: tuple[SampleAnswer, ...] = field(default_factory=tuple)
     last_checkpoint: str | None = None

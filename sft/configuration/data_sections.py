@@ -97,11 +97,21 @@ class DataConfig:
     """Training data: a file (JSON, JSONL, CSV, TXT, Parquet; optionally .gz or .zst), a glob (*.jsonl), or a folder:
     one written by `save_to_disk`, or one whose files are assigned to splits as for `dataset_path`."""
 
-    validation_file: PathText | None = None
-    """Validation data, in the same forms as `train_file`."""
+    validation_file: PathText | dict[str, PathText] | None = None
+    """Validation data, in the same forms as `train_file`. Several sets: a mapping of names to files, such as {chats:
+    chats.jsonl, code: code.jsonl}; each set has metrics of its own."""
 
     validation_split: Annotated[float, Range(above=0, below=1)] | None = None
-    """Share of the training rows to hold out for validation, selected by `seed`: 0.05 is 5 %."""
+    """Share of the training rows to hold out for validation, selected by `seed`: 0.05 is 5 %. Beside named sets, it is
+    the set `held_out`."""
+
+    test_file: PathText | dict[str, PathText] | None = None
+    """Test data, a file or a mapping of names to files: evaluated once before and once after training, and never used
+    to choose a checkpoint."""
+
+    forgetting_check: PathText | dict[str, PathText] | None = None
+    """Data that the base model does well, a file or a mapping of names to files: what fine-tuning cost there. Evaluated
+    before and after training; the report has a verdict."""
 
     max_seq_length: Annotated[int, Range(minimum=2, maximum=1_000_000_000)] = 1024
     """Maximum length of a row, in tokens."""

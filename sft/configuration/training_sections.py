@@ -151,6 +151,13 @@ class TrainingConfig:
     save_total_limit: PositiveInt | None = 2
     """Number of checkpoints to keep, including the best one; older ones are deleted. null: keep all."""
 
+    early_stopping_patience: PositiveInt | None = None
+    """Stop training after this many evaluations in a row in which `metric_for_best_model` (default: the validation
+    loss) did not improve."""
+
+    early_stopping_threshold: NonNegativeFloat = 0.0
+    """With `early_stopping_patience`: only a change of more than this counts as an improvement."""
+
     load_best_model_at_end: bool = False
     """At the end, load the checkpoint with the lowest validation loss (or best `metric_for_best_model`), instead of
     keeping the final weights."""

@@ -27,7 +27,7 @@ _FIXES = {
 def find_problems(report: DataReport, config: DataConfig) -> list[str]:
     """Every reason not to train on this data, one line each. Empty if there is none."""
     problems: list[str] = []
-    for name, split in zip(("train", "validation"), report.splits, strict=False):
+    for name, split in report.splits.items():
         problems += _split_problems(name, split, config)
     problems += _unanswerable(report, config)
     train = report.train
@@ -52,6 +52,14 @@ def find_problems(report: DataReport, config: DataConfig) -> list[str]:
             f"{report.leakage:,} of {validation.rows_used:,} validation rows are also in the training data ({first}): "
             f"more than max_leakage_share {config.max_leakage_share:g} allows. Remove them or raise max_leakage_share."
         )
+    for one in report.sets:
+        if one.kind == "test" and one.leakage and one.leakage / one.split.rows_used > config.max_leakage_share:
+            first = "; ".join(f"{leak} is {original}" for leak, original in one.leakage_examples[:3])
+            problems.append(
+                f"{one.leakage:,} of {one.split.rows_used:,} {one.title} rows are also in the training data ({first}): "
+                f"more than max_leakage_share {config.max_leakage_share:g} allows. Remove them or raise "
+                "max_leakage_share."
+            )
     return problems
 
 
@@ -71,7 +79,7 @@ def is_dropped_on_request(reason: str, config: DataConfig) -> bool:
 def bad_row_lines(report: DataReport, config: DataConfig) -> list[str]:
     """The first rows that stop a run, each with its location and what is wrong with it."""
     lines = []
-    for split in report.splits:
+    for split in report.splits.values():
         bad = _stopping(split, config)
         bad.pop(UNANSWERABLE, None)  # one line names them all
         rows = [row for row in split.dropped_examples if row.problem.reason in bad]
@@ -144,7 +152,7 @@ def _too_many_dropped(name: str, split: SplitReport, config: DataConfig) -> Iter
 def _unanswerable(report: DataReport, config: DataConfig) -> Iterator[str]:
     """One line for all questions without an answer that stop a run: there are many of them, all meant."""
     found = []
-    for name, split in zip(("train", "validation"), report.splits, strict=False):
+    for name, split in report.splits.items():
         count = _stopping(split, config).get(UNANSWERABLE, 0)
         rows = [row.source for row in split.dropped_examples if row.problem.reason == UNANSWERABLE]
         if count:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sft.common.data_records import DataReport, LengthReport, SourceReport, SplitReport
+from sft.common.data_records import DataReport, LengthReport, RowSource, SetReport, SourceReport, SplitReport
 from sft.common.weight_records import WeightReport
 from sft.data.dropped import DroppedRows
 from sft.data.prepared import Split
@@ -25,36 +25,55 @@ FAR_LONGER = 8
 
 
 def count_data(
-    train: Split, epoch_rows: PreparedRows, validation: Split | None, *, has_own_validation: bool
+    train: Split,
+    epoch_rows: PreparedRows,
+    validation: Split | None,
+    sets: Mapping[tuple[str, str], Split] | None = None,
 ) -> DataReport:
-    """The counts of all data, and the validation rows that are training rows too.
+    """The counts of all data, and the rows to evaluate that are training rows too.
 
     Args:
         train: The training rows, each once.
         epoch_rows: The training rows as often as an epoch takes them.
-        validation: The validation rows, if there are any.
-        has_own_validation: Whether the validation rows come from sources of their own. Otherwise they were held out of
-            the training rows, and the dropped rows, and remarks on rows, count as training rows.
+        validation: The validation rows, if there are any. Where they were held out of the training rows, the dropped
+            rows, and remarks on rows, count as training rows (`Split.num_own`).
+        sets: Kind and name of each evaluation set -> its rows.
     """
-    train_report = _count_split(train, epoch_rows, with_dropped=True)
-    if validation is None:
-        return DataReport(train=train_report)
-    if not has_own_validation:
-        train_report = replace(train_report, remarks_include_validation=True)
     digests = train.rows.columns().digest
-    val_columns = validation.rows.columns()
-    val_digests = val_columns.digest
-    leaked = np.flatnonzero(np.isin(val_digests, digests) & (val_columns.piece <= 1))
+    counted = []
+    for (kind, name), split in (sets or {}).items():
+        leaked, examples = _leakage(split, train, digests)
+        report = _count_split(split, split.rows)
+        counted.append(SetReport(kind=kind, name=name, split=report, leakage=leaked, leakage_examples=examples))
+    train_report = _count_split(train, epoch_rows)
+    if validation is None:
+        return DataReport(train=train_report, sets=tuple(counted))
+    held_out = len(validation.own) < len(validation.prepared)
+    leaked, examples = _leakage(validation, train, digests)
+    return DataReport(
+        train=replace(train_report, remarks_include_validation=held_out),
+        validation=_count_split(validation, validation.rows),
+        leakage=leaked,
+        leakage_examples=examples,
+        sets=tuple(counted),
+    )
+
+
+def _leakage(split: Split, train: Split, digests: np.ndarray) -> tuple[int, tuple[tuple[RowSource, RowSource], ...]]:
+    """How many rows are training rows too, and the first of them, each with that row.
+
+    Args:
+        split: The rows.
+        train: The training rows, each once.
+        digests: Of the training rows.
+    """
+    columns = split.rows.columns()
+    leaked = np.flatnonzero(np.isin(columns.digest, digests) & (columns.piece <= 1))
     examples = []
     for row in leaked[:EXAMPLES].tolist():
-        original = int(np.flatnonzero(digests == val_digests[row])[0])
-        examples.append((validation.location(validation.rows, row), train.location(train.rows, original)))
-    return DataReport(
-        train=train_report,
-        validation=_count_split(validation, validation.rows, with_dropped=has_own_validation),
-        leakage=len(leaked),
-        leakage_examples=tuple(examples),
-    )
+        original = int(np.flatnonzero(digests == columns.digest[row])[0])
+        examples.append((split.location(split.rows, row), train.location(train.rows, original)))
+    return len(leaked), tuple(examples)
 
 
 def locate_row(train: Split, epoch_rows: PreparedRows, row: int) -> str:
@@ -62,12 +81,12 @@ def locate_row(train: Split, epoch_rows: PreparedRows, row: int) -> str:
     return str(train.location(epoch_rows, row))
 
 
-def _count_split(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) -> SplitReport:
+def _count_split(split: Split, epoch_rows: PreparedRows) -> SplitReport:
     # Rows are counted by their first piece.
     rows = split.rows.select(np.flatnonzero(split.rows.columns().piece <= 1))
     columns, pieces = rows.columns(), int(np.count_nonzero(split.rows.columns().piece))
     dropped, remarks = DroppedRows(), CountedRemarks()
-    for source in split.prepared if with_dropped else ():
+    for source in split.own:
         dropped.update(source.dropped)
         remarks.update(source.remarks)
     dropped_lengths = np.repeat(*np.asarray([*dropped.full_lengths.items()], dtype=np.int64).reshape(-1, 2).T)
@@ -75,7 +94,7 @@ def _count_split(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) 
     lost_answer = dropped.too_long["answer"]
     duplicates = _duplicates(columns.digest)
     lengths = split.rows.lengths
-    sources = _source_reports(split, epoch_rows, with_dropped=with_dropped)
+    sources = _source_reports(split, epoch_rows)
     return SplitReport(
         sources=sources,
         rows_read=len(rows) + dropped.counts.total(),
@@ -90,7 +109,7 @@ def _count_split(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) 
         rows_that_lose_only_prompt=lost_prompt + dropped.too_long["prompt"],
         rows_split=int(np.count_nonzero(columns.piece)),
         pieces=pieces,
-        untrained_pieces=sum(source.untrained_pieces for source in split.prepared) if with_dropped else 0,
+        untrained_pieces=sum(source.untrained_pieces for source in split.own),
         rows_shortened=_count(columns, SHORTENED),
         rows_with_trained_end=_count(columns, TRAINED_END),
         notes={note: count for note, flag in NOTE_FLAGS.items() if (count := _count(columns, flag))},
@@ -123,14 +142,15 @@ def _weight_report(rows: PreparedRows) -> WeightReport | None:
     )
 
 
-def _source_reports(split: Split, epoch_rows: PreparedRows, *, with_dropped: bool) -> tuple[SourceReport, ...]:
+def _source_reports(split: Split, epoch_rows: PreparedRows) -> tuple[SourceReport, ...]:
     piece, source_of_row = split.rows.columns().piece, split.rows.source_indices()
     used = np.bincount(source_of_row[piece <= 1], minlength=len(split.prepared))
     pieces = np.bincount(source_of_row[piece > 0], minlength=len(split.prepared))
     in_epoch = np.bincount(epoch_rows.source_indices(), minlength=len(split.prepared))
     reports = []
     for number, source in enumerate(split.prepared):
-        dropped: Mapping[str, int] = dict(source.dropped.counts) if with_dropped else {}
+        is_own = number < len(split.own)
+        dropped: Mapping[str, int] = dict(source.dropped.counts) if is_own else {}
         num_rows = int(np.count_nonzero(source.rows.columns.piece <= 1)) + source.dropped.counts.total()
         reports.append(
             SourceReport(
@@ -144,7 +164,7 @@ def _source_reports(split: Split, epoch_rows: PreparedRows, *, with_dropped: boo
                 weight=source.weight,
                 probability=source.probability,
                 rows_an_epoch=int(in_epoch[number]),
-                rows_made=num_rows - source.rows_read if with_dropped else 0,
+                rows_made=num_rows - source.rows_read if is_own else 0,
                 unused_columns=source.unused_columns,
             )
         )

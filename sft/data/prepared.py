@@ -43,6 +43,14 @@ class Split:
     sources: tuple[Source, ...]
     prepared: tuple[PreparedSource, ...]
     rows: PreparedRows
+    num_own: int | None = None
+    """The first sources whose dropped rows, and remarks on rows, are counted in this split; None for all. Those of rows
+    that were held out of the training rows are counted there."""
+
+    @property
+    def own(self) -> tuple[PreparedSource, ...]:
+        """The sources whose dropped rows are counted in this split."""
+        return self.prepared[: self.num_own]
 
     def location(self, rows: PreparedRows, row: int) -> RowSource:
         """File and line of row number `row` of `rows`, a selection of the rows of this split."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from sft.common.errors import DataError
+from sft.configuration.evaluation_sets import HELD_OUT
 from sft.data.preparation import SourcePreparation
 from sft.data.prepared import PreparedSource, Split
 from sft.data.sources.load import OpenedSources, Source
 from sft.data.store import PreparedRows
 
 
-def prepare_splits(preparation: SourcePreparation, sources: OpenedSources, seed: int) -> tuple[Split, Split | None]:
-    """Prepare the training rows and the validation rows, if there are any.
+def prepare_splits(
+    preparation: SourcePreparation, sources: OpenedSources, seed: int
+) -> tuple[Split, Split | None, dict[str, Split]]:
+    """Prepare the training rows and the validation rows, if there are any, and the named sets of validation rows.
 
     Args:
         preparation: Prepares each source. With `streaming`, it prepares the first rows of training sources only.
@@ -28,13 +32,50 @@ def prepare_splits(preparation: SourcePreparation, sources: OpenedSources, seed:
     config = preparation.config
     prepare_train = preparation.prepare_sample if config.streaming else partial(preparation.prepare, "train")
     train = _as_split(sources.train, [prepare_train(source) for source in sources.train])
-    if sources.validation:
-        prepared = [preparation.prepare("validation", source) for source in sources.validation]
-        return train, _as_split(sources.validation, prepared)
-    if config.validation_split is None or not len(train.rows):
-        return train, None
-    kept, held_out = _split_off(train.rows, config.validation_split, seed, train.prepared[0].files[0])
-    return replace(train, rows=kept), replace(train, rows=held_out)
+    parts = prepare_sets(preparation, "validation", sources.sets["validation_file"])
+    if not parts and sources.validation:
+        parts[None] = _prepared(preparation, "validation", sources.validation)
+    if config.validation_split is not None and len(train.rows):
+        kept, held_out = _split_off(train.rows, config.validation_split, seed, train.prepared[0].files[0])
+        parts[HELD_OUT if parts else None] = replace(train, rows=held_out, num_own=0)
+        train = replace(train, rows=kept)
+    named = {name: split for name, split in parts.items() if name is not None}
+    return train, _joined(list(parts.values())) if parts else None, named
+
+
+def prepare_sets(
+    preparation: SourcePreparation, kind: str, sources: Mapping[str | None, Source]
+) -> dict[str | None, Split]:
+    """Prepare sets of rows to evaluate, by name.
+
+    Args:
+        preparation: Prepares each source.
+        kind: Of the sets, for messages.
+        sources: By the names of the sets.
+    """
+    return {
+        name: _prepared(preparation, kind if name is None else f"{kind} {name}", (source,))
+        for name, source in sources.items()
+    }
+
+
+def _prepared(preparation: SourcePreparation, kind: str, sources: tuple[Source, ...]) -> Split:
+    return _as_split(sources, [preparation.prepare(kind, source) for source in sources])
+
+
+def _joined(splits: Sequence[Split]) -> Split:
+    """One split of the rows of several, in their order. Held-out rows come last: see `Split.num_own`."""
+    if len(splits) == 1:
+        return splits[0]
+    prepared = tuple(source for split in splits for source in split.prepared)
+    starts = np.cumsum([0, *(sum(len(source.rows) for source in split.prepared) for split in splits)])
+    index = np.concatenate([split.rows.index + start for split, start in zip(splits, starts, strict=False)])
+    return Split(
+        sources=tuple(source for split in splits for source in split.sources),
+        prepared=prepared,
+        rows=PreparedRows([source.rows for source in prepared], index),
+        num_own=sum(len(split.own) for split in splits),
+    )
 
 
 def _as_split(sources: tuple[Source, ...], prepared: list[PreparedSource]) -> Split:

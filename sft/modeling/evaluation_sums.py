@@ -58,6 +58,10 @@ class EvaluationSums:
             [loss, tokens, correct, rows_counted, correct_rows, weighted_loss, weight, weighted_rows]
         )
 
+    def merge(self, other: EvaluationSums) -> None:
+        """Add the sums of other batches."""
+        self._sums += other._sums
+
     @property
     def tensor(self) -> torch.Tensor:
         """The sums, to be reduced over processes in place."""

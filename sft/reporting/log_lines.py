@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sft.common.data_records import DataReport, SplitReport
 from sft.common.machine_records import ComputeEnvironment
-from sft.common.run_records import BatchPlan, EvaluationResult, ModelFootprint, Precision, SampleAnswer
+from sft.common.run_records import BatchPlan, EvaluationResult, ModelFootprint, Precision, SampleAnswer, TrainingResult
 from sft.common.text import change_text, counted, first_of, note_text, percent, printable, share_text
 from sft.common.weight_records import WeightReport
 from sft.configuration.schema import QuantizationConfig
@@ -26,15 +26,21 @@ def data_lines(report: DataReport) -> list[str]:
     lines: list[str] = []
     if not report.is_complete:
         lines.append("The training data is streamed: the counts below cover only its first rows, read before training.")
-    for name, split in zip(("Training", "Validation"), report.splits, strict=False):
-        lines += _split_lines(name, split)
-    if report.leakage:
-        pairs = [f"{row} is {original}" for row, original in report.leakage_examples[:SHOWN_ROWS]]
-        verb = "is" if report.leakage == 1 else "are"
-        lines.append(
-            f"  leakage: {counted(report.leakage, 'validation row')} {verb} also in the training data: "
-            f"{first_of(pairs, report.leakage)}"
-        )
+    for name, split in report.splits.items():
+        lines += _split_lines({"train": "Training"}.get(name, name.capitalize()), split)
+    sets = [f"{one.name} {counted(one.split.rows_used, 'row')}" for one in report.sets if one.kind == "validation"]
+    if sets:
+        lines.append(f"  validation sets: {', '.join(sets)}; figures of all of them are means over their tokens")
+    leaks = [("validation", report.leakage, report.leakage_examples)]
+    leaks += [(one.title, one.leakage, one.leakage_examples) for one in report.sets if one.kind != "validation"]
+    for name, leakage, examples in leaks:
+        if leakage:
+            pairs = [f"{row} is {original}" for row, original in examples[:SHOWN_ROWS]]
+            verb = "is" if leakage == 1 else "are"
+            lines.append(
+                f"  leakage: {counted(leakage, f'{name} row')} {verb} also in the training data: "
+                f"{first_of(pairs, leakage)}"
+            )
     return [printable(line) for line in lines]
 
 
@@ -229,24 +235,47 @@ def evaluation_rows(logs: Mapping[str, float], before: Mapping[str, float] | Non
     ]
 
 
-def before_and_after_rows(before: EvaluationResult | None, after: EvaluationResult | None) -> list[list[str]]:
-    """The evaluations before and after training, side by side: a header and rows; empty if one is missing."""
+def before_and_after_rows(result: TrainingResult) -> list[list[str]]:
+    """The evaluations before and after training, side by side: a header and rows; empty if there are none."""
+    rows = _validation_rows(result.eval_before, result.eval_after)
+    for kind in ("test", "forgetting"):
+        before, after = (result.at_ends.get(f"{kind}_{when}") for when in ("before", "after"))
+        rows += _set_rows(kind, before, after)
+    return [["", "before", "after"], *rows] if rows else []
+
+
+def _set_rows(kind: str, before: EvaluationResult | None, after: EvaluationResult | None) -> list[list[str]]:
+    """Loss and sequence accuracy of each set with a name, and of an only set that is not the validation data."""
+    if before is None or after is None:
+        return []
+    rows = []
+    for name, one in after.sets.items():
+        if name == "validation" or name not in before.sets:
+            continue
+        title, earlier = name if name == kind else f"{kind} {name}", before.sets[name]
+        rows.append([f"{title} loss", f"{earlier.loss:.4f}", f"{one.loss:.4f}"])
+        rows.append(["  sequence accuracy", share_text(earlier.sequence_accuracy), share_text(one.sequence_accuracy)])
+    return rows
+
+
+def _validation_rows(before: EvaluationResult | None, after: EvaluationResult | None) -> list[list[str]]:
     if before is None or after is None:
         return []
     plain = [(before.loss_unweighted, after.loss_unweighted)] if after.loss_unweighted is not None else []
     return [
-        ["", "before", "after"],
         ["validation loss", f"{before.loss:.4f}", f"{after.loss:.4f}"],
         *(["  unweighted", *("" if loss is None else f"{loss:.4f}" for loss in both)] for both in plain),
         ["perplexity", _perplexity(before), _perplexity(after)],
         ["token accuracy", share_text(before.token_accuracy), share_text(after.token_accuracy)],
         ["sequence accuracy", share_text(before.sequence_accuracy), share_text(after.sequence_accuracy)],
+        *_set_rows("validation", before, after),
     ]
 
 
 def before_and_after_lines(rows: Sequence[Sequence[str]]) -> list[str]:
     """The same as plain lines."""
-    return [f"{name:18}{old:>14}{new:>14}" for name, old, new in rows]
+    width = max(18, *(len(name) + 1 for name, _, _ in rows)) if rows else 0
+    return [f"{name:{width}}{old:>14}{new:>14}" for name, old, new in rows]
 
 
 def _perplexity(result: EvaluationResult) -> str:

@@ -14,6 +14,7 @@ from sft.common.shapes import NUMBER, Each
 from sft.configuration.yaml_bounds import load_bounded
 
 _SCORES = dict.fromkeys(("loss", "loss_unweighted", "perplexity", "token_accuracy", "sequence_accuracy"), NUMBER)
+_EVALUATION = {**_SCORES, "sets": Each({**_SCORES, "rows": int})}
 _SOURCE = {"name!": str, "format_name!": str, "rows_read!": int, "rows_used!": int, "rows_dropped": Each(int)}
 _SPLIT = {"rows_used": int, "tokens": int, "supervised_tokens": int, "sources": [_SOURCE]}
 _SUMMARY = {
@@ -26,8 +27,7 @@ _SUMMARY = {
         **dict.fromkeys(("steps", "peak_memory_bytes"), int),
         **dict.fromkeys(("seconds", "examples_per_second", "tokens_per_second"), NUMBER),
     },
-    "eval_before": _SCORES,
-    "eval_after": _SCORES,
+    **{f"{kind}_{when}": _EVALUATION for kind in ("eval", "test", "forgetting") for when in ("before", "after")},
     "data": {"train": _SPLIT, "validation": _SPLIT, "digests": {"train": str, "validation": str}},
     "samples": [{"prompt": str, "before": str, "after": str}],
 }

@@ -53,8 +53,9 @@ def build_summary(
         train["loss_unweighted"] = result.loss_unweighted
     summary = {
         "status": result.status,
-        "eval_before": result.eval_before and result.eval_before.scores(),
-        "eval_after": result.eval_after and result.eval_after.scores(),
+        "eval_before": result.eval_before and result.eval_before.document(),
+        "eval_after": result.eval_after and result.eval_after.document(),
+        **{name: evaluation.document() for name, evaluation in result.at_ends.items()},
         "train": train,
         "data": {
             "rows_read": report.rows_read,
@@ -62,11 +63,13 @@ def build_summary(
             "rows_dropped": report.rows_dropped,
             "train": split_counts(report.train),
             "validation": report.validation and split_counts(report.validation),
+            "sets": set_counts(report),
             "leakage": report.leakage,
             "is_complete": report.is_complete,
             "digests": dict(data_digests or {}),
         },
         "batch_plan": plan_document(plan),
+        "stopped_early": result.early_stop,
         "bad_steps": result.bad_steps,
         "memory_shortages": result.memory_shortages,
         "samples": [dataclasses.asdict(sample) for sample in result.samples],
@@ -113,6 +116,20 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def set_counts(report: DataReport) -> list[dict[str, Any]]:
+    """Every count of the named validation sets, the test sets and the forgetting check, ready for JSON."""
+    return [
+        {
+            "kind": one.kind,
+            "name": one.name,
+            "leakage": one.leakage,
+            "leakage_examples": pairs_of_locations(one.leakage_examples),
+            **split_counts(one.split),
+        }
+        for one in report.sets
+    ]
 
 
 def split_counts(split: SplitReport) -> dict[str, Any]:

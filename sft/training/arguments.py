@@ -50,6 +50,7 @@ def build_training_arguments(setup: RunSetup, context: DistributedContext) -> Tr
     extra = _extra_arguments(config)
     values = {
         **_optimization(config),
+        "max_steps": plan.total_steps if plan.stopped_early else config.max_steps,
         **_evaluation_and_saving(config, extra, has_validation=setup.data.validation is not None),
         "output_dir": config.output_dir,
         "per_device_train_batch_size": plan.per_device_train_batch_size,
@@ -86,7 +87,6 @@ def _optimization(config: TrainingConfig) -> dict[str, Any]:
         "learning_rate": config.learning_rate,
         "weight_decay": config.weight_decay,
         "num_train_epochs": config.num_train_epochs,
-        "max_steps": config.max_steps,
         # A value below 1 is a share of all steps.
         "warmup_steps": config.warmup_steps or config.warmup_ratio,
         "lr_scheduler_type": config.lr_scheduler_type,
@@ -194,7 +194,8 @@ def _extra_arguments(config: TrainingConfig) -> dict[str, Any]:
     if config.gradient_checkpointing:
         extra |= {checkpointing: True, f"{checkpointing}_kwargs": checkpointing_options(config)}
     passed = config.passed_through
-    if config.load_best_model_at_end or passed.saves_best or "metric_for_best_model" in extra:
+    follows_metric = config.load_best_model_at_end or passed.saves_best or config.early_stopping_patience is not None
+    if follows_metric or "metric_for_best_model" in extra:
         metric = extra["metric_for_best_model"] = passed.metric_for_best_model or "eval_loss"
         extra.setdefault("greater_is_better", not metric.endswith(("loss", "loss_unweighted", "perplexity")))
     return extra

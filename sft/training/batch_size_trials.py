@@ -25,6 +25,7 @@ from sft.processes.device_memory import available_memory_bytes, process_memory_b
 from sft.processes.environment import num_processes_here, uses_deepspeed
 from sft.reporting.log_lines import trial_line
 from sft.training.arguments import checkpointing_options
+from sft.training.early_stopping import stopped_early_at
 from sft.training.memory_probe import MemoryProbe, crowded_packs, full_packs, longest_rows
 from sft.training.prepared_model import PreparedModel
 from sft.training.row_layout import RowLayout
@@ -92,6 +93,9 @@ def resolve_batches(
         max_seq_length=config.data.max_seq_length,
         in_order=config.data.order == "given",
     )
+    step = None if resume is None else stopped_early_at(resume.manifest, config.training.early_stopping_patience)
+    if resume is not None and step == resume.step:
+        plan = replace(plan, total_steps=step, stopped_early=True)
     return replace(plan, num_chunks=num_chunks, asked=asked)
 
 

@@ -52,7 +52,9 @@ def check_data(config: SFTConfig, data: TrainingData, *, is_dry_run: bool) -> li
     if data.validation is None:
         # Whether there is a validation split is known only now.
         training, passed = config.training, config.training.passed_through
-        wanted = [key for key in ("load_best_model_at_end", "eval_steps") if getattr(training, key)]
+        wanted = [
+            key for key in ("load_best_model_at_end", "early_stopping_patience", "eval_steps") if getattr(training, key)
+        ]
         wanted += ["save_strategy"] * passed.saves_best
         wanted += ["eval_strategy"] * passed.asks_for_evaluation
         wanted += ["lr_scheduler_type"] * (training.lr_scheduler_type in NEED_VALIDATION)

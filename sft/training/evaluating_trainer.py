@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sft.batching.layout import model_inputs
 from sft.common.data_records import RowDataset
+from sft.configuration.evaluation_sets import UNNAMED
 from sft.modeling.document_attention import isolated_documents
 from sft.modeling.evaluation_sums import EvaluationSums
 from sft.modeling.expert_load import ExpertLoad
@@ -21,7 +22,7 @@ from sft.modeling.random_state import RandomState
 from sft.processes.signals import Interrupted
 from sft.training.checkpointed_trainer import CheckpointedTrainer
 from sft.training.evaluation_step import EvaluationStep
-from sft.training.loaders import evaluation_sampler, rows_loader
+from sft.training.loaders import SetLoader, evaluation_sampler, rows_loader
 from sft.training.progress import TrainingProgress
 from sft.training.row_layout import unsupported_attention_as_config_error
 from sft.training.run_setup import RunSetup
@@ -58,22 +59,38 @@ class EvaluatingTrainer(CheckpointedTrainer):
             can_split=not self.is_sharded,
         )
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """This process's share of the evaluation rows."""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        assert rows is not None
-        sampler = evaluation_sampler(rows, self.args.per_device_eval_batch_size, self.context)
-        return rows_loader(rows, sampler, self.layout.evaluation_collator, self.args)
+    @property
+    def validation_sets(self) -> Mapping[str, RowDataset]:
+        """The validation rows by the names of their sets; an only set without a name is `validation`."""
+        if self.eval_dataset is None:
+            return {}
+        return self.setup.data.validation_sets or {"validation": self.eval_dataset}
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """This process's share of the rows of each evaluation set: by default of those of the validation data.
+
+        Sets do not share batches, so that each has the figures that it would have alone.
+        """
+        # Trainer hands on `eval_dataset`, the rows of all sets.
+        sets = eval_dataset if isinstance(eval_dataset, Mapping) else self.validation_sets
+        loaders = {}
+        for name, rows in sets.items():
+            sampler = evaluation_sampler(rows, self.args.per_device_eval_batch_size, self.context)
+            loaders[name] = rows_loader(rows, sampler, self.layout.evaluation_collator, self.args)
+        return SetLoader(loaders)
 
     def evaluation_loop(
         self,
-        dataloader: DataLoader,
+        dataloader: Any,
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Token-weighted loss, perplexity, token and sequence accuracy, and how often experts are chosen."""
+        """Token-weighted loss, perplexity, token and sequence accuracy, and how often experts are chosen.
+
+        Over all rows as `eval_loss` and so on, and where sets have names, over each of them as `eval_<name>_loss`.
+        """
         # Trainer's own loop calls `accelerator.prepare_model`, which marks the model as prepared: DeepSpeed would then
         # never take it, and the weights of the processes would diverge without an error.
         model = self.model
@@ -84,7 +101,8 @@ class EvaluatingTrainer(CheckpointedTrainer):
             return losses, hits, load.counts_of(chosen, chunk)
 
         model.eval()
-        sums, load = EvaluationSums(self.args.device), ExpertLoad(model, self.args.device)
+        of_sets = {name: EvaluationSums(self.args.device) for name in dataloader.loaders}
+        load = ExpertLoad(model, self.args.device)
         with (
             unsupported_attention_as_config_error(),
             torch.no_grad(),
@@ -92,21 +110,28 @@ class EvaluatingTrainer(CheckpointedTrainer):
             isolated_documents(model, self.layout.attention),
             torch.compiler.set_stance("force_eager"),  # evaluation batches have other shapes
         ):
-            for batch in dataloader:
+            for name, batch in dataloader:
                 for chunk, (losses, hits, counts) in self.evaluation_step.run(batch, compute):
-                    sums.add(losses, hits, chunk)
+                    of_sets[name].add(losses, hits, chunk)
                     load.add(counts)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if self.context.world_size > 1:
-            torch.distributed.all_reduce(sums.tensor)
+            for sums in of_sets.values():
+                torch.distributed.all_reduce(sums.tensor)
             torch.distributed.all_reduce(load.counts)
         experts = load.metrics()
         if not experts:
             self._report_missing_load()
-        found = sums.result().scores() | experts
+        total = EvaluationSums(self.args.device)
+        for sums in of_sets.values():
+            total.merge(sums)
+        found: dict[str, Any] = total.result().scores() | experts
+        for name, sums in of_sets.items():
+            if name not in UNNAMED.values():
+                found |= {f"{name}_{metric}": value for metric, value in sums.result().scores().items()}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         predictions = cast(Any, None)  # not kept
-        return EvalLoopOutput(predictions=predictions, label_ids=None, metrics=metrics, num_samples=sums.num_sequences)
+        return EvalLoopOutput(predictions=predictions, label_ids=None, metrics=metrics, num_samples=total.num_sequences)
 
     def _report_missing_load(self) -> None:
         if expert_counts(self.model) and not self._reported_missing_load:
@@ -116,7 +141,21 @@ class EvaluatingTrainer(CheckpointedTrainer):
             )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates. The time that it takes does not count as training, and random numbers are restored.
+        """Evaluates. The time that it takes does not count as training, and random numbers are restored."""
+        with self._without_trace():
+            return super().evaluate(*args, **kwargs)
+
+    def measure(self, kind: str, sets: Mapping[str, RowDataset]) -> dict[str, float]:
+        """Evaluates sets that choose nothing: no callback but the log sees the figures, as `<kind>_loss` and so on."""
+        with self._without_trace():
+            found = self.evaluation_loop(self.get_eval_dataloader(sets), kind, metric_key_prefix=kind)
+        metrics = cast(dict[str, float], found.metrics)
+        self.log(dict(metrics))
+        return metrics
+
+    @contextmanager
+    def _without_trace(self) -> Iterator[None]:
+        """Context after which random numbers and the model's mode are as before; the clock of training stands still.
 
         A run that resumes from a checkpoint made before an evaluation would otherwise draw other random numbers than
         the run that evaluated.
@@ -124,7 +163,7 @@ class EvaluatingTrainer(CheckpointedTrainer):
         random_state, was_training = RandomState.capture(self.context.device), self.model.training
         try:
             with self.progress.paused("evaluating"):
-                return super().evaluate(*args, **kwargs)
+                yield
         finally:
             self.model.train(was_training)
             random_state.restore()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from torch.utils.data import DataLoader
@@ -49,6 +49,21 @@ def evaluation_sampler(rows: RowDataset, batch_size: int, context: DistributedCo
     return RankBatchSampler(
         len(rows), batch_size, rank=context.rank, world_size=context.world_size, strategy="sequential"
     )
+
+
+class SetLoader:
+    """Batches of one evaluation set after the other, each with the name of its set."""
+
+    def __init__(self, loaders: Mapping[str, DataLoader[Any]]):
+        self.loaders = loaders
+
+    def __len__(self) -> int:
+        return sum(map(len, self.loaders.values()))
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        for name, loader in self.loaders.items():
+            for batch in loader:
+                yield name, batch
 
 
 def rows_loader(

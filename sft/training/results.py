@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from sft.common.errors import ConfigError, one_line
 from sft.common.files import write_json
 from sft.common.markdown import escape_markdown
 from sft.common.optional_packages import missing_package
-from sft.common.run_records import EvaluationResult, TrainingResult
+from sft.common.run_records import SCORES, EvaluationResult, TrainingResult
 from sft.common.text import printable
 from sft.modeling.saving import save_final_model
 from sft.processes.agreement import agree_on_smallest
@@ -35,17 +35,75 @@ from sft.training.run_report import HTML_FILE, RunReport
 from sft.training.stopping import StopCallback
 
 logger = logging.getLogger("sft")
-METRICS = tuple(field.name for field in dataclasses.fields(EvaluationResult))
 WITHOUT_SUMMARY_STATUS = 2
 """The exit status of a run whose model is saved, but not `run_summary.json`."""
 _T = TypeVar("_T")
-TRACKED_RESULTS = ("status", "train", "eval_before", "eval_after", "samples_ended", "bad_steps", "memory_shortages")
+TRACKED_RESULTS = (
+    "status",
+    "train",
+    "eval_before",
+    "eval_after",
+    "test_before",
+    "test_after",
+    "samples_ended",
+    "bad_steps",
+    "memory_shortages",
+)
 """Entries of the summary that trackers show at the end."""
 
 
-def evaluation_result(metrics: Mapping[str, float]) -> EvaluationResult:
-    """The metrics of an evaluation as a record."""
-    return EvaluationResult(**{name: metrics[f"eval_{name}"] for name in METRICS if f"eval_{name}" in metrics})
+def evaluation_result(
+    metrics: Mapping[str, float], rows: Mapping[str, Sized], *, prefix: str = "eval", kind: str = "validation"
+) -> EvaluationResult:
+    """The metrics of an evaluation as a record.
+
+    Args:
+        metrics: with the names that they have in the log.
+        rows: of each set, by name; that of an only set without a name is `kind`.
+        prefix: of the names.
+        kind: of the sets.
+    """
+
+    def means(stem: str) -> dict[str, Any]:
+        return {name: metrics[f"{stem}_{name}"] for name in SCORES if f"{stem}_{name}" in metrics}
+
+    sets = {
+        name: EvaluationResult(**means(prefix if name == kind else f"{prefix}_{name}"), rows=len(of_set))
+        for name, of_set in rows.items()
+    }
+    return EvaluationResult(**means(prefix), sets=sets)
+
+
+def evaluate_validation(trainer: Any) -> EvaluationResult | None:
+    """Evaluates on the validation data; None if there is none."""
+    return None if trainer.eval_dataset is None else evaluation_result(trainer.evaluate(), trainer.validation_sets)
+
+
+def last_evaluation(trainer: Any) -> EvaluationResult | None:
+    """The evaluation of the final weights: the last one if it was of these weights, else a new one."""
+    events = [event for event in trainer.state.log_history if "eval_loss" in event]
+    if events and events[-1]["step"] == trainer.state.global_step and not trainer.has_best_weights:
+        return evaluation_result(events[-1], trainer.validation_sets)
+    return evaluate_validation(trainer)
+
+
+def evaluate_at_ends(trainer: Any, when: str, known: Mapping[str, EvaluationResult]) -> dict[str, EvaluationResult]:
+    """The evaluations of the test sets and of the forgetting check, `before` or `after` training.
+
+    Args:
+        trainer: the trainer.
+        when: `before` or `after`.
+        known: what the resumed run found before its first step.
+    """
+    data = trainer.setup.data
+    found = {}
+    for kind, sets in (("test", data.test_sets), ("forgetting", data.forgetting_sets)):
+        name = f"{kind}_{when}"
+        if sets:
+            found[name] = known.get(name) or evaluation_result(
+                trainer.measure(kind, sets), sets, prefix=kind, kind=kind
+            )
+    return found
 
 
 def training_result(trainer: Any, steps: int, stop: StopCallback) -> TrainingResult:
@@ -84,6 +142,7 @@ def training_result(trainer: Any, steps: int, stop: StopCallback) -> TrainingRes
         },
         peak_memory_bytes=peak,
         memory_share=peak / total if total else None,
+        early_stop=trainer.early_stopping.reason if trainer.early_stopping is not None else None,
         last_checkpoint=str(checkpoints[-1]) if checkpoints else None,
     )
 
@@ -229,10 +288,12 @@ def _log_result(trainer: Any, result: TrainingResult, status: int) -> None:
     output = Path(config.training.output_dir)
     for line in [*sample_lines(result.samples), ""]:
         logger.info(line)
-    table, terminal = before_and_after_rows(result.eval_before, result.eval_after), open_live_line(sys.stdout)
+    table, terminal = before_and_after_rows(result), open_live_line(sys.stdout)
     drawn = terminal.table("validation", table[0], table[1:]) if table and terminal is not None else None
     log_drawn(logger, before_and_after_lines(table), drawn)
     steps = result.steps - trainer.setup.first_step  # the seconds are those since a resume
+    if result.early_stop is not None:
+        logger.info("Training was %s.", result.early_stop)
     if steps:
         logger.info(
             "Trained %d steps in %.0f s: %.1f examples/s, %s tokens/s, %s supervised tokens/s.",

@@ -39,6 +39,8 @@ class DataDigests:
     train: str
     train_rows: int
     validation: str | None = None
+    sets: Mapping[str, str] = field(default_factory=dict)
+    """Of the test sets and the forgetting check: `test` or `test chats` -> digest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +71,15 @@ class BeforeTraining:
     """What was measured before the first step. Checkpoints keep it: a resumed run has other weights by then."""
 
     evaluation: EvaluationResult | None = None
+    at_ends: Mapping[str, EvaluationResult] = field(default_factory=dict)
+    """`test_before` and `forgetting_before`, where there are such sets."""
     answers: Mapping[str, Answer] = field(default_factory=dict)
     """Sample prompt -> answer."""
 
     def as_manifest(self) -> dict[str, Any]:
         """The part of a checkpoint's manifest that keeps it."""
-        document: dict[str, Any] = {"eval_before": self.evaluation and self.evaluation.scores()}
+        document: dict[str, Any] = {"eval_before": self.evaluation and self.evaluation.document()}
+        document |= {name: result.document() for name, result in self.at_ends.items()}
         if self.answers:
             document["samples_before"] = {prompt: asdict(answer) for prompt, answer in self.answers.items()}
         return document
@@ -103,6 +108,11 @@ def identify_run(
             train=rows_digest(cast(PreparedRows, data.train)),
             train_rows=len(data.train),
             validation=None if data.validation is None else rows_digest(cast(PreparedRows, data.validation)),
+            sets={
+                f"{kind} {name}": rows_digest(cast(PreparedRows, rows))
+                for kind, sets in (("test", data.test_sets), ("forgetting", data.forgetting_sets))
+                for name, rows in sets.items()
+            },
         ),
         wandb_run_id=known_id or uuid.uuid4().hex[:8],
         precision=prepared.precision,
@@ -179,10 +189,17 @@ def check_resume(resume: ResumePoint | None, identity: RunIdentity, plan: BatchP
         check_steps_are_left(resume, plan.total_steps)
 
 
-def saved_before_training(resume: ResumePoint | None, identity: RunIdentity) -> BeforeTraining:
+def saved_before_training(
+    resume: ResumePoint | None, identity: RunIdentity, validation_rows: Mapping[str, int]
+) -> BeforeTraining:
     """What the resumed run measured before its first step, as far as it still holds for this run.
 
     With another base model nothing holds; with other validation data the evaluation does not.
+
+    Args:
+        resume: the checkpoint.
+        identity: of this run.
+        validation_rows: name of each validation set -> its rows.
     """
     if resume is None:
         return BeforeTraining()
@@ -190,12 +207,22 @@ def saved_before_training(resume: ResumePoint | None, identity: RunIdentity) -> 
     base = (saved.get("configuration") or {}).get("model_name_or_path")
     if base != identity.configuration["model_name_or_path"]:
         return BeforeTraining()
-    evaluation = saved.get("eval_before")
-    if evaluation is None or (saved.get("data") or {}).get("validation") != identity.data.validation:
+    digests, evaluation = saved.get("data") or {}, saved.get("eval_before")
+    if evaluation is not None and not evaluation.get("sets"):  # earlier versions had one set, and did not list it
+        evaluation = {**evaluation, "sets": {"validation": {**evaluation, "rows": validation_rows.get("validation")}}}
+    if evaluation is not None and (
+        digests.get("validation") != identity.data.validation or evaluation["sets"].keys() != validation_rows.keys()
+    ):
         evaluation = None
+    at_ends = {
+        name: EvaluationResult.from_document(saved[name])
+        for name in ("test_before", "forgetting_before")
+        if saved.get(name) and dict(digests.get("sets") or {}) == dict(identity.data.sets)
+    }
     answers = saved.get("samples_before") or {}
     return BeforeTraining(
-        evaluation=evaluation and _known_fields(EvaluationResult, evaluation),
+        evaluation=evaluation and EvaluationResult.from_document(evaluation),
+        at_ends=at_ends,
         answers={prompt: _known_fields(Answer, answer) for prompt, answer in answers.items()},
     )
 

@@ -13,6 +13,7 @@ from sft.common.function_files import function_problem
 from sft.common.hub_names import full_name
 from sft.configuration.checks.contradiction import Contradiction, current_directory, did_you_mean_file
 from sft.configuration.data_sections import SKIP
+from sft.configuration.evaluation_sets import SETS_OF_FILES, files_of_sets
 from sft.configuration.schema import RECORD_FORMATS, DatasetSource, SFTConfig
 
 _LIKE_ACTIONS = {"skip", "drop", "error", "ignore", "keep", "truncate", "remove", "true", "false", "none", "null"}
@@ -39,8 +40,11 @@ def check_data(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction("dataset_revision", "requires dataset_name.")
     elif data.dataset_revision and os.path.isdir(str(data.dataset_name)):
         yield Contradiction("dataset_revision", NO_REVISION.format(name=data.dataset_name))
-    if data.validation_file and data.validation_split:
-        yield Contradiction("validation_split", "conflicts with validation_file; choose one.")
+    if isinstance(data.validation_file, str) and data.validation_split:
+        yield Contradiction(
+            "validation_split",
+            "conflicts with validation_file; choose one, or name the files: validation_file: {name: file}.",
+        )
     if data.split_overlap and data.on_too_long != "split":
         yield Contradiction("split_overlap", "requires on_too_long: split.")
     if data.split_overlap >= data.max_seq_length:
@@ -65,10 +69,11 @@ def _check_files(config: SFTConfig) -> Iterator[Contradiction]:
     if folder and not is_address(folder) and not os.path.exists(folder):
         yield Contradiction("dataset_path", f"no such file or folder: {data.dataset_path!r} {current_directory()}.")
         return
-    for key in ("train_file", "validation_file"):
-        name = getattr(data, key)
-        if name is not None:
-            yield from _check_path(key, name, folder=data.dataset_path)
+    if data.train_file is not None:
+        yield from _check_path("train_file", data.train_file, folder=data.dataset_path)
+    for key in SETS_OF_FILES:
+        for name, file in files_of_sets(getattr(data, key)).items():
+            yield from _check_path(key if name is None else f"{key}.{name}", file, folder=data.dataset_path)
 
 
 def _check_datasets(config: SFTConfig) -> Iterator[Contradiction]:

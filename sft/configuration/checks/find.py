@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sft.configuration.checks.contradiction import Contradiction
 from sft.configuration.checks.data import check_data
+from sft.configuration.checks.evaluation import check_evaluation_sets
 from sft.configuration.checks.model import check_model
 from sft.configuration.checks.packages import check_packages
 from sft.configuration.checks.schedule import check_evaluation_schedule
@@ -23,6 +24,7 @@ def find_contradictions(config: SFTConfig) -> Iterator[Contradiction]:
     yield from check_fsdp(config)
     yield from check_deepspeed(config)
     yield from check_passed_through(config)
+    yield from check_evaluation_sets(config)
     yield from check_evaluation_schedule(config)
     yield from check_logging(config)
     yield from check_packages(config)

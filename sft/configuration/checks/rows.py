@@ -108,7 +108,7 @@ def _check_lengths(config: SFTConfig, report: DataReport, positions: int | None)
     is_set = "max_seq_length" in config.origins
     num_long = train.rows_too_long + train.rows_split + train.rows_shortened
     # Of a stream only the first rows were read.
-    longest = max((split.longest_row for split in report.splits), default=0) if report.is_complete else limit
+    longest = max((split.longest_row for split in report.splits.values()), default=0) if report.is_complete else limit
     if positions is not None and longest > positions:
         found = f"rows have up to {longest:,} tokens, more than the model's {positions:,} positions"
         yield Finding(

@@ -17,6 +17,7 @@ def check_evaluation_schedule(config: SFTConfig) -> Iterator[Contradiction]:
     """Check that there is validation data where a setting needs it, and that steps and strategies agree."""
     training, passed = config.training, config.training.passed_through
     follows_validation = {
+        "early_stopping_patience": training.early_stopping_patience is not None,
         "load_best_model_at_end": training.load_best_model_at_end,
         "save_strategy": passed.saves_best,
         "lr_scheduler_type": training.lr_scheduler_type in NEED_VALIDATION,

@@ -32,7 +32,6 @@ TRACKERS: dict[str, tuple[str, ...]] = {
     "flyte": ("flytekit",),
 }
 """Tracker -> packages, one of which it needs."""
-EVALUATION_METRICS = ("loss", "loss_unweighted", "perplexity", "token_accuracy", "sequence_accuracy")
 _BOUNDS = {
     "adam_beta1": Share,
     "adam_beta2": Share,
@@ -124,10 +123,6 @@ def check_passed_through(config: SFTConfig) -> Iterator[Contradiction]:
     for key in ("torch_compile_backend", "torch_compile_mode"):
         if getattr(passed, key) is not None and not config.training.torch_compile:
             yield Contradiction(key, "requires torch_compile: true or auto.")
-    metric = passed.metric_for_best_model
-    if metric is not None and str(metric).removeprefix("eval_") not in EVALUATION_METRICS:
-        choices = " | ".join(EVALUATION_METRICS)
-        yield Contradiction("metric_for_best_model", f"unknown value {metric!r}; choose {choices}.")
     if passed.dataloader_prefetch_factor is not None and config.training.dataloader_num_workers in (0, AUTO):
         yield Contradiction("dataloader_prefetch_factor", "requires dataloader_num_workers above 0.")
     cache_steps = passed.torch_empty_cache_steps

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from sft.common.errors import DataError
 from sft.common.secrets import hide_addresses
+from sft.configuration.evaluation_sets import SETS_OF_FILES, files_of_sets
 from sft.configuration.schema import DataConfig, DatasetSource
 from sft.data.row_functions import NO_STEPS, RowSteps
 from sft.data.sources.chunks import Chunk, RowBlock
@@ -100,6 +101,8 @@ class OpenedSources:
 
     train: tuple[Source, ...]
     validation: tuple[Source, ...]
+    sets: Mapping[str, Mapping[str | None, Source]] = field(default_factory=dict)
+    """Key (`validation_file`, `test_file`, `forgetting_check`) -> name of each set -> its source."""
     unused: tuple[str, ...] = ()
 
     def with_steps(self, steps: RowSteps) -> "OpenedSources":
@@ -124,13 +127,21 @@ def open_sources(config: DataConfig) -> OpenedSources:
         opened.append(_open(entry, config, finds_validation).with_steps(steps))
     train = tuple(source for one in opened for source in one.train)
     validation = tuple(source for one in opened for source in one.validation)
+    sets = {key: _open_sets(key, config) for key in SETS_OF_FILES}
     if config.validation_file is not None:
-        validation = (replace(_open_validation(config.validation_file, config), steps=_steps(config)),)
+        validation = tuple(sets["validation_file"].values())
     trained = {file for source in train for file in source.files}
     validation = tuple(source for source in validation if config.validation_file or not trained & set(source.files))
-    used = trained | {file for source in validation for file in source.files}
+    of_sets = [source for found in sets.values() for source in found.values()]
+    used = trained | {file for source in (*validation, *of_sets) for file in source.files}
     unused = dict.fromkeys(file for one in opened for file in one.unused if file not in used)
-    return OpenedSources(train=train, validation=validation, unused=tuple(unused))
+    return OpenedSources(train=train, validation=validation, sets=sets, unused=tuple(unused))
+
+
+def _open_sets(key: str, config: DataConfig) -> dict[str | None, Source]:
+    """The sources that one of `SETS_OF_FILES` names, by the names of their sets."""
+    files = files_of_sets(getattr(config, key))
+    return {name: replace(_open_set(key, file, config), steps=_steps(config)) for name, file in files.items()}
 
 
 def _steps(config: DataConfig, entry: DatasetSource | None = None, key: str = "") -> RowSteps:
@@ -154,16 +165,17 @@ def _only_entry(config: DataConfig) -> DatasetSource:
     )
 
 
-def _open_validation(name: str, config: DataConfig) -> Source:
-    """The source that `validation_file` names."""
+def _open_set(key: str, name: str, config: DataConfig) -> Source:
+    """The source of rows to evaluate that a key of the settings names."""
     entry = DatasetSource(path=name, columns=config.dataset_columns)
     folder = data_path(name, config.dataset_path)
     if isinstance(folder, RemoteFile) or not is_saved_dataset(folder):
         return _source(entry, find_files(name, config.dataset_path))
-    splits = load_splits(str(folder), None, None, key="validation_file")
-    split = _split_meant(splits, "validation") or _split_meant(splits, "test")
+    splits = load_splits(str(folder), None, None, key=key)
+    wanted, other = ("test", "validation") if key == "test_file" else ("validation", "test")
+    split = _split_meant(splits, wanted) or _split_meant(splits, other)
     if split is None and len(splits) > 1:
-        raise DataError(f"validation_file: {folder} has no split 'validation'. Splits: {', '.join(splits)}.")
+        raise DataError(f"{key}: {folder} has no split {wanted!r}. Splits: {', '.join(splits)}.")
     split = split or next(iter(splits))
     return _source(replace(entry, path=None, name=str(folder)), split, dataset=splits[split])
 

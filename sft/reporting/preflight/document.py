@@ -10,7 +10,7 @@ from sft.common.data_records import LengthReport, RowPreview, SplitReport
 from sft.common.files import json_safe, write_json
 from sft.common.run_records import BatchPlan
 from sft.reporting.preflight.text import Preflight
-from sft.reporting.summary import pairs_of_locations, plan_document, split_counts
+from sft.reporting.summary import pairs_of_locations, plan_document, set_counts, split_counts
 
 
 def preflight_document(preflight: Preflight) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def preflight_document(preflight: Preflight) -> dict[str, Any]:
         "is_complete": report.is_complete,
         "train": split_counts(train),
         "validation": report.validation and split_counts(report.validation),
+        "sets": set_counts(report),
         "samples": [_sample(preview) for preview in preflight.previews],
         "plan": preflight.plan and _plan(preflight.plan, train, preflight),
         "environment": environment

@@ -81,7 +81,7 @@ def _labelled(label: str, text: str, *, depth: int = 1) -> list[str]:
 def _rows(report: DataReport) -> Iterator[str]:
     if not report.is_complete:
         yield from _labelled("streamed", "these counts cover only the first training rows")
-    for name, split in zip(("train", "validation"), report.splits, strict=False):
+    for name, split in report.splits.items():
         yield from _labelled(
             name, f"{split.rows_read:,} read = {split.rows_used:,} used + {split.num_dropped:,} dropped"
         )
@@ -103,6 +103,13 @@ def _rows(report: DataReport) -> Iterator[str]:
         where = "in the training data" if report.is_complete else "in the first training rows"
         is_shown = report.leakage or not report.is_complete
         yield from _labelled("leakage", f"{text} {where}" if is_shown else text, depth=2)
+    for one in report.sets:
+        leaks = _pairs(one.leakage, one.leakage_examples, "is")
+        if one.kind == "validation":
+            size = f"{one.name}: {counted(one.split.rows_used, 'row')}, {counted(one.split.tokens, 'token')}"
+            yield from _labelled("set", f"{size}; in the training data: {leaks}", depth=2)
+        else:
+            yield from _labelled("leakage", f"{one.title}: {leaks}", depth=2)
 
 
 def _source_text(source: SourceReport) -> str:
@@ -161,18 +168,18 @@ def _supervised(report: DataReport) -> Iterator[str]:
     train = report.train
     share = f"{train.supervised_tokens:,} of {train.tokens:,} ({percent(train.supervised_tokens, train.tokens)})"
     yield from _labelled("tokens", share)
-    for name, split in zip(("weights", "validation"), report.splits, strict=False):
+    for name, split in report.splits.items():
         if split.weights is not None:
-            yield from _labelled(name, weights_text(split.weights, split.rows_used))
+            yield from _labelled("weights" if name == "train" else name, weights_text(split.weights, split.rows_used))
     without = train.rows_used - train.rows_with_trained_end
     missing = f"; the other {without:,} do not teach the model when to stop" if without else ""
     yield from _labelled(
         "end tokens",
         f"trained in {train.rows_with_trained_end:,} of {counted(train.rows_used, 'row')}{missing}",
     )
-    for name, split in zip(("note", "validation"), report.splits, strict=False):
+    for name, split in report.splits.items():
         for note, count in split.notes.items():
-            yield from _labelled(name, note_text(note, count))
+            yield from _labelled("note" if name == "train" else name, note_text(note, count))
 
 
 def _previews(previews: Sequence[RowPreview], colour: bool) -> Iterator[str]:

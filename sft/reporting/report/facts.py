@@ -137,7 +137,7 @@ def find_facts(records: ReportRecords) -> ReportFacts:
 
 
 def _named(data: DataReport) -> Iterator[tuple[str, SplitReport]]:
-    return zip(("training", "validation"), data.splits, strict=False)
+    return (({"train": "training"}.get(name, name), split) for name, split in data.splits.items())
 
 
 def _subtitle(records: ReportRecords) -> str:
@@ -292,8 +292,9 @@ def _rows_table(data: DataReport) -> Table:
     if any(split.weights is not None for _, split in splits):
         texts = (weights_text(split.weights, split.rows_used) if split.weights else "all 1" for _, split in splits)
         rows.append(("weights in the loss", *texts))
-    if data.validation is not None:
-        rows.append(("also in the training data", "", f"{data.leakage:,}"))
+    leaks = {"validation": data.leakage} | {one.title: one.leakage for one in data.sets if one.kind != "validation"}
+    if len(splits) > 1:
+        rows.append(("also in the training data", "", *(f"{leaks[name]:,}" for name, _ in splits[1:])))
     return Table(header=("", *(name for name, _ in splits)), rows=tuple(rows))
 
 

@@ -39,7 +39,7 @@ def describe_run(
         products: data type of matrix multiplications.
         peak_flops: of one device, in FLOP/s; None if unknown.
     """
-    splits = {name: split_counts(split) for name, split in zip(("train", "validation"), report.splits, strict=False)}
+    splits = {name: split_counts(split) for name, split in report.splits.items()}
     description = {
         "configuration": dict(configuration),
         "data": {

@@ -70,9 +70,13 @@ def _findings(report: DataReport, result: TrainingResult | None) -> Iterator[Fin
         verb = "is" if report.leakage == 1 else "are"
         rows = counted(report.leakage, "validation row")
         yield Finding(text=f"{rows} {verb} also in the training data, so validation is too optimistic", is_serious=True)
-    names = ("training", "validation")
-    for name, split in zip(names, report.splits, strict=False):
-        yield from _split_findings(name, split)
+    for one in report.sets:
+        if one.kind == "test" and one.leakage:
+            verb = "is" if one.leakage == 1 else "are"
+            rows = f"{counted(one.leakage, f'{one.title} row')} {verb} also in the training data"
+            yield Finding(text=f"{rows}, so the test is too optimistic", is_serious=True)
+    for name, split in report.splits.items():
+        yield from _split_findings({"train": "training"}.get(name, name), split)
     validation = report.validation
     if validation is not None and validation.is_too_small_to_judge:
         yield Finding(text=f"only {counted(validation.rows_used, 'validation row')}, too few to judge by")
