@@ -127,6 +127,8 @@ def _coerce_union(annotation: Any, node: yaml.Node) -> Any:
     ordered = sorted((choice for choice in choices if choice is not type(None)), key=_is_text)
     if isinstance(node, yaml.ScalarNode) and str in choices:
         ordered = [choice for choice in ordered if get_origin(choice) is not list]
+    if isinstance(node, yaml.ScalarNode) and any(_is_text(choice) for choice in ordered):
+        ordered = [choice for choice in ordered if get_origin(choice) is not dict]
     if isinstance(node, yaml.MappingNode) and any(get_origin(choice) is dict for choice in ordered):
         ordered = [choice for choice in ordered if get_origin(choice) is dict]
     errors = []

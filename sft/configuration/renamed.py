@@ -63,7 +63,6 @@ WITHOUT_EFFECT: dict[str, str] = {
 }
 """Keys that are ignored with a notice, because what they ask for happens anyway or no longer exists."""
 
-_NO_EARLY_STOPPING = "there is no early stopping; use load_best_model_at_end: true, which ends with the best checkpoint"
 MANAGED: dict[str, str] = {
     "remove_unused_columns": "batches contain exactly the columns that the model uses",
     "label_names": "labels are made from the chat template",
@@ -103,9 +102,6 @@ MANAGED: dict[str, str] = {
     "include_num_input_tokens_seen": "tokens are always counted",
     "enable_jit_checkpoint": "a checkpoint is always saved when the run is interrupted",
     "eval_on_start": "a run always evaluates before training",
-    "early_stopping": _NO_EARLY_STOPPING,
-    "early_stopping_patience": _NO_EARLY_STOPPING,
-    "early_stopping_threshold": _NO_EARLY_STOPPING,
     "assistant_only_loss": "only assistant messages of a conversation are trained",
     "completion_only_loss": "only the completion of a prompt is trained",
     "train_on_inputs": "prompts are never trained; the format text trains all tokens",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from sft.common.data_records import DataReport, SplitReport
 from sft.common.machine_records import ComputeEnvironment
-from sft.common.run_records import BatchPlan, EvaluationResult, ModelFootprint, Precision, SampleAnswer, TrainingResult
+from sft.common.run_records import BatchPlan, EvaluationResult, ModelFootprint, Precision, SampleAnswer
 from sft.common.text import change_text, counted, first_of, note_text, percent, printable, share_text
 from sft.common.weight_records import WeightReport
 from sft.configuration.schema import QuantizationConfig
@@ -180,8 +181,19 @@ def evaluation_line(step: int, logs: Mapping[str, float], before: Mapping[str, f
     tokens, answers = share_text(logs["eval_token_accuracy"]), share_text(logs["eval_sequence_accuracy"])
     return (
         f"  validation at step {step}: loss {logs['eval_loss']:.4f}{change}, perplexity {logs['eval_perplexity']:.2f}, "
-        f"token accuracy {tokens}, sequence accuracy {answers}{_experts_text(logs)}"
+        f"token accuracy {tokens}, sequence accuracy {answers}{_experts_text(logs)}{_sets_text(logs)}"
     )
+
+
+def set_names_in(logs: Mapping[str, float]) -> list[str]:
+    """Names of the validation sets that an evaluation logged."""
+    return [name[len("eval_") : -len("_perplexity")] for name in logs if re.fullmatch("eval_.+_perplexity", name)]
+
+
+def _sets_text(logs: Mapping[str, float]) -> str:
+    """The loss of each named set; empty without any."""
+    losses = [f"{name} {logs[f'eval_{name}_loss']:.4f}" for name in set_names_in(logs)]
+    return f"; loss by set: {', '.join(losses)}" if losses else ""
 
 
 def _experts_text(logs: Mapping[str, float]) -> str:
@@ -228,19 +240,29 @@ def evaluation_rows(logs: Mapping[str, float], before: Mapping[str, float] | Non
         ("token accuracy", "eval_token_accuracy", share_text, change_text),
         ("sequence accuracy", "eval_sequence_accuracy", share_text, change_text),
     )
+    loss = shown[0][2:]
+    of_sets = [(f"loss of {name}", f"eval_{name}_loss", *loss) for name in set_names_in(logs)]
     return [
         [name, form(logs[key]), *([form_of_change(logs[key] - before[key])] if before else [])]
-        for name, key, form, form_of_change in shown
+        for name, key, form, form_of_change in (*shown, *of_sets)
         if key in logs
     ]
 
 
-def before_and_after_rows(result: TrainingResult) -> list[list[str]]:
-    """The evaluations before and after training, side by side: a header and rows; empty if there are none."""
-    rows = _validation_rows(result.eval_before, result.eval_after)
+def before_and_after_rows(
+    before: EvaluationResult | None,
+    after: EvaluationResult | None,
+    at_ends: Mapping[str, EvaluationResult] | None = None,
+) -> list[list[str]]:
+    """The evaluations before and after training, side by side: a header and rows; empty if there are none.
+
+    Args:
+        before, after: of the validation data.
+        at_ends: `TrainingResult.at_ends`.
+    """
+    rows = _validation_rows(before, after)
     for kind in ("test", "forgetting"):
-        before, after = (result.at_ends.get(f"{kind}_{when}") for when in ("before", "after"))
-        rows += _set_rows(kind, before, after)
+        rows += _set_rows(kind, *((at_ends or {}).get(f"{kind}_{when}") for when in ("before", "after")))
     return [["", "before", "after"], *rows] if rows else []
 
 

@@ -288,7 +288,10 @@ def _log_result(trainer: Any, result: TrainingResult, status: int) -> None:
     output = Path(config.training.output_dir)
     for line in [*sample_lines(result.samples), ""]:
         logger.info(line)
-    table, terminal = before_and_after_rows(result), open_live_line(sys.stdout)
+    table, terminal = (
+        before_and_after_rows(result.eval_before, result.eval_after, result.at_ends),
+        open_live_line(sys.stdout),
+    )
     drawn = terminal.table("validation", table[0], table[1:]) if table and terminal is not None else None
     log_drawn(logger, before_and_after_lines(table), drawn)
     steps = result.steps - trainer.setup.first_step  # the seconds are those since a resume

@@ -52,7 +52,8 @@ OPTIMIZER = flat_keys()["optim"].default
         ("dataset_config_name: main\n", ":3: dataset_config_name: requires dataset_name."),
         (
             "validation_split: 0.1\nvalidation_file: train.jsonl\n",
-            ":3: validation_split: conflicts with validation_file; choose one.",
+            ":3: validation_split: conflicts with validation_file; choose one, or name the files: "
+            "validation_file: {name: file}.",
         ),
         ("warmup_steps: 1\nwarmup_ratio: 0.1\n", ":4: warmup_ratio: conflicts with warmup_steps; choose one."),
         ("optim: adamw_torh\n", ":3: optim: unknown value 'adamw_torh'. Did you mean 'adamw_torch'?"),
@@ -91,7 +92,7 @@ OPTIMIZER = flat_keys()["optim"].default
         (
             "metric_for_best_model: eval_los\n",
             ":3: metric_for_best_model: unknown value 'eval_los'; "
-            "choose loss | loss_unweighted | perplexity | token_accuracy | sequence_accuracy.",
+            "choose loss | loss_unweighted | perplexity | token_accuracy | sequence_accuracy. Did you mean 'loss'?",
         ),
         ("dataloader_prefetch_factor: 2\n", ":3: dataloader_prefetch_factor: requires dataloader_num_workers above 0."),
         ("torch_empty_cache_steps: 0\n", ":3: torch_empty_cache_steps: must be a positive integer or null, but is 0."),

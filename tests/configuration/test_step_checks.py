@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sft.configuration.checks.steps import RunLength, check_steps, find_early_problems
-from tests.support.configurations import VALIDATED, load, problems_of
+from tests.support.configurations import VALIDATED, load
 
 STOPS, NOTE = True, False
 
@@ -151,9 +151,3 @@ def test_a_length_that_is_a_setting_is_checked_before_data_is_read(text, keys):
 )
 def test_notices_of_a_schedule(text, notice):
     assert load(text).notices == (notice,)
-
-
-@pytest.mark.parametrize("key", ["early_stopping", "early_stopping_patience", "early_stopping_threshold"])
-def test_early_stopping_is_refused_with_what_there_is_instead(key):
-    (problem,) = problems_of(f"{key}: 3\n")
-    assert "load_best_model_at_end" in problem

@@ -12,6 +12,7 @@ NOT_DECIDING = {
     "common/did_you_mean.py": "completes error messages",
     "common/errors.py": "exceptions",
     "common/files.py": "writes files to disk",
+    "configuration/evaluation_sets.py": "names of evaluation sets, and the keys that give them",
     "common/function_files.py": "which files belong to the user's functions, whose digest the key contains",
     "common/hub_errors.py": "words of error messages",
     "common/hub_names.py": "words of error messages",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sft.common.data_records import DataReport, LengthReport, SplitReport
-from sft.common.run_records import EvaluationResult
-from sft.common.text import counted, percent, share_text, size
+from sft.common.text import counted, percent, size
 from sft.reporting.log_lines import batch_text, weights_text
 from sft.reporting.report.curves import Curve, find_curves
+from sft.reporting.report.evaluation_tables import experts_table, scores_table, sets_table
 from sft.reporting.report.records import (
     COMPLETED,
     FAILED,
@@ -18,9 +18,9 @@ from sft.reporting.report.records import (
     RUNNING,
     AnsweredPrompt,
     ReportRecords,
-    best_evaluation,
     is_number,
 )
+from sft.reporting.report.tables import Table
 from sft.reporting.report.usage import reproduce_commands, use_note, use_program
 from sft.reporting.report.verdicts.find import find_verdicts
 from sft.reporting.report.verdicts.verdict import BAD, GOOD, UNKNOWN, WARN, Verdict
@@ -28,19 +28,6 @@ from sft.reporting.report.verdicts.verdict import BAD, GOOD, UNKNOWN, WARN, Verd
 SHOWN_PROMPTS = 12
 STATUS_WORDS = {RUNNING: "running", COMPLETED: "completed", INTERRUPTED: "stopped", FAILED: "failed"}
 STATUS_STATES = {RUNNING: UNKNOWN, COMPLETED: GOOD, INTERRUPTED: WARN, FAILED: BAD}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
-    """Rows of text under a header; the first column labels the others."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    @property
-    def has_header(self) -> bool:
-        """Whether the header says more than that there is a value."""
-        return any(self.header) and self.header != ("", "value")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +59,8 @@ class ReportFacts:
     verdicts: tuple[Verdict, ...]
     scores: Table | None
     """Evaluations side by side; None where there is none."""
+    sets: Table | None
+    """Single evaluation sets before and after training; None where there are none with a name."""
     training: Table
     curves: tuple[Curve, ...]
     experts: Table | None
@@ -111,10 +100,11 @@ def find_facts(records: ReportRecords) -> ReportFacts:
         written_at=records.written_at,
         headline=_headline(records, verdicts),
         verdicts=verdicts,
-        scores=_scores(records),
+        scores=scores_table(records),
+        sets=sets_table(records),
         training=Table(header=("", "value"), rows=tuple(_training_rows(records))),
         curves=find_curves(records.events),
-        experts=_experts_table(records),
+        experts=experts_table(records),
         prompts=records.prompts[:SHOWN_PROMPTS],
         num_prompts=len(records.prompts),
         rows=_rows_table(data),
@@ -166,64 +156,6 @@ def _headline(records: ReportRecords, verdicts: tuple[Verdict, ...]) -> str:
     if records.is_running and not wrong:
         rest = "No problems so far."
     return f"{words[records.status]} {learned} {rest}"
-
-
-def _scores(records: ReportRecords) -> Table | None:
-    evaluations = [event for event in records.evaluations if is_number(event["eval_loss"])]
-    columns: list[tuple[str, Mapping[str, Any]]] = []
-    result = records.result
-    if result is not None and result.eval_before is not None:
-        columns.append(("before", _as_event(result.eval_before)))
-    elif evaluations and evaluations[0]["step"] == 0:
-        columns.append(("before", evaluations[0]))
-    best = best_evaluation(evaluations)
-    if best is not None and 0 < best["step"] < evaluations[-1]["step"]:
-        columns.append((f"best (step {best['step']:,})", best))
-    if result is not None and result.eval_after is not None:
-        columns.append(("after", _as_event(result.eval_after)))
-    elif evaluations and evaluations[-1]["step"] > 0:
-        columns.append((f"last (step {evaluations[-1]['step']:,})", evaluations[-1]))
-    if not columns:
-        return None
-    kinds = (
-        ("validation loss", "eval_loss", "{:.4f}".format),
-        ("validation loss, unweighted", "eval_loss_unweighted", "{:.4f}".format),
-        ("perplexity", "eval_perplexity", "{:,.2f}".format),
-        ("token accuracy", "eval_token_accuracy", share_text),
-        ("sequence accuracy", "eval_sequence_accuracy", share_text),
-    )
-    present = [kind for kind in kinds if kind[1] != "eval_loss_unweighted" or any(kind[1] in e for _, e in columns)]
-    rows = tuple((name, *(_figure(event.get(key), form) for _, event in columns)) for name, key, form in present)
-    return Table(header=("", *(name for name, _ in columns)), rows=rows)
-
-
-def _experts_table(records: ReportRecords) -> Table | None:
-    layers: Sequence[Mapping[str, Any]] = next(
-        (event["eval_expert_load"] for event in reversed(records.evaluations) if event.get("eval_expert_load")), ()
-    )
-    if not layers:
-        return None
-    rows = (
-        (
-            str(layer["layer"]),
-            share_text(layer["max_share"]),
-            share_text(layer["min_share"]),
-            share_text(1 / layer["experts"]),
-            f"{layer['dead']:,} of {layer['experts']:,}",
-        )
-        for layer in layers
-    )
-    return Table(header=("layer", "most chosen", "least chosen", "if even", "never chosen"), rows=tuple(rows))
-
-
-def _as_event(result: EvaluationResult) -> dict[str, float]:
-    return {f"eval_{name}": value for name, value in result.scores().items()}
-
-
-def _figure(value: Any, form: Callable[[float], str]) -> str:
-    if not is_number(value):
-        return "NaN or inf"
-    return form(value) if abs(value) < 1e8 else f"{value:.1e}"
 
 
 def _training_rows(records: ReportRecords) -> Iterator[tuple[str, str]]:

@@ -53,7 +53,7 @@ def tracked(logs: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _by_kind(name: str) -> str:
-    if name.startswith(("eval_", "test_")):
+    if name.startswith(("eval_", "test_", "forgetting_")):
         group, _, rest = name.partition("_")
         return f"{group}/{rest}"
     if name.endswith("_per_second"):

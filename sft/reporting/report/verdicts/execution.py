@@ -28,6 +28,8 @@ def completion_verdict(records: ReportRecords) -> Verdict:
         resume = f" It can be resumed from {saved}." if saved else ""
         by = f" by {records.ended_by}" if records.ended_by else ""
         state, sentence = WARN, f"No. It was stopped{by} at step {records.step:,}.{resume}"
+    elif records.result is not None and records.result.early_stop is not None:
+        state, sentence = GOOD, f"It was {records.result.early_stop}."
     elif records.step < total:
         state, sentence = WARN, "No. It ended before the last planned step."
     else:

@@ -10,6 +10,7 @@ from sft.reporting.report.verdicts.execution import (
     hardware_verdict,
     skipped_steps_verdict,
 )
+from sft.reporting.report.verdicts.forgetting import forgetting_verdict
 from sft.reporting.report.verdicts.learning import duration_verdict, learning_verdict, overfitting_verdict
 from sft.reporting.report.verdicts.verdict import Verdict
 
@@ -19,6 +20,7 @@ def find_verdicts(records: ReportRecords) -> tuple[Verdict, ...]:
     found = [
         learning_verdict(records),
         overfitting_verdict(records),
+        forgetting_verdict(records),
         completion_verdict(records),
         duration_verdict(records),
         data_verdict(records),
