@@ -292,6 +292,8 @@ def test_a_batch_of_fillers_has_zero_loss_and_zero_gradients(collator):
         "supervised": 0,
         "computed": batch["input_ids"].numel(),
         "squares": 0,
+        "weight": 0,
+        "weighted_rows": 0,
     }
     with isolated_documents(model, layout.attention):
         layout.output.loss_sum(model, model_inputs(batch), batch).backward()
