@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sft.common.data_records import TrainingData
 from sft.common.errors import ConfigError
+from sft.common.training_data import TrainingData
 from sft.configuration.schema import DataConfig
 from sft.data.counts import count_data, locate_row
 from sft.data.examples import preview_rows, select_sample_prompts
@@ -17,7 +17,7 @@ from sft.data.mixtures import rows_of_epoch
 from sft.data.preparation import SourcePreparation
 from sft.data.prepared import PreparedSource
 from sft.data.sources.load import open_sources
-from sft.data.splits import prepare_sets, prepare_splits
+from sft.data.splits import prepare_splits, rows_of_kind
 from sft.data.streaming import open_stream
 from sft.prompting.formats import RecordFormat
 from sft.prompting.rendering import known_end_tokens
@@ -67,27 +67,19 @@ def prepare_data(
         logger.info("Not read: %s%s.", ", ".join(sources.unused[:5]), more)
 
     preparation = SourcePreparation(config, tokenizer, on_progress)
-    train, validation, named = prepare_splits(preparation, sources, seed)
-    tests, forgetting = (
-        {name or kind: split for name, split in prepare_sets(preparation, kind, sources.sets[key]).items()}
-        for key, kind in (("test_file", "test"), ("forgetting_check", "forgetting"))
-    )
+    train, validation, sets = prepare_splits(preparation, sources, seed)
     _log_settings_without_effect(config, [source.record_format for source in train.prepared])
     all_exhausted = config.datasets_stop == "all_exhausted"
     epoch_rows = train.rows if config.streaming else rows_of_epoch(train, seed, all_exhausted=all_exhausted)
-    kinds = {"validation": named, "test": tests, "forgetting": forgetting}
-    sets = {(kind, name): split for kind, splits in kinds.items() for name, split in splits.items()}
     report = count_data(train, epoch_rows, validation, sets)
-    stream = None
-    if config.streaming:
-        stream = open_stream(preparation, train, seed=seed if order_seed is None else order_seed).read
-
+    stream_seed = seed if order_seed is None else order_seed
+    stream = open_stream(preparation, train, seed=stream_seed).read if config.streaming else None
     return TrainingData(
         train=epoch_rows,
         validation=None if validation is None else validation.rows,
-        validation_sets={name: split.rows for name, split in named.items()},
-        test_sets={name: split.rows for name, split in tests.items()},
-        forgetting_sets={name: split.rows for name, split in forgetting.items()},
+        validation_sets=rows_of_kind("validation", sets),
+        test_sets=rows_of_kind("test", sets),
+        forgetting_sets=rows_of_kind("forgetting", sets),
         is_chat=any(_has_chats(source, tokenizer) for source in train.prepared),
         report=replace(report, is_complete=not config.streaming),
         sample_prompts=select_sample_prompts(sample_prompts, preparation, train, validation),

@@ -27,7 +27,8 @@ from torch.utils.data import Dataset as TorchDataset
 from sft.batching.prefixes import cut_into_pieces, find_owners
 from sft.batching.targets import target_positions, target_tokens, weigh_targets
 from sft.batching.token_weights import token_weights
-from sft.common.data_records import IGNORED, RowDataset
+from sft.common.data_records import IGNORED
+from sft.common.training_data import RowDataset
 
 Row = Mapping[str, Any]
 """`input_ids` and `labels`, integers `[T]` each, and `weights`, float32 `[T]`, where it has any in the loss; in a

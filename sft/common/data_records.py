@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from sft.common.given_tokens import GivenTokens
-from sft.common.shown_rows import SamplePrompt, Segment
+from sft.common.shown_rows import Segment
 from sft.common.weight_records import LossWeights, WeightReport
-
-if TYPE_CHECKING:  # the annotations below cost nothing at run time: floor 0 imports neither library
-    import numpy as np
 
 IGNORED = -100
 """Label of tokens that are excluded from the loss, as in torch and transformers."""
@@ -323,45 +320,3 @@ class RowPreview:
     changes: tuple[str, ...] = ()
     """What was changed of the row. A row that is split is shown whole."""
     problem: RowProblem | None = None
-
-
-class RowDataset(Protocol):
-    """Prepared rows, by index."""
-
-    @property
-    def lengths(self) -> "np.ndarray":
-        """Tokens of each row, int64 `[num_rows]`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> "Mapping[str, np.ndarray]": ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingData:
-    """Input of the trainer. A row of both datasets is `{"input_ids": ..., "labels": ...}`, int32 `[T]` each."""
-
-    train: "RowDataset"
-    """With a `stream`, only the rows that were examined in advance."""
-    validation: "RowDataset | None"
-    report: DataReport
-    validation_sets: "Mapping[str, RowDataset]" = field(default_factory=dict)
-    """The rows of `validation` by their sets, in the same order; empty where the only set has no name."""
-    test_sets: "Mapping[str, RowDataset]" = field(default_factory=dict)
-    """By name; that of a set without a name is `test`."""
-    forgetting_sets: "Mapping[str, RowDataset]" = field(default_factory=dict)
-    """By name; that of a set without a name is `forgetting`."""
-    is_chat: bool = True
-    """Whether any training row is a conversation; otherwise all are plain texts."""
-    sample_prompts: tuple[SamplePrompt, ...] = ()
-    previews: tuple[RowPreview, ...] = ()
-    stream: "Callable[[int, Callable[[np.ndarray], np.ndarray]], Iterator[Any]] | None" = None
-    """Training rows from a slot on, for the slots that a function selects, prepared on the fly."""
-
-    locate_row: "Callable[[int], str] | None" = None
-    """Origin of a training row as `file:line`, by its index in `train`."""
-
-    @property
-    def num_train_rows(self) -> int | None:
-        """Rows per epoch; None for a stream."""
-        return None if self.stream is not None else len(self.train)

@@ -333,9 +333,7 @@ def _command_line_node(key: str, values: Sequence[str]) -> tuple[yaml.Node | Non
             _text_node(value) if is_text else _yaml_node(value) for value, is_text in zip(values, as_text, strict=True)
         ]
         return yaml.SequenceNode("tag:yaml.org,2002:seq", items), ""
-    is_mapping = any(get_origin(choice) is dict for choice in choices)
-    # The name of a file may contain any character: only braces make it a mapping of names to files.
-    structured = is_free or (is_mapping and (str not in choices or values[0].startswith("{")))
+    structured = is_free or (takes_mapping(key) and (str not in choices or values[0].startswith("{")))
     if structured or (list_types and values[0].startswith("[")) or (is_records and values[0].startswith("{")):
         return _yaml_node(values[0]), ""
     return _text_node(values[0]), ""

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from sft.common.errors import DataError
-from sft.configuration.evaluation_sets import HELD_OUT
+from sft.configuration.evaluation_sets import HELD_OUT, UNNAMED
 from sft.data.preparation import SourcePreparation
 from sft.data.prepared import PreparedSource, Split
 from sft.data.sources.load import OpenedSources, Source
@@ -18,8 +18,10 @@ from sft.data.store import PreparedRows
 
 def prepare_splits(
     preparation: SourcePreparation, sources: OpenedSources, seed: int
-) -> tuple[Split, Split | None, dict[str, Split]]:
-    """Prepare the training rows and the validation rows, if there are any, and the named sets of validation rows.
+) -> tuple[Split, Split | None, dict[tuple[str, str], Split]]:
+    """Prepare the training rows, the validation rows, if there are any, and each set of rows to evaluate.
+
+    The sets by kind and name: named sets of validation rows, test sets, and those of the forgetting check.
 
     Args:
         preparation: Prepares each source. With `streaming`, it prepares the first rows of training sources only.
@@ -32,31 +34,32 @@ def prepare_splits(
     config = preparation.config
     prepare_train = preparation.prepare_sample if config.streaming else partial(preparation.prepare, "train")
     train = _as_split(sources.train, [prepare_train(source) for source in sources.train])
-    parts = prepare_sets(preparation, "validation", sources.sets["validation_file"])
+    parts = _prepared_sets(preparation, "validation_file", sources)
     if not parts and sources.validation:
         parts[None] = _prepared(preparation, "validation", sources.validation)
     if config.validation_split is not None and len(train.rows):
         kept, held_out = _split_off(train.rows, config.validation_split, seed, train.prepared[0].files[0])
         parts[HELD_OUT if parts else None] = replace(train, rows=held_out, num_own=0)
         train = replace(train, rows=kept)
-    named = {name: split for name, split in parts.items() if name is not None}
-    return train, _joined(list(parts.values())) if parts else None, named
+    sets = {("validation", name): split for name, split in parts.items() if name is not None}
+    for key in ("test_file", "forgetting_check"):
+        found = _prepared_sets(preparation, key, sources)
+        sets |= {(UNNAMED[key], name or UNNAMED[key]): split for name, split in found.items()}
+    return train, _joined(list(parts.values())) if parts else None, sets
 
 
-def prepare_sets(
-    preparation: SourcePreparation, kind: str, sources: Mapping[str | None, Source]
-) -> dict[str | None, Split]:
-    """Prepare sets of rows to evaluate, by name.
-
-    Args:
-        preparation: Prepares each source.
-        kind: Of the sets, for messages.
-        sources: By the names of the sets.
-    """
+def _prepared_sets(preparation: SourcePreparation, key: str, sources: OpenedSources) -> dict[str | None, Split]:
+    """The sets that a key of the settings names, by name; None for a single file."""
+    kind = UNNAMED[key]
     return {
         name: _prepared(preparation, kind if name is None else f"{kind} {name}", (source,))
-        for name, source in sources.items()
+        for name, source in sources.sets[key].items()
     }
+
+
+def rows_of_kind(kind: str, sets: Mapping[tuple[str, str], Split]) -> dict[str, PreparedRows]:
+    """The rows of the sets of a kind, by name."""
+    return {name: split.rows for (of_set, name), split in sets.items() if of_set == kind}
 
 
 def _prepared(preparation: SourcePreparation, kind: str, sources: tuple[Source, ...]) -> Split:

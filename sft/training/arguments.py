@@ -128,8 +128,17 @@ GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 
 def compile_options(config: TrainingConfig) -> dict[str, Any]:
-    """Options of `torch.compile` for the layers."""
+    """Options of `torch.compile` for the layers.
+
+    Raises:
+        ConfigError: if CUDA graphs are asked for where this torch overwrites what checkpointed layers recompute.
+    """
     passed = config.passed_through
+    if replays_graphs(config) and config.gradient_checkpointing and torch.__version__ < "2.13":
+        raise ConfigError(
+            f"torch_compile_mode: {passed.torch_compile_mode} captures CUDA graphs, which torch {torch.__version__} "
+            "cannot combine with gradient_checkpointing. Install torch 2.13, or remove one of them."
+        )
     given = {"backend": passed.torch_compile_backend, "mode": passed.torch_compile_mode}
     return {option: value for option, value in given.items() if value is not None}
 

@@ -13,11 +13,11 @@ from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.batching.packing import plan_packs
 from sft.batching.plan import resolve_batch_plan
 from sft.checkpointing.resume_point import ResumePoint
-from sft.common.data_records import RowDataset, TrainingData
 from sft.common.errors import ConfigError, MemoryShortage
 from sft.common.machine_records import MemoryLimits
 from sft.common.run_records import BatchPlan, DistributedContext, PackPattern
 from sft.common.text import size
+from sft.common.training_data import RowDataset, TrainingData
 from sft.configuration.batch_sizes import AUTO, with_accumulation
 from sft.configuration.schema import SFTConfig, TrainingConfig
 from sft.processes.agreement import agree_on_smallest

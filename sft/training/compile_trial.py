@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from sft.checkpointing.resume_point import ResumePoint
-from sft.common.data_records import RowDataset, TrainingData
 from sft.common.device_errors import is_out_of_memory, reraise_device_error
 from sft.common.errors import one_line
 from sft.common.run_records import BatchPlan, DistributedContext
+from sft.common.training_data import RowDataset, TrainingData
 from sft.configuration.schema import SFTConfig
 from sft.modeling.compiling import compile_layers, uncompile_layers
 from sft.modeling.document_attention import NAME as DOCUMENTS

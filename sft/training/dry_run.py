@@ -15,10 +15,10 @@ from sft.batching.advice import advise
 from sft.batching.kernels import kernel_bytes
 from sft.batching.memory import MemoryFacts, estimate_memory
 from sft.checkpointing.own_paths import DRY_RUN_FILE
-from sft.common.data_records import TrainingData
 from sft.common.errors import ConfigError, DataError
 from sft.common.machine_records import Environment, MemoryAdvice, MemoryEstimate, MemoryLimits
 from sft.common.run_records import BatchPlan, DistributedContext
+from sft.common.training_data import TrainingData
 from sft.configuration.checks.schedule import NEED_VALIDATION
 from sft.configuration.command_line import DEFAULT_ROWS
 from sft.configuration.schema import SFTConfig

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sft.batching.layout import model_inputs
-from sft.common.data_records import RowDataset
+from sft.common.training_data import RowDataset
 from sft.configuration.evaluation_sets import UNNAMED
 from sft.modeling.document_attention import isolated_documents
 from sft.modeling.evaluation_sums import EvaluationSums

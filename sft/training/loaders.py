@@ -12,8 +12,8 @@ from sft.batching.layout import SupervisedRows
 from sft.batching.order import PackedBatchSampler, RankBatchSampler
 from sft.batching.packing import PackPlan
 from sft.batching.stream import MicroBatchStream
-from sft.common.data_records import RowDataset
 from sft.common.run_records import DistributedContext
+from sft.common.training_data import RowDataset
 from sft.processes.environment import tokenize_in_one_thread
 from sft.training.run_setup import RunSetup
 

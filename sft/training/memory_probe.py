@@ -19,8 +19,8 @@ from sft.batching.layout import FlatCollator, model_inputs
 from sft.batching.optimizer_state import optimizer_bytes
 from sft.batching.packing import PackPlan
 from sft.batching.transfer import to_device
-from sft.common.data_records import RowDataset
 from sft.common.run_records import Precision
+from sft.common.training_data import RowDataset
 from sft.modeling.document_attention import isolated_documents
 from sft.modeling.gradient_checkpointing import gradient_checkpointing_enabled
 from sft.modeling.random_state import RandomState

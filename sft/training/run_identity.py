@@ -10,12 +10,12 @@ from typing import Any, cast
 
 from sft.checkpointing.checkpoints import check_same_run, check_steps_are_left
 from sft.checkpointing.resume_point import ResumePoint
-from sft.common.data_records import TrainingData
 from sft.common.files import json_safe
 from sft.common.machine_records import ComputeEnvironment
 from sft.common.run_records import Answer, BatchPlan, EvaluationResult, Precision
 from sft.common.secrets import hide_value
 from sft.common.text import printable
+from sft.common.training_data import TrainingData
 from sft.configuration.batch_sizes import AUTO
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_sha256, config_values

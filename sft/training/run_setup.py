@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from sft.checkpointing.output_lock import OutputLock
 from sft.checkpointing.resume_point import ResumePoint
-from sft.common.data_records import TrainingData
 from sft.common.machine_records import MemoryLimits
 from sft.common.run_records import BatchPlan, DistributedContext
+from sft.common.training_data import TrainingData
 from sft.configuration.schema import SFTConfig
 from sft.training.prepared_model import PreparedModel
 from sft.training.run_identity import RunIdentity

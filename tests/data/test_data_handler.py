@@ -72,7 +72,7 @@ def _prompted(tokenizer, dataset):
 
 
 def _assert_counted(report):
-    for split in report.splits:
+    for split in report.splits.values():
         assert split.rows_read == split.rows_used + sum(split.rows_dropped.values())
         assert split.rows_read == sum(source.rows_read for source in split.sources)
         assert split.rows_used == sum(source.rows_used for source in split.sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 PACKED = {"packing": True, "per_device_train_batch_size": 2}
 
@@ -54,6 +55,10 @@ def test_auto_tries_compiled_layers_and_keeps_its_decision(run_fake, tmp_path, p
 def test_graphs_of_compiled_layers_are_captured_once_and_replayed(run_fake, settings):
     compiled = PACKED | {"torch_compile": True, "torch_compile_mode": "reduce-overhead"}
     run = run_fake(max_steps=10, num_train_epochs=None, save_strategy="no", **compiled, **settings)
+    if settings.get("gradient_checkpointing") and torch.__version__ < "2.13":
+        assert run.status == 2
+        assert "torch_compile_mode: reduce-overhead captures CUDA graphs" in run.text
+        return
     assert run.status == 0, run.text
     record = run.records[0]
     assert record["graph_breaks"] == {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sft.batching.plan import resolve_batch_plan
-from sft.common.data_records import TrainingData
 from sft.common.machine_records import MemoryLimits
 from sft.common.run_records import DistributedContext, Precision
+from sft.common.training_data import TrainingData
 from sft.configuration.schema import (
     DataConfig,
     DistributedConfig,

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from config_manager import load_config
-from sft.common.data_records import TrainingData
 from sft.common.run_records import BatchPlan, DistributedContext
+from sft.common.training_data import TrainingData
 from sft.configuration.values import config_sha256, config_values
 from sft.modeling.footprint import footprint
 from sft.reporting.environment import compute_environment
