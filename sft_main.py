@@ -24,8 +24,8 @@ from sft.common.files import long_names_refused
 from sft.common.standard_streams import continue_without_output, write_product
 from sft.configuration.checks.machine import find_machine_notices, find_machine_problems
 from sft.configuration.checks.steps import find_early_problems
-from sft.configuration.command_line import Command, InitOptions, read_command, read_init
-from sft.configuration.help import format_help
+from sft.configuration.command_line import Command, InitOptions, read_command, read_help, read_init
+from sft.configuration.help import format_help, format_key_help
 from sft.configuration.schema import SFTConfig
 from sft.configuration.values import config_with_origins
 from sft.processes.environment import exit_with_launcher, is_launched, rank_of_this_process
@@ -60,13 +60,15 @@ USAGE = """\
 usage: python sft_main.py --config_file FILE [--key value ...]
        python sft_main.py --config_file FILE --dry_run [--show_rows 3,17] [--key value ...]
        python sft_main.py --config_file FILE --print_config [--key value ...]
+       python sft_main.py --help [KEY ...]
        python sft_main.py --init [FILE] [--model NAME] [--data FILE] [--gpus N] [--method full|lora|qlora]
        ./launch_training.sh --config FILE [--gpus N] [--nodes N --node_rank R --rendezvous HOST:PORT] [--key value ...]
 
 --dry_run does everything up to the first step, shows the rows that would be trained on, and writes preflight.json to
 output_dir; exit status 0 if a run could start, 2 with the reasons if not. --show_rows selects the rows that it shows.
 --init writes a first configuration for your model, data and machine, with the reason for each value; it asks for what
-is not given. --print_config prints every setting in force and where it comes from, and exits.
+is not given. --print_config prints every setting in force and where it comes from, and exits. --help KEY prints one key
+with the reason for its default.
 --max_restarts N restarts the processes from the newest checkpoint if one of them dies; --log_dir DIR writes one log
 file for each rank; --nodes, --node_rank and --rendezvous HOST:PORT connect several machines.
 
@@ -83,8 +85,9 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns 0, 2 for a user's error, or 128 + the number of the signal that ended it."""
     configure_logging()
     try:
-        if not arguments or "--help" in arguments or "-h" in arguments:
-            write_product(f"{USAGE}\n{format_help()}\n")
+        asked = read_help(arguments)
+        if asked is not None or not arguments:
+            write_product(f"{format_key_help(asked)}\n" if asked else f"{USAGE}\n{format_help()}\n")
             return 0 if arguments else 2
         if (options := read_init(arguments)) is not None:
             return _start(options)

@@ -230,7 +230,7 @@ class ConfigBuilder:
             if key in MANAGED:
                 self._report(setting, f"cannot be set: {MANAGED[key]}")
             elif field is None:
-                self.problems.append(f"{setting.origin}: unknown key {key!r}.{_suggestion(key)}")
+                self.problems.append(f"{setting.origin}: unknown key {key!r}.{suggestion(key)}")
                 self.failed.update(_list_of_records(key))
             else:
                 self.origins[key] = setting.origin
@@ -276,7 +276,7 @@ def _suggestion_among(name: str, allowed: Sequence[str]) -> str:
     return did_you_mean(name, allowed) or f" Allowed: {', '.join(allowed)}."
 
 
-def _suggestion(key: str) -> str:
+def suggestion(key: str) -> str:
     """Suggest what an unknown key was meant to be."""
     if not training_arguments_fields():
         return " transformers is not installed, so its keys are unknown: pip install -r requirements.txt."

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -153,6 +154,16 @@ def read_command(arguments: Sequence[str]) -> Command:
         launch=_launch_options(given),
         to_repeat=_command_to_repeat(arguments),
     )
+
+
+def read_help(arguments: Sequence[str]) -> list[str] | None:
+    """The keys that follow `--help` (all keys if there is none); None if that is not among the arguments."""
+    for place, argument in enumerate(arguments):
+        option, _, key = argument.partition("=")
+        if option in ("--help", "-h"):
+            following = takewhile(lambda word: not word.startswith("-"), arguments[place + 1 :])
+            return [key] if key else list(following)
+    return None
 
 
 def read_init(arguments: Sequence[str]) -> InitOptions | None:

@@ -23,6 +23,9 @@ class TrainingArgumentsField:
 
     name: str
     annotation: Any
+    default: str
+    """As the source writes it; empty for what is not a plain value."""
+    documentation: str
 
 
 @cache
@@ -32,8 +35,13 @@ def training_arguments_fields() -> dict[str, TrainingArgumentsField]:
     result: dict[str, TrainingArgumentsField] = {}
     for node in _class_body(tree, "TrainingArguments"):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            annotation = _plain_type(node.annotation)
-            result[node.target.id] = TrainingArgumentsField(name=node.target.id, annotation=annotation)
+            default, documentation = _declared(node.value)
+            result[node.target.id] = TrainingArgumentsField(
+                name=node.target.id,
+                annotation=_plain_type(node.annotation),
+                default=default,
+                documentation=documentation,
+            )
     return result
 
 
@@ -72,6 +80,18 @@ def _class_body(tree: ast.Module, class_name: str) -> list[ast.stmt]:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             return node.body
     return []
+
+
+def _declared(value: ast.expr | None) -> tuple[str, str]:
+    """Default and documentation of `field(default=..., metadata={"help": ...})`."""
+    given = {word.arg: word.value for word in value.keywords} if isinstance(value, ast.Call) else {"default": value}
+    default, metadata = given.get("default"), given.get("metadata")
+    shown = ""
+    if isinstance(default, ast.Constant):
+        shown = {"None": "null", "True": "true", "False": "false"}.get(str(default.value), str(default.value))
+    entries = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
+    texts = [text.value for _, text in entries if isinstance(text, ast.Constant)]
+    return shown, " ".join(" ".join(map(str, texts)).split())
 
 
 def _plain_type(node: ast.expr) -> Any:

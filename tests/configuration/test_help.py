@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from sft.common.errors import ConfigError
+from sft.configuration import help as help_text
 from sft.configuration.coercion import record_type
-from sft.configuration.help import format_help
+from sft.configuration.command_line import read_help
+from sft.configuration.help import format_help, format_key_help
 from sft.configuration.keys import flat_keys, keys_of
 from sft.configuration.schema import (
     FLAT_SECTIONS,
@@ -44,3 +49,76 @@ def test_format_help_lists_every_key_with_type_default_and_meaning():
     )
     assert all(f"\n  datasets[].{name}  (" in text for name in keys_of(DatasetSource))
     assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            ["max_seq_length"],
+            "  --max_seq_length  (an integer from 2 to 1000000000; default 1024)\n"
+            "      Maximum length of a row, in tokens.\n"
+            "      Unit: tokens.\n"
+            "      Why this default: long enough for most chats; memory depends on the actual row lengths.",
+        ),
+        (["--lora-config.r"], None),
+        (["lora_config.r"], "  --lora_config.r  (an integer >= 1; default 16)\n      Rank of the adapters.\n"),
+        (["datasets[].path"], "  datasets[].path  (a path or null; default null)\n"),
+        (["datasets"], "\n  datasets[].row_filter  (a path or null; default null)\n"),
+        (["seed", "packing"], "\n  --packing  (true or false; default false)\n"),
+        (
+            ["lora_config"],
+            "`lora_config`: train low-rank adapters (LoRA) instead of all weights.\n  --lora_config.r  (",
+        ),
+        (["max_length"], "max_length is called max_seq_length here:\n  --max_seq_length  ("),
+        (["do_train"], "do_train is no longer needed: a run always trains."),
+        (["label_names"], "label_names cannot be set: labels are made from the chat template."),
+        (
+            ["adam-beta2"],
+            "  --adam_beta2  (a number >= 0 and < 1; default in transformers 0.999)\n      The exponential decay",
+        ),
+        (["neftune_noise_alpha"], "  --neftune_noise_alpha  (a number >= 0 or null; default in transformers null)\n"),
+    ],
+)
+def test_help_of_single_keys(names, expected):
+    if expected is None:  # only the first word has dashes for underscores on the command line
+        expected = format_key_help([names[0].removeprefix("--").replace("-", "_")])
+    assert expected in format_key_help(names)
+
+
+def test_help_of_unknown_keys_suggests_others():
+    with pytest.raises(ConfigError) as caught:
+        format_key_help(
+            ["learning_rat", "seed", "lr", "lora_config.rr", "datasets.path", "bias", "hub_strateg", "dry_run"]
+        )
+    assert caught.value.problems == (
+        "command line: --help: unknown key 'learning_rat'. Did you mean 'learning_rate'?",
+        "command line: --help: unknown key 'lr'. Use 'learning_rate' instead.",
+        "command line: --help: unknown key 'lora_config.rr'. Did you mean 'lora_config.r'?",
+        "command line: --help: unknown key 'datasets.path'. Did you mean 'datasets[].path'?",
+        "command line: --help: unknown key 'bias'. Did you mean 'lora_config.bias'?",
+        "command line: --help: unknown key 'hub_strateg'. Did you mean 'hub_strategy'?",
+        "command line: --help: unknown key 'dry_run'. `python sft_main.py --help` lists all keys.",
+    )
+
+
+def test_help_without_the_documentation_leaves_the_notes_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(help_text, "_NOTES", tmp_path / "configuration_notes.yaml")
+    assert format_key_help(["packing"]).endswith("      rows: adjust the learning rate.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], None),
+        (["--config_file", "a.yaml"], None),
+        (["--help"], []),
+        (["-h"], []),
+        (["--help", "seed", "packing"], ["seed", "packing"]),
+        (["--help=seed"], ["seed"]),
+        (["--help", "seed", "--config_file", "a.yaml"], ["seed"]),
+        (["--config_file", "a.yaml", "--help"], []),
+    ],
+)
+def test_the_keys_after_help(arguments, expected):
+    assert read_help(arguments) == expected

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 
 import pytest
 
 from sft.configuration.coercion import describe
+from sft.configuration.help import all_keys, read_notes
+from sft.configuration.keys import flat_keys
+from sft.configuration.schema import NESTED_SECTIONS
 from tests.support.paths import REPOSITORY
 
 PAGES = sorted(
@@ -36,6 +40,17 @@ def test_configuration_page_is_current():
     assert written == maker().page(), "run python docs/make_configuration.py"
 
 
+def test_schema_for_editors_is_current():
+    """With another transformers than it was made with, what is read from there may differ."""
+    text = (REPOSITORY / "docs" / "config.schema.json").read_text(encoding="utf-8")
+    written, made = json.loads(text), json.loads(maker().schema())
+    if written["$comment"] == made["$comment"]:
+        assert text == maker().schema(), "run python docs/make_configuration.py"
+    own = {*flat_keys(), *NESTED_SECTIONS} - {"optim", "lr_scheduler_type"}
+    for name in sorted(own):
+        assert written["properties"].get(name) == made["properties"][name], "run python docs/make_configuration.py"
+
+
 def test_the_table_of_architectures_has_those_that_are_tried():
     module, page = maker("make_architectures"), REPOSITORY / "docs" / "architectures.md"
     rows = [line[2:-2].split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
@@ -50,8 +65,7 @@ def test_the_table_of_architectures_is_current():
 
 
 def test_every_key_has_its_reason_and_every_number_its_unit():
-    module = maker()
-    notes, keys = module.notes(), dict(module.all_keys())
+    notes, keys = read_notes(), dict(all_keys())
     assert set(notes) == set(keys), "add the key to docs/configuration_notes.yaml, or take it out there"
     without_unit = {"learning_rate", "weight_decay", "seed", "lora_config.lora_alpha"}
     for name, key in keys.items():

@@ -12,6 +12,7 @@ from sft.common.errors import ConfigError
 from sft.configuration.keys import keys_of
 from sft.configuration.schema import FLAT_SECTIONS, SFTConfig
 from sft.configuration.values import config_to_yaml
+from tests.support.schema_check import check_schema_agrees
 
 MODEL = "model_name_or_path: tiny\n"
 BASE = MODEL + "train_file: train.jsonl\n"
@@ -19,9 +20,17 @@ VALIDATED = BASE + "validation_split: 0.1\n"
 
 
 def load(text: str = "", *arguments: str, base: str = BASE) -> SFTConfig:
-    """The configuration of `my.yaml` with this text."""
+    """The configuration of `my.yaml` with this text. The schema for editors must come to the same result."""
     Path("my.yaml").write_text(base + text, encoding="utf-8")
-    return load_config("my.yaml", arguments)
+    problems: list[str] = []
+    try:
+        return load_config("my.yaml", arguments)
+    except ConfigError as error:
+        problems = list(error.problems)
+        raise
+    finally:
+        if not arguments:
+            check_schema_agrees(base + text, problems)
 
 
 def problems_of(text: str = "", *arguments: str, base: str = BASE) -> list[str]:

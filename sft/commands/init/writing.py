@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from sft.commands.init.settings import Line
 from sft.common.text import printable
@@ -10,6 +12,7 @@ from sft.common.text import printable
 _WIDTH = 120
 _COMMENT_COLUMN = 44
 """As in sample_config.yaml."""
+_SCHEMA = Path(__file__).absolute().parents[3] / "docs" / "config.schema.json"
 
 
 def format_configuration(config_file: str, lines: Sequence[Line]) -> str:
@@ -22,7 +25,16 @@ def format_configuration(config_file: str, lines: Sequence[Line]) -> str:
         f"#   python sft_main.py --config_file {printable(config_file)}",
     ]
     body = [text for line in lines for text in _format_line(*line)]
-    return "\n".join([*head, *body]) + "\n"
+    return "\n".join([*_schema_line(config_file), *head, *body]) + "\n"
+
+
+def _schema_line(config_file: str) -> Iterator[str]:
+    """The line by which an editor finds the keys: relative inside this program's folder, so that it can be moved."""
+    root, file = _SCHEMA.parents[1], Path(config_file).expanduser().absolute()
+    if _SCHEMA.is_file():  # not where the program was installed without its documentation
+        is_inside = file.is_relative_to(root)
+        schema = os.path.relpath(_SCHEMA, file.parent) if is_inside else _SCHEMA.as_uri()
+        yield f"# yaml-language-server: $schema={schema}"
 
 
 def _format_line(key: str, value: str, reason: str) -> Iterator[str]:

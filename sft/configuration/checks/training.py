@@ -32,7 +32,7 @@ TRACKERS: dict[str, tuple[str, ...]] = {
     "flyte": ("flytekit",),
 }
 """Tracker -> packages, one of which it needs."""
-_BOUNDS = {
+PASSED_THROUGH_BOUNDS = {
     "adam_beta1": Share,
     "adam_beta2": Share,
     "adam_epsilon": NonNegativeFloat,
@@ -128,7 +128,7 @@ def check_passed_through(config: SFTConfig) -> Iterator[Contradiction]:
     cache_steps = passed.torch_empty_cache_steps
     if cache_steps is not None and cache_steps < 1:
         yield Contradiction("torch_empty_cache_steps", f"must be a positive integer or null, but is {cache_steps}.")
-    for key, bounded in _BOUNDS.items():
+    for key, bounded in PASSED_THROUGH_BOUNDS.items():
         value = passed.fields.get(key)
         if value is not None and not get_args(bounded)[1].allows(value):
             yield Contradiction(key, f"{value} is out of range; expected {describe(bounded)}.")

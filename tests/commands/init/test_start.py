@@ -17,13 +17,16 @@ import pytest
 import yaml
 
 from config_manager import load_config
+from sft.commands.init import writing
 from sft.commands.init.start import start
+from sft.commands.init.writing import format_configuration
 from sft.configuration.command_line import InitOptions
 from sft_main import main
 from tests.support import messages
 from tests.support.in_process import run_command
 from tests.support.init_data import MODEL, rows_file
 from tests.support.paths import REPOSITORY
+from tests.support.schema_check import check_schema_agrees
 
 DATA = str(REPOSITORY / "examples" / "data" / "orders_train.jsonl")
 
@@ -43,6 +46,8 @@ def test_the_written_configuration_is_sound_and_trains(method, capsys):
     for before, line in pairwise(lines):
         if line and not line.startswith("#") and not line.endswith("_config:"):
             assert "#" in line or before.strip().startswith("#"), line
+    assert lines[0] == f"# yaml-language-server: $schema={(REPOSITORY / 'docs' / 'config.schema.json').as_uri()}"
+    check_schema_agrees(text, [])
     given = yaml.safe_load(text)
     assert ("lora_config" in given, "quantization_config" in given) == (method != "full", method == "qlora")
     assert run_command(["--config_file", "first.yaml", "--dry_run"]) == 0
@@ -53,6 +58,20 @@ def test_the_written_configuration_is_sound_and_trains(method, capsys):
             == 0
         )
         assert Path("runs/first/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    [("mine.yaml", "docs/config.schema.json"), ("examples/new/mine.yaml", "../../docs/config.schema.json")],
+)
+def test_the_schema_is_named_relative_to_a_file_in_the_checkout(path, schema):
+    first, *_ = format_configuration(str(REPOSITORY / path), []).splitlines()
+    assert first == f"# yaml-language-server: $schema={schema}"
+
+
+def test_no_schema_is_named_where_there_is_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(writing, "_SCHEMA", tmp_path / "docs" / "config.schema.json")
+    assert format_configuration("mine.yaml", []).startswith("# Written by `python sft_main.py --init`.")
 
 
 def test_questions_without_an_answer_and_saved_datasets_get_their_keys(capsys):
