@@ -31,6 +31,10 @@ TEXT_KEYS = (
     "tokenizer_name_or_path",
     "tokenizer_revision",
     "unanswerable",
+    "chat_template_kwargs",
+    "system_prompt",
+    "system_prompt_policy",
+    "boundary_tokens",
 )
 """Settings that determine the tokens of a row."""
 WEIGHT_KEYS = ("prompt_loss_weight",)
@@ -113,7 +117,7 @@ def _why_refused(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
     # The rows of a stream are not known in advance; stored rows are compared themselves.
     if key in ORDER_KEYS or (key == "on_too_long" and after.get("streaming")):
         return "each step would train on different rows"
-    if key in TEXT_KEYS:
+    if key.partition(".")[0] in TEXT_KEYS:
         return "the tokens of the rows would differ"
     if key in WEIGHT_KEYS:
         return "the loss of the rows would differ"

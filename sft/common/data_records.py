@@ -65,6 +65,10 @@ class Conversation:
     """Index of a message -> its further keys, which only a chat template may read."""
     unread_keys: tuple[str, ...] = ()
     """Keys of its messages that nothing reads."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template beside messages and tools."""
+    changes: tuple[str, ...] = ()
+    """What the settings changed about its messages."""
 
     @property
     def is_chat(self) -> bool:
@@ -116,7 +120,9 @@ class RowRemarks:
     split_tokens: tuple[NamedRows, ...] = ()
     """Tokens with supervised and other characters, which are trained."""
     changes: tuple[NamedRows, ...] = ()
-    """Rows that were split, shortened, or freed of padding."""
+    """Rows that were split, shortened, or freed of padding, or have another system prompt than the data."""
+    template_kwargs: tuple[NamedRows, ...] = ()
+    """Arguments with which rows were rendered, where there are any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -25,6 +25,8 @@ class SamplePrompt:
     tools: tuple[Any, ...] | None = None
     text: str | None = None
     reference: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template."""
 
     @property
     def shown(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from sft.configuration.rules import NonNegativeInt, PathText, PositiveInt, Range, WholeShare
 
@@ -59,6 +59,15 @@ class DatasetSource:
 
     max_rows: PositiveInt | None = None
     """Read only the first `max_rows` rows."""
+
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template for the rows of this source, beside and before those of the run."""
+
+    system_prompt: str | None = None
+    """System prompt of the conversations of this source, instead of that of the run."""
+
+    system_prompt_policy: Literal["if_missing", "replace"] | None = None
+    """As the key of that name, for this source. Default: as for the run."""
 
     row_function: PathText | None = None
     """As `row_function` of the run, for this source."""
@@ -125,6 +134,19 @@ class DataConfig:
     split_overlap: NonNegativeInt = 0
     """With `on_too_long: split`: tokens at the start of each further piece that repeat the end of the one before, as
     context that is not trained. With 0, the first token of such a piece is not predicted."""
+
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template, such as {enable_thinking: false}: in training, and where the model answers. A
+    column of this name has the arguments of single rows."""
+
+    system_prompt: str | None = None
+    """System prompt of conversations: a text, or `file:prompt.txt` for the content of a file."""
+
+    system_prompt_policy: Literal["if_missing", "replace"] = "if_missing"
+    """if_missing: conversations without a system prompt get it. replace: those with another one, too."""
+
+    boundary_tokens: Literal["train", "mask"] = "train"
+    """Tokens that straddle the edge of the supervised text. train: they are trained. mask: they are not."""
 
     train_on: Literal["all", "last"] = "all"
     """Which assistant turns of a row are trained: all, or only the last. A message with `"train": false`,

@@ -36,8 +36,9 @@ def conversation_digest(conversation: Conversation) -> int:
             if len(message) > 2:
                 rest = {key: value for key, value in message.items() if key not in ("role", "content")}
                 parts.append(json.dumps(rest, sort_keys=True, default=str))
-    if conversation.tools:
-        parts.append(json.dumps(conversation.tools, sort_keys=True, default=str))
+    for arguments in (conversation.tools, conversation.template_kwargs):
+        if arguments:
+            parts.append(json.dumps(arguments, sort_keys=True, default=str))
     folded: Iterable[str]
     if sum(map(len, parts)) <= _BLOCK:
         folded = ["\x1f".join(" ".join(part.casefold().split()) for part in parts)]

@@ -36,7 +36,9 @@ def select_sample_prompts(
     if given is None:
         return _first_prompts(preparation, validation or train)
     if train.prepared[0].record_format.is_chat:
-        return tuple(SamplePrompt(messages=({"role": "user", "content": prompt},)) for prompt in given)
+        chats = train.sources[0].chats
+        asked = [chats.applied(Conversation(messages=({"role": "user", "content": prompt},)), {}) for prompt in given]
+        return tuple(SamplePrompt(messages=one.messages, template_kwargs=one.template_kwargs) for one in asked)
     return tuple(SamplePrompt(text=prompt) for prompt in given)
 
 
@@ -101,6 +103,7 @@ def _as_prompt(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase")
     return SamplePrompt(
         messages=tuple({**message, **others.get(i, {})} for i, message in enumerate(conversation.messages[:last])),
         tools=conversation.tools,
+        template_kwargs=conversation.template_kwargs,
         reference=conversation.messages[last]["content"],
     )
 

@@ -23,7 +23,6 @@ from sft.data.dropped import DroppedRows
 from sft.data.prepared import PreparedSource
 from sft.data.progress import PreparationProgress
 from sft.data.remarks import CountedRemarks
-from sft.data.row_functions import RowSteps
 from sft.data.rows import RowPreparer
 from sft.data.source_format import SAMPLED_ROWS, find_source_format, list_columns
 from sft.data.sources.load import Source
@@ -36,6 +35,7 @@ from sft.prompting.given_tokens import GivenTokensReader
 from sft.prompting.loss_weights import WEIGHT_COLUMN
 from sft.prompting.pieces import NO_LIMIT, TooLong
 from sft.prompting.rendering import ChatRenderer, known_end_tokens
+from sft.prompting.template_kwargs import KWARGS_COLUMN, check_kwargs
 from sft.prompting.templates import PLAIN, set_chat_template
 from sft.prompting.tokenizing import RowTokenizer
 
@@ -76,7 +76,7 @@ class SourcePreparation:
         self.config = config
         self._on_progress = on_progress
         self.tokenizer = tokenizer
-        self._preparers: dict[tuple[str, frozenset[tuple[str, str]], RowSteps], RowPreparer] = {}
+        self._preparers: dict[tuple[Any, ...], RowPreparer] = {}
         self._folder = Path(config.data_cache_dir) if config.data_cache_dir else user_cache_folder() / "sft_data"
         workers = config.preprocessing_num_workers
         self._num_workers = num_usable_cores() if workers == "auto" else workers
@@ -124,10 +124,12 @@ class SourcePreparation:
 
     def preparer(self, source: Source, record_format: RecordFormat) -> RowPreparer:
         """The preparer of the rows of a source. Built at the first call."""
-        key = (record_format.name, frozenset(source.columns.items()), source.steps)
+        key = (record_format.name, frozenset(source.columns.items()), source.steps, source.chats.key)
         if key not in self._preparers:
             too_long = self._too_long(source, record_format)
             renderer = self._renderer if record_format.is_chat else None
+            if renderer is not None:
+                check_kwargs(source.chats.template_kwargs, str(self.tokenizer.chat_template), "chat_template_kwargs")
             tokenizer = self._row_tokenizer(record_format, renderer)
             answer = None if self.config.unanswerable == SKIP else self.config.unanswerable
             record_format = with_answer_to_unanswerable(record_format, answer)
@@ -139,6 +141,7 @@ class SourcePreparation:
                 ControlTokens(self.tokenizer),
                 too_long,
                 source.steps,
+                source.chats,
             )
         return self._preparers[key]
 
@@ -177,7 +180,10 @@ class SourcePreparation:
             limits["end_token_ids"] = known_end_tokens(self.tokenizer)
             return GivenTokensReader(self.tokenizer, add_end_token=config.add_end_token, **limits)
         ends = None if renderer is None else renderer.end_token_ids()
-        return RowTokenizer(self.tokenizer, is_chat=record_format.is_chat, end_token_ids=ends, **limits)
+        masks = config.boundary_tokens == "mask"
+        return RowTokenizer(
+            self.tokenizer, is_chat=record_format.is_chat, end_token_ids=ends, masks_boundary=masks, **limits
+        )
 
     @cached_property
     def _renderer(self) -> ChatRenderer:
@@ -189,6 +195,7 @@ class SourcePreparation:
             only_last_turn=config.train_on == "last",
             add_end_token=config.add_end_token,
             prompt_weight=config.prompt_loss_weight,
+            template_kwargs=config.chat_template_kwargs,
         )
 
     def _ensure_chat_template(self) -> None:
@@ -223,12 +230,13 @@ class SourcePreparation:
                 untrained_pieces += prepared.untrained_pieces
                 seen |= prepared.seen_columns
                 progress.show(rows_read, chunk.share_read)
+        own = {WEIGHT_COLUMN, *([KWARGS_COLUMN] if record_format.is_chat else [])}
         renamed = {source.columns.get(name, name) for name in seen}
         report = {
             "format_name": record_format.name,
             "rows_read": rows_read,
             "untrained_pieces": untrained_pieces,
-            "unused_columns": sorted(renamed - record_format.columns - record_format.optional - {WEIGHT_COLUMN}),
+            "unused_columns": sorted(renamed - record_format.columns - record_format.optional - own),
             "dropped": dropped.to_json(),
             "remarks": remarks.to_json(),
         }
@@ -274,6 +282,8 @@ class SourcePreparation:
                 "format": source.format,
                 "columns": source.columns,
                 "steps": source.steps.digest,
+                "chats": source.chats.key,
+                "boundary_tokens": config.boundary_tokens,
                 "max_seq_length": config.max_seq_length,
                 "on_too_long": "drop" if config.on_too_long == "error" else config.on_too_long,
                 "split_overlap": config.split_overlap,

@@ -40,6 +40,7 @@ class CountedRemarks:
     control_tokens: _Names = field(default_factory=_Names)
     split_tokens: _Names = field(default_factory=_Names)
     changes: _Names = field(default_factory=_Names)
+    template_kwargs: _Names = field(default_factory=_Names)
 
     def add(self, source: RowSource, kind: str, names: Iterable[str]) -> None:
         """Count a row once under each name."""

@@ -27,6 +27,7 @@ from sft.data.store import (
     TRAINED_END,
     RowColumns,
 )
+from sft.prompting.chat_settings import NO_SETTINGS, ChatSettings
 from sft.prompting.control_tokens import ControlTokens
 from sft.prompting.formats import RecordFormat
 from sft.prompting.given_tokens import as_rendered
@@ -35,6 +36,7 @@ from sft.prompting.messages import RowRefused
 from sft.prompting.pieces import Pieces, TooLong
 from sft.prompting.rendering import ChatRenderer, render_text
 from sft.prompting.shortening import Outcome, keep_last_turns
+from sft.prompting.template_kwargs import kwargs_key
 from sft.prompting.tokenizing import RowTokenizer, RowTooLong, TokenizedRow, TokenizedRows, joined_rows
 
 NOTE_FLAGS = {
@@ -79,6 +81,7 @@ class RowPreparer:
         control_tokens: ControlTokens,
         too_long: TooLong,
         steps: RowSteps = NO_STEPS,
+        chats: ChatSettings = NO_SETTINGS,
     ):
         """
         Args:
@@ -89,7 +92,9 @@ class RowPreparer:
             control_tokens: Finds control tokens in conversations.
             too_long: What becomes of rows that are too long.
             steps: What the user's functions do to raw rows.
+            chats: What the settings add to conversations.
         """
+        self._chats = chats
         self._steps = steps
         self._format = record_format
         self._columns = columns
@@ -199,7 +204,8 @@ class RowPreparer:
             "unread_keys": text.unread_keys,
             "control_tokens": self._control_tokens(conversation, text.text),
             "split_tokens": [repr(token) for token in split_tokens],
-            "changes": changes,
+            "changes": (*conversation.changes, *changes),
+            "template_kwargs": [kwargs_key(conversation.template_kwargs)] if conversation.template_kwargs else (),
         }
 
     def convert(self, row: RawRow) -> Conversation:
@@ -215,6 +221,8 @@ class RowPreparer:
         if self._columns:
             record = {self._columns.get(name, name): value for name, value in record.items()}
         conversation = self._format.convert(record)
+        if self._format.is_chat:
+            conversation = self._chats.applied(conversation, record)
         weight = row_weight(record) if WEIGHT_COLUMN in record else 1.0
         return conversation if weight == 1 else replace(conversation, weight=weight)
 

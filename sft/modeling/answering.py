@@ -31,7 +31,7 @@ def answer_prompts(
     for prompt in prompts:
         text = prompt.text
         if text is None:
-            text = ChatRenderer(tokenizer).render_prompt(prompt.messages, prompt.tools)
+            text = ChatRenderer(tokenizer).render_prompt(prompt.messages, prompt.tools, prompt.template_kwargs)
         answers.append(
             answer_prompt(
                 model,

@@ -10,6 +10,7 @@ the row is refused: nothing is guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sft.common.data_records import Conversation, RenderedText
@@ -20,6 +21,7 @@ from sft.prompting.message_keys import MessageKeys, with_thoughts
 from sft.prompting.messages import RowRefused, checked_text
 from sft.prompting.shapes import Shapes
 from sft.prompting.template import ChatTemplate
+from sft.prompting.template_kwargs import KWARGS_COLUMN, kwargs_key, unread_kwargs
 from sft.prompting.turns import find_turns
 
 if TYPE_CHECKING:
@@ -42,6 +44,19 @@ def render_text(conversation: Conversation) -> RenderedText:
     return RenderedText(text=text, trained_spans=((0, len(text)),), weights=text_weights(conversation))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Program:
+    """A template with its arguments, and what was learned about it."""
+
+    template: ChatTemplate
+    keys: MessageKeys
+    shapes: Shapes
+
+
+_MAX_PROGRAMS = 64
+"""Different arguments whose templates are kept: data may have others in every row (a date)."""
+
+
 class ChatRenderer:
     """Renders conversations with a tokenizer's chat template and determines the trained spans."""
 
@@ -52,6 +67,7 @@ class ChatRenderer:
         only_last_turn: bool = False,
         add_end_token: bool = False,
         prompt_weight: float = 0.0,
+        template_kwargs: Mapping[str, Any] | None = None,
     ):
         """
         Args:
@@ -60,17 +76,28 @@ class ChatRenderer:
             add_end_token: Append the tokenizer's end token to the last answer of a row if the template writes no end
                 marker.
             prompt_weight: Weight in the loss of the tokens outside of answers.
+            template_kwargs: Arguments of the template for prompts, and for its analysis. A conversation has its own.
 
         Raises:
             ConfigError: If the template cannot render a question and an answer.
         """
         self._tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer)
-        self._keys = MessageKeys(self._template)
-        self._shapes = Shapes()
+        self._programs: dict[str, _Program] = {}
+        self._program = self._program_for(template_kwargs or {})
+        self._template = self._program.template
         self._only_last_turn = only_last_turn
         self._prompt_weight = prompt_weight
         self._added_end = tokenizer.eos_token if add_end_token and not self.end_marker.strip() else ""
+
+    def _program_for(self, kwargs: Mapping[str, Any]) -> "_Program":
+        """The template with these arguments, which decide its text, and so what can be learned about it."""
+        key = kwargs_key(kwargs)
+        if key not in self._programs:
+            if len(self._programs) >= _MAX_PROGRAMS:
+                self._programs.pop(next(iter(self._programs)))
+            template = ChatTemplate(self._tokenizer, kwargs)
+            self._programs[key] = _Program(template=template, keys=MessageKeys(template), shapes=Shapes())
+        return self._programs[key]
 
     @property
     def end_marker(self) -> str:
@@ -108,13 +135,23 @@ class ChatRenderer:
             ConfigError: If the template takes more than it may (`sft/prompting/limits.py`).
         """
         with template_limits(self._tokenizer, [conversation.messages for conversation in conversations]):
-            return self._render_all([self._keys.offer(conversation) for conversation in conversations])
+            groups: dict[str, list[int]] = {}
+            for index, conversation in enumerate(conversations):
+                groups.setdefault(kwargs_key(conversation.template_kwargs), []).append(index)
+            results: dict[int, RenderedText | RowRefused] = {}
+            for indices in groups.values():
+                program = self._program_for(conversations[indices[0]].template_kwargs)
+                offered = [program.keys.offer(conversations[index]) for index in indices]
+                results.update(zip(indices, self._render_group(program, offered), strict=True))
+            return [results[index] for index in range(len(conversations))]
 
-    def _render_all(self, conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:
+    def _render_group(
+        self, program: "_Program", conversations: Sequence[Conversation]
+    ) -> list[RenderedText | RowRefused]:
         plain = [index for index, conversation in enumerate(conversations) if not conversation.tools]
         texts: list[str | RowRefused | None] = [None] * len(conversations)
         for index, rendered in zip(
-            plain, self._template.apply_to_all([conversations[index].messages for index in plain]), strict=True
+            plain, program.template.apply_to_all([conversations[index].messages for index in plain]), strict=True
         ):
             texts[index] = rendered
         results: list[RenderedText | RowRefused] = []
@@ -123,26 +160,32 @@ class ChatRenderer:
                 if isinstance(text, RowRefused):
                     raise text
                 if text is None:
-                    text = self._template.apply(conversation.messages, conversation.tools)
-                results.append(self._with_trained_spans(conversation, checked_text(text, "the conversation")))
+                    text = program.template.apply(conversation.messages, conversation.tools)
+                results.append(self._with_trained_spans(program, conversation, checked_text(text, "the conversation")))
             except RowRefused as refusal:
                 results.append(refusal)
         return results
 
-    def render_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
-        """The text of a prompt, which ends where the model has to answer."""
+    def render_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a prompt, which ends where the model has to answer; with other arguments than the renderer's."""
+        program = self._program if template_kwargs is None else self._program_for(template_kwargs)
         with template_limits(self._tokenizer, [messages]):
             given = [with_thoughts(message) for message in messages]
-            return self._template.apply(given, tools, add_generation_prompt=True)
+            return program.template.apply(given, tools, add_generation_prompt=True)
 
-    def _with_trained_spans(self, conversation: Conversation, text: str) -> RenderedText:
+    def _with_trained_spans(self, program: "_Program", conversation: Conversation, text: str) -> RenderedText:
         """The rendered text with its trained spans: here it is decided which characters are trained."""
         messages = conversation.messages
         chosen = self._trained_turns(conversation)
-        turns = self._shapes.find(conversation, text)
+        turns = program.shapes.find(conversation, text)
         if turns is None:
-            turns = find_turns(self._template, conversation, text)
-            self._shapes.learn(conversation, text, turns)
+            turns = find_turns(program.template, conversation, text)
+            program.shapes.learn(conversation, text, turns)
         spans = []
         for index in chosen:
             span = turns.spans[index]
@@ -157,7 +200,13 @@ class ChatRenderer:
             text=text,
             trained_spans=tuple(spans),
             notes=turns.notes,
-            unread_keys=conversation.unread_keys,
+            unread_keys=(
+                *conversation.unread_keys,
+                *(
+                    f"{KWARGS_COLUMN}.{name}"
+                    for name in unread_kwargs(conversation.template_kwargs, program.template.source)
+                ),
+            ),
             weights=loss_weights(conversation, chosen, turns.spans, self._prompt_weight),
         )
 

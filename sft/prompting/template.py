@@ -46,15 +46,17 @@ Messages = Sequence[Mapping[str, Any]]
 class ChatTemplate:
     """A chat template: the texts of conversations, and the end that it writes after an answer."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any] | None = None):
         """
         Args:
             tokenizer: A tokenizer with a chat template.
+            kwargs: Arguments that the template gets every time.
 
         Raises:
             ConfigError: If the template cannot render a question and an answer within the limits.
         """
         self._tokenizer = tokenizer
+        self._kwargs = dict(kwargs or {})
         self._contents_are_parts = False
         self.source = str(tokenizer.chat_template)
         """Its program text; of several templates, all."""
@@ -99,7 +101,10 @@ class ChatTemplate:
         try:
             # One call for many conversations avoids most of the overhead of a call.
             texts = self._tokenizer.apply_chat_template(
-                [self._plain(messages) for messages in conversations], tokenize=False, add_generation_prompt=False
+                [self._plain(messages) for messages in conversations],
+                **self._kwargs,
+                tokenize=False,
+                add_generation_prompt=False,
             )
             for messages, text in zip(conversations, texts, strict=True):
                 check_length(self._tokenizer, text, messages, None)
@@ -172,6 +177,7 @@ class ChatTemplate:
     def _apply(self, messages: Messages, tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
         text = self._tokenizer.apply_chat_template(
             self._plain(messages),
+            **self._kwargs,
             tools=list(tools) if tools else None,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,

@@ -154,6 +154,7 @@ class RowTokenizer:
         max_seq_length: int,
         truncate: bool = True,
         end_token_ids: Sequence[int] | None = None,
+        masks_boundary: bool = False,
     ):
         """
         Args:
@@ -164,7 +165,9 @@ class RowTokenizer:
             max_seq_length: Maximum number of tokens of a row.
             truncate: Truncate longer rows; False refuses them.
             end_token_ids: Tokens that end an answer. Defaults to the tokenizer's end token.
+            masks_boundary: Do not train tokens that have characters outside of the trained spans.
         """
+        self._masks_boundary = masks_boundary
         self._tokenizer = tokenizer
         self._encode = OffsetEncoder(tokenizer, is_chat=is_chat)
         self._is_chat = is_chat
@@ -228,8 +231,8 @@ class RowTokenizer:
             block = slice(begin, begin + _BLOCK)
             starts, ends = tokens.starts[block], tokens.ends[block]
             num_trained = np.interp(ends, edges, counts) - np.interp(starts, edges, counts)
-            trained[block] = num_trained > 0
             split[block] = (num_trained > 0) & (num_trained < ends - starts)
+            trained[block] = (num_trained > 0) & ~(split[block] & self._masks_boundary)
         if not self._is_chat and self._tokenizer.eos_token_id is not None:
             trained[np.cumsum(tokens.lengths) - 1] = True
         return trained, split

@@ -21,7 +21,12 @@ def remark_lines(remarks: RowRemarks, *, include_validation: bool = False) -> It
         yield "control", f"control tokens in the data, which the model receives as tokens, not as text{rows}: {names}"
     if remarks.split_tokens:
         names = _named(remarks.split_tokens)
-        yield "edges", f"tokens across the edge of the supervised text, trained as a whole{rows}: {names}"
+        yield (
+            "edges",
+            f"tokens across the edge of the supervised text, trained as boundary_tokens says{rows}: {names}",
+        )
+    if remarks.template_kwargs:
+        yield "rendered", f"rows by arguments of the chat template{rows}: {_named(remarks.template_kwargs)}"
     if remarks.changes:
         yield "changed", f"changed rows{rows}: {_named(remarks.changes)}"
 
@@ -45,6 +50,7 @@ def remark_counts(remarks: RowRemarks) -> dict[str, dict[str, Any]]:
         "control_tokens": remarks.control_tokens,
         "split_tokens": remarks.split_tokens,
         "changed_rows": remarks.changes,
+        "chat_template_kwargs": remarks.template_kwargs,
     }
     return {
         kind: {rows.name: {"rows": rows.rows, "examples": list(map(str, rows.examples))} for rows in named}

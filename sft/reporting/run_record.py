@@ -37,6 +37,8 @@ _SETTINGS = {
     "dataset_name": str,
     "datasets": list,
     "lora_config": dict,
+    "chat_template_kwargs": dict,
+    "system_prompt": str,
     "quantization_config": {
         **dict.fromkeys(("load_in_4bit", "load_in_8bit", "bnb_4bit_use_double_quant"), bool),
         **dict.fromkeys(("bnb_4bit_quant_type", "bnb_4bit_compute_dtype"), str),

@@ -75,7 +75,9 @@ def test_main_summary_has_the_contract_keys(run_sft):
     summary = run.summary
     assert summary["status"] == "completed"
     for when in ("eval_before", "eval_after"):
-        assert set(summary[when]) == {"loss", "perplexity", "token_accuracy", "sequence_accuracy"}
+        means = {"loss", "perplexity", "token_accuracy", "sequence_accuracy"}
+        assert set(summary[when]) == means | {"sets"}
+        assert summary[when]["sets"] == {"validation": {**{name: summary[when][name] for name in means}, "rows": 6}}
     expected = {"steps", "epochs", "loss", "seconds", "examples_per_second", "tokens_per_second"}
     assert expected | {"supervised_tokens_per_second", "peak_memory_bytes"} <= set(summary["train"])
     assert summary["data"]["rows_read"] == summary["data"]["rows_used"] == 24

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from sft.commands.saved_models import SavedModel, find_saved_model, model_before
 from sft.common.errors import ConfigError, ModelError
 from sft.configuration.schema import QuantizationConfig
 from sft.modeling.merging import merge_adapters
+from sft.prompting.template_kwargs import kwargs_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,10 +50,16 @@ def load_responders(options: ChatOptions) -> list[Responder]:
     if options.merge:
         model = merge_adapters(model)
     check_vocabulary(model, tokenizer, saved.name_or_path)
-    tuned = Responder(model, tokenizer, name="model" if compared is None else "tuned", is_chat=is_chat)
+    kwargs = saved.record.settings.get("chat_template_kwargs") or {}
+    if kwargs and is_chat:
+        logger.info("The chat template gets the arguments of the run: %s.", kwargs_key(kwargs))
+    if is_chat and options.system is None and saved.record.settings.get("system_prompt"):
+        logger.info("The model was trained with a system prompt (system_prompt of the run): give it with --system.")
+    name = "model" if compared is None else "tuned"
+    tuned = Responder(model, tokenizer, name=name, is_chat=is_chat, template_kwargs=kwargs)
     if compared is None:
         return [tuned]
-    return [_load_compared(compared, saved, model, tokenizer, options, is_chat=is_chat), tuned]
+    return [_load_compared(compared, saved, model, tokenizer, options, is_chat=is_chat, template_kwargs=kwargs), tuned]
 
 
 def _load_compared(
@@ -62,6 +70,7 @@ def _load_compared(
     options: ChatOptions,
     *,
     is_chat: bool,
+    template_kwargs: Mapping[str, Any],
 ) -> Responder:
     """Load the model to compare with; if it is the base model, the adapters are disabled instead."""
     shares_model = compared.name_or_path == saved.base and not options.merge
@@ -74,7 +83,14 @@ def _load_compared(
         own_tokenizer.chat_template = tokenizer.chat_template
     check_vocabulary(other, own_tokenizer, compared.name_or_path)
     during_generation = model.disable_adapter if shares_model else nullcontext
-    return Responder(other, own_tokenizer, name="base", is_chat=is_chat, during_generation=during_generation)
+    return Responder(
+        other,
+        own_tokenizer,
+        name="base",
+        is_chat=is_chat,
+        during_generation=during_generation,
+        template_kwargs=template_kwargs,
+    )
 
 
 def _load(saved: SavedModel, options: ChatOptions, quantization: QuantizationConfig | None) -> Any:

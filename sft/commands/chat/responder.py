@@ -47,6 +47,7 @@ class Responder:
         name: str,
         is_chat: bool,
         during_generation: Callable[[], AbstractContextManager] = nullcontext,
+        template_kwargs: Mapping[str, Any] | None = None,
     ):
         """
         Args:
@@ -55,10 +56,11 @@ class Responder:
             name: shown in the terminal.
             is_chat: whether it answers conversations; otherwise it continues text.
             during_generation: context manager around generation, for example one that disables adapters.
+            template_kwargs: arguments of the chat template.
         """
         self.name, self.is_chat = name, is_chat
         self._model, self._tokenizer, self._during_generation = model, tokenizer, during_generation
-        self._renderer = ChatRenderer(tokenizer) if is_chat else None
+        self._renderer = ChatRenderer(tokenizer, template_kwargs=template_kwargs) if is_chat else None
         configured = model.generation_config.eos_token_id
         token_ids = self._renderer.end_token_ids() if self._renderer else [tokenizer.eos_token_id]
         more = configured if isinstance(configured, list) else [configured] * (configured is not None)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from sft.common.chat_arguments import RESERVED_KWARGS, system_prompt_text
 from sft.common.did_you_mean import did_you_mean
 from sft.common.files import is_address, matching_paths
 from sft.common.function_files import function_problem
@@ -58,6 +60,10 @@ def check_data(config: SFTConfig) -> Iterator[Contradiction]:
         yield Contradiction("unanswerable", f'{answer!r} is neither skip nor a text to answer, like "I don\'t know.".')
     for key in ("row_function", "row_filter"):
         yield from _check_function(key, getattr(data, key))
+    has_own = any(entry.system_prompt is not None for entry in data.datasets)
+    if data.system_prompt_policy != "if_missing" and data.system_prompt is None and not has_own:
+        yield Contradiction("system_prompt_policy", "requires system_prompt.")
+    yield from _check_chats("", data.system_prompt, data.chat_template_kwargs)
     yield from _check_files(config)
     yield from _check_datasets(config)
     yield from _check_streaming(config)
@@ -124,9 +130,19 @@ def _check_source(key: str, source: DatasetSource) -> Iterator[Contradiction]:
         yield from _check_path(f"{key}.path", source.path, hint=hint)
     for name in ("row_function", "row_filter"):
         yield from _check_function(f"{key}.{name}", getattr(source, name))
+    yield from _check_chats(f"{key}.", source.system_prompt, source.chat_template_kwargs)
     if source.format is not None and source.format not in RECORD_FORMATS:
         hint = did_you_mean(source.format, RECORD_FORMATS) or f" Allowed: {', '.join(RECORD_FORMATS)}."
         yield Contradiction(f"{key}.format", f"unknown format {source.format!r}.{hint}")
+
+
+def _check_chats(entry: str, prompt: str | None, kwargs: Mapping[str, Any]) -> Iterator[Contradiction]:
+    """Check what the settings add to conversations; `entry` begins the names of the keys."""
+    problem = None if prompt is None else system_prompt_text(prompt)[1]
+    if problem is not None:
+        yield Contradiction(f"{entry}system_prompt", problem)
+    for name in sorted(set(kwargs) & RESERVED_KWARGS):
+        yield Contradiction(f"{entry}chat_template_kwargs", f"{name!r} is given by the program; remove it.")
 
 
 def _check_function(key: str, function: str | None) -> Iterator[Contradiction]:

@@ -9,6 +9,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from sft.common.chat_arguments import system_prompt_text
 from sft.common.errors import DataError
 from sft.common.secrets import hide_addresses
 from sft.configuration.evaluation_sets import SETS_OF_FILES, files_of_sets
@@ -20,6 +21,7 @@ from sft.data.sources.named import is_saved_dataset, load_splits, read_dataset
 from sft.data.sources.readers import read_file
 from sft.data.sources.remote import RemoteFile
 from sft.data.sources.streams import open_data_file
+from sft.prompting.chat_settings import NO_SETTINGS, ChatSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,6 +44,8 @@ class Source:
     weight: float = 1.0
     probability: float | None = None
     max_rows: int | None = None
+    chats: ChatSettings = NO_SETTINGS
+    """What the settings add to its conversations."""
     steps: RowSteps = NO_STEPS
     """What the user's functions do to its rows after they are read. `chunks` and `digest` are of the rows as read."""
     dataset: "Dataset | None" = field(default=None, repr=False, compare=False)
@@ -105,10 +109,11 @@ class OpenedSources:
     """Key (`validation_file`, `test_file`, `forgetting_check`) -> name of each set -> its source."""
     unused: tuple[str, ...] = ()
 
-    def with_steps(self, steps: RowSteps) -> "OpenedSources":
-        """The same with these steps in every source."""
+    def with_settings(self, steps: RowSteps, chats: ChatSettings) -> "OpenedSources":
+        """The same with these steps, and settings of conversations, in every source."""
         train, validation = (
-            tuple(replace(source, steps=steps) for source in sources) for sources in (self.train, self.validation)
+            tuple(replace(source, steps=steps, chats=chats) for source in sources)
+            for sources in (self.train, self.validation)
         )
         return replace(self, train=train, validation=validation)
 
@@ -124,7 +129,7 @@ def open_sources(config: DataConfig) -> OpenedSources:
     opened = []
     for number, entry in enumerate(config.datasets or [_only_entry(config)]):
         steps = _steps(config, entry, f"datasets[{number}]")
-        opened.append(_open(entry, config, finds_validation).with_steps(steps))
+        opened.append(_open(entry, config, finds_validation).with_settings(steps, chat_settings(config, entry)))
     train = tuple(source for one in opened for source in one.train)
     validation = tuple(source for one in opened for source in one.validation)
     sets = {key: _open_sets(key, config) for key in SETS_OF_FILES}
@@ -141,7 +146,10 @@ def open_sources(config: DataConfig) -> OpenedSources:
 def _open_sets(key: str, config: DataConfig) -> dict[str | None, Source]:
     """The sources that one of `SETS_OF_FILES` names, by the names of their sets."""
     files = files_of_sets(getattr(config, key))
-    return {name: replace(_open_set(key, file, config), steps=_steps(config)) for name, file in files.items()}
+    return {
+        name: replace(_open_set(key, file, config), steps=_steps(config), chats=chat_settings(config))
+        for name, file in files.items()
+    }
 
 
 def _steps(config: DataConfig, entry: DatasetSource | None = None, key: str = "") -> RowSteps:
@@ -151,6 +159,24 @@ def _steps(config: DataConfig, entry: DatasetSource | None = None, key: str = ""
         own = None if entry is None else getattr(entry, name)
         found[name] = (getattr(config, name), name) if own is None else (own, f"{key}.{name}")
     return RowSteps.for_settings(**found)
+
+
+def chat_settings(config: DataConfig, entry: DatasetSource | None = None) -> ChatSettings:
+    """The settings of conversations for an entry of `datasets`, or else those of the run.
+
+    Raises:
+        DataError: If the file of a system prompt cannot be read.
+    """
+    own = entry or DatasetSource()
+    prompt = config.system_prompt if own.system_prompt is None else own.system_prompt
+    text, problem = (None, None) if prompt is None else system_prompt_text(prompt)
+    if problem is not None:
+        raise DataError(f"system_prompt: {problem}")
+    return ChatSettings(
+        template_kwargs={**config.chat_template_kwargs, **own.chat_template_kwargs},
+        system_prompt=text,
+        replaces=(own.system_prompt_policy or config.system_prompt_policy) == "replace",
+    )
 
 
 def _only_entry(config: DataConfig) -> DatasetSource:
