@@ -35,6 +35,7 @@ TEXT_KEYS = (
     "system_prompt",
     "system_prompt_policy",
     "boundary_tokens",
+    "control_tokens_in_content",
 )
 """Settings that determine the tokens of a row."""
 WEIGHT_KEYS = ("prompt_loss_weight",)

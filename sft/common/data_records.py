@@ -82,6 +82,8 @@ class RenderedText:
 
     text: str
     trained_spans: tuple[tuple[int, int], ...]
+    quoted: tuple[tuple[int, int], ...] = ()
+    """Spans of control tokens that are ordinary characters."""
     notes: tuple[str, ...] = ()
     """What the template omitted from the text: `thoughts_left_out`, `tools_left_out`, ..."""
     unread_keys: tuple[str, ...] = ()

@@ -145,6 +145,10 @@ class DataConfig:
     system_prompt_policy: Literal["if_missing", "replace"] = "if_missing"
     """if_missing: conversations without a system prompt get it. replace: those with another one, too."""
 
+    control_tokens_in_content: Literal["special", "text", "error"] = "special"
+    """Control tokens (`<|im_end|>`) inside the data. special: the model receives them as tokens, as from
+    `apply_chat_template`. text: as ordinary characters. error: the row cannot be used, see `on_bad_rows`."""
+
     boundary_tokens: Literal["train", "mask"] = "train"
     """Tokens that straddle the edge of the supervised text. train: they are trained. mask: they are not."""
 

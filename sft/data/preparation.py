@@ -34,6 +34,7 @@ from sft.prompting.formats import RecordFormat, format_named, with_answer_to_una
 from sft.prompting.given_tokens import GivenTokensReader
 from sft.prompting.loss_weights import WEIGHT_COLUMN
 from sft.prompting.pieces import NO_LIMIT, TooLong
+from sft.prompting.quoted_tokens import QuotedTokens
 from sft.prompting.rendering import ChatRenderer, known_end_tokens
 from sft.prompting.template_kwargs import KWARGS_COLUMN, check_kwargs
 from sft.prompting.templates import PLAIN, set_chat_template
@@ -138,7 +139,7 @@ class SourcePreparation:
                 source.columns,
                 tokenizer,
                 renderer,
-                ControlTokens(self.tokenizer),
+                ControlTokens(self.tokenizer, self._quotes),
                 too_long,
                 source.steps,
                 source.chats,
@@ -186,6 +187,11 @@ class SourcePreparation:
         )
 
     @cached_property
+    def _quotes(self) -> QuotedTokens | None:
+        choice = self.config.control_tokens_in_content
+        return None if choice == "special" else QuotedTokens(self.tokenizer, choice)
+
+    @cached_property
     def _renderer(self) -> ChatRenderer:
         """Renders the conversations of all sources."""
         self._ensure_chat_template()
@@ -196,6 +202,7 @@ class SourcePreparation:
             add_end_token=config.add_end_token,
             prompt_weight=config.prompt_loss_weight,
             template_kwargs=config.chat_template_kwargs,
+            quotes=self._quotes,
         )
 
     def _ensure_chat_template(self) -> None:
@@ -284,6 +291,7 @@ class SourcePreparation:
                 "steps": source.steps.digest,
                 "chats": source.chats.key,
                 "boundary_tokens": config.boundary_tokens,
+                "control_tokens_in_content": config.control_tokens_in_content,
                 "max_seq_length": config.max_seq_length,
                 "on_too_long": "drop" if config.on_too_long == "error" else config.on_too_long,
                 "split_overlap": config.split_overlap,

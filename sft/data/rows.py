@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ from sft.prompting.given_tokens import as_rendered
 from sft.prompting.loss_weights import WEIGHT_COLUMN, row_weight
 from sft.prompting.messages import RowRefused
 from sft.prompting.pieces import Pieces, TooLong
+from sft.prompting.quoted_tokens import QuotedTokens
 from sft.prompting.rendering import ChatRenderer, render_text
 from sft.prompting.shortening import Outcome, keep_last_turns
 from sft.prompting.template_kwargs import kwargs_key
@@ -101,7 +103,7 @@ class RowPreparer:
         self._tokenize = tokenizer
         self._control_tokens = control_tokens
         self._too_long = too_long
-        render_plain = _render_tokens if record_format.is_tokenized else _render_texts
+        render_plain = _render_tokens if record_format.is_tokenized else partial(_render_texts, control_tokens.quotes)
         self._render_all: Callable[[Sequence[Conversation]], list[RenderedText | RowRefused]] = (
             render_plain if renderer is None else renderer.render_all
         )
@@ -300,8 +302,16 @@ class RowPreparer:
             raise ConfigError(f"{error} The conversations are those of {ordered[0]} to {ordered[-1]}.") from None
 
 
-def _render_texts(conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:
-    return [render_text(conversation) for conversation in conversations]
+def _render_texts(
+    quotes: QuotedTokens | None, conversations: Sequence[Conversation]
+) -> list[RenderedText | RowRefused]:
+    rendered: list[RenderedText | RowRefused] = []
+    for conversation in conversations:
+        try:
+            rendered.append(render_text(conversation, quotes))
+        except RowRefused as refusal:
+            rendered.append(refusal)
+    return rendered
 
 
 def _render_tokens(conversations: Sequence[Conversation]) -> list[RenderedText | RowRefused]:

@@ -11,6 +11,8 @@ from sft.common.data_records import Conversation
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from sft.prompting.quoted_tokens import QuotedTokens
+
 
 def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
     """The texts of a tokenizer's control tokens."""
@@ -21,7 +23,13 @@ def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
 class ControlTokens:
     """Finds the control tokens of a tokenizer in conversations."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", quotes: "QuotedTokens | None" = None):
+        """
+        Args:
+            tokenizer: Has the control tokens.
+            quotes: What becomes of them; None leaves them tokens.
+        """
+        self.quotes = quotes
         tokens = sorted(special_tokens(tokenizer), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
         self._begin, self._end = tokenizer.bos_token or "", tokenizer.eos_token or ""

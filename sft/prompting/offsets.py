@@ -5,9 +5,10 @@ Shapes: `T` tokens of a text, `R` texts, `N` tokens of all of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from sft.prompting.byte_lengths import ByteLengths, BytesDoNotFit
 from sft.prompting.long_texts import LONG, Encoded, EncodedParts, LongTexts, position_type
+from sft.prompting.quoted_tokens import QuotedTokens, Span, segments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,6 +77,37 @@ class OffsetEncoder:
                 return None
             found.add((begins, ends))
         return found.pop() if len(found) == 1 else None
+
+    def encode_quoting(self, text: str, quoted: Sequence[Span]) -> TokenOffsets:
+        """The tokens of a text, in which some control tokens are ordinary characters."""
+        if not self._is_chat:
+            return self._encode_with_offsets([text], split_special_tokens=True)
+        spans = list(segments(text, quoted, self._special_tokens))
+        texts = [text[start:end] for (start, end), _ in spans]
+        parts = _concatenate(
+            [
+                self._encode_with_offsets([one], split_special_tokens=True) if is_quoting else self([one])
+                for one, (_, is_quoting) in zip(texts, spans, strict=True)
+            ],
+            texts,
+        )
+        return replace(parts, lengths=np.asarray([len(parts.input_ids)]))
+
+    @cached_property
+    def _special_tokens(self) -> re.Pattern[str]:
+        return QuotedTokens(self._tokenizer, "text").pattern
+
+    def encode_all(self, texts: Sequence[str], quoted: Sequence[Sequence[Span]]) -> TokenOffsets:
+        """The tokens of all texts, of which some have control tokens that are ordinary characters."""
+        if not any(quoted):
+            return self(texts)
+        return _concatenate(
+            [
+                self.encode_quoting(text, spans) if spans else self([text])
+                for text, spans in zip(texts, quoted, strict=True)
+            ],
+            texts,
+        )
 
     def __call__(self, texts: Sequence[str]) -> TokenOffsets:
         """The tokens of all texts, without truncation."""
@@ -185,9 +218,9 @@ class OffsetEncoder:
         if eos is not None and (adds_eos or parts.input_ids[-1][-1:].tolist() != [eos]):
             parts.insert(len(parts.input_ids), _one_token(eos, length))
 
-    def _encode_with_offsets(self, texts: Sequence[str]) -> TokenOffsets:
+    def _encode_with_offsets(self, texts: Sequence[str], *, split_special_tokens: bool = False) -> TokenOffsets:
         """The tokens of all texts, with the offsets that the tokenizer reports."""
-        encoded = self._reported(texts, add_special_tokens=not self._is_chat)
+        encoded = self._reported(texts, add_special_tokens=not self._is_chat, split_special_tokens=split_special_tokens)
         if not self._is_chat:
             encoded = [
                 _complete_text(self._tokenizer, *one, len(text)) for one, text in zip(encoded, texts, strict=True)
@@ -200,18 +233,23 @@ class OffsetEncoder:
             texts,
         )
 
-    def _reported(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Encoded]:
+    def _reported(
+        self, texts: Sequence[str], *, add_special_tokens: bool, split_special_tokens: bool = False
+    ) -> list[Encoded]:
         """The tokens of each text, with the offsets that the tokenizer reports."""
         if not texts:
             return []
         encoded = self._tokenizer(
             list(texts),
             add_special_tokens=add_special_tokens,
+            split_special_tokens=split_special_tokens,
             return_offsets_mapping=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )
+        # The call leaves it as it set it, and other calls go to the backend directly.
+        self._tokenizer.backend_tokenizer.encode_special_tokens = False
         results = []
         for text, ids, pairs in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             offsets = np.asarray(pairs, dtype=position_type(len(text))).reshape(-1, 2)

@@ -19,6 +19,7 @@ from sft.prompting.limits import template_limits
 from sft.prompting.loss_weights import loss_weights, text_weights
 from sft.prompting.message_keys import MessageKeys, with_thoughts
 from sft.prompting.messages import RowRefused, checked_text
+from sft.prompting.quoted_tokens import QuotedTokens
 from sft.prompting.shapes import Shapes
 from sft.prompting.template import ChatTemplate
 from sft.prompting.template_kwargs import KWARGS_COLUMN, kwargs_key, unread_kwargs
@@ -38,10 +39,15 @@ def known_end_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         return [tokenizer.eos_token_id]
 
 
-def render_text(conversation: Conversation) -> RenderedText:
-    """A plain text, which is trained completely."""
+def render_text(conversation: Conversation, quotes: QuotedTokens | None = None) -> RenderedText:
+    """A plain text, which is trained completely.
+
+    Raises:
+        RowRefused: As `QuotedTokens.of_text`.
+    """
     text = conversation.text or ""
-    return RenderedText(text=text, trained_spans=((0, len(text)),), weights=text_weights(conversation))
+    quoted = () if quotes is None else quotes.of_text(text)
+    return RenderedText(text=text, trained_spans=((0, len(text)),), quoted=quoted, weights=text_weights(conversation))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +74,7 @@ class ChatRenderer:
         add_end_token: bool = False,
         prompt_weight: float = 0.0,
         template_kwargs: Mapping[str, Any] | None = None,
+        quotes: QuotedTokens | None = None,
     ):
         """
         Args:
@@ -76,12 +83,14 @@ class ChatRenderer:
             add_end_token: Append the tokenizer's end token to the last answer of a row if the template writes no end
                 marker.
             prompt_weight: Weight in the loss of the tokens outside of answers.
+            quotes: What becomes of control tokens in contents; None leaves them tokens.
             template_kwargs: Arguments of the template for prompts, and for its analysis. A conversation has its own.
 
         Raises:
             ConfigError: If the template cannot render a question and an answer.
         """
         self._tokenizer = tokenizer
+        self._quotes = quotes
         self._programs: dict[str, _Program] = {}
         self._program = self._program_for(template_kwargs or {})
         self._template = self._program.template
@@ -186,6 +195,7 @@ class ChatRenderer:
         if turns is None:
             turns = find_turns(program.template, conversation, text)
             program.shapes.learn(conversation, text, turns)
+        quoted = () if self._quotes is None else self._quotes.of_conversation(program.template, conversation, text)
         spans = []
         for index in chosen:
             span = turns.spans[index]
@@ -199,6 +209,7 @@ class ChatRenderer:
         return RenderedText(
             text=text,
             trained_spans=tuple(spans),
+            quoted=quoted,
             notes=turns.notes,
             unread_keys=(
                 *conversation.unread_keys,

@@ -177,7 +177,7 @@ class RowTokenizer:
 
     def __call__(self, rows: Sequence[RenderedText]) -> TokenizedRows:
         """Tokenize and label all rows."""
-        tokens = self._encode([row.text for row in rows])
+        tokens = self._encode.encode_all([row.text for row in rows], [row.quoted for row in rows])
         trained, split = self._is_trained(tokens, rows)
         split_tokens = self._split_texts(tokens, rows, split)
         weights = token_weights(tokens, rows, trained)
@@ -190,7 +190,7 @@ class RowTokenizer:
 
     def segments(self, row: RenderedText) -> tuple[Segment, ...]:
         """The text of a row up to where it is truncated, split where training begins and ends according to labels."""
-        tokens = self._encode([row.text])
+        tokens = self._encode.encode_all([row.text], [row.quoted])
         limit, text = self._max_seq_length, row.text
         starts, ends = tokens.starts[:limit], tokens.ends[:limit]
         trained = self._is_trained(tokens, [row])[0]

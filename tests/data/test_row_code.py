@@ -8,6 +8,7 @@ from tests.support.paths import REPOSITORY
 
 SFT = REPOSITORY / "sft"
 NOT_DECIDING = {
+    "common/chat_arguments.py": "names, and the text of a system prompt, which the key contains",
     "common/device_errors.py": "errors of the device, which are raised again",
     "common/did_you_mean.py": "completes error messages",
     "common/errors.py": "exceptions",
