@@ -51,6 +51,10 @@ def small_files(tmp_path, monkeypatch):
     (tmp_path / "my_data.jsonl").write_text(
         "".join(json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(24))
     )
+    (tmp_path / "other.jsonl").write_text('{"question": "1 + 100?", "answer": "101"}\n' * 3)
+    (tmp_path / "texts.jsonl").write_text('{"text": "A text that is longer than sixty-four tokens. "}\n' * 24)
+    functions = "def keep(row):\n    return True\n\n\ndef to_messages(row):\n    return row\n"
+    (tmp_path / "my_rows.py").write_text(functions)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     logging.getLogger("sft").handlers.clear()
@@ -245,7 +249,17 @@ def test_shown_yaml_runs(small_files, model_folder, snippet):
     config = small_files / "shown.yaml"
     given = yaml.safe_load(snippet)
     given.pop("dataset_columns", None)  # names columns that the small file does not have
-    data = ["--train_file=my_data.jsonl"]
+    given.pop("chat_template_kwargs", None)  # the small template has no arguments
+    data = ["--train_file=my_data.jsonl", "--validation_split=0.2"]
+    for key in ("validation_file", "test_file", "forgetting_check"):
+        if isinstance(given.get(key), dict):
+            given[key] = dict.fromkeys(given[key], "other.jsonl")
+        elif key in given:
+            given[key] = "other.jsonl"
+    if isinstance(given.get("validation_file"), str):
+        data.pop()
+    if given.get("on_too_long") == "split":
+        data = ["--train_file=texts.jsonl", "--split_overlap=8"]
     if "datasets" in given:
         # The shape of the entries stays; what they name is made to be there.
         given["datasets"] = [
@@ -253,13 +267,12 @@ def test_shown_yaml_runs(small_files, model_folder, snippet):
             for entry in given["datasets"]
             if load_entry(entry)
         ]
-        data = []
+        data = ["--validation_split=0.2"]
     config.write_text(yaml.safe_dump(given))
-    load_config(str(config), ["--model_name_or_path=gpt2", *data, "--validation_split=0.2", "--lora_config.r=4"])
+    load_config(str(config), ["--model_name_or_path=gpt2", *data, "--lora_config.r=4"])
     small = [
         f"--model_name_or_path={model_folder('llama')}",
         *data,
-        "--validation_split=0.2",
         "--max_seq_length=64",
         "--num_gpus=1",
         "--output_dir=out",
