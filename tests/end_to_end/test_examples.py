@@ -52,7 +52,8 @@ def small_files(tmp_path, monkeypatch):
         "".join(json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(24))
     )
     (tmp_path / "other.jsonl").write_text('{"question": "1 + 100?", "answer": "101"}\n' * 3)
-    (tmp_path / "texts.jsonl").write_text('{"text": "A text that is longer than sixty-four tokens. "}\n' * 24)
+    texts = [{"text": " ".join(f"Sentence {i} of text {number}." for i in range(9))} for number in range(24)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     functions = "def keep(row):\n    return True\n\n\ndef to_messages(row):\n    return row\n"
     (tmp_path / "my_rows.py").write_text(functions)
     monkeypatch.chdir(tmp_path)
@@ -259,7 +260,7 @@ def test_shown_yaml_runs(small_files, model_folder, snippet):
     if isinstance(given.get("validation_file"), str):
         data.pop()
     if given.get("on_too_long") == "split":
-        data = ["--train_file=texts.jsonl", "--split_overlap=8"]
+        data = ["--train_file=texts.jsonl", "--split_overlap=8", "--validation_split=0.2"]
     if "datasets" in given:
         # The shape of the entries stays; what they name is made to be there.
         given["datasets"] = [
