@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sft.common.errors import ConfigError
+from sft.common.shown_rows import ScoredPrompt
 from sft.common.training_data import TrainingData
 from sft.configuration.schema import DataConfig
 from sft.data.counts import count_data, locate_row
 from sft.data.examples import preview_rows, select_sample_prompts
 from sft.data.mixtures import rows_of_epoch
 from sft.data.preparation import SourcePreparation
-from sft.data.prepared import PreparedSource
+from sft.data.prepared import PreparedSource, Split
+from sft.data.scored_rows import select_scored_rows
 from sft.data.sources.load import open_sources
 from sft.data.splits import prepare_splits, rows_of_kind
 from sft.data.streaming import open_stream
@@ -81,12 +83,29 @@ def prepare_data(
         test_sets=rows_of_kind("test", sets),
         forgetting_sets=rows_of_kind("forgetting", sets),
         is_chat=any(_has_chats(source, tokenizer) for source in train.prepared),
+        scored=_scored_rows(preparation, validation, sets, config.answer_rows, seed),
         report=replace(report, is_complete=not config.streaming),
         sample_prompts=select_sample_prompts(sample_prompts, preparation, train, validation),
         previews=preview_rows(preparation, train, show_rows),
         stream=stream,
         locate_row=partial(locate_row, train, epoch_rows),
     )
+
+
+def _scored_rows(
+    preparation: SourcePreparation,
+    validation: Split | None,
+    sets: Mapping[tuple[str, str], Split],
+    count: int,
+    seed: int,
+) -> dict[str, tuple[ScoredPrompt, ...]]:
+    """The rows whose answers are scored, by set, with the name that it has in records."""
+    if not count:
+        return {}
+    found = {f"{kind} {name}": split for (kind, name), split in sets.items() if kind != "forgetting"}
+    if validation is not None and not any(kind == "validation" for kind, _ in sets):
+        found["validation validation"] = validation
+    return {name: select_scored_rows(preparation, split, count, seed, name) for name, split in found.items()}
 
 
 def _log_settings_without_effect(config: DataConfig, formats: Sequence[RecordFormat]) -> None:

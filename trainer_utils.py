@@ -47,16 +47,18 @@ from sft.training.callbacks import MissedEvaluationCallback, OrderCallback, Reco
 from sft.training.clipping import ClippingTrainer
 from sft.training.early_stopping import add_early_stopping
 from sft.training.evaluating_trainer import EvaluatingTrainer
+from sft.training.evaluations import evaluate_after, evaluate_before, evaluate_validation
 from sft.training.gradients import build_step, loss_function
 from sft.training.loaders import rows_loader, stream_loader, training_sampler
 from sft.training.progress import COUNTED, TrainingProgress
-from sft.training.results import evaluate_at_ends, evaluate_validation, last_evaluation, training_result
+from sft.training.results import training_result
 from sft.training.router_balance import add_router_balance
 from sft.training.row_layout import unsupported_attention_as_config_error
 from sft.training.run_identity import saved_before_training
 from sft.training.run_setup import RunSetup
 from sft.training.running_means import RunningMeans
 from sft.training.sample_answers import build_samples
+from sft.training.scored_answers import add_scored_answers
 from sft.training.sharded_step import ShardedStep
 from sft.training.step import StepGradient
 from sft.training.stopping import StopCallback
@@ -280,7 +282,13 @@ def build_trainer(setup: RunSetup, arguments: TrainingArguments) -> PreparedTrai
     display = add_display(trainer)
     samples = build_samples(trainer, trackers)
     return PreparedTraining(
-        trainer=trainer, trackers=trackers, display=display, stop=stop, request=request, samples=samples
+        trainer=trainer,
+        trackers=trackers,
+        display=display,
+        stop=stop,
+        request=request,
+        samples=samples,
+        scored=add_scored_answers(trainer),
     )
 
 
@@ -324,23 +332,15 @@ def train_and_evaluate(training: PreparedTraining, watchdog: Watchdog) -> Traini
     known = saved_before_training(trainer.setup.resume, trainer.setup.identity, rows)
     samples.restore(known.answers)
     watchdog.expect("evaluating before step", 1, patience=SLOW)
-    if trainer.is_deepspeed_enabled:
-        logger.info(
-            "DeepSpeed takes the model when training begins, so there is no evaluation before training and there are "
-            "no sample answers. DeepSpeed also sums the gradients, so steps with NaN or inf are not skipped."
-        )
-        before, at_ends = None, {}
-    else:
-        before = known.evaluation or evaluate(trainer)
-        at_ends = evaluate_at_ends(trainer, "before", known.at_ends)
-    trainer.before = replace(trainer.before, evaluation=before, at_ends=at_ends)
+    trainer.before = evaluate_before(trainer, training.scored, known)
+    before, at_ends = trainer.before.evaluation, trainer.before.at_ends
     watchdog.expect("sample answers", patience=SLOW)
     samples.ask(step=0)
     result = replace(train(training), eval_before=before, at_ends=at_ends)
     if result.status == "completed":
         watchdog.expect("evaluating at step", result.steps, patience=SLOW)
-        result = replace(result, eval_after=last_evaluation(trainer))
-        result = replace(result, at_ends={**at_ends, **evaluate_at_ends(trainer, "after", {})})
+        after, at_end = evaluate_after(trainer, training.scored, result.steps)
+        result = replace(result, eval_after=after, at_ends={**at_ends, **at_end})
         watchdog.expect("sample answers", patience=SLOW)
         result = replace(result, samples=samples.before_and_after())
     watchdog.expect("saving the model", patience=SLOW)

@@ -21,7 +21,7 @@ MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 """Version of the manifest's format."""
 _MEANS = dict.fromkeys(("loss!", "perplexity!", "token_accuracy!", "sequence_accuracy!", "loss_unweighted"), NUMBER)
-_EVALUATION = {**_MEANS, "sets": Each({**_MEANS, "rows": int})}
+_EVALUATION = {**_MEANS, "sets": Each({**_MEANS, "rows": int}), "answers": Each({"rows!": int, "ended!": int})}
 _SHAPE = {
     "step": int,
     "files!": Each({"bytes!": int, "sha256!": str}),

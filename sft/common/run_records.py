@@ -127,6 +127,8 @@ class EvaluationResult:
     """Rows of a set; None for the mean over several."""
     sets: Mapping[str, EvaluationResult] = field(default_factory=dict)
     """Of each set, by name."""
+    answers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Scores of generated answers of each set (see `sft.common.answer_scores.summary`)."""
 
     def scores(self) -> dict[str, float]:
         """The means that there are, by name, without those of single sets."""
@@ -138,12 +140,13 @@ class EvaluationResult:
         """From what `document` made of it; another version may have written less, or more."""
         means = {name: saved[name] for name in SCORES if name in saved}
         sets = {name: cls.from_document(one) for name, one in (saved.get("sets") or {}).items()}
-        return cls(**means, rows=saved.get("rows"), sets=sets)
+        return cls(**means, rows=saved.get("rows"), sets=sets, answers=saved.get("answers") or {})
 
     def document(self) -> dict[str, Any]:
         """The means, and under `sets` those of each set with its number of rows; ready for JSON."""
         sets = {name: {**one.scores(), "rows": one.rows} for name, one in self.sets.items()}
-        return {**self.scores(), "sets": sets}
+        answers = {"answers": {name: dict(one) for name, one in self.answers.items()}} if self.answers else {}
+        return {**self.scores(), "sets": sets, **answers}
 
 
 SCORES = ("loss", "loss_unweighted", "perplexity", "token_accuracy", "sequence_accuracy")

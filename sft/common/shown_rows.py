@@ -32,3 +32,15 @@ class SamplePrompt:
     def shown(self) -> str:
         """The prompt for display: the text, or the last message."""
         return self.text if self.text is not None else str(self.messages[-1]["content"]) if self.messages else ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredPrompt:
+    """A prompt of an evaluation set, whose answer is scored."""
+
+    prompt: SamplePrompt
+    """With its reference."""
+    place: str
+    """Origin of its row, `file:line`."""
+    row: Mapping[str, Any]
+    """The row as read, for functions of the user."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sft.common.data_records import DataReport, RowPreview
-from sft.common.shown_rows import SamplePrompt
+from sft.common.shown_rows import SamplePrompt, ScoredPrompt
 
 if TYPE_CHECKING:  # the annotations below cost nothing at run time: floor 0 does not import it
     import numpy as np
@@ -39,6 +39,8 @@ class TrainingData:
     """By name; that of a set without a name is `test`."""
     forgetting_sets: "Mapping[str, RowDataset]" = field(default_factory=dict)
     """By name; that of a set without a name is `forgetting`."""
+    scored: "Mapping[str, tuple[ScoredPrompt, ...]]" = field(default_factory=dict)
+    """Rows whose answers are scored, by set: `validation`, `validation chats`, `test`, ..."""
     is_chat: bool = True
     """Whether any training row is a conversation; otherwise all are plain texts."""
     sample_prompts: tuple[SamplePrompt, ...] = ()

@@ -122,6 +122,9 @@ class DataConfig:
     """Data that the base model does well, a file or a mapping of names to files: what fine-tuning cost there. Evaluated
     before and after training; the report has a verdict."""
 
+    answer_rows: NonNegativeInt = 0
+    """With `answer_scores`: rows of each validation and test set whose answers are scored, selected by `seed`."""
+
     max_seq_length: Annotated[int, Range(minimum=2, maximum=1_000_000_000)] = 1024
     """Maximum length of a row, in tokens."""
 

@@ -158,6 +158,19 @@ class TrainingConfig:
     early_stopping_threshold: NonNegativeFloat = 0.0
     """With `early_stopping_patience`: only a change of more than this counts as an improvement."""
 
+    answer_scores: Annotated[list[str], CommaSeparated()] = field(default_factory=list)
+    """Scores of generated answers: exact_match, contains, json_equal, number_match, or a function `my_scores.py:judge`
+    of prompt messages, answer, reference and row. Before and after training, on `answer_rows` rows."""
+
+    answer_max_new_tokens: PositiveInt = 128
+    """Longest scored answer, in tokens."""
+
+    answer_batch_size: PositiveInt = 16
+    """Prompts that are answered at once. Affects speed and memory, not the scores."""
+
+    answers_at_evaluations: bool = False
+    """Score answers at evaluations during training too."""
+
     load_best_model_at_end: bool = False
     """At the end, load the checkpoint with the lowest validation loss (or best `metric_for_best_model`), instead of
     keeping the final weights."""

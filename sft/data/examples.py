@@ -52,7 +52,7 @@ def preview_rows(preparation: SourcePreparation, train: Split, numbers: Collecti
             preparer = preparation.preparer(source, prepared.record_format)
             found += [
                 preparer.preview(before + number, made)
-                for number, row in _rows_by_number(source, wanted)
+                for number, row in rows_by_number(source, wanted)
                 for made in preparer.made(row)
             ]
         before += prepared.rows_read
@@ -69,17 +69,17 @@ def _first_prompts(preparation: SourcePreparation, split: Split) -> tuple[Sample
         preparer = preparation.preparer(source, split.prepared[number].record_format)
         own = columns.take(np.flatnonzero(source_of_row == number))
         wanted = set(zip(own.number.tolist(), own.part.tolist(), strict=True))
-        rows = _rows_by_number(source, {row for row, _ in wanted})
+        rows = rows_by_number(source, {row for row, _ in wanted})
         made = ((row, each) for row, raw in rows for each in preparer.made(raw))
         prompts += [
-            _as_prompt(preparer.convert(each), preparation.tokenizer)
+            as_prompt(preparer.convert(each), preparation.tokenizer)
             for row, each in made
             if (row, each.source.part) in wanted
         ]
     return tuple(prompts)
 
 
-def _rows_by_number(source: Source, numbers: Collection[int]) -> Iterator[tuple[int, RawRow]]:
+def rows_by_number(source: Source, numbers: Collection[int]) -> Iterator[tuple[int, RawRow]]:
     """Rows of a source by number, from 1, each with its number and in order. Parses only these rows."""
     first = 1
     for chunk in source.chunks():
@@ -91,7 +91,7 @@ def _rows_by_number(source: Source, numbers: Collection[int]) -> Iterator[tuple[
             return
 
 
-def _as_prompt(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> SamplePrompt:
+def as_prompt(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> SamplePrompt:
     """A conversation up to its last answer, with that answer as reference; the first words of plain text."""
     if conversation.tokens is not None:
         return _decoded_prompt(conversation.tokens, tokenizer)

@@ -62,6 +62,10 @@ class UserFunction:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._text, self._key)
 
+    def call(self, *arguments: Any) -> Any:
+        """The result of the function itself, with its own errors."""
+        return self._function(*arguments)
+
     def __call__(self, record: Mapping[str, Any]) -> Any:
         """What it returns for a row, or a `RowProblem` with the place in its file at which it raised an exception."""
         try:

@@ -74,15 +74,43 @@ def answer_prompt(
         max_new_tokens = min(max_new_tokens, positions - inputs["input_ids"].shape[1])
         if max_new_tokens < 1:
             return Answer(text="", ended=False)
+    ids = inputs["input_ids"]
+    output = generated(
+        model, tokenizer, ids, torch.ones_like(ids), max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids
+    )
+    new_tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
+    ended = next((i for i, token in enumerate(new_tokens) if token in eos_token_ids), len(new_tokens))
+    text = tokenizer.decode(new_tokens[:ended], skip_special_tokens=False)
+    return Answer(text=cast(str, text), ended=ended < len(new_tokens))
+
+
+def generated(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int],
+) -> torch.Tensor:
+    """The most likely continuation of each row, int64 `[B, T + new]`; the model's training mode is restored.
+
+    Args:
+        model: any causal language model.
+        tokenizer: the model's tokenizer.
+        input_ids, attention_mask: int64 `[B, T]`, padded on the left.
+        max_new_tokens: of each row.
+        eos_token_ids: tokens that end a row.
+    """
     was_training = model.training
     model.eval()
     try:
         # Compiled layers would be recompiled for every new length.
         eager, named = torch.compiler.set_stance("force_eager"), generation_errors_named(model)
         with eager, named, _generating_in_step(model) as options:
-            output = model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=torch.ones_like(inputs["input_ids"]),
+            output: torch.Tensor = model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 num_beams=1,  # the model's own settings may ask for many
@@ -90,16 +118,13 @@ def answer_prompt(
                 use_cache=True,
                 return_dict_in_generate=False,
                 tokenizer=tokenizer,  # for `stop_strings` of the model
-                eos_token_id=eos_token_ids or None,
+                eos_token_id=list(eos_token_ids) or None,
                 pad_token_id=tokenizer.pad_token_id,
                 **options,
             )
     finally:
         model.train(was_training)
-    new_tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
-    ended = next((i for i, token in enumerate(new_tokens) if token in eos_token_ids), len(new_tokens))
-    text = tokenizer.decode(new_tokens[:ended], skip_special_tokens=False)
-    return Answer(text=cast(str, text), ended=ended < len(new_tokens))
+    return output
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from sft.training.live_display import DisplayCallback
 from sft.training.prepared_model import PreparedModel
 from sft.training.run_setup import RunSetup
 from sft.training.sample_answers import SampleAnswers
+from sft.training.scored_answers import ScoredAnswers
 from sft.training.stopping import StopCallback
 
 logger = logging.getLogger("sft.train")
@@ -42,6 +43,8 @@ class PreparedTraining:
     stop: StopCallback
     request: StopRequest
     samples: SampleAnswers
+    scored: ScoredAnswers | None
+    """Scores generated answers; None where the settings ask for none."""
 
     @contextmanager
     def on_terminal(self) -> Iterator[None]:

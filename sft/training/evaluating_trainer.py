@@ -142,19 +142,19 @@ class EvaluatingTrainer(CheckpointedTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates. The time that it takes does not count as training, and random numbers are restored."""
-        with self._without_trace():
+        with self.without_trace():
             return super().evaluate(*args, **kwargs)
 
     def measure(self, kind: str, sets: Mapping[str, RowDataset]) -> dict[str, float]:
         """Evaluates sets that choose nothing: no callback but the log sees the figures, as `<kind>_loss` and so on."""
-        with self._without_trace():
+        with self.without_trace():
             found = self.evaluation_loop(self.get_eval_dataloader(sets), kind, metric_key_prefix=kind)
         metrics = cast(dict[str, float], found.metrics)
         self.log(dict(metrics))
         return metrics
 
     @contextmanager
-    def _without_trace(self) -> Iterator[None]:
+    def without_trace(self) -> Iterator[None]:
         """Context after which random numbers and the model's mode are as before; the clock of training stands still.
 
         A run that resumes from a checkpoint made before an evaluation would otherwise draw other random numbers than

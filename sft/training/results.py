@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from sft.common.errors import ConfigError, one_line
 from sft.common.files import write_json
 from sft.common.markdown import escape_markdown
 from sft.common.optional_packages import missing_package
-from sft.common.run_records import SCORES, EvaluationResult, TrainingResult
+from sft.common.run_records import TrainingResult
 from sft.common.text import printable
 from sft.modeling.saving import save_final_model
 from sft.processes.agreement import agree_on_smallest
@@ -32,6 +32,7 @@ from sft.reporting.summary import MEASURED, build_summary
 from sft.training.gradients import data_parallel_of
 from sft.training.hub_pushes import NOT_PUSHED_STATUS
 from sft.training.run_report import HTML_FILE, RunReport
+from sft.training.scored_answers import scores_text
 from sft.training.stopping import StopCallback
 
 logger = logging.getLogger("sft")
@@ -50,60 +51,6 @@ TRACKED_RESULTS = (
     "memory_shortages",
 )
 """Entries of the summary that trackers show at the end."""
-
-
-def evaluation_result(
-    metrics: Mapping[str, float], rows: Mapping[str, Sized], *, prefix: str = "eval", kind: str = "validation"
-) -> EvaluationResult:
-    """The metrics of an evaluation as a record.
-
-    Args:
-        metrics: with the names that they have in the log.
-        rows: of each set, by name; that of an only set without a name is `kind`.
-        prefix: of the names.
-        kind: of the sets.
-    """
-
-    def means(stem: str) -> dict[str, Any]:
-        return {name: metrics[f"{stem}_{name}"] for name in SCORES if f"{stem}_{name}" in metrics}
-
-    sets = {
-        name: EvaluationResult(**means(prefix if name == kind else f"{prefix}_{name}"), rows=len(of_set))
-        for name, of_set in rows.items()
-    }
-    return EvaluationResult(**means(prefix), sets=sets)
-
-
-def evaluate_validation(trainer: Any) -> EvaluationResult | None:
-    """Evaluates on the validation data; None if there is none."""
-    return None if trainer.eval_dataset is None else evaluation_result(trainer.evaluate(), trainer.validation_sets)
-
-
-def last_evaluation(trainer: Any) -> EvaluationResult | None:
-    """The evaluation of the final weights: the last one if it was of these weights, else a new one."""
-    events = [event for event in trainer.state.log_history if "eval_loss" in event]
-    if events and events[-1]["step"] == trainer.state.global_step and not trainer.has_best_weights:
-        return evaluation_result(events[-1], trainer.validation_sets)
-    return evaluate_validation(trainer)
-
-
-def evaluate_at_ends(trainer: Any, when: str, known: Mapping[str, EvaluationResult]) -> dict[str, EvaluationResult]:
-    """The evaluations of the test sets and of the forgetting check, `before` or `after` training.
-
-    Args:
-        trainer: the trainer.
-        when: `before` or `after`.
-        known: what the resumed run found before its first step.
-    """
-    data = trainer.setup.data
-    found = {}
-    for kind, sets in (("test", data.test_sets), ("forgetting", data.forgetting_sets)):
-        name = f"{kind}_{when}"
-        if sets:
-            found[name] = known.get(name) or evaluation_result(
-                trainer.measure(kind, sets), sets, prefix=kind, kind=kind
-            )
-    return found
 
 
 def training_result(trainer: Any, steps: int, stop: StopCallback) -> TrainingResult:
@@ -294,6 +241,9 @@ def _log_result(trainer: Any, result: TrainingResult, status: int) -> None:
     )
     drawn = terminal.table("validation", table[0], table[1:]) if table and terminal is not None else None
     log_drawn(logger, before_and_after_lines(table), drawn)
+    for when, one in (("before", result.eval_before), ("after", result.eval_after)):
+        for name, found in (one.answers if one is not None else {}).items():
+            logger.info("Answers %s, %s: %s.", when, name, scores_text(found))
     steps = result.steps - trainer.setup.first_step  # the seconds are those since a resume
     if result.early_stop is not None:
         logger.info("Training was %s.", result.early_stop)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from sft.common.answer_scores import SCORES
 from sft.common.did_you_mean import did_you_mean
+from sft.common.function_files import function_problem
 from sft.configuration.checks.contradiction import Contradiction
+from sft.configuration.checks.schedule import may_have_validation
 from sft.configuration.evaluation_sets import SETS_OF_FILES, set_name_problem, validation_set_names
 from sft.configuration.schema import DataConfig, SFTConfig
 
@@ -32,5 +35,25 @@ def check_evaluation_sets(config: SFTConfig) -> Iterator[Contradiction]:
     if metric is not None and str(metric).removeprefix("eval_") not in allowed:
         hint = did_you_mean(str(metric).removeprefix("eval_"), allowed)
         yield Contradiction("metric_for_best_model", f"unknown value {metric!r}; choose {' | '.join(allowed)}.{hint}")
+    yield from _check_answers(config)
     if training.early_stopping_threshold and training.early_stopping_patience is None:
         yield Contradiction("early_stopping_threshold", "requires early_stopping_patience.")
+
+
+def _check_answers(config: SFTConfig) -> Iterator[Contradiction]:
+    training, data = config.training, config.data
+    for name in training.answer_scores:
+        if name.partition(":")[0].endswith(".py"):
+            problem = function_problem(name)
+            if problem is not None:
+                yield Contradiction("answer_scores", problem)
+        elif name not in SCORES:
+            hint = did_you_mean(name, SCORES)
+            yield Contradiction("answer_scores", f"unknown score {name!r}; choose {' | '.join(SCORES)}.{hint}")
+    if bool(training.answer_scores) != bool(data.answer_rows):
+        key, other = ("answer_scores", "answer_rows") if training.answer_scores else ("answer_rows", "answer_scores")
+        yield Contradiction(key, f"requires {other}.")
+    elif training.answer_scores and not (may_have_validation(data) or data.test_file):
+        yield Contradiction("answer_scores", "requires validation or test data.")
+    if training.answers_at_evaluations and not training.answer_scores:
+        yield Contradiction("answers_at_evaluations", "requires answer_scores.")

@@ -27,7 +27,7 @@ def check_evaluation_schedule(config: SFTConfig) -> Iterator[Contradiction]:
         "eval_steps": training.eval_steps is not None,
         "eval_strategy": passed.asks_for_evaluation,
     }
-    if not _may_have_validation(config.data):
+    if not may_have_validation(config.data):
         for key in (key for key, is_so in needs_validation.items() if is_so):
             yield Contradiction(key, "requires validation data; set validation_file or validation_split.")
     if passed.eval_strategy == "no":
@@ -45,7 +45,7 @@ def check_evaluation_schedule(config: SFTConfig) -> Iterator[Contradiction]:
         yield from _check_best_model_schedule(config)
 
 
-def _may_have_validation(data: DataConfig) -> bool:
+def may_have_validation(data: DataConfig) -> bool:
     """Whether there may be validation data; folders and named datasets are searched later."""
     folders = [os.path.join(data.dataset_path or "", data.train_file or ""), *(entry.path for entry in data.datasets)]
     names = [data.dataset_name, *(entry.name for entry in data.datasets)]

@@ -82,6 +82,7 @@ def sets_table(records: ReportRecords) -> Table | None:
         for kind in ("test", "forgetting")
     ]
     rows = [row for kind, before, after in pairs if after is not None for row in _set_rows(kind, before, after)]
+    rows += [row for kind, before, after in pairs if after is not None for row in _answer_rows(kind, before, after)]
     return Table(header=("set", "rows", "figure", "before", "after", "change"), rows=tuple(rows)) if rows else None
 
 
@@ -110,4 +111,21 @@ def _set_rows(kind: str, before: EvaluationResult | None, after: EvaluationResul
                 "" if old is None else _figure(old, form),
                 _figure(new, form),
                 change,
+            )
+
+
+def _answer_rows(kind: str, before: EvaluationResult | None, after: EvaluationResult) -> Iterator[tuple[str, ...]]:
+    """The scores of generated answers, with their intervals after training."""
+    for name, found in after.answers.items():
+        earlier = before.answers.get(name, {}) if before is not None else {}
+        title = f"answers, {name}" if name == kind else f"answers, {kind}: {name}"
+        for number, (metric, own) in enumerate((found.get("intervals") or {}).items()):
+            new, old = found[metric], earlier.get(metric)
+            yield (
+                "" if number else title,
+                "" if number else f"{found['rows']:,}",
+                metric,
+                "" if old is None else f"{old:.3f}",
+                f"{new:.3f} ({own['low']:.3f} to {own['high']:.3f}, {own['by']})",
+                "" if old is None else f"{new - old:+.3f}",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sft.reporting.report.records import ReportRecords
+from sft.reporting.report.verdicts.answers import answers_verdict
 from sft.reporting.report.verdicts.data import data_verdict
 from sft.reporting.report.verdicts.execution import (
     answer_end_verdict,
@@ -19,6 +20,7 @@ def find_verdicts(records: ReportRecords) -> tuple[Verdict, ...]:
     """The verdicts that apply, the most important first."""
     found = [
         learning_verdict(records),
+        answers_verdict(records),
         overfitting_verdict(records),
         forgetting_verdict(records),
         completion_verdict(records),
