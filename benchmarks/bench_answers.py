@@ -35,67 +35,78 @@ def main() -> None:
     from sft.processes.libraries import quiet_libraries
 
     quiet_libraries()
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from sft.modeling.batched_answers import answer_in_batches
-
-    folder = trained(options)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    data = (ROOT / "examples" / "data" / "orders_validation.jsonl").read_text().splitlines()[: options.rows]
-    prompts = [
-        tokenizer.apply_chat_template(json.loads(line)["messages"][:-1], add_generation_prompt=True)["input_ids"]
-        for line in data
-    ]
-    ends = [model.generation_config.eos_token_id or tokenizer.eos_token_id]
-    ends = ends[0] if isinstance(ends[0], list) else ends
-
-    def row_by_row() -> list[str]:
-        texts = []
-        with torch.no_grad():
-            for ids in prompts:
-                output = model.generate(
-                    torch.tensor([ids]),
-                    attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                    max_new_tokens=options.max_new_tokens,
-                    do_sample=False,
-                    eos_token_id=ends,
-                    pad_token_id=tokenizer.pad_token_id,
-                )[0, len(ids) :].tolist()
-                stop = next((place for place, token in enumerate(output) if token in ends), len(output))
-                texts.append(tokenizer.decode(output[:stop]))
-        return texts
-
-    def in_batches() -> list[str]:
-        answers = answer_in_batches(
-            model,
-            tokenizer,
-            prompts,
-            eos_token_ids=ends,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=options.batch,
-        )
-        return [answer.text for answer in answers]
-
-    ways: dict[str, Callable[[], list[str]]] = {"row by row": row_by_row, "batches": in_batches}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    ways = Ways(trained(options), options)
+    seconds: dict[str, list[float]] = {name: [] for name in ways.by_name}
     texts: dict[str, list[str]] = {}
     for _ in range(options.rounds):
-        for name, way in ways.items():
+        for name, way in ways.by_name.items():
             started = time.perf_counter()
             texts[name] = way()
             seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    same = sum(a == b for a, b in zip(*texts.values(), strict=True))
     result: dict[str, Any] = {
-        "rows": len(prompts),
+        "rows": len(ways.prompts),
         "seconds": medians,
         "ranges": {name: (min(times), max(times)) for name, times in seconds.items()},
         "ratio": medians["row by row"] / medians["batches"],
-        "equal_answers": same,
+        "equal_answers": sum(a == b for a, b in zip(*texts.values(), strict=True)),
     }
     print(json.dumps(result))
+
+
+class Ways:
+    """Two ways to answer the same prompts."""
+
+    def __init__(self, folder: str, options: argparse.Namespace):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.options = options
+        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        data = (ROOT / "examples" / "data" / "orders_validation.jsonl").read_text().splitlines()[: options.rows]
+        chats = [json.loads(line)["messages"][:-1] for line in data]
+        self.prompts = [
+            self.tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats
+        ]
+        end = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+        self.ends = end if isinstance(end, list) else [end]
+        self.by_name: dict[str, Callable[[], list[str]]] = {
+            "row by row": self.row_by_row,
+            "batches": self.in_batches,
+        }
+
+    def row_by_row(self) -> list[str]:
+        """As transformers alone does it."""
+        import torch
+
+        texts = []
+        for ids in self.prompts:
+            with torch.no_grad():
+                output = self.model.generate(
+                    torch.tensor([ids]),
+                    attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                    max_new_tokens=self.options.max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=self.ends,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                )[0, len(ids) :].tolist()
+            stop = next((place for place, token in enumerate(output) if token in self.ends), len(output))
+            texts.append(self.tokenizer.decode(output[:stop]))
+        return texts
+
+    def in_batches(self) -> list[str]:
+        """As a run does it."""
+        from sft.modeling.batched_answers import answer_in_batches
+
+        answers = answer_in_batches(
+            self.model,
+            self.tokenizer,
+            self.prompts,
+            eos_token_ids=self.ends,
+            max_new_tokens=self.options.max_new_tokens,
+            batch_size=self.options.batch,
+        )
+        return [answer.text for answer in answers]
 
 
 def trained(options: argparse.Namespace) -> str:
